@@ -1,0 +1,143 @@
+"""The command line of both packages: a table of jobs, each a schema and a function.
+
+What people type by hand has a flag; every other setting is an override `key=value`
+or a line in a YAML file. `--help` of a job lists its settings from the schema.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import logging
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import shared
+from shared import config, log
+from shared.errors import ReportableError
+
+logger = logging.getLogger("cli")
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """A flag that sets one key of the job's schema."""
+
+    name: str
+    key: str
+    help: str
+    metavar: str | tuple[str, ...] | None = None
+    nargs: int | str | None = None
+    required: bool = False
+    is_switch: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A command: `schema` and `run` are import paths `module:name`, imported only when needed."""
+
+    name: str
+    summary: str
+    schema: str
+    run: str
+    flags: tuple[Flag, ...] = ()
+
+
+def main(program: str, description: str, jobs: Sequence[Job], argv: Sequence[str] | None = None) -> int:
+    """Parses, configures, runs; returns the exit code (0 done, 1 failed, 2 bad input, 130 interrupted)."""
+    parser = argparse.ArgumentParser(program, description=description)
+    parser.add_argument("--version", action="version", version=f"{program} {shared.__version__}")
+    commands = parser.add_subparsers(dest="job", metavar="COMMAND", required=True)
+    for job in jobs:
+        _add_job(commands, job)
+    arguments = parser.parse_args(argv)
+    job = next(job for job in jobs if job.name == arguments.job)
+    log.setup(arguments.log_level)
+    try:
+        settings = config.load(
+            _import(job.schema), job.name, arguments.config, [*_from_flags(job, arguments), *arguments.overrides]
+        )
+        return int(_import(job.run)(settings) or 0)
+    except ReportableError as error:
+        print(f"{program} {job.name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{program} {job.name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+def _add_job(commands: Any, job: Job) -> None:
+    parser = commands.add_parser(
+        job.name,
+        help=job.summary,
+        description=job.summary,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_Settings(job),  # rendered only when help is shown
+    )
+    for flag in job.flags:
+        if flag.is_switch:
+            parser.add_argument(flag.name, dest=flag.key, action="store_true", default=None, help=flag.help)
+        else:
+            parser.add_argument(
+                flag.name, dest=flag.key, metavar=flag.metavar, nargs=flag.nargs, help=flag.help, required=flag.required
+            )
+    parser.add_argument(
+        "--config",
+        nargs="+",
+        action="extend",
+        type=Path,
+        default=[],
+        metavar="YAML",
+        help="configuration files; a later one wins",
+    )
+    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="any setting below, for example distill.window=4"
+    )
+
+
+class _Settings(str):
+    """The settings of a job as help text, built from its schema on first use."""
+
+    def __new__(cls, job: Job) -> _Settings:
+        text = super().__new__(cls, f"settings of {job.name}")
+        text.job = job
+        return text
+
+    job: Job
+
+    def __mod__(self, _: Any) -> str:  # argparse formats an epilog with %
+        lines = ["settings (key=value, or in a YAML file under " + f"'{self.job.name}:'):"]
+        for key, default, doc in config.describe(_import(self.job.schema)):
+            lines.append(f"  {key} = {default}")
+            lines += textwrap.wrap(doc, 96, initial_indent="      ", subsequent_indent="      ")
+        return "\n".join(lines)
+
+
+def _from_flags(job: Job, arguments: argparse.Namespace) -> list[str]:
+    overrides = []
+    for flag in job.flags:
+        value = getattr(arguments, flag.key)
+        if value is not None:
+            overrides.append(f"{flag.key}={_to_yaml(value)}")
+    return overrides
+
+
+def _to_yaml(value: Any) -> str:
+    """A flag's text as YAML: lists and switches as they are, text quoted so that it stays text."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(value)}]"
+    return "'" + str(value).replace("'", "''") + "'"
+
+
+def _import(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)

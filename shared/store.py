@@ -1,0 +1,153 @@
+"""The store: what `prepare` writes and every other job reads.
+
+    STORE/
+      store.json            manifest: settings, tokeniser, statistics, sizes, fingerprint
+      network/<name>.npy    road network and its derived features
+      train|val|test/       roads, seconds, offsets of the trips, flat
+        roads.npy             int32 [L]    road ids, trips back to back
+        times.npy             int64 [L]    entry time of each road, seconds since 1970 on the file's clock
+        offsets.npy           int64 [n+1]  start of each trip
+        source_rows.npy       int64 [n]    row of the trip in the CSV file, 0-based after the header
+
+Arrays are plain `.npy` files: held in memory if they fit, memory-mapped otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+from shared import ragged
+from shared.errors import DataError, FileFormatError
+from shared.vocab import Tokeniser
+
+log = logging.getLogger(__name__)
+
+FORMAT = "hoser-store/1"
+SPLITS = ("train", "val", "test")
+RAM_SHARE = 0.6
+"""Share of the free memory that a split may take before it is memory-mapped."""
+
+SplitName = Literal["train", "val", "test"]
+Cache = Literal["auto", "ram", "mmap"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trips:
+    """The trips of a split, flat. L roads in n trips.
+
+    Attributes:
+        roads: int32 [L] road ids.
+        times: int64 [L] entry times, seconds.
+        offsets: int64 [n + 1].
+        source_rows: int64 [n] row in the CSV file.
+    """
+
+    roads: npt.NDArray[np.int32]
+    times: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]
+    source_rows: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Roads per trip, int64 [n]."""
+        return np.diff(self.offsets)
+
+    def take(self, trips: npt.NDArray[np.int64]) -> Trips:
+        """The given trips, in the given order, in memory."""
+        lengths = self.offsets[trips + 1] - self.offsets[trips]
+        index = ragged.slices(self.offsets[trips], lengths)
+        return Trips(self.roads[index], self.times[index], ragged.offsets(lengths), self.source_rows[trips])
+
+
+class Store:
+    """A directory written by `prepare`, opened for reading.
+
+    Attributes:
+        path: the directory.
+        manifest: content of `store.json`.
+        tokeniser: grid and vocabulary of `road_token`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens the manifest.
+
+        Raises:
+            FileFormatError: `path` is not a store, or one of another version.
+        """
+        self.path = path
+        self.manifest = _read_manifest(path)
+        occupied_path = path / "network" / "occupied_cells.npy"
+        occupied = np.load(occupied_path, allow_pickle=False) if occupied_path.exists() else None
+        self.tokeniser = Tokeniser.from_dict(self.manifest, occupied)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the inputs and settings that made the store."""
+        return str(self.manifest["fingerprint"])
+
+    @functools.cached_property
+    def road_token(self) -> npt.NDArray[np.int32]:
+        """Token of each road, int32 [N]."""
+        return self.network("road_token")
+
+    def network(self, name: str) -> npt.NDArray[Any]:
+        """An array of the road network, in memory."""
+        return _load(self.path / "network" / f"{name}.npy", mmap=False)
+
+    def trips(self, split: SplitName, cache: Cache = "auto") -> Trips:
+        """The trips of a split.
+
+        Args:
+            split: train, val or test.
+            cache: `ram`, `mmap`, or `auto`: in memory if it takes at most `RAM_SHARE`
+                of what is free. The choice is logged.
+
+        Raises:
+            DataError: the store has no such split.
+        """
+        folder = self.path / split
+        if not folder.is_dir():
+            raise DataError(f"{self.path} has no {split} split; it holds {', '.join(self.manifest['splits'])}")
+        names = [field.name for field in dataclasses.fields(Trips)]
+        size = sum((folder / f"{name}.npy").stat().st_size for name in names)
+        free = psutil.virtual_memory().available
+        mmap = cache == "mmap" or (cache == "auto" and size > RAM_SHARE * free)
+        log.info(
+            "%s: %.1f MiB, %.0f MiB of memory free -> %s (cache=%s)",
+            split, size / 2**20, free / 2**20, "memory-mapped" if mmap else "held in memory", cache,
+        )  # fmt: skip
+        return Trips(**{name: _load(folder / f"{name}.npy", mmap) for name in names})
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / "store.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileFormatError(
+            f"{path} is not a store (no store.json); make one with `student-trainer prepare`"
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise FileFormatError(f"{path / 'store.json'} cannot be read: {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise FileFormatError(f"{path} is a store of another version (expected {FORMAT}); run `prepare` again")
+    return manifest
+
+
+def _load(path: Path, mmap: bool) -> npt.NDArray[Any]:
+    try:
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise FileFormatError(f"{path} is missing or damaged ({error}); run `prepare` again") from None
+    return array

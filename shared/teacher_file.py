@@ -1,0 +1,120 @@
+"""The teacher file: one safetensors file with weights, architecture, vocabulary and grid.
+
+The header's metadata holds a JSON document under `lmtad`; nothing in the file can be
+executed. Reading the header needs no torch, so that `prepare` can take a teacher's grid.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from shared import files
+from shared.errors import FileFormatError
+from shared.vocab import Tokeniser
+
+FORMAT = "lmtad-teacher/1"
+_OCCUPIED = "vocabulary.occupied_cells"
+
+Weights = dict[str, npt.NDArray]
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherHeader:
+    """What a teacher file says about its weights.
+
+    Attributes:
+        architecture: n_layer, n_head, n_embd, block_size, vocab_size, bias.
+        tokeniser: vocabulary and grid.
+        revision: digest of the weights, the architecture and the tokeniser.
+        provenance: where the weights come from; free-form, for people.
+    """
+
+    architecture: dict[str, Any]
+    tokeniser: Tokeniser
+    revision: str
+    provenance: dict[str, Any]
+
+
+def write(
+    path: Path,
+    weights: Weights,
+    architecture: dict[str, Any],
+    tokeniser: Tokeniser,
+    provenance: dict[str, Any],
+) -> TeacherHeader:
+    """Writes a teacher file atomically and returns its header."""
+    revision = _revision(weights, architecture, tokeniser)
+    document = {
+        "format": FORMAT,
+        "architecture": architecture,
+        **tokeniser.to_dict(),
+        "revision": revision,
+        "provenance": provenance,
+    }
+    tensors = dict(weights)
+    if tokeniser.vocabulary.occupied is not None:
+        tensors[_OCCUPIED] = tokeniser.vocabulary.occupied
+    with files.atomic_path(path) as temporary:
+        safetensors.numpy.save_file(tensors, temporary, metadata={"lmtad": json.dumps(document)})
+    return TeacherHeader(architecture, tokeniser, revision, provenance)
+
+
+def read_header(path: Path) -> TeacherHeader:
+    """Reads everything but the weights.
+
+    Raises:
+        FileFormatError: the file is missing, truncated or not a teacher file.
+    """
+    return _read(path, with_weights=False)[0]
+
+
+def read(path: Path) -> tuple[TeacherHeader, Weights]:
+    """Reads a teacher file and checks its weights against its revision.
+
+    Raises:
+        FileFormatError: as `read_header`; or the weights are not those of the revision.
+    """
+    header, weights = _read(path, with_weights=True)
+    if _revision(weights, header.architecture, header.tokeniser) != header.revision:
+        raise FileFormatError(f"{path}: the weights do not match the revision in the header; the file is damaged")
+    return header, weights
+
+
+def _read(path: Path, with_weights: bool) -> tuple[TeacherHeader, Weights]:
+    if not path.is_file():
+        raise FileFormatError(f"no teacher file at {path}; make one with `teacher-server export` or `pretrain`")
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            document = json.loads((file.metadata() or {}).get("lmtad", "null"))
+            if not isinstance(document, dict) or document.get("format") != FORMAT:
+                raise FileFormatError(
+                    f"{path} is not a teacher file ({FORMAT}); make one from a checkpoint: `teacher-server export`"
+                )
+            names = set(file.keys())
+            occupied = file.get_tensor(_OCCUPIED) if _OCCUPIED in names else None
+            weights = {n: file.get_tensor(n) for n in sorted(names - {_OCCUPIED})} if with_weights else {}
+        header = TeacherHeader(
+            architecture=document["architecture"],
+            tokeniser=Tokeniser.from_dict(document, occupied),
+            revision=document["revision"],
+            provenance=document["provenance"],
+        )
+    except (safetensors.SafetensorError, json.JSONDecodeError, KeyError) as error:
+        raise FileFormatError(f"{path} is not a teacher file, or is truncated: {error}") from None
+    return header, weights
+
+
+def _revision(weights: Weights, architecture: dict[str, Any], tokeniser: Tokeniser) -> str:
+    parts: list[bytes | str] = [json.dumps(architecture, sort_keys=True), tokeniser.fingerprint]
+    for name in sorted(weights):
+        array = np.ascontiguousarray(weights[name])
+        parts += [f"{name} {array.dtype.str} {array.shape}", array.tobytes()]
+    return files.digest(*parts)[:16]

@@ -1,0 +1,267 @@
+"""The wire codec: ragged numpy arrays <-> protobuf, both directions.
+
+Everything here is arithmetic on arrays; no value is visited in Python. Decoding
+checks what needs no teacher (sizes, signs); the service checks tokens and limits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.errors import CompatibilityError, FileFormatError, InvalidRequest
+from shared.grid import Grid
+from shared.rpc.teacher.v1 import teacher_pb2 as pb
+from shared.vocab import Tokeniser, Vocabulary
+
+Int32 = npt.NDArray[np.int32]
+Float16 = npt.NDArray[np.float16]
+
+
+class HistoryMode(enum.Enum):
+    """What a history row is; the values are those of the wire."""
+
+    WINDOW = pb.HISTORY_MODE_WINDOW
+    SEQUENCE = pb.HISTORY_MODE_SEQUENCE
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScoreQuery:
+    """One request. Shapes: R rows, H history tokens, P scored positions, K candidates.
+
+    Attributes:
+        mode: WINDOW scores the cell after each row, SEQUENCE the cell after each token.
+        history_tokens: int32 [H], rows back to back, without SOT.
+        history_lengths: int32 [R].
+        candidate_tokens: int32 [K], positions back to back.
+        candidate_lengths: int32 [P]; P = R (WINDOW) or H (SEQUENCE).
+        window: SEQUENCE only: tokens of context after SOT, 0 for the whole history.
+        include_candidate_mass: whether to ask for the teacher's mass of the candidates.
+    """
+
+    mode: HistoryMode
+    history_tokens: Int32
+    history_lengths: Int32
+    candidate_tokens: Int32
+    candidate_lengths: Int32
+    window: int = 0
+    include_candidate_mass: bool = False
+
+    @property
+    def positions(self) -> int:
+        """Number of scored positions, P."""
+        return len(self.candidate_lengths)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ScoreReply:
+    """The answer to a `ScoreQuery`.
+
+    Attributes:
+        log_probs: float16 [K], log-probabilities renormalised over each position's candidates.
+        candidate_mass: float16 [P] or None.
+        weights_revision: the weights that answered.
+        queue_us, compute_us: microseconds spent waiting and computing at the teacher.
+    """
+
+    log_probs: Float16
+    candidate_mass: Float16 | None
+    weights_revision: str
+    queue_us: int
+    compute_us: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a teacher accepts; see `Limits` in teacher.proto."""
+
+    max_window: int
+    max_message_bytes: int
+    max_queued_positions: int
+    max_request_positions: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherInfo:
+    """What a teacher is; see `GetTeacherResponse` in teacher.proto."""
+
+    weights_revision: str
+    tokeniser: Tokeniser
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int
+    parameters: int
+    limits: Limits
+    compute_dtype: str
+    device: str
+    server_version: str
+
+
+def encode_query(query: ScoreQuery, request_id: int) -> pb.ScoreRequest:
+    """A `ScoreQuery` as a message."""
+    return pb.ScoreRequest(
+        request_id=request_id,
+        mode=query.mode.value,
+        history_tokens=query.history_tokens.astype("<i4", copy=False).tobytes(),
+        history_lengths=query.history_lengths.astype("<i4", copy=False).tobytes(),
+        candidate_tokens=query.candidate_tokens.astype("<i4", copy=False).tobytes(),
+        candidate_lengths=query.candidate_lengths.astype("<i4", copy=False).tobytes(),
+        window=query.window,
+        include_candidate_mass=query.include_candidate_mass,
+    )
+
+
+def decode_query(message: pb.ScoreRequest) -> ScoreQuery:
+    """A message as a `ScoreQuery` whose arrays fit together.
+
+    Raises:
+        InvalidRequest: naming the field, the index and the limit.
+    """
+    try:
+        mode = HistoryMode(message.mode)
+    except ValueError:
+        raise InvalidRequest(f"mode: {message.mode} is not WINDOW (1) or SEQUENCE (2)") from None
+    query = ScoreQuery(
+        mode=mode,
+        history_tokens=_int32("history_tokens", message.history_tokens),
+        history_lengths=_int32("history_lengths", message.history_lengths),
+        candidate_tokens=_int32("candidate_tokens", message.candidate_tokens),
+        candidate_lengths=_int32("candidate_lengths", message.candidate_lengths),
+        window=message.window,
+        include_candidate_mass=message.include_candidate_mass,
+    )
+    if query.window < 0:
+        raise InvalidRequest(f"window: {query.window} is negative; use 0 for the whole history")
+    if mode is HistoryMode.WINDOW and query.window:
+        raise InvalidRequest(f"window: {query.window} is set, but in mode WINDOW the rows are the windows; leave it 0")
+    _check_lengths("history", query.history_lengths, len(query.history_tokens))
+    _check_lengths("candidate", query.candidate_lengths, len(query.candidate_tokens))
+    expected = len(query.history_lengths) if mode is HistoryMode.WINDOW else len(query.history_tokens)
+    if query.positions != expected:
+        per = "row" if mode is HistoryMode.WINDOW else "history token"
+        raise InvalidRequest(
+            f"candidate_lengths: {query.positions} entries, expected {expected} (one a {per} in mode {mode.name})"
+        )
+    return query
+
+
+def encode_reply(reply: ScoreReply, request_id: int) -> pb.ScoreResponse:
+    """A `ScoreReply` as a message."""
+    mass = reply.candidate_mass
+    return pb.ScoreResponse(
+        request_id=request_id,
+        log_probs=reply.log_probs.astype("<f2", copy=False).tobytes(),
+        candidate_mass=b"" if mass is None else mass.astype("<f2", copy=False).tobytes(),
+        weights_revision=reply.weights_revision,
+        queue_us=reply.queue_us,
+        compute_us=reply.compute_us,
+    )
+
+
+def decode_reply(message: pb.ScoreResponse, query: ScoreQuery) -> ScoreReply:
+    """A message as the answer to `query`.
+
+    Raises:
+        CompatibilityError: the answer does not have the shape of the question, or
+            holds values that are not log-probabilities.
+    """
+    log_probs = np.frombuffer(message.log_probs, "<f2") if len(message.log_probs) % 2 == 0 else None
+    mass = np.frombuffer(message.candidate_mass, "<f2") if len(message.candidate_mass) % 2 == 0 else None
+    if log_probs is None or len(log_probs) != len(query.candidate_tokens):
+        raise CompatibilityError(
+            f"the teacher answered {len(message.log_probs)} bytes of log_probs for "
+            f"{len(query.candidate_tokens)} candidates (2 bytes each expected)"
+        )
+    if not bool(np.all(log_probs <= 0)):  # also catches NaN
+        raise CompatibilityError("the teacher answered log_probs that are NaN or above 0")
+    expected_mass = query.positions if query.include_candidate_mass else 0
+    if mass is None or len(mass) != expected_mass:
+        raise CompatibilityError(
+            f"the teacher answered {len(message.candidate_mass)} bytes of candidate_mass, expected {2 * expected_mass}"
+        )
+    return ScoreReply(
+        log_probs=log_probs,
+        candidate_mass=mass if query.include_candidate_mass else None,
+        weights_revision=message.weights_revision,
+        queue_us=message.queue_us,
+        compute_us=message.compute_us,
+    )
+
+
+def encode_info(info: TeacherInfo) -> pb.GetTeacherResponse:
+    """A `TeacherInfo` as a message."""
+    vocabulary, grid = info.tokeniser.vocabulary, info.tokeniser.grid
+    occupied = vocabulary.occupied
+    return pb.GetTeacherResponse(
+        weights_revision=info.weights_revision,
+        fingerprint=info.tokeniser.fingerprint,
+        vocabulary=pb.Vocabulary(
+            cells=vocabulary.cells,
+            size=vocabulary.size,
+            pad=vocabulary.pad,
+            eot=vocabulary.eot,
+            sot=vocabulary.sot,
+            occupied_cells=b"" if occupied is None else occupied.astype("<i4").tobytes(),
+        ),
+        grid=None if grid is None else pb.Grid(**grid.model_dump()),
+        architecture=pb.Architecture(
+            n_layer=info.n_layer,
+            n_head=info.n_head,
+            n_embd=info.n_embd,
+            block_size=info.block_size,
+            parameters=info.parameters,
+        ),
+        limits=pb.Limits(**dataclasses.asdict(info.limits)),
+        compute_dtype=info.compute_dtype,
+        device=info.device,
+        server_version=info.server_version,
+    )
+
+
+def decode_info(message: pb.GetTeacherResponse) -> TeacherInfo:
+    """A message as a `TeacherInfo`.
+
+    Raises:
+        CompatibilityError: the vocabulary or grid is malformed.
+    """
+    v, a, m = message.vocabulary, message.architecture, message.limits
+    try:
+        occupied = np.frombuffer(v.occupied_cells, "<i4") if v.occupied_cells else None
+        grid = None
+        if message.HasField("grid"):
+            grid = Grid.model_validate({name: getattr(message.grid, name) for name in Grid.model_fields})
+        tokeniser = Tokeniser(Vocabulary(v.cells, v.pad, v.eot, v.sot, occupied), grid)
+    except (ValueError, FileFormatError) as error:
+        raise CompatibilityError(f"the teacher describes itself wrongly: {' '.join(str(error).split())}") from None
+    return TeacherInfo(
+        weights_revision=message.weights_revision,
+        tokeniser=tokeniser,
+        n_layer=a.n_layer,
+        n_head=a.n_head,
+        n_embd=a.n_embd,
+        block_size=a.block_size,
+        parameters=a.parameters,
+        limits=Limits(m.max_window, m.max_message_bytes, m.max_queued_positions, m.max_request_positions),
+        compute_dtype=message.compute_dtype,
+        device=message.device,
+        server_version=message.server_version,
+    )
+
+
+def _int32(name: str, data: bytes) -> Int32:
+    if len(data) % 4:
+        raise InvalidRequest(f"{name}: {len(data)} bytes, expected a multiple of 4 (int32, little-endian)")
+    return np.frombuffer(data, "<i4")
+
+
+def _check_lengths(name: str, lengths: Int32, values: int) -> None:
+    if len(lengths) and int(lengths.min()) < 0:
+        index = int(np.argmax(lengths < 0))
+        raise InvalidRequest(f"{name}_lengths[{index}]: {lengths[index]} is negative")
+    total = int(lengths.sum(dtype=np.int64))
+    if total != values:
+        raise InvalidRequest(f"{name}_lengths: they add up to {total}, but {name}_tokens has {values} entries")

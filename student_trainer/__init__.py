@@ -1,0 +1,1 @@
+"""The student: data preparation, HOSER, and its training against a remote teacher."""

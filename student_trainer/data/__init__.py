@@ -1,0 +1,1 @@
+"""From raw HOSER files to batches: raw -> network features -> store -> batch."""
