@@ -1,0 +1,125 @@
+"""Fixtures that several packages' tests share: reference data, a tiny teacher, a running server."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shared import teacher_file
+from shared.grid import Grid
+from shared.vocab import Tokeniser, Vocabulary
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def reference_path(*parts: str) -> Path:
+    """A file of the reference data beside the repository; skips the test where it is absent."""
+    path = REPOSITORY.parent.joinpath("shared", *parts)
+    if not path.exists():
+        pytest.skip(f"needs the reference data {'/'.join(parts)}, which is not part of the repository")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher file with random weights: 2 layers x 2 heads x 16, block 16, a full grid of 5 x 8 cells."""
+    path = tmp_path_factory.mktemp("teacher") / "tiny.safetensors"
+    write_tiny_teacher(path)
+    return path
+
+
+def write_tiny_teacher(
+    path: Path, seed: int = 0, tokeniser: Tokeniser | None = None, block_size: int = 16
+) -> teacher_file.TeacherHeader:
+    """Writes a random teacher of the given vocabulary; its answers are far from uniform."""
+    if tokeniser is None:
+        grid = Grid.from_bounds((37.0, -122.0, 37.045, -121.925), 0.01, 0.01)
+        tokeniser = Tokeniser(Vocabulary.full(grid.cells), grid)
+    layers, heads, width = 2, 2, 16
+    shapes = {
+        "transformer.wte.weight": (tokeniser.vocabulary.size, width),
+        "transformer.wpe.weight": (block_size, width),
+        "transformer.ln_f.weight": (width,),
+    }
+    for layer in range(layers):
+        prefix = f"transformer.h.{layer}."
+        shapes |= {
+            prefix + "ln_1.weight": (width,),
+            prefix + "attn.c_attn.weight": (3 * width, width),
+            prefix + "attn.c_proj.weight": (width, width),
+            prefix + "ln_2.weight": (width,),
+            prefix + "mlp.c_fc.weight": (4 * width, width),
+            prefix + "mlp.c_proj.weight": (width, 4 * width),
+        }
+    random = np.random.default_rng(seed)
+    weights = {
+        name: random.normal(float("ln_" in name), 0.3, shape).astype(np.float32) for name, shape in shapes.items()
+    }
+    architecture = {
+        "n_layer": layers,
+        "n_head": heads,
+        "n_embd": width,
+        "block_size": block_size,
+        "vocab_size": tokeniser.vocabulary.size,
+        "bias": False,
+    }
+    return teacher_file.write(path, weights, architecture, tokeniser, {"source": f"random, seed {seed}"})
+
+
+@dataclasses.dataclass(frozen=True)
+class RunningTeacher:
+    """A server in a process of its own.
+
+    Attributes:
+        address: where it listens, as a client dials it.
+        metrics: HOST:PORT of its metrics, or None.
+        ready: the line that it printed when it was ready.
+        process: to signal and wait for.
+    """
+
+    address: str
+    metrics: str | None
+    ready: dict[str, Any]
+    process: subprocess.Popen[str]
+
+
+TeacherStarter = Callable[..., contextlib.AbstractContextManager[RunningTeacher]]
+
+
+@pytest.fixture
+def running_teacher() -> TeacherStarter:
+    """Starts `teacher-server serve`: `with running_teacher(path, "key=value", ...) as server:`."""
+    return start_teacher
+
+
+@contextlib.contextmanager
+def start_teacher(teacher: Path, *overrides: str, listen: str = "127.0.0.1:0") -> Iterator[RunningTeacher]:
+    """Runs a server on free ports until the block ends."""
+    command = [sys.executable, "-m", "teacher_server", "serve", "--teacher", str(teacher), "--listen", listen]
+    process = subprocess.Popen(
+        [*command, "--metrics-listen", "127.0.0.1:0", *overrides],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        assert line, f"the server ended with {process.wait()} before it was ready; its log is above"
+        ready = json.loads(line)
+        yield RunningTeacher(ready["listening"], ready["metrics"], ready, process)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
