@@ -1,0 +1,105 @@
+"""The order of trips, and work done ahead of the consumer.
+
+Which trips form which step is a pure function of the seed and the step's number, so
+resuming at a step needs no loader state. One thread builds batches ahead; numpy does
+the work outside the interpreter lock, so no worker processes are needed (forking while
+gRPC calls are in flight crashes).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+Index = npt.NDArray[np.int64]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class TripOrder:
+    """Batches of trips in a seeded order that keeps similar lengths together.
+
+    Each epoch shuffles the trips, sorts them by length within groups of
+    `bucket_batches` batches, and shuffles the batches. Every trip is seen once an epoch;
+    the last batch may be smaller.
+    """
+
+    def __init__(self, trips: Index, lengths: Index, batch_size: int, bucket_batches: int, seed: int) -> None:
+        """Orders `trips` (int64 [n] indices), `lengths` being theirs."""
+        self._trips, self._lengths = trips, lengths
+        self._batch_size, self._bucket, self._seed = batch_size, batch_size * bucket_batches, seed
+        self.batches_per_epoch = -(-len(trips) // batch_size)
+
+    def epoch(self, epoch: int) -> list[Index]:
+        """The batches of an epoch."""
+        rng = np.random.default_rng((self._seed, epoch))
+        order = rng.permutation(len(self._trips))
+        if self._bucket > self._batch_size:
+            buckets = [order[i : i + self._bucket] for i in range(0, len(order), self._bucket)]
+            order = np.concatenate([b[np.argsort(self._lengths[b], kind="stable")] for b in buckets])
+        batches = [order[i : i + self._batch_size] for i in range(0, len(order), self._batch_size)]
+        return [self._trips[batches[i]] for i in rng.permutation(len(batches))]
+
+
+def by_length(lengths: Index, batch_size: int) -> list[Index]:
+    """All trips, shortest first, in batches: the order for evaluation, where order is free."""
+    order = np.argsort(lengths, kind="stable")
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+
+
+class Prefetcher(Generic[Item, Result]):
+    """Iterates `function(item)` for every item, computed in order by one thread up to `depth` ahead.
+
+    An exception in the function is raised to the consumer in its place. Leaving the
+    context stops the thread.
+    """
+
+    def __init__(self, function: Callable[[Item], Result], items: Iterable[Item], depth: int) -> None:
+        self._function, self._items = function, items
+        self._ready: queue.Queue[Result | _Failure | _End] = queue.Queue(depth)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
+
+    def __enter__(self) -> Prefetcher[Item, Result]:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        while self._thread.is_alive():
+            with contextlib.suppress(queue.Empty):
+                self._ready.get(timeout=0.05)
+
+    def __iter__(self) -> Iterator[Result]:
+        while True:
+            result = self._ready.get()
+            if isinstance(result, _End):
+                return
+            if isinstance(result, _Failure):
+                raise result.error
+            yield result
+
+    def _work(self) -> None:
+        try:
+            for item in self._items:
+                if self._stopped.is_set():
+                    return
+                self._ready.put(self._function(item))
+            self._ready.put(_End())
+        except BaseException as error:  # the consumer raises it
+            self._ready.put(_Failure(error))
+
+
+class _End:
+    pass
+
+
+class _Failure:
+    def __init__(self, error: BaseException) -> None:
+        self.error = error

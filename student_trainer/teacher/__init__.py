@@ -1,0 +1,1 @@
+"""The teacher as the trainer sees it: something that answers queries later."""

@@ -1,0 +1,1 @@
+"""Training: batches and teacher answers -> losses -> steps -> checkpoints."""

@@ -1,0 +1,165 @@
+"""Settings of a training run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+
+from shared.config import Section
+from shared.store import Cache
+from student_trainer.model.config import ModelConfig
+from student_trainer.train.loss import Collisions
+
+
+class DataConfig(Section):
+    """How trips become batches."""
+
+    cache: Cache = "auto"
+    """Hold the splits in memory (ram), memory-map them (mmap), or decide by free memory (auto: at most 60 % of it)."""
+    candidate_top_k: int = pydantic.Field(64, ge=0)
+    """Keep at most this many candidates per position, nearest to the destination first; 0 keeps all."""
+    max_steps: int = pydantic.Field(0, ge=0)
+    """Keep the last so many steps of longer trips; 0 keeps all."""
+    train_trips: int = pydantic.Field(0, ge=0)
+    """Train on a sample of so many trips (drawn by sample_seed); 0 trains on all."""
+    sample_seed: int = 0
+    """Seed of that sample, apart from the run's seed so that runs share the sample."""
+    bucket_batches: int = pydantic.Field(32, ge=1)
+    """Sort trips by length within so many batches, to pad less; 1 does not sort."""
+
+
+class DistillConfig(Section):
+    """The distillation term: weight * KL(teacher || student) at a temperature."""
+
+    weight: float = pydantic.Field(0.3, ge=0)
+    """lambda; 0 trains without a teacher."""
+    temperature: float = pydantic.Field(1.0, gt=0)
+    """tau, for both sides."""
+    tau_squared: bool = False
+    """Multiply the KL by tau^2, which keeps gradients comparable across temperatures."""
+    window: int = pydantic.Field(4, ge=0)
+    """Cells of history that the teacher sees after SOT; 0 for the whole trip so far (history: sequence only)."""
+    history: Literal["sequence", "window"] = "sequence"
+    """Send each trip once and let the teacher cut its windows (sequence), or send every window; same answers."""
+    collisions: Collisions = "marginal"
+    """Compare distinct cells (marginal), or give each candidate its cell's whole mass (duplicate)."""
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> DistillConfig:
+        if self.history == "window" and self.window == 0:
+            raise ValueError("window 0 (the whole history) needs history=sequence")
+        return self
+
+
+class OptimConfig(Section):
+    """Optimiser and schedule."""
+
+    epochs: int = pydantic.Field(10, ge=1)
+    """Passes over the training trips."""
+    batch_size: int = pydantic.Field(64, ge=1)
+    """Trips per micro-batch."""
+    accumulation: int = pydantic.Field(1, ge=1)
+    """Micro-batches per optimizer step; their positions weigh the same."""
+    learning_rate: float = pydantic.Field(1e-3, gt=0)
+    """Peak learning rate of AdamW."""
+    weight_decay: float = pydantic.Field(0.1, ge=0)
+    """AdamW's weight decay, on all parameters as upstream has it."""
+    warmup: float = pydantic.Field(0.1, ge=0, le=1)
+    """Share of the optimizer steps with linear warm-up."""
+    final_lr: float = pydantic.Field(0.0, ge=0, le=1)
+    """Learning rate at the very last step, as a share of the peak (cosine decay)."""
+    clip_norm: float = pydantic.Field(1.0, gt=0)
+    """Largest gradient norm."""
+    time_weight: float = pydantic.Field(1.0, ge=0)
+    """Weight of the travel-time loss."""
+    max_bad_steps: int = pydantic.Field(10, ge=0)
+    """Steps that may be skipped for a non-finite loss or gradient before the run stops."""
+
+
+class RuntimeConfig(Section):
+    """Where and how the arithmetic runs."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    threads: int = pydantic.Field(0, ge=0)
+    """Threads of one CPU operation; 0 for torch's default."""
+    amp: Literal["auto", "off", "float16", "bfloat16"] = "auto"
+    """Mixed precision: auto is float16 with loss scaling on an accelerator and off on a CPU."""
+    tf32: bool = True
+    """Let float32 matrix products use TF32 on accelerators that have it."""
+    compile: bool = False
+    """Compile the trip encoder and the navigator with torch.compile."""
+
+
+class ClientConfig(Section):
+    """How the trainer talks to the teacher."""
+
+    transport: Literal["stream", "unary"] = "stream"
+    """One bidirectional stream, or one call a request."""
+    lookahead: int = pydantic.Field(4, ge=1)
+    """Optimizer steps whose requests are sent ahead of the student."""
+    max_in_flight: int = pydantic.Field(64, ge=1, le=500)
+    """Requests under way at once; beyond some thousands gRPC cancels calls."""
+    connect_seconds: float = pydantic.Field(60, gt=0)
+    """How long to wait for the teacher at the start."""
+    deadline_seconds: float = pydantic.Field(60, gt=0)
+    """How long one attempt may take."""
+    retry_seconds: float = pydantic.Field(300, ge=0)
+    """How long a request is tried again, with growing pauses, before the run stops."""
+
+
+class LogConfig(Section):
+    """What is written where."""
+
+    every: int = pydantic.Field(20, ge=1)
+    """Optimizer steps between two lines of metrics."""
+    checkpoint_every: int = pydantic.Field(200, ge=0)
+    """Optimizer steps between two checkpoints; 0 for one an epoch."""
+    tensorboard: bool = True
+    """Write event files to OUT/tensorboard."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Weights & Biases; offline needs no network."""
+    wandb_project: str = "lmtad-hoser-distill"
+    """Its project."""
+    wandb_name: str | None = None
+    """Its run name; none for the name of OUT."""
+    wandb_tags: tuple[str, ...] = ()
+    """Its tags."""
+    progress: bool = True
+    """Show a progress bar where stderr is a terminal."""
+
+
+class TrainConfig(Section):
+    """A training run."""
+
+    data: Path
+    """Store that `prepare` wrote."""
+    teacher: str = "none"
+    """Address(es) of the teacher, HOST:PORT[,HOST:PORT...], or none."""
+    out: Path
+    """Directory of the run: checkpoints, metrics, configuration."""
+    resume: bool = False
+    """Go on from OUT's last checkpoint."""
+    seed: int = 42
+    """Seed of initial weights and of the order of trips."""
+    model: ModelConfig = ModelConfig()
+    """Architecture."""
+    batch: DataConfig = DataConfig()
+    """Data."""
+    distill: DistillConfig = DistillConfig()
+    """Distillation."""
+    optim: OptimConfig = OptimConfig()
+    """Optimisation."""
+    runtime: RuntimeConfig = RuntimeConfig()
+    """Arithmetic."""
+    client: ClientConfig = ClientConfig()
+    """Connection to the teacher."""
+    log: LogConfig = LogConfig()
+    """Logging."""
+
+    @property
+    def distils(self) -> bool:
+        """Whether the run asks a teacher: it has an address and the KL has a weight."""
+        return self.teacher != "none" and self.distill.weight > 0

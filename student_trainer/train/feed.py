@@ -1,0 +1,52 @@
+"""Batches with the teacher's answers under way: what both training and validation consume."""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import Future
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from shared.store import Trips
+from shared.wire import ScoreReply
+from student_trainer.data.batch import Batch, build_batch
+from student_trainer.data.network import RoadNetwork
+from student_trainer.teacher.base import Teacher
+from student_trainer.teacher.query import build_query
+from student_trainer.train.config import DataConfig, DistillConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A batch, and the teacher's answer if one was asked for."""
+
+    batch: Batch
+    reply: Future[ScoreReply] | None
+
+
+class Feed:
+    """Builds batches of a split and sends the teacher's share of each on its way at once."""
+
+    def __init__(
+        self,
+        network: RoadNetwork,
+        trips: Trips,
+        config: DataConfig,
+        distill: DistillConfig,
+        teacher: Teacher | None,
+        device: torch.device,
+    ) -> None:
+        """A feed without a teacher asks nothing."""
+        self._network, self._trips, self._config = network, trips, config
+        self._distill, self._teacher = distill, teacher
+        self._pin = device.type == "cuda"
+
+    def prepare(self, index: npt.NDArray[np.int64], ask: bool = True) -> Prepared:
+        """The batch of the given trips; called by the prefetching thread."""
+        batch = build_batch(self._network, self._trips, index, self._config.candidate_top_k, self._config.max_steps)
+        reply = None
+        if self._teacher is not None and ask:
+            reply = self._teacher.submit(build_query(batch, self._network, self._distill))
+        return Prepared(batch.pin() if self._pin else batch, reply)

@@ -1,0 +1,89 @@
+"""Validation: how good the student is on trips that it has not seen, and the teacher beside it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from shared.store import Trips
+from shared.wire import ScoreReply
+from student_trainer.data.loader import Prefetcher, by_length
+from student_trainer.model.hoser import HOSER, NetworkEmbedding
+from student_trainer.teacher.query import build_target
+from student_trainer.train import loss as losses
+from student_trainer.train.config import DistillConfig
+from student_trainer.train.feed import Feed, Prepared
+from student_trainer.train.loss import TimeScale
+from student_trainer.train.meters import Sums
+from student_trainer.train.optim import Precision
+
+LOOKAHEAD = 4
+
+
+class Validator:
+    """Measures a model on a split.
+
+    A frozen teacher gives the same answers every time, so it is asked in the first pass only.
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        trips: Trips,
+        batch_size: int,
+        distill: DistillConfig,
+        scale: TimeScale,
+        precision: Precision,
+        device: torch.device,
+    ) -> None:
+        self._feed, self._distill, self._scale = feed, distill, scale
+        self._precision, self._device = precision, device
+        self._batches = by_length(trips.lengths, batch_size)
+        self._replies: list[ScoreReply] = []
+
+    @torch.no_grad()
+    def measure(self, model: HOSER) -> dict[str, float]:
+        """Means over all valid positions of the split.
+
+        Returns:
+            accuracy: share of positions whose most likely candidate is the next road; a
+                position whose next road is not among its candidates counts as wrong.
+            nll: mean -log p(next road), nats, over positions with a label.
+            time_error: |x^ - x| / max(x, 1) of x = log1p seconds, as upstream reports it.
+            seconds_error: mean absolute error in seconds.
+            With a teacher also kl, teacher_accuracy, agreement and the entropies.
+        """
+        model.eval()
+        sums = Sums()
+        first_pass = not self._replies
+        with Prefetcher(lambda index: self._feed.prepare(index, ask=first_pass), self._batches, LOOKAHEAD) as prepared:
+            with self._precision.autocast():
+                network = model.embed_network()
+            for number, item in enumerate(prepared):
+                if first_pass and item.reply is not None:
+                    self._replies.append(item.reply.result())
+                reply = self._replies[number] if self._replies else None
+                self._add(sums, model, network, item, reply)
+        model.train()
+        return {name: value for name, value in sums.means().items() if np.isfinite(value)}
+
+    def _add(
+        self, sums: Sums, model: HOSER, network: NetworkEmbedding, item: Prepared, reply: ScoreReply | None
+    ) -> None:
+        batch = item.batch.to(self._device)
+        with self._precision.autocast():
+            output = model(batch, network)
+            times = model.label_times(batch, network, output)
+        labelled = batch.label >= 0
+        count = int(labelled.sum())
+        hits = output.logits.argmax(-1) == batch.label
+        sums.add("accuracy", hits.float().sum(), batch.positions)
+        sums.add("nll", losses.next_road_loss(output.logits, batch.label), count)
+        sums.add("time_error", losses.time_errors(times, batch.seconds, self._scale)[labelled].sum(), count)
+        sums.add("seconds_error", losses.seconds_errors(times, batch.seconds, self._scale)[labelled].sum(), count)
+        if reply is not None:
+            target = build_target(reply, batch.candidate_token, output.layout)
+            config = self._distill
+            kl = losses.distillation_loss(output.logits, target, config.temperature, config.collisions)
+            sums.add("kl", kl.sum(), batch.positions)
+            sums.add_fields(losses.teacher_diagnostics(output.logits, target, batch.label), batch.positions)
