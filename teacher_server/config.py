@@ -19,7 +19,7 @@ class EngineConfig(Section):
     """Weights and arithmetic of the forward pass; auto: float16 on an accelerator, float32 on the CPU,
     where half precision is many times slower. Scores are reduced in float32 always."""
     threads: int = pydantic.Field(0, ge=0)
-    """Threads of one forward pass on the CPU; 0: one a core. Part of the answer's last bits."""
+    """Tiles computed at once on the CPU, one core each; 0: one a core."""
     tile_tokens: int = pydantic.Field(0, ge=0)
     """Padded tokens that one forward pass computes; contexts of similar length fill tiles of this one
     fixed size, which is what makes an answer independent of its batch. 0: 512 on the CPU, 16384 on an

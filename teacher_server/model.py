@@ -1,0 +1,240 @@
+"""LM-TAD: a GPT-2 style causal transformer over cells. Architecture only; nothing about serving.
+
+Parameter names are those of the public implementation, so that weights load in both directions:
+`transformer.{wte,wpe,h.<i>.{ln_1,attn.{c_attn,c_proj},ln_2,mlp.{c_fc,c_proj}},ln_f}` and `lm_head`.
+
+Shapes: B sequences, T tokens (SOT first), D width of the residual stream, H heads, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shared.errors import FileFormatError
+from shared.teacher_file import TeacherHeader, Weights
+
+LAYER_NORM_EPS = 1e-5
+INIT_STD = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """What the shapes and the arithmetic of an LM-TAD depend on.
+
+    Attributes:
+        n_layer: transformer blocks.
+        n_head: attention heads a block; divides n_embd.
+        n_embd: D.
+        block_size: longest sequence with SOT, tokens.
+        vocab_size: V, special tokens included.
+        bias: whether linear layers and layer norms have biases.
+    """
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    block_size: int
+    vocab_size: int
+    bias: bool
+
+    def __post_init__(self) -> None:
+        sizes = dataclasses.asdict(self)
+        bias = sizes.pop("bias")
+        if not isinstance(bias, bool) or not all(type(size) is int and size > 0 for size in sizes.values()):
+            raise FileFormatError(f"not an LM-TAD architecture: {sizes} with bias {bias!r}; the sizes must be positive")
+        if self.n_embd % self.n_head:
+            raise FileFormatError(f"not an LM-TAD architecture: n_embd {self.n_embd} is no multiple of {self.n_head=}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as a teacher file's header stores them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Architecture:
+        """Inverse of `to_dict`; raises `FileFormatError` if values are missing, unknown or out of range."""
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise FileFormatError(f"not an LM-TAD architecture: {error}") from None
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention."""
+
+    def __init__(self, architecture: Architecture, dropout: float) -> None:
+        super().__init__()
+        width = architecture.n_embd
+        self.n_head = architecture.n_head
+        self.dropout = dropout
+        self.c_attn = nn.Linear(width, 3 * width, bias=architecture.bias)
+        self.c_proj = nn.Linear(width, width, bias=architecture.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        batch, time, width = x.shape
+        qkv = self.c_attn(x).view(batch, time, 3, self.n_head, width // self.n_head)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()
+        dropout = self.dropout if self.training else 0.0
+        y = functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+        y = self.c_proj(y.transpose(1, 2).reshape(batch, time, width))
+        return functional.dropout(y, dropout)
+
+
+class MLP(nn.Module):
+    """Two linear layers with the exact (erf) GELU between."""
+
+    def __init__(self, architecture: Architecture, dropout: float) -> None:
+        super().__init__()
+        width = architecture.n_embd
+        self.dropout = dropout
+        self.c_fc = nn.Linear(width, 4 * width, bias=architecture.bias)
+        self.c_proj = nn.Linear(4 * width, width, bias=architecture.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        y = self.c_proj(functional.gelu(self.c_fc(x)))
+        return functional.dropout(y, self.dropout, self.training)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, architecture: Architecture, dropout: float) -> None:
+        super().__init__()
+        self.ln_1 = _layer_norm(architecture)
+        self.attn = Attention(architecture, dropout)
+        self.ln_2 = _layer_norm(architecture)
+        self.mlp = MLP(architecture, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        x = x + self.attn(self.ln_1(x))
+        y: Tensor = x + self.mlp(self.ln_2(x))
+        return y
+
+
+class Transformer(nn.Module):
+    """Embeddings, blocks and the last layer norm."""
+
+    def __init__(self, architecture: Architecture, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.wte = nn.Embedding(architecture.vocab_size, architecture.n_embd)
+        self.wpe = nn.Embedding(architecture.block_size, architecture.n_embd)
+        self.h = nn.ModuleList([Block(architecture, dropout) for _ in range(architecture.n_layer)])
+        self.ln_f = _layer_norm(architecture)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """int [B, T] -> [B, T, D]."""
+        x = self.wte(tokens) + self.wpe.weight[: tokens.shape[1]]
+        x = functional.dropout(x, self.dropout, self.training)
+        for block in self.h:
+            x = block(x)
+        normed: Tensor = self.ln_f(x)
+        return normed
+
+
+class LMTAD(nn.Module):
+    """The language model. Freshly made, its weights are GPT-2's initialisation."""
+
+    def __init__(self, architecture: Architecture, dropout: float = 0.0, tied_head: bool = True) -> None:
+        """Builds the model.
+
+        Args:
+            architecture: sizes.
+            dropout: of embeddings, attention and residuals, while training.
+            tied_head: whether `lm_head` shares the weight of the token embedding, as in GPT-2.
+        """
+        super().__init__()
+        self.architecture = architecture
+        self.transformer = Transformer(architecture, dropout)
+        self.lm_head = nn.Linear(architecture.n_embd, architecture.vocab_size, bias=False)
+        self.tied_head = tied_head
+        self._tie()
+        self._initialise()
+
+    @classmethod
+    def from_weights(cls, architecture: Architecture, weights: Weights) -> LMTAD:
+        """A model for inference with the given weights, in their dtype; without `lm_head.weight` the head is tied.
+
+        Raises:
+            FileFormatError: names or shapes are not those of the architecture.
+        """
+        with torch.device("meta"):
+            model = cls(architecture, tied_head="lm_head.weight" not in weights)
+        tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
+        check_shapes(model.shapes(), tensors)
+        if model.tied_head:
+            tensors["lm_head.weight"] = tensors["transformer.wte.weight"]
+        model.load_state_dict(tensors, assign=True)
+        model._tie()
+        return model.eval().requires_grad_(False)
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """Shape of every stored weight; a tied head is not stored."""
+        return {name: tensor.shape for name, tensor in self.named_parameters()}
+
+    def weights(self) -> Weights:
+        """The weights to store, on the CPU; inverse of `from_weights`."""
+        return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in self.named_parameters()}
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Final hidden states: tokens int [B, T], T <= block_size -> [B, T, D] after the last layer norm."""
+        hidden: Tensor = self.transformer(tokens)
+        return hidden
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits of the whole vocabulary at every position: tokens int [B, T] -> [B, T, V]."""
+        logits: Tensor = self.lm_head(self.hidden(tokens))
+        return logits
+
+    def _tie(self) -> None:
+        if self.tied_head:
+            self.lm_head.weight = self.transformer.wte.weight
+
+    def _initialise(self) -> None:
+        residual_std = INIT_STD / math.sqrt(2 * self.architecture.n_layer)  # 2 n_layer additions keep unit variance
+        for name, tensor in self.named_parameters():
+            if name.endswith(".bias"):
+                nn.init.zeros_(tensor)
+            elif tensor.dim() == 2:
+                nn.init.normal_(tensor, std=residual_std if name.endswith("c_proj.weight") else INIT_STD)
+
+
+def load(header: TeacherHeader, weights: Weights) -> LMTAD:
+    """The model of a teacher file.
+
+    Raises:
+        FileFormatError: architecture, vocabulary and weights do not fit together.
+    """
+    architecture = Architecture.from_dict(header.architecture)
+    if architecture.vocab_size != header.tokeniser.vocabulary.size:
+        raise FileFormatError(
+            f"the teacher file's vocabulary has {header.tokeniser.vocabulary.size} tokens, "
+            f"but its weights are for {architecture.vocab_size}"
+        )
+    return LMTAD.from_weights(architecture, weights)
+
+
+def check_shapes(expected: dict[str, torch.Size], tensors: dict[str, Tensor]) -> None:
+    """Raises `FileFormatError` naming the first weights that are missing, unexpected or of another shape."""
+    missing = sorted(set(expected) - set(tensors))
+    unexpected = sorted(set(tensors) - set(expected))
+    if missing or unexpected:
+        raise FileFormatError(
+            f"the weights are not an LM-TAD's: {len(missing)} missing {missing[:3]}, "
+            f"{len(unexpected)} unexpected {unexpected[:3]}"
+        )
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise FileFormatError(f"{name} has shape {list(tensors[name].shape)}, expected {list(shape)}")
+
+
+def _layer_norm(architecture: Architecture) -> nn.LayerNorm:
+    return nn.LayerNorm(architecture.n_embd, LAYER_NORM_EPS, bias=architecture.bias)
