@@ -1,0 +1,62 @@
+"""`student-trainer`, or `python -m student_trainer`: the job table."""
+
+from __future__ import annotations
+
+import sys
+
+from shared import cli
+from shared.cli import Flag, Job
+
+JOBS = (
+    Job(
+        name="demo-city",
+        summary="write a synthetic city in HOSER format",
+        schema="student_trainer.demo_city.config:DemoCityConfig",
+        run="student_trainer.demo_city.run:run",
+        flags=(Flag("--out", "out", "directory to write", "RAW"),),
+    ),
+    Job(
+        name="prepare",
+        summary="turn a raw HOSER directory into a store: features, zones, tokens, statistics",
+        schema="student_trainer.prepare.config:PrepareConfig",
+        run="student_trainer.prepare.run:run",
+        flags=(
+            Flag("--raw", "raw", "directory in HOSER format", "RAW"),
+            Flag("--out", "out", "store to write", "STORE"),
+            Flag("--strict", "strict", "refuse unusable trips instead of dropping them", is_switch=True),
+        ),
+    ),
+    Job(
+        name="train",
+        summary="train a student, with or without a teacher",
+        schema="student_trainer.train.config:TrainConfig",
+        run="student_trainer.train.run:run",
+        flags=(
+            Flag("--data", "data", "store to train on", "STORE"),
+            Flag("--teacher", "teacher", "addresses of teachers, or none", "HOST:PORT[,HOST:PORT...]"),
+            Flag("--out", "out", "directory of the run", "RUN"),
+            Flag("--resume", "resume", "continue the run from its last checkpoint", is_switch=True),
+        ),
+    ),
+    Job(
+        name="predict",
+        summary="write a student's per-step logits and travel times",
+        schema="student_trainer.predict:PredictConfig",
+        run="student_trainer.predict:run",
+        flags=(
+            Flag("--data", "data", "store to read", "STORE"),
+            Flag("--weights", "weights", "checkpoint of a run, or an upstream state_dict", "FILE"),
+            Flag("--split", "split", "train, val or test", "SPLIT"),
+            Flag("--out", "out", "file to write", "FILE.npz"),
+        ),
+    ),
+)
+
+
+def main() -> int:
+    """Runs the command line; returns the exit code."""
+    return cli.main("student-trainer", "Trains HOSER, with a remote LM-TAD teacher or without.", JOBS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

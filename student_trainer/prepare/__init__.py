@@ -1,0 +1,1 @@
+"""Raw HOSER directory -> store: read, check, derive, measure, write. The flow is in `run`."""

@@ -1,0 +1,49 @@
+"""Road attributes and target statistics as public HOSER defines them; pure functions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.store import Trips
+from student_trainer.prepare.trips import step_index
+
+log = logging.getLogger(__name__)
+
+
+def z_scores(values: npt.NDArray[np.float64], name: str) -> npt.NDArray[np.float32]:
+    """(x - mean) / population standard deviation, float32; zeros where all values are equal."""
+    deviation = values.std()
+    if deviation == 0:
+        log.warning("%s is the same for all roads; its z-scores are 0", name)
+        return np.zeros(len(values), np.float32)
+    return ((values - values.mean()) / deviation).astype(np.float32)
+
+
+def road_types(highway: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """The sorted road classes, and the index of each road's class: int64 [N].
+
+    Classes that are all integers sort by value, others as text.
+    """
+    names = set(highway)
+    classes = sorted(names, key=int) if all(_is_integer(name) for name in names) else sorted(names)
+    index = {name: i for i, name in enumerate(classes)}
+    return classes, np.array([index[name] for name in highway], np.int64)
+
+
+def travel_time_statistics(train: Trips) -> tuple[float, float]:
+    """Mean and population standard deviation of log(1 + seconds) over all steps of `train`."""
+    step = step_index(train.offsets)
+    values = np.log1p((train.times[step + 1] - train.times[step]).astype(np.float64))
+    mu, sigma = float(values.mean()), float(values.std())
+    if sigma == 0:
+        log.warning("every step of train takes the same time; its deviation is taken as 1")
+        sigma = 1.0
+    return mu, sigma
+
+
+def _is_integer(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()

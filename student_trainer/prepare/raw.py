@@ -1,0 +1,232 @@
+"""Raw HOSER files -> typed arrays. Every complaint names the file, the row and the column.
+
+Rows are counted from 0 after the header, as `geo_id` is; the line in the file is beside it.
+Nothing is evaluated: coordinates are JSON, lists of road classes are literals.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from shared import ragged
+from shared.errors import DataError
+
+Int = npt.NDArray[np.int64]
+Float = npt.NDArray[np.float64]
+
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Roads:
+    """`roadmap.geo`: N directed roads with V vertices.
+
+    Attributes:
+        vertices: float64 [V, 2] latitude and longitude, degrees, roads back to back.
+        vertex_offsets: int64 [N + 1].
+        start_point, end_point: int64 [N]; roads have equal numbers where the coordinates
+            are printed alike.
+        length: float64 [N] metres.
+        highway: one road class a road, lists already resolved.
+    """
+
+    vertices: Float
+    vertex_offsets: Int
+    start_point: Int
+    end_point: Int
+    length: Float
+    highway: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RawTrips:
+    """A split as it is in the file: one trip a row, of any length.
+
+    Attributes:
+        path: the file, for messages.
+        roads: int64 [L], known road ids.
+        times: int64 [L] entry times, seconds since 1970 on the file's clock.
+        offsets: int64 [n + 1].
+    """
+
+    path: Path
+    roads: Int
+    times: Int
+    offsets: Int
+
+
+def refuse(path: Path, row: int | np.integer, column: str, problem: str) -> NoReturn:
+    """Raises the `DataError` of a cell of a CSV file."""
+    raise DataError(f"{path}, row {int(row)} (line {int(row) + 2}), column {column}: {problem}")
+
+
+def read_roads(path: Path) -> Roads:
+    """Reads `roadmap.geo`.
+
+    Raises:
+        DataError: naming file, row and column.
+    """
+    frame = _read_csv(path, ["geo_id", "coordinates", "highway", "length"])
+    if frame.is_empty():
+        raise DataError(f"{path} holds no road")
+    _check_ids(path, _integers(path, frame["geo_id"]))
+    lines = [_parse_line(path, row, text) for row, text in enumerate(frame["coordinates"])]
+    points: dict[tuple[str, str], int] = {}
+    ends = [[points.setdefault(line[end], len(points)) for end in (0, -1)] for line in lines]
+    start_point, end_point = np.array(ends, np.int64).T
+    lng_lat = np.array([point for line in lines for point in line], np.float64)
+    return Roads(
+        vertices=np.ascontiguousarray(lng_lat[:, ::-1]),
+        vertex_offsets=ragged.offsets(np.array([len(line) for line in lines])),
+        start_point=start_point,
+        end_point=end_point,
+        length=_lengths(path, frame["length"]),
+        highway=_highways(path, frame["highway"]),
+    )
+
+
+def read_successor_pairs(path: Path, num_roads: int) -> tuple[Int, Int]:
+    """Reads `roadmap.rel`: origin and destination of each row, int64.
+
+    Raises:
+        DataError: naming file, row and column; also for a road that `roadmap.geo` lacks.
+    """
+    columns = ["origin_id", "destination_id"]
+    frame = _read_csv(path, columns)
+    origin, destination = (_integers(path, frame[column]) for column in columns)
+    for column, ids in zip(columns, (origin, destination), strict=True):
+        for row in np.flatnonzero((ids < 0) | (ids >= num_roads)):
+            refuse(path, row, column, f"unknown road {ids[row]}; roadmap.geo has 0..{num_roads - 1}")
+    return origin, destination
+
+
+def read_trips(path: Path, num_roads: int) -> RawTrips:
+    """Reads `train.csv`, `val.csv` or `test.csv`.
+
+    Raises:
+        DataError: naming file, row and column: a number that is not a road, a time that is
+            not `YYYY-MM-DDTHH:MM:SSZ`, lists of different lengths.
+    """
+    frame = _read_csv(path, ["rid_list", "time_list"])
+    road_tokens, lengths = _split_lists(frame["rid_list"])
+    time_tokens, time_counts = _split_lists(frame["time_list"])
+    for row in np.flatnonzero(lengths != time_counts):
+        refuse(path, row, "time_list", f"{time_counts[row]} times for {lengths[row]} roads in rid_list")
+    offsets = ragged.offsets(lengths)
+
+    def refuse_token(column: str, tokens: pl.Series, index: int, problem: str) -> NoReturn:
+        row = int(np.searchsorted(offsets, index, "right")) - 1
+        refuse(path, row, column, f"{problem} {tokens[index]!r} at place {index - int(offsets[row])}")
+
+    ids = road_tokens.cast(pl.Int64, strict=False)
+    for index in ids.is_null().arg_true():
+        refuse_token("rid_list", road_tokens, index, "expected road ids as in 12,57,903, not")
+    roads = ids.to_numpy()
+    for index in np.flatnonzero((roads < 0) | (roads >= num_roads)):
+        refuse_token("rid_list", road_tokens, int(index), f"roadmap.geo has roads 0..{num_roads - 1}, not")
+    times = time_tokens.str.to_datetime(TIME_FORMAT, time_unit="ms", strict=False)
+    for index in times.is_null().arg_true():
+        refuse_token("time_list", time_tokens, index, "expected times as in 2008-05-22T13:10:06Z, not")
+    return RawTrips(path, roads, times.dt.epoch("s").to_numpy(), offsets)
+
+
+def _read_csv(path: Path, columns: list[str]) -> pl.DataFrame:
+    """The given columns as text; nothing else is interpreted."""
+    if not path.is_file():
+        raise DataError(f"{path} is missing; a HOSER directory has roadmap.geo, roadmap.rel, train, val and test.csv")
+    try:
+        frame = pl.read_csv(path, infer_schema=False)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"{path} cannot be read as CSV: {' '.join(str(error).split())[:200]}") from None
+    if missing := [column for column in columns if column not in frame.columns]:
+        raise DataError(f"{path} has no column {', '.join(missing)}; it has {', '.join(frame.columns)}")
+    return frame.select(columns)
+
+
+def _integers(path: Path, column: pl.Series) -> Int:
+    values = column.str.strip_chars().cast(pl.Int64, strict=False)
+    for row in values.is_null().arg_true():
+        refuse(path, row, column.name, f"expected an integer, not {column[row]!r}")
+    return values.to_numpy()
+
+
+def _check_ids(path: Path, ids: Int) -> None:
+    for row in np.flatnonzero(ids != np.arange(len(ids))):
+        refuse(path, row, "geo_id", f"expected {row}, the number of the row, not {ids[row]}")
+
+
+def _lengths(path: Path, column: pl.Series) -> Float:
+    values = column.str.strip_chars().cast(pl.Float64, strict=False).fill_null(math.nan).to_numpy()
+    for row in np.flatnonzero(~np.isfinite(values) | (values < 0)):
+        refuse(path, row, "length", f"expected metres, not {column[int(row)]!r}")
+    return values
+
+
+class _Number(str):
+    """A JSON number as it is printed."""
+
+
+def _parse_line(path: Path, row: int, text: str | None) -> list[tuple[str, str]]:
+    """Longitude and latitude of each vertex, as printed."""
+
+    def fail(problem: str) -> NoReturn:
+        refuse(path, row, "coordinates", f"{problem}; expected JSON as in [[-122.40, 37.78], [-122.41, 37.79]]")
+
+    try:
+        line: Any = json.loads(text or "", parse_float=_Number, parse_int=_Number, parse_constant=fail)
+    except (json.JSONDecodeError, RecursionError) as error:
+        fail(f"not JSON ({error})")
+    if not isinstance(line, list) or len(line) < 2:
+        fail("fewer than 2 points")
+    for point in line:
+        if not isinstance(point, list) or len(point) < 2 or not all(isinstance(value, _Number) for value in point):
+            fail(f"{point!r} is not a point")
+        if abs(float(point[0])) > 180 or abs(float(point[1])) > 90:
+            fail(f"[{point[0]}, {point[1]}] is not longitude and latitude")
+    return [(point[0], point[1]) for point in line]
+
+
+def _highways(path: Path, column: pl.Series) -> list[str]:
+    cleaned: dict[str | None, str] = {}
+    for row, text in enumerate(column):
+        if text not in cleaned:
+            cleaned[text] = _road_class(path, row, text)
+    return [cleaned[text] for text in column]
+
+
+def _road_class(path: Path, row: int, text: str | None) -> str:
+    """One class; of a list the first, or the second if the first is `unclassified`."""
+    stripped = (text or "").strip()
+    if not stripped:
+        refuse(path, row, "highway", "empty")
+    if not stripped.startswith("["):
+        return stripped
+    try:
+        classes = ast.literal_eval(stripped)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        classes = None
+    if not isinstance(classes, list) or not classes or not all(isinstance(item, str) for item in classes):
+        refuse(path, row, "highway", f"{text!r} looks like a list of road classes, but cannot be read as one")
+    return classes[1] if classes[0] == "unclassified" and len(classes) > 1 else classes[0]
+
+
+def _split_lists(column: pl.Series) -> tuple[pl.Series, Int]:
+    """Comma-separated lists: all items back to back, and how many each row has."""
+    text = column.fill_null("").str.strip_chars()
+    filled = text != ""
+    lengths = (text.str.count_matches(",", literal=True) + 1).cast(pl.Int64) * filled.cast(pl.Int64)
+    items = text.filter(filled).str.split(",").explode().str.strip_chars()
+    return items, lengths.to_numpy()

@@ -1,0 +1,61 @@
+"""What `prepare` prints: the store's facts as a table for people, from its manifest alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def render(manifest: dict[str, Any]) -> str:
+    """The text, without a trailing newline."""
+    return "\n\n".join([_sizes(manifest), _floors(manifest), _collisions(manifest)])
+
+
+def _sizes(manifest: dict[str, Any]) -> str:
+    s = manifest["statistics"]
+    lines = [
+        f"network   {s['roads']} roads, {s['successor_pairs']} successor pairs (at most {s['max_out_degree']} a road), "
+        f"{s['road_edges']} road-graph edges, {s['road_types']} road classes, {s['zones']} zones"
+    ]
+    for split, facts in manifest["splits"].items():
+        dropped = ", ".join(f"{count} {why}" for why, count in manifest["dropped"][split].items() if count)
+        lines.append(
+            f"{split:<9} {facts['trips']} trips, {facts['steps']} steps, longest {facts['longest_trip']} roads"
+            + (f"; dropped: {dropped}" if dropped else "")
+        )
+    v = manifest["vocabulary"]
+    lines.append(f"tokens    {v['cells']} cells ({v['kind']}), PAD {v['pad']}, EOT {v['eot']}, SOT {v['sot']}")
+    lines.append(f"seconds   log1p: mean {s['mu']:.6f}, deviation {s['sigma']:.6f}")
+    return "\n".join(lines)
+
+
+def _floors(manifest: dict[str, Any]) -> str:
+    names = {
+        "single_successor": "steps without a choice",
+        "nearest_to_destination": "nearest to the destination",
+        "first_order_markov": "most frequent successor",
+        "second_order_markov": "most frequent after two roads",
+    }
+    lines = ["floors: next-road accuracy on validation without a model"]
+    return "\n".join(lines + [f"  {names[key]:<30} {100 * value:5.1f} %" for key, value in manifest["floors"].items()])
+
+
+def _collisions(manifest: dict[str, Any]) -> str:
+    lines = [
+        "cells: what a teacher of cells can know about the next road (validation steps)",
+        "  cell size  colliding  ceiling  next road in same cell  occupied cells",
+    ]
+    for line in manifest["collisions"]:
+        lines.append(
+            f"  {line['cell_size']:<9g} {100 * line['colliding']:8.1f} % {100 * line['ceiling']:6.1f} %"
+            f" {100 * line['same_cell']:21.1f} % {line['occupied']:15d}{'  <- chosen' if line['chosen'] else ''}"
+        )
+    size, floor = manifest["recommended_cell_size"], max(manifest["floors"].values())
+    lines.append(f"  recommended: grid.cell_size={size:g}{_reason(manifest, size, floor)}")
+    return "\n".join(lines)
+
+
+def _reason(manifest: dict[str, Any], size: float, floor: float) -> str:
+    ceiling = next(line["ceiling"] for line in manifest["collisions"] if line["cell_size"] == size)
+    if ceiling < floor:
+        return f", yet even there a perfect teacher stays below the best floor ({100 * floor:.1f} %)"
+    return f", the coarsest that clears the best floor ({100 * floor:.1f} %) with room"

@@ -1,0 +1,118 @@
+"""Which raw trips are usable, and the steps that they consist of.
+
+A step is a road with a next road; a trip of n roads has n - 1 steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import numpy as np
+import numpy.typing as npt
+
+from shared import ragged
+from shared.errors import DataError
+from shared.store import Trips
+from student_trainer.prepare.network import Successors
+from student_trainer.prepare.raw import RawTrips, refuse
+
+Int = npt.NDArray[np.int64]
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Steps:
+    """All P steps of a split, flat.
+
+    Attributes:
+        road, next_road, destination: int64 [P]; the destination is the trip's last road.
+        slot: int64 [P] place of (road, next road) in `Successors`.
+        previous_slot: int64 [P] slot of the step before; -1 at a trip's first step.
+    """
+
+    road: Int
+    next_road: Int
+    destination: Int
+    slot: Int
+    previous_slot: Int
+
+    def __len__(self) -> int:
+        return len(self.road)
+
+
+def step_index(offsets: Int) -> Int:
+    """Places, in the flat roads, of all roads but each trip's last: int64 [P]."""
+    inside = np.ones(int(offsets[-1]), bool)
+    inside[offsets[1:] - 1] = False
+    return np.flatnonzero(inside)
+
+
+def steps_of(trips: Trips, successors: Successors) -> Steps:
+    """The steps of usable trips."""
+    index = step_index(trips.offsets)
+    lengths = trips.lengths - 1
+    road, next_road = trips.roads[index].astype(np.int64), trips.roads[index + 1].astype(np.int64)
+    slot = successors.slots(road, next_road)
+    previous = np.roll(slot, 1)
+    previous[ragged.offsets(lengths)[:-1]] = -1
+    destination = np.repeat(trips.roads[trips.offsets[1:] - 1].astype(np.int64), lengths)
+    return Steps(road, next_road, destination, slot, previous)
+
+
+def usable(raw: RawTrips, successors: Successors, strict: bool) -> tuple[Trips, dict[str, int]]:
+    """Keeps the trips that a model can learn from.
+
+    A trip is dropped for the first reason that applies: `too_short` (fewer than 2 roads),
+    `off_network` (a next road that is no successor), `time_backwards`.
+
+    Args:
+        raw: a split.
+        successors: the road network.
+        strict: refuse a trip that is off the network or goes back in time.
+
+    Returns:
+        The trips, and how many were dropped for each reason.
+
+    Raises:
+        DataError: `strict` and such a trip; or no trip is left.
+    """
+    lengths = np.diff(raw.offsets)
+    row = ragged.rows(lengths)
+    place = np.flatnonzero(row[:-1] == row[1:])  # step_index needs trips of at least one road
+    off_network = place[successors.slots(raw.roads[place], raw.roads[place + 1]) < 0]
+    backwards = place[raw.times[place + 1] < raw.times[place]]
+    if strict:
+        _refuse_first(raw, row, off_network, backwards)
+
+    reason = np.zeros(len(lengths), np.int64)
+    names = ["", "too_short", "off_network", "time_backwards"]
+    reason[row[backwards]] = 3
+    reason[row[off_network]] = 2
+    reason[lengths < 2] = 1
+    counts = np.bincount(reason, minlength=len(names))
+    dropped = {name: int(count) for name, count in zip(names[1:], counts[1:], strict=True)}
+    kept = np.flatnonzero(reason == 0)
+    if not len(kept):
+        raise DataError(f"{raw.path} has no usable trip: of {len(lengths)} trips dropped {dropped}")
+    if len(kept) < len(lengths):
+        log.warning("%s: %d of %d trips dropped: %s", raw.path, len(lengths) - len(kept), len(lengths), dropped)
+    return _take(raw, kept), dropped
+
+
+def _refuse_first(raw: RawTrips, row: Int, off_network: Int, backwards: Int) -> None:
+    def place_in_trip(index: int) -> int:
+        return index - int(raw.offsets[row[index]])
+
+    for index in off_network[:1]:
+        a, b, place = raw.roads[index], raw.roads[index + 1], place_in_trip(index)
+        refuse(raw.path, row[index], "rid_list", f"road {b} at place {place + 1} is not a successor of road {a}")
+    for index in backwards[:1]:
+        refuse(raw.path, row[index], "time_list", f"time goes backwards after place {place_in_trip(index)}")
+
+
+def _take(raw: RawTrips, kept: Int) -> Trips:
+    lengths = np.diff(raw.offsets)[kept]
+    index = ragged.slices(raw.offsets[kept], lengths)
+    return Trips(raw.roads[index].astype(np.int32), raw.times[index], ragged.offsets(lengths), kept)
