@@ -220,7 +220,8 @@ def _road_class(path: Path, row: int, text: str | None) -> str:
         classes = None
     if not isinstance(classes, list) or not classes or not all(isinstance(item, str) for item in classes):
         refuse(path, row, "highway", f"{text!r} looks like a list of road classes, but cannot be read as one")
-    return classes[1] if classes[0] == "unclassified" and len(classes) > 1 else classes[0]
+    use_second = classes[0] == "unclassified" and len(classes) > 1
+    return str(classes[use_second])
 
 
 def _split_lists(column: pl.Series) -> tuple[pl.Series, Int]:

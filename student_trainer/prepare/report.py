@@ -44,11 +44,11 @@ def _collisions(manifest: dict[str, Any]) -> str:
         "cells: what a teacher of cells can know about the next road (validation steps)",
         "  cell size  colliding  ceiling  next road in same cell  occupied cells",
     ]
-    for line in manifest["collisions"]:
-        lines.append(
-            f"  {line['cell_size']:<9g} {100 * line['colliding']:8.1f} % {100 * line['ceiling']:6.1f} %"
-            f" {100 * line['same_cell']:21.1f} % {line['occupied']:15d}{'  <- chosen' if line['chosen'] else ''}"
-        )
+    lines += [
+        f"  {line['cell_size']:<9g} {100 * line['colliding']:8.1f} % {100 * line['ceiling']:6.1f} %"
+        f" {100 * line['same_cell']:21.1f} % {line['occupied']:15d}{'  <- chosen' if line['chosen'] else ''}"
+        for line in manifest["collisions"]
+    ]
     size, floor = manifest["recommended_cell_size"], max(manifest["floors"].values())
     lines.append(f"  recommended: grid.cell_size={size:g}{_reason(manifest, size, floor)}")
     return "\n".join(lines)
