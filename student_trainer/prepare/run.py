@@ -23,7 +23,7 @@ from student_trainer.prepare.config import PrepareConfig
 
 log = logging.getLogger(__name__)
 
-CODE_VERSION = 2
+CODE_VERSION = 1
 """Counts the changes after which the same inputs and settings give another store."""
 
 MANIFEST = "store.json"

@@ -1,0 +1,146 @@
+"""Reading raw files: what is understood, and what every complaint names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_city import TINY, write_tiny_city
+
+from shared.errors import DataError
+from student_trainer.prepare.config import PrepareConfig
+from student_trainer.prepare.raw import read_roads, read_trips
+from student_trainer.prepare.run import run
+
+TIMES = '"2020-01-01T00:00:00Z,2020-01-01T00:00:01Z"'
+
+
+def geo(*rows: str) -> str:
+    return "geo_id,coordinates,highway,length\n" + "".join(f"{row}\n" for row in rows)
+
+
+def trips(rid_list: str, time_list: str) -> str:
+    return (
+        f'traj_id,rid_list,time_list\n0,"0,1","2020-01-01T00:00:00Z,2020-01-01T00:00:01Z"\n1,{rid_list},{time_list}\n'
+    )
+
+
+BROKEN = {
+    "missing column": ("roadmap.geo", "geo_id,coordinates,highway\n", "has no column length"),
+    "no roads": ("roadmap.geo", geo(), "holds no road"),
+    "empty file": ("roadmap.geo", "", "cannot be read as CSV"),
+    "gap in geo_id": ("roadmap.geo", geo('1,"[[1, 2], [3, 4]]",a,1'), "row 0 (line 2), column geo_id: expected 0"),
+    "geo_id no integer": ("roadmap.geo", geo('x,"[[1, 2], [3, 4]]",a,1'), "column geo_id: expected an integer"),
+    "bad JSON": ("roadmap.geo", geo('0,"[[1, 2], [3, 4]",a,1'), "row 0 (line 2), column coordinates: not JSON"),
+    "code": ("roadmap.geo", geo("0,__import__('os').getcwd(),a,1"), "column coordinates: not JSON"),
+    "one point": ("roadmap.geo", geo('0,"[[1, 2]]",a,1'), "column coordinates: fewer than 2 points"),
+    "NaN coordinate": ("roadmap.geo", geo('0,"[[1, NaN], [3, 4]]",a,1'), "column coordinates: NaN"),
+    "text coordinate": ("roadmap.geo", geo('0,"[[1, ""2""], [3, 4]]",a,1'), "column coordinates"),
+    "lat and lng swapped": ("roadmap.geo", geo('0,"[[37, -122], [37, -122]]",a,1'), "not longitude and latitude"),
+    "NaN length": ("roadmap.geo", geo('0,"[[1, 2], [3, 4]]",a,nan'), "column length: expected metres, not 'nan'"),
+    "no length": ("roadmap.geo", geo('0,"[[1, 2], [3, 4]]",a,'), "column length: expected metres"),
+    "negative length": ("roadmap.geo", geo('0,"[[1, 2], [3, 4]]",a,-1'), "column length"),
+    "no highway": ("roadmap.geo", geo('0,"[[1, 2], [3, 4]]",,1'), "column highway: empty"),
+    "odd highway": ("roadmap.geo", geo('0,"[[1, 2], [3, 4]]",[a,1'), "column highway: '[a' looks like a list"),
+    "unknown successor": (
+        "roadmap.rel",
+        "origin_id,destination_id\n0,1\n0,5\n",
+        "row 1 (line 3), column dest",
+    ),
+    "negative origin": ("roadmap.rel", "origin_id,destination_id\n-1,1\n", "unknown road -1"),
+    "road is no integer": (
+        "train.csv",
+        trips('"0,1.5"', '"a,b"'),
+        "row 1 (line 3), column rid_list: expected",
+    ),
+    "unknown road": (
+        "val.csv",
+        trips('"0,5"', TIMES),
+        "has roads 0..4, not '5'",
+    ),
+    "bad time": (
+        "test.csv",
+        trips('"0,1"', '"2020-01-01T00:00:00Z,2020-01-32T00:00:01Z"'),
+        "column time_list: expected",
+    ),
+    "no times": ("test.csv", trips('"0,1"', ""), "column time_list: 0 times for 2 roads"),
+    "fewer times": ("test.csv", trips('"0,1"', "2020-01-01T00:00:00Z"), "1 times for 2 roads"),
+    "no trips": ("train.csv", "rid_list,time_list\n", "train.csv has no usable trip"),
+    "nothing usable": ("val.csv", "rid_list,time_list\n0,2020-01-01T00:00:00Z\n", "val.csv has no usable trip"),
+    "partition too short": ("road_network_partition", "0\n1\n", "has 2 lines for 5 roads"),
+    "partition no number": ("road_network_partition", "0\n1\nx\n0\n0\n", "line 3: expected a zone number"),
+    "partition too high": ("road_network_partition", "0\n1\n9\n0\n0\n", "line 3: zone 9"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_files_are_refused_by_name_row_and_column(tmp_path: Path, case: str) -> None:
+    name, text, message = BROKEN[case]
+    raw = write_tiny_city(tmp_path / "raw")
+    (raw / name).write_text(text)
+    with pytest.raises(DataError) as caught:
+        run(PrepareConfig(raw=raw, out=tmp_path / "store"))
+    assert name in str(caught.value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_missing_files_are_named(tmp_path: Path, name: str) -> None:
+    raw = write_tiny_city(tmp_path / "raw")
+    (raw / name).unlink()
+    with pytest.raises(DataError, match=f"{name} is missing"):
+        run(PrepareConfig(raw=raw, out=tmp_path / "store"))
+
+
+def test_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere is not a directory"):
+        run(PrepareConfig(raw=tmp_path / "nowhere", out=tmp_path / "store"))
+
+
+@pytest.mark.parametrize(
+    ("highway", "expected"),
+    [
+        ("trunk", "trunk"),
+        ("\"['trunk', 'primary']\"", "trunk"),
+        ("\"['unclassified', 'primary']\"", "primary"),
+        ("['unclassified']", "unclassified"),
+        ("3", "3"),
+    ],
+)
+def test_road_class_of_a_list(tmp_path: Path, highway: str, expected: str) -> None:
+    path = tmp_path / "roadmap.geo"
+    path.write_text(geo(f'0,"[[1, 2], [3, 4]]",{highway},1'))
+    assert read_roads(path).highway == [expected]
+
+
+def test_points_are_the_same_where_they_are_printed_alike(tmp_path: Path) -> None:
+    path = tmp_path / "roadmap.geo"
+    path.write_text(geo('0,"[[1.0, 2], [3, 4]]",a,1', '1,"[[1.00, 2], [3,4]]",a,1', '2,"[[3, 4], [1.0, 2]]",a,1'))
+    roads = read_roads(path)
+    assert roads.start_point[0] == roads.end_point[2]
+    assert roads.end_point[0] == roads.end_point[1] == roads.start_point[2]
+    assert roads.start_point[1] not in (roads.start_point[0], roads.end_point[0])
+    np.testing.assert_array_equal(roads.vertices[0], [2.0, 1.0])
+
+
+def test_lists_may_have_spaces_and_any_length(tmp_path: Path) -> None:
+    path = tmp_path / "trips.csv"
+    time = "2020-01-01T00:00:0{}Z"
+    path.write_text(
+        f'time_list,extra,rid_list\n"{time.format(0)}, {time.format(7)}",[1],"3, 4"\n,,\n{time.format(1)},{{}},2\n'
+    )
+    raw = read_trips(path, 5)
+    np.testing.assert_array_equal(raw.offsets, [0, 2, 2, 3])
+    np.testing.assert_array_equal(raw.roads, [3, 4, 2])
+    np.testing.assert_array_equal(raw.times - raw.times[0], [0, 7, 1])
+    assert raw.times[0] == 1577836800
+
+
+def test_windows_line_ends_and_byte_order_mark_are_read(tmp_path: Path) -> None:
+    raw = write_tiny_city(tmp_path / "raw")
+    for path in raw.iterdir():
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    run(PrepareConfig(raw=raw, out=tmp_path / "store"))

@@ -1,0 +1,208 @@
+"""The whole of prepare, against upstream's own features and on a small city with known answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import reference_path
+from tiny_city import write_tiny_city
+
+from shared import teacher_file
+from shared.errors import CompatibilityError, ConfigError, DataError
+from shared.store import Store
+from shared.vocab import Tokeniser, Vocabulary
+from student_trainer.__main__ import JOBS
+from student_trainer.data.network import RoadNetwork
+from student_trainer.prepare import run as prepare_run
+from student_trainer.prepare.config import GridConfig, PrepareConfig, ZonesConfig
+from student_trainer.prepare.run import run
+
+
+@pytest.fixture
+def tiny_city(tmp_path: Path) -> Path:
+    return write_tiny_city(tmp_path / "tiny")
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, np.ndarray]:
+    return dict(np.load(reference_path("fixtures", "hoser", "reference_freqs.npz")))
+
+
+@pytest.fixture(scope="module")
+def city_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    out = tmp_path_factory.mktemp("prepared") / "store"
+    run(PrepareConfig(raw=reference_path("fixtures", "hoser", "city"), out=out))
+    return Store(out)
+
+
+@pytest.mark.parametrize("name", ["attr_len", "attr_type", "attr_lon", "attr_lat"])
+def test_road_attributes_are_upstreams(city_store: Store, reference: dict[str, np.ndarray], name: str) -> None:
+    ours, theirs = city_store.network(name), reference[f"road_{name}"]
+    assert ours.dtype == theirs.dtype
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["road_edge_index", "zone_edge_index"])
+def test_edges_are_upstreams_in_order(city_store: Store, reference: dict[str, np.ndarray], name: str) -> None:
+    np.testing.assert_array_equal(city_store.network(name), reference[name])
+
+
+@pytest.mark.parametrize("name", ["intersection_attr", "zone_edge_weight"])
+def test_edge_attributes_are_upstreams(city_store: Store, reference: dict[str, np.ndarray], name: str) -> None:
+    assert city_store.network(name).dtype == np.float32
+    np.testing.assert_allclose(city_store.network(name), reference[name], rtol=0, atol=1e-6)
+
+
+def test_target_statistics_and_zone_matrix_are_upstreams(city_store: Store, reference: dict[str, np.ndarray]) -> None:
+    statistics = city_store.manifest["statistics"]
+    assert statistics["mu"] == pytest.approx(float(reference["mu"]), rel=1e-6)
+    assert statistics["sigma"] == pytest.approx(float(reference["sigma"]), rel=1e-6)
+    matrix = np.load(reference_path("fixtures", "hoser", "city", "zone_trans_mat.npy"))
+    np.testing.assert_array_equal(city_store.network("zone_transitions"), matrix)
+
+
+def test_candidates_are_upstreams(city_store: Store, reference: dict[str, np.ndarray]) -> None:
+    offsets, successors = city_store.network("successor_offsets"), city_store.network("successors")
+    for b, length in enumerate(reference["trace_len"]):
+        for t in range(length):
+            road, k = reference["trace_road_id"][b, t], reference["candidate_len"][b, t]
+            np.testing.assert_array_equal(
+                successors[offsets[road] : offsets[road + 1]], reference["candidate_road_id"][b, t, :k]
+            )
+
+
+def test_store_holds_what_its_readers_expect(city_store: Store) -> None:
+    network = RoadNetwork.load(city_store)
+    trips = city_store.trips("val")
+    assert (network.num_roads, network.num_zones, network.num_types) == (704, 16, 4)
+    assert (trips.roads.dtype, trips.times.dtype) == (np.int32, np.int64)
+    assert city_store.manifest["splits"]["val"]["trips"] == len(trips) == 60
+    points = city_store.network("vertex_mean")
+    np.testing.assert_array_equal(city_store.road_token, city_store.tokeniser.tokens(points[:, 0], points[:, 1]))
+    assert not list(city_store.path.parent.glob(".store*"))
+
+
+def test_manifest_is_strict_json_and_names_its_inputs(city_store: Store) -> None:
+    text = (city_store.path / "store.json").read_text()
+    manifest = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert {"roadmap.geo", "roadmap.rel", "train.csv", "val.csv", "test.csv", "road_network_partition"} == set(
+        manifest["inputs"]
+    )
+    assert manifest["highway_classes"] == sorted(manifest["highway_classes"])
+
+
+def test_same_input_is_up_to_date_and_other_settings_replace(tmp_path: Path, tiny_city: Path) -> None:
+    config = PrepareConfig(raw=tiny_city, out=tmp_path / "store")
+    run(config)
+    first = (config.out / "store.json").stat().st_mtime_ns
+    run(config)
+    assert (config.out / "store.json").stat().st_mtime_ns == first
+    run(config.model_copy(update={"grid": GridConfig(cell_size=0.001)}))
+    assert Store(config.out).manifest["grid"]["cell_lat"] == 0.001
+
+
+def test_changed_input_and_damaged_store_are_prepared_again(tmp_path: Path, tiny_city: Path) -> None:
+    config = PrepareConfig(raw=tiny_city, out=tmp_path / "store")
+    run(config)
+    before = Store(config.out).fingerprint
+    (config.out / "train" / "roads.npy").unlink()
+    run(config)
+    assert len(Store(config.out).trips("train")) == 2
+    with open(tiny_city / "val.csv", "a") as file:
+        file.write('7,"0,1","2020-01-01T00:00:00Z,2020-01-01T00:00:09Z"\n')
+    run(config)
+    assert Store(config.out).fingerprint != before
+
+
+def test_other_directories_are_left_alone(tmp_path: Path, tiny_city: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("years of work")
+    for out in (precious, tiny_city, precious / "thesis.tex"):
+        with pytest.raises(DataError, match="is not a store"):
+            run(PrepareConfig(raw=tiny_city, out=out))
+    assert (precious / "thesis.tex").read_text() == "years of work"
+
+
+def test_interruption_leaves_the_old_store(tmp_path: Path, tiny_city: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = PrepareConfig(raw=tiny_city, out=tmp_path / "store")
+    run(config)
+    before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*"))
+    fingerprint = Store(config.out).fingerprint
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare_run.files, "write_json", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(config.model_copy(update={"strict": True}))
+    assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*")) == before
+    assert Store(config.out).fingerprint == fingerprint
+
+
+def test_partition_is_computed_deterministically_where_there_is_none(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for file in reference_path("fixtures", "hoser", "city").iterdir():
+        if file.name not in ("road_network_partition", "zone_trans_mat.npy"):
+            (raw / file.name).write_bytes(file.read_bytes())
+    zones = []
+    for name in ("a", "b"):
+        run(PrepareConfig(raw=raw, out=tmp_path / name, zones=ZonesConfig(count=300, min_roads=20)))
+        zones.append(Store(tmp_path / name).network("road_zone"))
+    np.testing.assert_array_equal(*zones)
+    sizes = np.bincount(zones[0])
+    assert len(sizes) == 704 // 20
+    assert sizes.max() <= 2 * 20
+    assert capfd.readouterr().out.startswith("network   704 roads")
+
+
+def test_teachers_grid_and_vocabulary_are_taken_as_they_are(tmp_path: Path, tiny_city: Path) -> None:
+    run(PrepareConfig(raw=tiny_city, out=tmp_path / "first", grid=GridConfig(cell_size=0.0007, centroid="line")))
+    theirs = Store(tmp_path / "first").tokeniser
+    teacher_file.write(tmp_path / "teacher", {"w": np.zeros(1, np.float32)}, {}, theirs, {})
+    run(PrepareConfig(raw=tiny_city, out=tmp_path / "second", grid=GridConfig(teacher=tmp_path / "teacher")))
+    ours = Store(tmp_path / "second")
+    assert ours.tokeniser.fingerprint == theirs.fingerprint
+    np.testing.assert_array_equal(ours.road_token, Store(tmp_path / "first").road_token)
+    assert [line["cell_size"] for line in ours.manifest["collisions"] if line["chosen"]] == [0.0007]
+
+
+def test_teacher_of_another_city_is_refused(tmp_path: Path, tiny_city: Path) -> None:
+    run(PrepareConfig(raw=tiny_city, out=tmp_path / "s", grid=GridConfig(bounds=(0, 0, 1, 1), max_outside=1)))
+    assert Store(tmp_path / "s").manifest["statistics"]["roads_outside_grid"] == 5
+    teacher_file.write(tmp_path / "t", {"w": np.zeros(1, np.float32)}, {}, Store(tmp_path / "s").tokeniser, {})
+    with pytest.raises(CompatibilityError, match="5 of 5 roads lie outside the grid"):
+        run(PrepareConfig(raw=tiny_city, out=tmp_path / "x", grid=GridConfig(teacher=tmp_path / "t")))
+    teacher_file.write(tmp_path / "t", {"w": np.zeros(1, np.float32)}, {}, Tokeniser(Vocabulary.full(9), None), {})
+    with pytest.raises(CompatibilityError, match="no grid"):
+        run(PrepareConfig(raw=tiny_city, out=tmp_path / "x", grid=GridConfig(teacher=tmp_path / "t")))
+    assert not (tmp_path / "x").exists()
+
+
+def test_full_vocabulary_has_a_token_for_every_cell(tmp_path: Path, tiny_city: Path) -> None:
+    run(PrepareConfig(raw=tiny_city, out=tmp_path / "s", grid=GridConfig(vocabulary="full")))
+    store = Store(tmp_path / "s")
+    assert store.tokeniser.vocabulary.occupied is None
+    assert store.tokeniser.vocabulary.cells == store.tokeniser.grid.cells
+    assert not (tmp_path / "s" / "network" / "occupied_cells.npy").exists()
+
+
+def test_absurd_cell_size_is_refused(tmp_path: Path, tiny_city: Path) -> None:
+    with pytest.raises(ConfigError, match="choose a larger one"):
+        run(PrepareConfig(raw=tiny_city, out=tmp_path / "s", grid=GridConfig(cell_size=1e-9)))
+
+
+def test_teacher_contradicts_other_grid_settings() -> None:
+    with pytest.raises(ValueError, match=r"grid\.teacher decides cell_size"):
+        GridConfig(teacher=Path("t"), cell_size=0.001)
+
+
+def test_every_flag_is_a_setting() -> None:
+    job = next(job for job in JOBS if job.name == "prepare")
+    assert {flag.key for flag in job.flags} <= set(PrepareConfig.model_fields)
