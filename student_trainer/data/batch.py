@@ -182,11 +182,11 @@ def _detours(
     destination: npt.NDArray[np.int64],
     length: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.float32]:
-    """log1p of the metres to the destination beyond the nearest candidate's, in hundreds."""
+    """log1p of the metres to the destination beyond the nearest candidate's, in hundreds; in float32, as upstream."""
     here, there = network.line_centroid[candidate], network.line_centroid[destination]
-    metres = geometry.haversine_m(here[:, 0], here[:, 1], there[:, 0], there[:, 1])
+    metres = geometry.haversine_m(here[:, 0], here[:, 1], there[:, 0], there[:, 1]).astype(np.float32)
     nearest = np.minimum.reduceat(metres, ragged.offsets(length)[:-1])
-    return np.asarray(np.log1p((metres - np.repeat(nearest, length)) / 100), np.float32)
+    return np.log1p((metres - np.repeat(nearest, length)) / 100)
 
 
 def _angles(

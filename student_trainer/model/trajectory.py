@@ -102,7 +102,7 @@ class TrajectoryEncoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim = config.road_dim
-        self.road_zone_fusion_mlp = nn.Sequential(nn.Linear(2 * dim, 64), nn.ReLU(), nn.Linear(64, 1))
+        self.road_zone_fusion_mlp = nn.Sequential(nn.Linear(2 * dim, 64), nn.GELU(), nn.Linear(64, 1))
         encoder = FourierTemporalEncoder if config.temporal == "freqs" else CosineTemporalEncoder
         self.temporal_encoder: nn.Module = encoder(dim)
         self.blocks = [Block(2 * dim, config.num_heads) for _ in range(config.num_layers)]

@@ -114,7 +114,8 @@ def load_tensors(path: Path) -> dict[str, Any]:
             f"{path} is not a file of plain weights, refused without executing it: {reason}"
         ) from None
     except (RuntimeError, zipfile.BadZipFile, EOFError, OSError, ValueError, KeyError) as error:
-        raise FileFormatError(f"{path} is damaged or truncated: {str(error).splitlines()[0]}") from None
+        reason = (str(error) or "unexpected end").splitlines()[0]
+        raise FileFormatError(f"{path} is damaged or truncated: {reason}") from None
     if not isinstance(values, dict):
         raise FileFormatError(f"{path} holds a {type(values).__name__}, expected a dictionary of weights")
     return values

@@ -213,7 +213,7 @@ class Session:
     def _end_epoch(self, epoch: int, logbook: Logbook) -> None:
         metrics = self.validator.measure(self.model)
         logbook.write(self.progress.step, {f"val/{name}": value for name, value in metrics.items()})
-        log.info("epoch %d: %s", epoch + 1, "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+        log.info("epoch %d: %s", epoch + 1, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         self.progress.history.append({"epoch": epoch + 1, "step": self.progress.step, **metrics})
         if metrics["accuracy"] > self.progress.best_accuracy:
             self.progress.best_accuracy, self.progress.best_epoch = metrics["accuracy"], epoch + 1

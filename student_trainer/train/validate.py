@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from shared.store import Trips
@@ -51,6 +50,7 @@ class Validator:
             nll: mean -log p(next road), nats, over positions with a label.
             time_error: |x^ - x| / max(x, 1) of x = log1p seconds, as upstream reports it.
             seconds_error: mean absolute error in seconds.
+            positions: how many there are.
             With a teacher also kl, teacher_accuracy, agreement and the entropies.
         """
         model.eval()
@@ -65,7 +65,7 @@ class Validator:
                 reply = self._replies[number] if self._replies else None
                 self._add(sums, model, network, item, reply)
         model.train()
-        return {name: value for name, value in sums.means().items() if np.isfinite(value)}
+        return {"positions": sums.count("accuracy"), **sums.means()}
 
     def _add(
         self, sums: Sums, model: HOSER, network: NetworkEmbedding, item: Prepared, reply: ScoreReply | None

@@ -82,7 +82,8 @@ def test_marginal_equals_duplicate_without_collisions(
     logits, log_q, _ = row
     target = target_of([log_q], [list(range(len(logits)))])
     marginal, duplicate = (
-        losses.distillation_loss(torch.tensor([logits]), target, temperature, kind) for kind in ("marginal", "duplicate")
+        losses.distillation_loss(torch.tensor([logits]), target, temperature, kind)
+        for kind in ("marginal", "duplicate")
     )
     torch.testing.assert_close(marginal, duplicate, rtol=1e-5, atol=1e-6)
 

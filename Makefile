@@ -1,0 +1,74 @@
+# Thin targets; each sets up what it needs in the project's virtual environment.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RPC := shared/rpc/teacher/v1/teacher_pb2.py
+TEACHER ?= runs/demo/teacher.safetensors
+LISTEN ?= 127.0.0.1:50051
+METRICS ?= 127.0.0.1:9464
+STORE ?= runs/demo/store
+OUT ?= runs/train
+
+.DEFAULT_GOAL := help
+.PHONY: help setup proto demo test test-fast lint format type buf serve train bench lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+setup: $(READY) proto ## make .venv with the locked dependencies
+
+$(READY): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0] + \
+	  "; name another one: make setup PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	@touch $@
+
+proto: $(RPC) ## generate the gRPC code from proto/
+
+$(RPC): proto/teacher/v1/teacher.proto | $(READY)
+	$(BIN)/python -m grpc_tools.protoc -Ishared/rpc=proto --python_out=. --pyi_out=. --grpc_python_out=. \
+	  shared/rpc/teacher/v1/teacher.proto
+
+demo: setup ## the main job on a synthetic city: prepare, pretrain, serve, train twice (5 minutes)
+	$(BIN)/python -m shared.demo --out runs/demo
+
+test: setup ## all tests
+	$(BIN)/python -m pytest
+
+test-fast: setup ## the tests that start no servers and train nothing
+	$(BIN)/python -m pytest -m 'not integration'
+
+lint: setup ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup ## ruff, mending
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: setup ## mypy
+	$(BIN)/mypy
+
+buf: ## lint the wire contract (needs npm)
+	cd proto && npx --yes @bufbuild/buf@1 lint
+
+serve: setup ## the teacher daemon: make serve TEACHER=teacher.safetensors
+	$(BIN)/teacher-server serve --teacher $(TEACHER) --listen $(LISTEN) --metrics-listen $(METRICS)
+
+train: setup ## a distilled run: make train STORE=store OUT=runs/train
+	$(BIN)/student-trainer train --data $(STORE) --teacher $(LISTEN) --out $(OUT)
+
+bench: setup ## benchmarks; results in benchmarks/results
+	$(BIN)/python -m benchmarks
+
+lock: setup ## lock the newest versions that pyproject.toml allows
+	$(BIN)/pip-compile --quiet --all-extras --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+	  --no-header --no-annotate --upgrade --output-file requirements.lock pyproject.toml
+
+clean: ## remove the environment, generated code and caches (runs/ stays)
+	rm -rf $(VENV) shared/rpc/teacher build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,145 @@
+"""`make demo`: the main job from nothing to a table, by the commands that a user would type.
+
+    demo-city -> prepare -> pretrain -> serve -> train (vanilla) -> train (distilled) -> table
+
+Imports neither package; every stage is a command whose log is kept beside its result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+MARKER = ".demo"
+READY_SECONDS = 60
+STOP_SECONDS = 20
+
+
+class StageFailed(Exception):
+    """A command of the demo ended badly."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the demo; 0 if every stage succeeded."""
+    parser = argparse.ArgumentParser("demo", description="The main job on a synthetic city, in a few minutes.")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="directory of the demo, made anew each time"
+    )
+    out = parser.parse_args(argv).out
+    start = time.monotonic()
+    try:
+        _start_afresh(out)
+        result = _run(out)
+    except StageFailed as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("demo: interrupted; every process it started has been stopped", file=sys.stderr)
+        return 130
+    print(_table(out, result))
+    print(f"\n{time.monotonic() - start:.0f} s in all. Everything is in {out}/ (logs in {out}/logs/).")
+    return 0
+
+
+def _start_afresh(out: Path) -> None:
+    if out.exists():
+        if not (out / MARKER).exists():
+            raise StageFailed(f"{out} exists and was not made by the demo; choose another --out")
+        shutil.rmtree(out)
+    (out / "logs").mkdir(parents=True)
+    (out / MARKER).touch()
+
+
+def _run(out: Path) -> dict[str, Any]:
+    raw, store, teacher = out / "raw", out / "store", out / "teacher.safetensors"
+    settings = ["--config", "config/demo.yaml"]
+    _stage(out, "1 city", "student_trainer", "demo-city", "--out", raw, *settings)
+    _stage(out, "2 prepare", "student_trainer", "prepare", "--raw", raw, "--out", store, *settings)
+    pretrained = _stage(out, "3 pretrain", "teacher_server", "pretrain", "--data", store, "--out", teacher, *settings)
+    train = ["train", "--data", store, *settings]
+    with _teacher_daemon(out, teacher) as address:
+        vanilla = _stage(out, "4 vanilla", "student_trainer", *train, "--out", out / "vanilla")
+        distilled = _stage(
+            out, "5 distilled", "student_trainer", *train, "--teacher", address, "--out", out / "distilled"
+        )
+    return {"pretrain": pretrained, "vanilla": vanilla, "distilled": distilled}
+
+
+def _stage(out: Path, name: str, package: str, *arguments: object) -> dict[str, Any]:
+    """Runs a command; returns the JSON of the last line that it printed."""
+    command = [sys.executable, "-m", package, *map(str, arguments)]
+    log = out / "logs" / f"{name.replace(' ', '-')}.log"
+    print(f"[{name}] {package.replace('_', '-')} {shlex.join(command[3:])}", flush=True)
+    start = time.monotonic()
+    with log.open("w") as stream:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stream, text=True, check=False)
+        stream.write(done.stdout)
+    if done.returncode:
+        last = log.read_text().strip().splitlines()[-1:] or ["no output"]
+        raise StageFailed(f"{name} ended with {done.returncode}: {last[0]} (log: {log})")
+    print(f"    {time.monotonic() - start:.0f} s", flush=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    return dict(json.loads(lines[-1])) if lines else {}
+
+
+@contextlib.contextmanager
+def _teacher_daemon(out: Path, teacher: Path) -> Iterator[str]:
+    """A daemon on free ports; yields its address and stops it in the end."""
+    command = [sys.executable, "-m", "teacher_server", "serve", "--teacher", str(teacher)]
+    command += ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--config", "config/demo.yaml"]
+    print(f"[serve] teacher-server {shlex.join(command[3:])}", flush=True)
+    log = out / "logs" / "serve.log"
+    with log.open("w") as stream, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stream, text=True) as daemon:
+        try:
+            assert daemon.stdout is not None
+            ready = daemon.stdout.readline()  # printed once it serves; empty if it ended instead
+            if not ready.startswith("{"):
+                raise StageFailed(f"the teacher daemon did not start (log: {log})")
+            state = json.loads(ready)
+            print(f"    listening on {state['listening']}, metrics on {state['metrics']}", flush=True)
+            yield str(state["listening"])
+        finally:
+            daemon.terminate()
+            try:
+                daemon.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+            (out / "logs" / "serve.exit").write_text(f"{daemon.wait()}\n")
+
+
+def _table(out: Path, result: dict[str, Any]) -> str:
+    manifest = json.loads((out / "store" / "store.json").read_text())
+    floors = manifest["floors"]
+    vanilla, distilled = result["vanilla"]["best"], result["distilled"]["best"]
+    positions = vanilla["positions"]
+    noise = 100 * math.sqrt(vanilla["accuracy"] * (1 - vanilla["accuracy"]) / positions)
+    rows = [
+        ("nearest to the destination", floors["nearest"], None, None),
+        ("second-order Markov", floors["second_order_markov"], None, None),
+        ("teacher alone, on the candidates", distilled["teacher_accuracy"], None, None),
+        ("HOSER, vanilla", vanilla["accuracy"], vanilla["nll"], vanilla["time_error"]),
+        ("HOSER, distilled", distilled["accuracy"], distilled["nll"], distilled["time_error"]),
+    ]
+    lines = [f"\n{'validation, best epoch':34}{'accuracy %':>11}{'NLL':>9}{'time error':>12}"]
+    for name, accuracy, nll, error in rows:
+        rest = "" if nll is None else f"{nll:9.4f}{error:12.4f}"
+        lines.append(f"{name:34}{100 * accuracy:11.2f}{rest}")
+    lines.append(
+        f"\none seed each; the sampling error of an accuracy over {positions} positions is about ±{noise:.2f} points.\n"
+        f"runs: {out}/vanilla, {out}/distilled   teacher: {out}/teacher.safetensors   city: {out}/raw/city.svg"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
