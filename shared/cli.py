@@ -106,13 +106,13 @@ class _Settings(str):
     """The settings of a job as help text, built from its schema on first use."""
 
     def __new__(cls, job: Job) -> _Settings:
-        text = super().__new__(cls, f"settings of {job.name}")
+        text = super().__new__(cls, "%(prog)s")  # argparse formats what holds this
         text.job = job
         return text
 
     job: Job
 
-    def __mod__(self, _: Any) -> str:  # argparse formats an epilog with %
+    def __mod__(self, _: Any) -> str:
         lines = ["settings (key=value, or in a YAML file under " + f"'{self.job.name}:'):"]
         for key, default, doc in config.describe(_import(self.job.schema)):
             lines.append(f"  {key} = {default}")

@@ -3,11 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
 from shared.config import Section
+from teacher_server.address import Address
+
+
+def _check_address(text: str) -> str:
+    Address.parse(text)
+    return text
+
+
+def _off_or_address(value: Any) -> Any:
+    """YAML reads a bare `off` as false."""
+    if value is False:
+        return "off"
+    return value if value == "off" or not isinstance(value, str) else _check_address(value)
+
+
+def _split_tokens(value: Any) -> Any:
+    """1,2,3 as a command line and YAML give it: text, or one number."""
+    if isinstance(value, str):
+        parts = [part.strip() for part in value.split(",")] if value.strip() else []
+        if not all(part.isascii() and part.isdecimal() for part in parts):
+            raise ValueError("expected tokens separated by commas, for example 1,2,3")
+        return [int(part) for part in parts]
+    return [value] if isinstance(value, int) else value
+
+
+def _split_numbers(value: Any) -> Any:
+    """LAT,LNG as a command line gives it."""
+    return value.split(",") if isinstance(value, str) and "," in value else value
+
+
+AddressText = Annotated[str, pydantic.AfterValidator(_check_address)]
+Tokens = Annotated[tuple[Annotated[int, pydantic.Field(ge=0, lt=2**31)], ...], pydantic.BeforeValidator(_split_tokens)]
 
 
 class EngineConfig(Section):
@@ -46,7 +78,7 @@ class ExportConfig(Section):
     """Rows of the grid, south to north; needed only if the checkpoint has no dataset_config."""
     grid_cols: int | None = pydantic.Field(None, gt=0)
     """Columns of the grid, west to east; needed only if the checkpoint has no dataset_config."""
-    cell_size: float | tuple[float, float] | None = None
+    cell_size: Annotated[float | tuple[float, float] | None, pydantic.BeforeValidator(_split_numbers)] = None
     """Size of a cell, degrees: one number, or [latitude, longitude]."""
     bounds: tuple[float, float, float, float] | None = None
     """South, west, north, east bounds of the grid, degrees."""
@@ -128,7 +160,7 @@ class PretrainConfig(Section):
     """Passes over the training trips."""
     max_steps: int | None = pydantic.Field(None, gt=0)
     """Stop after this many optimiser steps; none: after the epochs. The schedule ends with the run."""
-    batch_tokens: int = pydantic.Field(8192, gt=0)
+    batch_tokens: int = pydantic.Field(2048, gt=0)
     """Padded tokens of a batch; a batch holds trips of similar length."""
     crop_probability: float = pydantic.Field(0.5, ge=0, le=1)
     """Share of the training sequences that start at a uniformly drawn place of the trip instead of its origin.
@@ -153,3 +185,64 @@ class PretrainConfig(Section):
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
         return self
+
+
+class BatchingConfig(Section):
+    """What may wait for the model, and what it computes at once."""
+
+    max_batch_tokens: int = pydantic.Field(32768, gt=0)
+    """Padded tokens of a batch; a request above it is computed alone."""
+    max_queued_positions: int = pydantic.Field(262144, gt=0)
+    """Scored positions that may wait for the model, all callers together; above it a request is refused with
+    RESOURCE_EXHAUSTED at once. A request without positions counts as one."""
+    max_request_positions: int = pydantic.Field(65536, gt=0)
+    """Scored positions of one request."""
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> BatchingConfig:
+        if self.max_request_positions > self.max_queued_positions:
+            raise ValueError("max_request_positions is above max_queued_positions: such a request could never wait")
+        return self
+
+
+class ServeConfig(Section):
+    """`serve`: the daemon."""
+
+    teacher: Path
+    """The teacher file."""
+    listen: AddressText = "127.0.0.1:50051"
+    """HOST:PORT or unix:PATH; port 0: the system chooses."""
+    metrics_listen: Annotated[str, pydantic.BeforeValidator(_off_or_address)] = "127.0.0.1:9464"
+    """HOST:PORT of the Prometheus metrics over HTTP, or off."""
+    engine: EngineConfig = EngineConfig()
+    batching: BatchingConfig = BatchingConfig()
+    max_message_bytes: int = pydantic.Field(64 * 2**20, ge=1024, lt=2**31)
+    """Largest request message; gRPC refuses a larger one with RESOURCE_EXHAUSTED, which ends a stream."""
+    stream_in_flight: int = pydantic.Field(64, gt=0)
+    """Requests of one stream under way; no more are read from it before an answer is written."""
+    drain_seconds: float = pydantic.Field(30.0, gt=0)
+    """After SIGTERM or SIGINT, how long accepted requests may take before the daemon gives them up."""
+    warm_up: bool = True
+    """Compute every shape once before serving, so that the first requests are as fast as the rest."""
+
+    @pydantic.field_validator("metrics_listen")
+    @classmethod
+    def _metrics_over_tcp(cls, text: str) -> str:
+        if text.startswith("unix:"):
+            raise ValueError("metrics are served over TCP: expected HOST:PORT or off")
+        return text
+
+
+class QueryConfig(Section):
+    """`query`: one question to a running server."""
+
+    address: AddressText
+    """HOST:PORT or unix:PATH of the server."""
+    history: Tokens = ()
+    """Cell tokens so far, oldest first, separated by commas; empty: SOT alone."""
+    candidates: Tokens = pydantic.Field(min_length=1)
+    """Cell tokens to compare, separated by commas."""
+    candidate_mass: bool = False
+    """Also ask for the teacher's total probability of the candidates, among all tokens."""
+    timeout: float = pydantic.Field(10.0, gt=0)
+    """Seconds to wait for the answer."""

@@ -1,0 +1,77 @@
+"""The command line: `teacher-server COMMAND`, or `python -m teacher_server COMMAND`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from shared import cli
+from shared.cli import Flag, Job
+
+JOBS = (
+    Job(
+        "export",
+        "turns an upstream LM-TAD checkpoint into a teacher file",
+        "teacher_server.config:ExportConfig",
+        "teacher_server.export:run",
+        (
+            Flag("--checkpoint", "checkpoint", "upstream checkpoint, training or weights-only", "FILE"),
+            Flag("--out", "out", "teacher file to write", "TEACHER"),
+            Flag("--grid-rows", "grid_rows", "rows of the grid, south to north", "R"),
+            Flag("--grid-cols", "grid_cols", "columns of the grid, west to east", "C"),
+            Flag("--cell-size", "cell_size", "cell size, degrees: one number, or LAT,LNG", "DEG"),
+            Flag("--bounds", "bounds", "bounds, degrees", ("LAT0", "LNG0", "LAT1", "LNG1"), nargs=4),
+        ),
+    ),
+    Job(
+        "pretrain",
+        "trains an LM-TAD teacher on a store",
+        "teacher_server.config:PretrainConfig",
+        "teacher_server.pretrain:run",
+        (
+            Flag("--data", "data", "store that `student-trainer prepare` wrote", "STORE"),
+            Flag("--out", "out", "teacher file to write", "TEACHER"),
+        ),
+    ),
+    Job(
+        "serve",
+        "serves a teacher to trainers",
+        "teacher_server.config:ServeConfig",
+        "teacher_server.server:serve",
+        (
+            Flag("--teacher", "teacher", "teacher file", "TEACHER"),
+            Flag("--listen", "listen", "HOST:PORT or unix:PATH (default 127.0.0.1:50051)", "ADDRESS"),
+            Flag("--metrics-listen", "metrics_listen", "HOST:PORT or off (default 127.0.0.1:9464)", "ADDRESS"),
+        ),
+    ),
+    Job(
+        "info",
+        "says what a teacher file, or a running server, is",
+        "teacher_server.config:InfoConfig",
+        "teacher_server.info:run",
+        (
+            Flag("--teacher", "teacher", "teacher file", "TEACHER"),
+            Flag("--address", "address", "HOST:PORT or unix:PATH of a running server", "ADDRESS"),
+        ),
+    ),
+    Job(
+        "query",
+        "asks a running server one question",
+        "teacher_server.config:QueryConfig",
+        "teacher_server.query:run",
+        (
+            Flag("--address", "address", "HOST:PORT or unix:PATH of the server", "ADDRESS"),
+            Flag("--history", "history", "cell tokens so far, oldest first; empty: SOT alone", "1,2,3"),
+            Flag("--candidates", "candidates", "cell tokens to compare", "4,5,6"),
+        ),
+    ),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit code."""
+    return cli.main("teacher-server", "The LM-TAD teacher: makes, serves and questions it.", JOBS, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Around every call of the teacher service: bytes -> message, errors -> status, counts and times.
+
+The one place where an exception becomes a status. A request on a stream is refused by a message
+instead; `as_teacher_error` decides what it says, too.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, cast
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from shared.errors import InternalError, InvalidRequest, TeacherError
+from shared.rpc.teacher.v1 import teacher_pb2 as pb
+from teacher_server.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["TeacherService"].full_name
+
+Parse = Callable[[bytes], Any]
+Behaviour = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
+
+
+def as_teacher_error(error: BaseException) -> TeacherError:
+    """What the caller is told of an exception; one that nobody expected is logged with its traceback."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, TeacherError):
+        return error
+    log.error("a request failed unexpectedly", exc_info=error)
+    return InternalError(f"the teacher failed ({type(error).__name__}); its log says why")
+
+
+class TeacherInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps the methods of the teacher service; leaves health and reflection alone."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        """See `grpc.aio.ServerInterceptor`."""
+        handler: Any = await continuation(handler_call_details)  # None for a method that nobody serves
+        service, _, method = handler_call_details.method.strip("/").partition("/")
+        if handler is None or service != SERVICE:
+            return cast(grpc.RpcMethodHandler, handler)
+        parse = _lenient(handler.request_deserializer)
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(
+                _stream(handler.stream_stream), parse, handler.response_serializer
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(method, handler.unary_unary), parse, handler.response_serializer
+        )
+
+    def _unary(self, method: str, answer: Behaviour) -> Behaviour:
+        async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
+            try:
+                with self._metrics.request(method):
+                    return await answer(_checked(request), context)
+            except Exception as error:
+                refusal = as_teacher_error(error)
+            return await _abort(context, refusal)
+
+        return call
+
+
+def _stream(answer: Behaviour) -> Behaviour:
+    async def call(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+        try:
+            await answer((_checked(request) async for request in requests), context)
+            return
+        except Exception as error:
+            refusal = as_teacher_error(error)
+        await _abort(context, refusal)
+
+    return call
+
+
+async def _abort(context: grpc.aio.ServicerContext, error: TeacherError) -> None:
+    await context.abort(grpc.StatusCode[error.status], str(error))
+
+
+def _lenient(parse: Parse) -> Parse:
+    """Returns the refusal instead of raising it: gRPC makes an unknown failure of what a parser raises."""
+
+    def call(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            return InvalidRequest(f"{len(data)} bytes that are not a message of {SERVICE}")
+
+    return call
+
+
+def _checked(request: Any) -> Any:
+    if isinstance(request, TeacherError):
+        raise request
+    return request

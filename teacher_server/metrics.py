@@ -1,0 +1,156 @@
+"""The Prometheus metrics of the daemon: every object in one place, on a registry passed in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from wsgiref.simple_server import WSGIServer
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+
+from shared.errors import ConfigError, InvalidRequest, TeacherError
+from teacher_server.address import Address, check_free
+
+SECONDS = tuple(1e-4 * 2**k for k in range(20))
+"""Bounds of durations: 0.1 ms, doubling, up to 52 s."""
+
+
+def _powers_of_two(last: int) -> tuple[int, ...]:
+    return tuple(2**k for k in range(last + 1))
+
+
+class Metrics:
+    """What the daemon counts. Methods of requests: GetTeacher, Score, StreamScore (one a request on the stream)."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Registers everything on `registry`, and the collectors of process, interpreter and garbage collector."""
+        self.registry = registry
+        prometheus_client.ProcessCollector(registry=registry)
+        prometheus_client.PlatformCollector(registry=registry)
+        prometheus_client.GCCollector(registry=registry)
+
+        self.requests = Counter(
+            "teacher_requests_total", "Requests ended, by method and status.", ["method", "code"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "teacher_request_seconds",
+            "From a request's arrival to its answer.",
+            ["method"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.in_flight = Gauge("teacher_in_flight_requests", "Requests under way.", registry=registry)
+        self.rejected = Counter(
+            "teacher_rejected_total",
+            "Requests refused, by reason: queue_full, draining, loading, invalid.",
+            ["reason"],
+            registry=registry,
+        )
+        self.expired = Counter(
+            "teacher_expired_total", "Requests dropped before compute: their deadline had passed.", registry=registry
+        )
+        self.cancelled = Counter(
+            "teacher_cancelled_total", "Accepted requests whose caller left before the answer.", registry=registry
+        )
+
+        self.queue_requests = Gauge("teacher_queue_requests", "Requests waiting for the model.", registry=registry)
+        self.queue_positions = Gauge("teacher_queue_positions", "Positions waiting for the model.", registry=registry)
+        self.queue_wait_seconds = Histogram(
+            "teacher_queue_wait_seconds",
+            "From a request's admission to the start of its batch.",
+            buckets=SECONDS,
+            registry=registry,
+        )
+
+        self.batches = Counter(
+            "teacher_batches_total",
+            "Batches, by why they were cut: idle (the model was free), full, drain.",
+            ["reason"],
+            registry=registry,
+        )
+        self.batch_requests = Histogram(
+            "teacher_batch_requests", "Requests in a batch.", buckets=_powers_of_two(10), registry=registry
+        )
+        self.batch_positions = Histogram(
+            "teacher_batch_positions", "Scored positions in a batch.", buckets=_powers_of_two(18), registry=registry
+        )
+        self.batch_padded_tokens = Histogram(
+            "teacher_batch_padded_tokens", "Padded tokens in a batch.", buckets=_powers_of_two(20), registry=registry
+        )
+        self.compute_seconds = Histogram(
+            "teacher_compute_seconds", "The model's time for a batch.", buckets=SECONDS, registry=registry
+        )
+        self.scored_positions = Counter(
+            "teacher_scored_positions_total", "Positions that the model has scored.", registry=registry
+        )
+        self.model = Info("teacher_model", "What is served.", registry=registry)
+
+        for reason in ("queue_full", "draining", "loading", "invalid"):
+            self.rejected.labels(reason)
+        for reason in ("idle", "full", "drain"):
+            self.batches.labels(reason)
+
+    @contextlib.contextmanager
+    def request(self, method: str) -> Iterator[None]:
+        """Counts and times one request; its code is the status of what the block raises."""
+        code = "OK"
+        started = time.perf_counter()
+        self.in_flight.inc()
+        try:
+            yield
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
+        except TeacherError as error:
+            code = error.status
+            if isinstance(error, InvalidRequest):
+                self.rejected.labels("invalid").inc()
+            raise
+        except BaseException:
+            code = "INTERNAL"
+            raise
+        finally:
+            self.in_flight.dec()
+            self.requests.labels(method, code).inc()
+            self.request_seconds.labels(method).observe(time.perf_counter() - started)
+
+    def set_queue(self, requests: int, positions: int) -> None:
+        """What waits for the model now."""
+        self.queue_requests.set(requests)
+        self.queue_positions.set(positions)
+
+    def batch_cut(self, reason: str, requests: int, positions: int, padded_tokens: int) -> None:
+        """A batch was made."""
+        self.batches.labels(reason).inc()
+        self.batch_requests.observe(requests)
+        self.batch_positions.observe(positions)
+        self.batch_padded_tokens.observe(padded_tokens)
+
+
+class Exposition:
+    """The metrics over HTTP, served by threads of their own."""
+
+    def __init__(self, address: Address, registry: CollectorRegistry) -> None:
+        """Starts serving.
+
+        Raises:
+            ConfigError: the address is taken, not of this machine or not permitted.
+        """
+        check_free(address)
+        try:
+            self._server: WSGIServer
+            self._thread: threading.Thread
+            self._server, self._thread = prometheus_client.start_http_server(address.port, address.host, registry)
+        except OSError as error:
+            raise ConfigError(f"cannot serve metrics on {address}: {error}; choose another address") from None
+        self.address = address.with_port(self._server.server_port)
+
+    def close(self) -> None:
+        """Stops serving and frees the port."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

@@ -1,0 +1,211 @@
+"""The daemon: wires address, service, batcher and model together, and ends in order.
+
+    listen -> NOT_SERVING -> load, warm up -> SERVING -> signal -> NOT_SERVING -> drain -> exit
+
+A second signal ends it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import Awaitable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import uvloop
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]  # the stubs lack it
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
+
+from shared.errors import ConfigError
+from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
+from teacher_server.address import Address, check_free
+from teacher_server.batcher import Batcher
+from teacher_server.config import ServeConfig
+from teacher_server.interceptors import SERVICE, TeacherInterceptor
+from teacher_server.metrics import Exposition, Metrics
+from teacher_server.scorer import Scorer
+from teacher_server.service import TeacherService
+
+if TYPE_CHECKING:
+    from teacher_server.engine import Engine
+
+log = logging.getLogger(__name__)
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+HEALTH_NAMES = ("", SERVICE)
+FLUSH_SECONDS = 1.0
+"""How long the last answers may take to leave after the drain; open health watches last as long."""
+
+
+def serve(settings: ServeConfig) -> int:
+    """Serves until a signal; returns the exit code.
+
+    Raises:
+        ConfigError: an address is taken or not of this machine.
+        FileFormatError: the teacher file cannot be read.
+    """
+    return uvloop.run(_serve(settings))
+
+
+async def _serve(settings: ServeConfig) -> int:
+    stop = _stop_on_signal()
+    metrics = Metrics(CollectorRegistry())
+    service: TeacherService[Any] = TeacherService(settings, metrics)
+    health = health_aio.HealthServicer()
+    await _set_health(health, NOT_SERVING)
+    server, address = build(settings, service, health, metrics)
+    exposition = _expose(settings, metrics)
+    model_thread = ThreadPoolExecutor(1, "model")
+    try:
+        await server.start()
+        log.info("listening on %s, loading %s", address, settings.teacher)
+        scorer = await _unless(stop, _load(settings, model_thread))
+        if scorer is None:
+            return 0
+        _open(service, scorer, model_thread, settings, metrics)
+        await _set_health(health, SERVING)
+        _announce(address, exposition, scorer)
+        await stop.wait()
+        await health.enter_graceful_shutdown()
+        return await _drain(service, settings.drain_seconds)
+    finally:
+        await server.stop(FLUSH_SECONDS)
+        if exposition is not None:
+            exposition.close()
+        model_thread.shutdown(wait=False)
+
+
+def build(
+    settings: ServeConfig, service: TeacherService[Any], health: health_aio.HealthServicer, metrics: Metrics
+) -> tuple[grpc.aio.Server, Address]:
+    """The gRPC server, bound but not started, and where it listens.
+
+    Raises:
+        ConfigError: the address is taken or not of this machine.
+    """
+    server = grpc.aio.server(interceptors=[TeacherInterceptor(metrics)], options=_options(settings))
+    rpc.add_TeacherServiceServicer_to_server(service, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    reflection.enable_server_reflection(
+        (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
+    )
+    address = Address.parse(settings.listen)
+    if not address.is_loopback:
+        log.warning("%s is reachable from other machines; the channel is neither encrypted nor authenticated", address)
+    check_free(address)
+    try:
+        port = server.add_insecure_port(str(address))
+    except RuntimeError as error:
+        raise ConfigError(f"cannot listen on {address}: {error}; choose another address") from None
+    return server, address if address.path else address.with_port(port)
+
+
+def _options(settings: ServeConfig) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 0),  # a second daemon on the port must fail, not take half of the calls
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", -1),  # an answer is smaller than its question
+        ("grpc.keepalive_time_ms", 60_000),  # notice callers whose machine has vanished
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # trainers ping while their student computes
+    ]
+
+
+def _expose(settings: ServeConfig, metrics: Metrics) -> Exposition | None:
+    if settings.metrics_listen == "off":
+        return None
+    return Exposition(Address.parse(settings.metrics_listen), metrics.registry)
+
+
+async def _load(settings: ServeConfig, model_thread: Executor) -> Engine:
+    """Loads and warms up on the model's own thread, while the loop answers that it is loading."""
+
+    def load() -> Engine:
+        from teacher_server import engine  # torch takes seconds to import
+
+        scorer = engine.load(settings.teacher, settings.engine)
+        if settings.warm_up:
+            started = time.perf_counter()
+            scorer.warm_up()
+            log.info("warmed up in %.1f s", time.perf_counter() - started)
+        return scorer
+
+    return await asyncio.get_running_loop().run_in_executor(model_thread, load)
+
+
+def _open(
+    service: TeacherService[Any], scorer: Scorer[Any], model_thread: Executor, settings: ServeConfig, metrics: Metrics
+) -> None:
+    metrics.model.info(
+        {
+            "revision": scorer.header.revision,
+            "dtype": scorer.compute_dtype,
+            "device": scorer.device,
+            "fingerprint": scorer.header.tokeniser.fingerprint,
+        }
+    )
+    service.open(scorer, Batcher(scorer.score, model_thread, settings.batching, metrics))
+
+
+def _announce(address: Address, exposition: Exposition | None, scorer: Scorer[Any]) -> None:
+    """One line of JSON on stdout: scripts wait for it."""
+    ready = {
+        "listening": str(address),
+        "metrics": None if exposition is None else str(exposition.address),
+        "weights_revision": scorer.header.revision,
+        "fingerprint": scorer.header.tokeniser.fingerprint,
+        "device": scorer.device,
+        "compute_dtype": scorer.compute_dtype,
+        "parameters": scorer.parameters,
+    }
+    print(json.dumps(ready), flush=True)
+
+
+async def _drain(service: TeacherService[Any], seconds: float) -> int:
+    log.info("draining: accepted requests are answered, new ones refused; a second signal stops at once")
+    try:
+        async with asyncio.timeout(seconds):
+            await service.drain()
+    except TimeoutError:
+        log.error("gave up after %g s with %d requests unanswered", seconds, service.unanswered)
+        os._exit(1)  # the interpreter would wait for the model thread, which may be what hangs
+    log.info("drained")
+    return 0
+
+
+def _stop_on_signal() -> asyncio.Event:
+    """Set by the first SIGTERM or SIGINT; a second one has its default effect."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+    def on_signal() -> None:
+        stop.set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    return stop
+
+
+async def _unless(stop: asyncio.Event, work: Awaitable[Engine]) -> Engine | None:
+    """The result of `work`, or None if `stop` is set first."""
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    return working.result() if working.done() else None
+
+
+async def _set_health(health: health_aio.HealthServicer, status: int) -> None:
+    for name in HEALTH_NAMES:
+        await health.set(name, status)

@@ -1,0 +1,193 @@
+"""The teacher service: message -> decode -> check -> prepare -> batcher -> encode -> message."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Generic
+
+import grpc
+
+import shared
+from shared import wire
+from shared.errors import InvalidRequest, Unavailable
+from shared.rpc.teacher.v1 import teacher_pb2 as pb
+from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
+from shared.wire import Limits, ScoreReply, TeacherInfo
+from teacher_server.batcher import Batcher
+from teacher_server.config import ServeConfig
+from teacher_server.interceptors import as_teacher_error
+from teacher_server.metrics import Metrics
+from teacher_server.scorer import Scorer, WorkT
+
+Score = Callable[[pb.ScoreRequest, grpc.aio.ServicerContext], Awaitable[pb.ScoreResponse]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Served(Generic[WorkT]):
+    scorer: Scorer[WorkT]
+    batcher: Batcher[WorkT]
+    description: pb.GetTeacherResponse
+
+
+class TeacherService(rpc.TeacherServiceServicer, Generic[WorkT]):
+    """The methods of `teacher.v1.TeacherService`; errors become statuses in `interceptors`.
+
+    Until `open` is called it answers that the teacher is loading.
+    """
+
+    def __init__(self, settings: ServeConfig, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._served: _Served[WorkT] | None = None
+        self._is_draining = False
+        self._streams: set[asyncio.Task[None]] = set()
+        self._reads: set[asyncio.Timeout] = set()
+
+    def open(self, scorer: Scorer[WorkT], batcher: Batcher[WorkT]) -> None:
+        """Serves a loaded teacher from now on."""
+        self._served = _Served(scorer, batcher, wire.encode_info(describe(scorer, self._settings)))
+
+    async def drain(self) -> None:
+        """Reads nothing more from the streams, and returns when all that was accepted is answered and sent."""
+        self._is_draining = True
+        now = asyncio.get_running_loop().time()
+        for read in self._reads:
+            read.reschedule(now)
+        if self._served is not None:
+            await self._served.batcher.close()
+        if self._streams:
+            await asyncio.wait(self._streams)
+
+    @property
+    def unanswered(self) -> int:
+        """Requests accepted and not yet answered."""
+        return 0 if self._served is None else self._served.batcher.unanswered
+
+    async def GetTeacher(  # noqa: N802 - named by the contract
+        self, request: pb.GetTeacherRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetTeacherResponse:
+        """What is served."""
+        return self._teacher().description
+
+    async def Score(  # noqa: N802
+        self, request: pb.ScoreRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ScoreResponse:
+        """Scores one request."""
+        return await self._score(request, context)
+
+    async def StreamScore(  # noqa: N802
+        self, requests: AsyncIterator[pb.StreamScoreRequest], context: grpc.aio.ServicerContext
+    ) -> None:
+        """Scores the requests of a stream, many at once; an answer is sent when it is ready.
+
+        A stream whose caller leaves is cancelled by gRPC, and with it all of its requests.
+        """
+        self._refuse_if_draining()
+        task = asyncio.current_task()
+        assert task is not None
+        self._streams.add(task)
+        task.add_done_callback(self._streams.discard)
+        stream = _Stream(self._score, self._settings.stream_in_flight, self._metrics, context)
+        await stream.run(requests, self._reads)
+        self._refuse_if_draining()
+
+    def _refuse_if_draining(self) -> None:
+        if self._is_draining:
+            raise Unavailable("the teacher is stopping")
+
+    def _teacher(self) -> _Served[WorkT]:
+        if self._served is None:
+            self._metrics.rejected.labels("loading").inc()
+            raise Unavailable("the teacher is loading")
+        return self._served
+
+    async def _score(self, request: pb.ScoreRequest, context: grpc.aio.ServicerContext) -> pb.ScoreResponse:
+        served = self._teacher()
+        query = wire.decode_query(request)
+        served.scorer.check(query, self._settings.batching.max_request_positions)
+        work = served.scorer.prepare(query)
+        remaining = context.time_remaining()
+        deadline = None if remaining is None else served.batcher.clock() + remaining
+        answer = await served.batcher.submit(work, deadline)
+        reply = ScoreReply(
+            log_probs=answer.scores.log_probs,
+            candidate_mass=answer.scores.candidate_mass,
+            weights_revision=served.scorer.header.revision,
+            queue_us=round(1e6 * answer.queue_seconds),
+            compute_us=round(1e6 * answer.compute_seconds),
+        )
+        return wire.encode_reply(reply, request.request_id)
+
+
+class _Stream:
+    """One call of StreamScore: a task a request, answers in the order in which they become ready."""
+
+    def __init__(self, score: Score, in_flight: int, metrics: Metrics, context: grpc.aio.ServicerContext) -> None:
+        self._score = score
+        self._metrics = metrics
+        self._context = context
+        self._slots = asyncio.Semaphore(in_flight)
+        self._writing = asyncio.Lock()
+        self._ids: set[int] = set()
+
+    async def run(self, requests: AsyncIterator[pb.StreamScoreRequest], reads: set[asyncio.Timeout]) -> None:
+        """Reads until the caller is done or the read, put in `reads`, times out; returns when all is answered."""
+        async with asyncio.TaskGroup() as answers:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None) as read:
+                    reads.add(read)
+                    try:
+                        await self._slots.acquire()
+                        async for message in requests:
+                            answers.create_task(self._answer(message.request))
+                            await self._slots.acquire()
+                    finally:
+                        reads.discard(read)
+
+    async def _answer(self, request: pb.ScoreRequest) -> None:
+        answer = pb.StreamScoreResponse(request_id=request.request_id)
+        try:
+            with self._metrics.request("StreamScore"), self._reserve(request.request_id):
+                answer.response.CopyFrom(await self._score(request, self._context))
+        except Exception as error:
+            refusal = as_teacher_error(error)
+            answer.error.CopyFrom(pb.StreamError(code=refusal.code, message=str(refusal)))
+        async with self._writing:  # one write at a time is gRPC's rule
+            await self._context.write(answer)
+        self._slots.release()
+
+    @contextlib.contextmanager
+    def _reserve(self, request_id: int) -> Iterator[None]:
+        if request_id in self._ids:
+            raise InvalidRequest(f"request_id: {request_id} is in flight on this stream already")
+        self._ids.add(request_id)
+        try:
+            yield
+        finally:
+            self._ids.discard(request_id)
+
+
+def describe(scorer: Scorer[WorkT], settings: ServeConfig) -> TeacherInfo:
+    """What GetTeacher says."""
+    architecture = scorer.header.architecture
+    return TeacherInfo(
+        weights_revision=scorer.header.revision,
+        tokeniser=scorer.header.tokeniser,
+        n_layer=architecture["n_layer"],
+        n_head=architecture["n_head"],
+        n_embd=architecture["n_embd"],
+        block_size=architecture["block_size"],
+        parameters=scorer.parameters,
+        limits=Limits(
+            max_window=architecture["block_size"] - 1,
+            max_message_bytes=settings.max_message_bytes,
+            max_queued_positions=settings.batching.max_queued_positions,
+            max_request_positions=settings.batching.max_request_positions,
+        ),
+        compute_dtype=scorer.compute_dtype,
+        device=scorer.device,
+        server_version=shared.__version__,
+    )
