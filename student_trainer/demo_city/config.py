@@ -27,9 +27,9 @@ class DemoCityConfig(Section):
     """Directory to write in HOSER format; an older demo city there is replaced."""
     seed: int = pydantic.Field(0, ge=0)
     """Seed of everything: the same seed and settings give the same bytes."""
-    columns: int = pydantic.Field(15, ge=9, le=200)
+    columns: int = pydantic.Field(15, ge=9, le=60)
     """Streets that run south to north."""
-    rows: int = pydantic.Field(13, ge=9, le=200)
+    rows: int = pydantic.Field(13, ge=9, le=60)
     """Streets that run west to east."""
     drivers: int = pydantic.Field(150, ge=1)
     """People, each with a home, a place of work and a taste in roads."""

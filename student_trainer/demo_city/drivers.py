@@ -22,7 +22,7 @@ Int = npt.NDArray[np.int64]
 
 MIN_ROADS, MAX_ROADS = 8, 60
 HOTSPOTS = 6
-CLASS_TASTE, STREET_TASTE, WHIM = 0.18, 0.22, 0.12
+CLASS_TASTE, STREET_TASTE, WHIM = 0.15, 0.15, 0.1
 """Standard deviations of the log of perceived time: a driver's taste in classes and in single
 streets, and the day's whim."""
 PACE, ROAD_NOISE = 0.1, 0.2

@@ -158,7 +158,7 @@ class _Builder:
         share = np.linspace(0, 1, 6 if bulge_from is not None else 2 + int(self.random.integers(0, 3)))[1:-1, None]
         inner = a + share * (b - a)
         if bulge_from is not None:
-            inner = inner + 0.35 * share * (1 - share) * (inner - bulge_from)
+            inner = inner + 0.2 * share * (1 - share) * (inner - bulge_from)
         else:
             inner = inner + self.random.normal(0, 4, inner.shape)
         self.streets.append(Street(start, end, road_class, one_way, np.vstack([a, inner, b])))
