@@ -48,6 +48,8 @@ CPU_TILE_TOKENS = 512
 ACCELERATOR_TILE_TOKENS = 16384
 NORMALISER_VALUES = 1 << 22
 """Logits of one chunk of the full-vocabulary normaliser."""
+VECTOR_WIDTH = 8
+"""Rows of other widths start unaligned, and processors compute unaligned values in another order."""
 _HASH_FACTORS_SEED = 0x7EAC
 
 
@@ -113,6 +115,11 @@ class Engine:
         self._buckets = Buckets.make(
             self._block_size, settings.smallest_bucket, settings.buckets_per_doubling, self._chunk
         )
+        if network.architecture.n_embd % VECTOR_WIDTH:
+            log.warning(
+                "n_embd %d is no multiple of %d: the last bits of an answer may depend on its batch",
+                network.architecture.n_embd, VECTOR_WIDTH,
+            )  # fmt: skip
         self._head: Tensor = network.lm_head.weight.detach()
         self.header = header
         self.device = str(self._device)

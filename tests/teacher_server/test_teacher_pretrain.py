@@ -1,0 +1,233 @@
+"""Pretraining: batches by definition, learning what can be learned, repeatability, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared import config, ragged, teacher_file
+from shared.errors import ConfigError, DataError, FileFormatError, ReportableError, TrainingError
+from shared.grid import Grid
+from shared.store import Store
+from shared.vocab import Tokeniser, Vocabulary
+from teacher_server import model, pretrain
+from teacher_server.config import PretrainConfig
+from teacher_server.pretrain import Corpus
+
+GRID = Grid.from_bounds((0.0, 0.0, 0.35, 0.45), 0.1, 0.1)
+ROAD_CELL = np.array([2, 3, 3, 5, 8, 11, 12, 19])
+"""Eight roads in seven of twenty cells."""
+
+
+def write_store(path: Path, trips: dict[str, list[list[int]]]) -> Path:
+    """A store as `prepare` lays it out, reduced to what pretraining reads."""
+    tokeniser = Tokeniser(Vocabulary.of_occupied(ROAD_CELL), GRID)
+    (path / "network").mkdir(parents=True)
+    assert tokeniser.vocabulary.occupied is not None
+    np.save(path / "network" / "occupied_cells.npy", tokeniser.vocabulary.occupied)
+    np.save(path / "network" / "road_token.npy", tokeniser.vocabulary.token(ROAD_CELL))
+    for split, rows in trips.items():
+        (path / split).mkdir()
+        lengths = np.array([len(row) for row in rows], np.int64)
+        np.save(path / split / "roads.npy", np.array([road for row in rows for road in row], np.int32))
+        np.save(path / split / "times.npy", np.zeros(lengths.sum(), np.int64))
+        np.save(path / split / "offsets.npy", ragged.offsets(lengths))
+        np.save(path / split / "source_rows.npy", np.arange(len(rows), dtype=np.int64))
+    manifest = {"format": "hoser-store/1", "fingerprint": "f00d", "splits": list(trips), **tokeniser.to_dict()}
+    (path / "store.json").write_text(json.dumps(manifest))
+    return path
+
+
+def circular_trips(count: int, seed: int) -> list[list[int]]:
+    """Trips around a circle of eight roads: the next road is certain, the end is not."""
+    random = np.random.default_rng(seed)
+    return [((random.integers(8) + np.arange(random.integers(2, 20))) % 8).tolist() for _ in range(count)]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return write_store(tmp_path / "store", {"train": circular_trips(300, 0), "val": circular_trips(50, 1)})
+
+
+def settings(store: Path, **changes: Any) -> PretrainConfig:
+    small = {"n_layer": 1, "n_head": 2, "n_embd": 16, "batch_tokens": 256, "warmup_steps": 5, "epochs": 8}
+    values = {"data": store, "out": store.parent / "teacher", "device": "cpu", "threads": 1, "learning_rate": 1e-2}
+    return PretrainConfig.model_validate(values | small | changes)
+
+
+def make_corpus(trips: list[list[int]], eot: int) -> Corpus:
+    lengths = np.array([len(trip) for trip in trips], np.int64)
+    tokens = np.array([token for trip in trips for token in [*trip, eot]], np.int32)
+    return Corpus(tokens, ragged.offsets(lengths + 1)[:-1], lengths)
+
+
+def test_a_teacher_learns_what_is_certain(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pretrain.run(settings(store))
+    result = json.loads(capsys.readouterr().out)
+    header, weights = teacher_file.read(store.parent / "teacher")
+    vocabulary = header.tokeniser.vocabulary
+    lmtad = model.load(header, weights)
+    token = vocabulary.token(ROAD_CELL)
+    for history, following in [([3, 4], 5), ([5, 6], 7), ([7, 0], 1), ([0, 1, 2, 3, 4, 5], 6)]:
+        tokens = torch.tensor([[vocabulary.sot, *token[history]]])
+        assert int(lmtad(tokens)[0, -1, : vocabulary.cells].argmax()) == token[following]
+    assert result["next_cell_accuracy"] > 0.85
+    assert result["held_out_loss"] < 0.7
+    assert header.provenance["held_out_loss"] == result["held_out_loss"]
+    assert header.provenance["store_fingerprint"] == "f00d"
+    assert header.tokeniser.fingerprint == Store(store).tokeniser.fingerprint
+    assert header.architecture["block_size"] == 21
+    assert result["epochs"] == 8
+
+
+def test_the_held_out_loss_is_that_of_the_file(store: Path) -> None:
+    pretrain.run(settings(store, epochs=2))
+    header, weights = teacher_file.read(store.parent / "teacher")
+    lmtad, vocabulary = model.load(header, weights), header.tokeniser.vocabulary
+    losses, hits = [], []
+    for trip in circular_trips(50, 1):
+        tokens = [vocabulary.sot, *vocabulary.token(ROAD_CELL)[trip].tolist(), vocabulary.eot]
+        logits = lmtad(torch.tensor([tokens[:-1]]))[0].double()
+        losses += (logits.logsumexp(-1) - logits[range(len(trip) + 1), tokens[1:]]).tolist()
+        hits += (logits[:-1, : vocabulary.cells].argmax(-1).numpy() == tokens[1:-1]).tolist()
+    assert header.provenance["held_out_loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+    assert header.provenance["next_cell_accuracy"] == pytest.approx(np.mean(hits), abs=1e-9)
+
+
+def test_a_seed_repeats_a_run(store: Path) -> None:
+    revisions = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        pretrain.run(settings(store, epochs=2, seed=seed, out=store.parent / name))
+        revisions.append(teacher_file.read_header(store.parent / name).revision)
+    assert revisions[0] == revisions[1] != revisions[2]
+
+
+def test_steps_end_the_run(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pretrain.run(settings(store, max_steps=3))
+    assert json.loads(capsys.readouterr().out)["steps"] == 3
+
+
+def test_the_best_weights_are_kept(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three epochs, of which the second is made out to be the best."""
+    seen: list[tuple[float, np.ndarray]] = []
+
+    def held_out(trainer: pretrain.Trainer) -> pretrain.HeldOut:
+        loss = [3.0, 1.0, 2.0][len(seen)]
+        seen.append((loss, trainer._model.weights()["transformer.wte.weight"].copy()))
+        return pretrain.HeldOut(loss, 0.5)
+
+    monkeypatch.setattr(pretrain.Trainer, "_held_out", held_out)
+    pretrain.run(settings(store, epochs=3))
+    header, weights = teacher_file.read(store.parent / "teacher")
+    assert (header.provenance["best_epoch"], header.provenance["held_out_loss"]) == (2, 1.0)
+    assert np.array_equal(weights["transformer.wte.weight"], seen[1][1])
+    assert not np.array_equal(weights["transformer.wte.weight"], seen[2][1])
+
+
+def test_an_existing_file_is_replaced_only_on_request(store: Path) -> None:
+    (store.parent / "teacher").write_text("mine")
+    with pytest.raises(ReportableError, match="overwrite=true"):
+        pretrain.run(settings(store))
+    assert (store.parent / "teacher").read_text() == "mine"
+    pretrain.run(settings(store, max_steps=1, overwrite=True))
+    assert teacher_file.read_header(store.parent / "teacher").revision
+
+
+def test_an_interrupted_run_writes_nothing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretrain.Trainer, "_held_out", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.run(settings(store, max_steps=1))
+    assert [path.name for path in store.parent.iterdir()] == ["store"]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(store: Path) -> None:
+    with pytest.raises(TrainingError, match="lower learning_rate"):
+        pretrain.run(settings(store, learning_rate=1e38, warmup_steps=0))
+    assert not (store.parent / "teacher").exists()
+
+
+@pytest.mark.parametrize("empty", ["train", "val"])
+def test_empty_splits_are_reported(tmp_path: Path, empty: str) -> None:
+    trips = {"train": circular_trips(5, 0), "val": circular_trips(5, 0), empty: [[]]}
+    with pytest.raises(DataError, match=f"the {empty} split has no trips"):
+        pretrain.run(settings(write_store(tmp_path / "store", trips)))
+
+
+def test_tokens_outside_the_vocabulary_are_reported(store: Path) -> None:
+    np.save(store / "network" / "road_token.npy", np.full(8, 7, np.int32))
+    with pytest.raises(FileFormatError, match="road_token does not fit"):
+        pretrain.run(settings(store))
+
+
+def test_heads_must_divide_the_width(store: Path) -> None:
+    with pytest.raises(ConfigError, match="n_embd 16 is not a multiple of n_head 3"):
+        config.validate(PretrainConfig, {"data": store, "out": "x", "n_embd": 16, "n_head": 3})
+
+
+@pytest.mark.parametrize(("block_size", "expected"), [(None, 16), (9, 9)])
+def test_the_block_is_bounded(store: Path, block_size: int | None, expected: int) -> None:
+    pretrain.run(settings(store, max_steps=2, block_size=block_size, max_block_size=16))
+    assert teacher_file.read_header(store.parent / "teacher").architecture["block_size"] == expected
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=12), min_size=1, max_size=8), st.integers(0, 9))
+def test_batches_follow_the_definition(trips: list[list[int]], seed: int) -> None:
+    vocabulary = Vocabulary.full(10)
+    corpus = make_corpus(trips, vocabulary.eot)
+    longest = 5
+    spans = pretrain.draw_spans(corpus, longest, 0.5, np.random.default_rng(seed))
+    inputs, targets = pretrain.make_batch(corpus, spans, np.arange(len(trips)), vocabulary)
+    for row, trip in enumerate(trips):
+        start, count = int(spans.starts[row] - corpus.starts[row]), int(spans.lengths[row])
+        assert 0 <= start < len(trip)
+        assert count == min(len(trip) - start, longest)
+        following = [*trip, vocabulary.eot][start : start + count + 1]
+        padding = [vocabulary.pad] * (inputs.shape[1] - count - 1)
+        assert inputs[row].tolist() == [vocabulary.sot, *following[:-1], *padding]
+        assert targets[row].tolist() == [*following, *padding]
+
+
+def test_places_of_crops_are_uniform() -> None:
+    corpus = make_corpus([list(range(10))] * 20_000, 99)
+    rng = np.random.default_rng(0)
+    whole = pretrain.draw_spans(corpus, 20, 0.0, rng)
+    assert np.array_equal(whole.starts, corpus.starts)
+    assert np.all(whole.lengths == 10)
+    places = pretrain.draw_spans(corpus, 20, 1.0, rng).starts - corpus.starts
+    np.testing.assert_allclose(np.bincount(places, minlength=10) / len(places), 0.1, atol=0.01)
+    half = pretrain.draw_spans(corpus, 20, 0.5, rng).starts - corpus.starts
+    assert np.mean(half == 0) == pytest.approx(0.55, abs=0.02)
+
+
+def test_every_part_of_a_long_trip_is_seen() -> None:
+    corpus = make_corpus([list(range(10))] * 5_000, 99)
+    spans = pretrain.draw_spans(corpus, 4, 0.0, np.random.default_rng(0))
+    assert np.all(spans.lengths == 4)
+    assert set((spans.starts - corpus.starts).tolist()) == set(range(7))
+
+
+@given(st.lists(st.integers(2, 60), min_size=1, max_size=200), st.integers(1, 200), st.booleans())
+def test_batches_hold_every_sequence_once(lengths: list[int], batch_tokens: int, is_random: bool) -> None:
+    array = np.array(lengths, np.int64)
+    batches = pretrain.make_batches(array, batch_tokens, np.random.default_rng(0) if is_random else None)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * array[batch].max() <= batch_tokens
+
+
+def test_learning_rate_warms_up_and_falls() -> None:
+    schedule = settings(Path("s"), learning_rate=1.0, min_learning_rate=0.1, warmup_steps=10)
+    assert pretrain.learning_rate(schedule, 0, 0.0) == pytest.approx(0.1)
+    assert pretrain.learning_rate(schedule, 9, 0.0) == pytest.approx(1.0)
+    assert pretrain.learning_rate(schedule, 50, 0.5) == pytest.approx(0.55)
+    assert pretrain.learning_rate(schedule, 99, 1.0) == pytest.approx(0.1)
