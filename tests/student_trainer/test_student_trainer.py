@@ -1,0 +1,297 @@
+"""The training loop on a random city, with a teacher in the process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fakes import FakeTeacher
+from random_city import write_random_store
+
+from shared.errors import CompatibilityError, ConfigError, TrainingError
+from shared.store import Store
+from student_trainer.data.batch import build_batch
+from student_trainer.data.network import RoadNetwork
+from student_trainer.model import upstream
+from student_trainer.model.hoser import HOSER
+from student_trainer.teacher.query import build_query, build_target
+from student_trainer.train import checkpoint as checkpoints
+from student_trainer.train import run as training
+from student_trainer.train.config import DistillConfig, TrainConfig
+from student_trainer.train.loss import distillation_loss
+from student_trainer.train.run import Session
+
+SMALL: dict[str, Any] = {
+    "model": {"road_id_dim": 8, "road_attr_dim": 2},
+    "optim": {"epochs": 2, "batch_size": 8, "learning_rate": 3e-3},
+    "batch": {"bucket_batches": 2},
+    "log": {"tensorboard": False, "every": 3, "progress": False},
+    "runtime": {"device": "cpu"},
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return write_random_store(tmp_path_factory.mktemp("random") / "store")
+
+
+def settings_of(store: Store, out: Path, teacher: str = "fake", **changed: dict[str, Any]) -> TrainConfig:
+    sections = {name: {**SMALL.get(name, {}), **changed.get(name, {})} for name in {*SMALL, *changed}}
+    return TrainConfig.model_validate({"data": store.path, "out": out, "teacher": teacher, "seed": 3, **sections})
+
+
+def train(settings: TrainConfig, store: Store, teacher: FakeTeacher | None = None) -> Session:
+    session = start(settings, store, teacher)
+    session.train()
+    return session
+
+
+def start(settings: TrainConfig, store: Store, teacher: FakeTeacher | None = None) -> Session:
+    resumed = training._claim_directory(settings, store)
+    revision = "fake" if settings.distils else ""
+    return Session(settings, store, teacher or FakeTeacher(), revision, torch.device("cpu"), resumed)
+
+
+def weights(session: Session) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in session.model.state_dict().items()}
+
+
+def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_every_parameter_learns_in_every_step(store: Store, tmp_path: Path) -> None:
+    """The network encoder included, whose training upstream's distilling loop left out."""
+    session = start(settings_of(store, tmp_path / "run"), store)
+    steps = iter(session.schedule.from_step(0))
+    for _ in range(2):
+        before = weights(session)
+        session.trainer.train_step(training.prepare_step(session.feed, next(steps)))
+        for name, parameter in session.model.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None, name
+                assert not torch.equal(before[name], parameter), name
+    frozen = [name for name, p in session.model.named_parameters() if not p.requires_grad]
+    assert all(name.startswith("navigator.time_estimator.") for name in frozen)  # dead in upstream, too
+
+
+def test_the_teacher_is_asked_about_every_position(store: Store, tmp_path: Path) -> None:
+    teacher = FakeTeacher()
+    session = train(settings_of(store, tmp_path / "run"), store, teacher)
+    train_steps = int((store.trips("train").lengths - 1).sum())
+    val_steps = int((store.trips("val").lengths - 1).sum())
+    epochs = session.settings.optim.epochs
+    assert sum(query.positions for query in teacher.queries) == epochs * train_steps + val_steps
+
+
+def test_kl_gradient_reaches_every_position(store: Store, tmp_path: Path) -> None:
+    session = start(settings_of(store, tmp_path / "run", optim={"time_weight": 0.0}), store)
+    item = session.feed.prepare(np.arange(6))
+    output = session.model(item.batch, session.model.embed_network())
+    logits = output.logits.detach().requires_grad_()
+    assert item.reply is not None
+    target = build_target(item.reply.result(), item.batch.candidate_token, output.layout)
+    distillation_loss(logits, target, 2.0, "marginal").sum().backward()
+    assert logits.grad is not None
+    choice = target.is_first.sum(-1) > 1  # one cell leaves nothing to learn
+    assert choice.sum() > 10
+    assert (logits.grad.abs().sum(-1) > 0).equal(choice)
+
+
+def test_learns(store: Store, tmp_path: Path) -> None:
+    session = train(settings_of(store, tmp_path / "run", optim={"epochs": 12}), store)
+    first, last = session.progress.history[0], session.progress.history[-1]
+    batch = build_batch(RoadNetwork.load(store), store.trips("val"), np.arange(20))
+    guessing = float(batch.candidate_length.double().log().mean())
+    assert last["nll"] < min(first["nll"], guessing) - 0.01
+    assert {"kl", "teacher_accuracy", "agreement", "seconds_error", "time_error"} <= last.keys()
+
+
+def test_same_seed_same_bits(store: Store, tmp_path: Path) -> None:
+    runs = [train(settings_of(store, tmp_path / name), store) for name in ("a", "b")]
+    assert_same_bits(weights(runs[0]), weights(runs[1]))
+    vanilla = train(settings_of(store, tmp_path / "c", teacher="none"), store)
+    navigators = [run.model.navigator.q_proj.weight for run in (vanilla, runs[0])]
+    assert not torch.equal(*navigators)
+
+
+def test_a_slow_teacher_changes_nothing_but_time(store: Store, tmp_path: Path) -> None:
+    quick = train(settings_of(store, tmp_path / "a"), store)
+    slow = train(settings_of(store, tmp_path / "b"), store, FakeTeacher(delay=0.02))
+    assert_same_bits(weights(quick), weights(slow))
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 8, 11])
+def test_resumed_equals_undisturbed_to_the_bit(store: Store, tmp_path: Path, stop_at: int) -> None:
+    """Interrupted after any step: within an epoch, at its end, in the next one."""
+    whole = train(settings_of(store, tmp_path / "whole"), store)
+    cut = settings_of(store, tmp_path / "cut", log={"checkpoint_every": 1})
+    session = start(cut, store)
+    make_step = session.trainer.train_step
+
+    def interrupt(step: Any) -> None:
+        if step.plan.number == stop_at:
+            raise KeyboardInterrupt
+        make_step(step)
+
+    session.trainer.train_step = interrupt  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        session.train()
+    resumed = train(cut.model_copy(update={"resume": True}), store)
+    assert_same_bits(weights(whole), weights(resumed))
+    assert whole.progress == resumed.progress
+
+    def steps(run: str) -> list[int]:
+        return [json.loads(line)["step"] for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+
+    assert sorted(set(steps("cut"))) == sorted(set(steps("whole")))
+
+
+def test_accumulation_changes_only_memory(store: Store, tmp_path: Path) -> None:
+    """Two micro-batches of 4 give the gradient of one batch of 8, though their positions differ in number."""
+    gradients = []
+    for batch_size, accumulation in ((8, 1), (4, 2)):
+        optim = {"batch_size": batch_size, "accumulation": accumulation}
+        session = start(settings_of(store, tmp_path / f"{batch_size}", optim=optim), store)
+        groups = np.split(np.arange(8), accumulation)
+        plan = training.prepare_step(session.feed, next(iter(session.schedule.from_step(0))))
+        micro = [session.feed.prepare(group) for group in groups]
+        for item in micro:
+            positions = sum(other.batch.positions for other in micro)
+            assert session.trainer._accumulate(item, positions, positions)
+        assert plan.plan.number == 0
+        gradients.append({n: p.grad.clone() for n, p in session.model.named_parameters() if p.grad is not None})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=2e-4, atol=2e-6)
+
+
+def test_all_trips_are_used_and_the_schedule_ends(store: Store, tmp_path: Path) -> None:
+    settings = settings_of(store, tmp_path / "run", optim={"accumulation": 3, "batch_size": 7, "final_lr": 0.1})
+    session = train(settings, store)
+    plans = list(session.schedule.from_step(0))
+    per_epoch = [np.concatenate([i for plan in plans if plan.epoch == e for i in plan.micro_batches]) for e in (0, 1)]
+    assert all(sorted(trips) == list(range(60)) for trips in per_epoch)
+    assert session.progress.step == len(plans) == 2 * 3
+    rates = session.trainer.optimizer.param_groups[0]["lr"]
+    assert rates == pytest.approx(0.1 * settings.optim.learning_rate)
+
+
+def poison(session: Session, steps: set[int]) -> None:
+    """Makes the loss of some steps infinite."""
+    prepare, number = session.feed.prepare, iter(range(10**6))
+
+    def prepared(index: np.ndarray, ask: bool = True) -> Any:
+        item = prepare(index, ask)
+        if next(number) in steps:
+            item.batch.temporal[:] = torch.inf
+        return item
+
+    session.feed.prepare = prepared  # type: ignore[method-assign]
+
+
+def test_a_bad_batch_is_reported_and_skipped(store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    session = start(settings_of(store, tmp_path / "run"), store)
+    poison(session, {2})
+    session.train()
+    assert session.progress.bad_steps == 1
+    trips = next(p for p in session.schedule.from_step(2)).micro_batches[0]
+    assert f"training trips {trips.tolist()}" in caplog.text
+    assert all(bool(torch.isfinite(p).all()) for p in session.model.parameters())
+
+
+def test_too_many_bad_batches_stop_the_run(store: Store, tmp_path: Path) -> None:
+    session = start(settings_of(store, tmp_path / "run", optim={"max_bad_steps": 2}), store)
+    poison(session, set(range(100)))
+    with pytest.raises(TrainingError, match="max_bad_steps 2"):
+        session.train()
+    assert session.progress.bad_steps == 3
+
+
+def test_non_finite_gradient_leaves_the_weights(store: Store, tmp_path: Path) -> None:
+    session = start(settings_of(store, tmp_path / "run"), store)
+    parameter = session.model.navigator.v_proj.weight
+    parameter.register_hook(lambda gradient: gradient * torch.nan)
+    before = weights(session)
+    session.trainer.train_step(training.prepare_step(session.feed, next(iter(session.schedule.from_step(0)))))
+    assert session.progress.bad_steps == 1
+    assert_same_bits(before, weights(session))
+
+
+def test_best_is_chosen_by_accuracy_and_loads_upstream(store: Store, tmp_path: Path) -> None:
+    session = train(settings_of(store, tmp_path / "run", optim={"epochs": 4}), store)
+    best = checkpoints.load(tmp_path / "run" / "checkpoints" / "best.pt")
+    assert best.progress.best_accuracy == max(epoch["accuracy"] for epoch in session.progress.history)
+    exported = checkpoints.load_tensors(tmp_path / "run" / "hoser.pth")
+    config = upstream.infer_config(exported)
+    model = HOSER(config, RoadNetwork.load(store))
+    upstream.load_into(model, exported)
+    assert_same_bits(model.state_dict(), best.model)
+    assert exported["trajectory_encoder.transformer.h.0.attn.bias"].shape == (1, 1, 1024, 1024)
+
+
+def test_refuses_a_used_directory_and_changed_settings(store: Store, tmp_path: Path) -> None:
+    settings = settings_of(store, tmp_path / "run")
+    train(settings, store)
+    with pytest.raises(ConfigError, match="not empty"):
+        start(settings, store)
+    changed = settings_of(store, tmp_path / "run", optim={"learning_rate": 1.0}).model_copy(update={"resume": True})
+    with pytest.raises(ConfigError, match="optim differ"):
+        start(changed, store)
+
+
+def test_refuses_to_resume_with_another_teacher_or_store(store: Store, tmp_path: Path) -> None:
+    settings = settings_of(store, tmp_path / "run")
+    train(settings, store)
+    resumed = settings.model_copy(update={"resume": True})
+    checkpoint = training._claim_directory(resumed, store)
+    with pytest.raises(CompatibilityError, match="teacher weights fake"):
+        Session(resumed, store, FakeTeacher(), "other", torch.device("cpu"), checkpoint)
+    other = write_random_store(tmp_path / "other", seed=1)
+    with pytest.raises(CompatibilityError, match="another store"):
+        training._claim_directory(resumed, other)
+
+
+def test_sub_sample_depends_on_its_own_seed(store: Store, tmp_path: Path) -> None:
+    def chosen(name: str, seed: int, sample_seed: int) -> list[int]:
+        settings = settings_of(store, tmp_path / name, batch={"train_trips": 20, "sample_seed": sample_seed})
+        return training._choose_trips(store.trips("train"), settings.model_copy(update={"seed": seed})).tolist()
+
+    assert chosen("a", 0, 0) == chosen("b", 1, 0) != chosen("c", 0, 1)
+    assert len(set(chosen("a", 0, 0))) == 20
+
+
+@pytest.mark.integration
+def test_compile_compiles(store: Store, tmp_path: Path) -> None:
+    session = start(settings_of(store, tmp_path / "run", runtime={"compile": True}), store)
+    plain = start(settings_of(store, tmp_path / "plain"), store)
+    assert session.model.trajectory_encoder._compiled_call_impl is not None
+    assert plain.model.trajectory_encoder._compiled_call_impl is None
+    item, reference = session.feed.prepare(np.arange(4)), plain.feed.prepare(np.arange(4))
+    with torch.no_grad():
+        logits = session.model(item.batch, session.model.embed_network()).logits
+        expected = plain.model(reference.batch, plain.model.embed_network()).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_window_and_sequence_ask_for_the_same_contexts(store: Store, tmp_path: Path) -> None:
+    session = start(settings_of(store, tmp_path / "run"), store)
+    batch, network = session.feed.prepare(np.arange(5)).batch, RoadNetwork.load(store)
+    sequence = build_query(batch, network, DistillConfig(window=3, history="sequence"))
+    window = build_query(batch, network, DistillConfig(window=3, history="window"))
+    tokens, contexts = sequence.history_tokens.tolist(), []
+    start_of_trip = 0
+    for length in sequence.history_lengths.tolist():
+        trip = tokens[start_of_trip : start_of_trip + length]
+        contexts += [trip[max(0, i - 2) : i + 1] for i in range(length)]
+        start_of_trip += length
+    assert window.history_tokens.tolist() == [token for context in contexts for token in context]
+    assert window.history_lengths.tolist() == [len(context) for context in contexts]
+    assert window.candidate_tokens.tolist() == sequence.candidate_tokens.tolist()
+    roads = store.trips("train").roads[: sequence.history_lengths[0]]
+    assert tokens[: len(roads)] == network.road_token[roads].tolist()  # the current road is part of the history
