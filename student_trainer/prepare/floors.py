@@ -23,7 +23,7 @@ def measure(train: Steps, steps: Steps, successors: Successors, centroids: npt.N
     backs off to the first order.
     """
     first_order = _most_frequent_slot(train, successors)[steps.road]
-    second_order = _second_order(train, steps, first_order)
+    second_order = _second_order(train, steps, first_order, len(successors.roads))
     return {
         "single_successor": float((successors.degree[steps.road] == 1).mean()),
         "nearest_to_destination": float((_nearest(steps, successors, centroids) == steps.slot).mean()),
@@ -51,14 +51,15 @@ def _most_frequent_slot(train: Steps, successors: Successors) -> Int:
     return best
 
 
-def _second_order(train: Steps, steps: Steps, first_order: Int) -> Int:
+def _second_order(train: Steps, steps: Steps, first_order: Int, num_slots: int) -> Int:
     """Slot taken most often after the slot before; `first_order` where that is unknown."""
     seen = train.previous_slot >= 0
-    pairs, counts = np.unique(np.stack([train.previous_slot[seen], train.slot[seen]]), axis=1, return_counts=True)
-    previous, lengths = np.unique(pairs[0], return_counts=True)
-    if not len(previous):
+    pairs, counts = np.unique(train.previous_slot[seen] * num_slots + train.slot[seen], return_counts=True)
+    if not len(pairs):
         return first_order
-    best = pairs[1][_first_largest(counts, lengths)]
+    previous_slot, slot = np.divmod(pairs, num_slots)
+    previous, lengths = np.unique(previous_slot, return_counts=True)
+    best = slot[_first_largest(counts, lengths)]
     place = np.searchsorted(previous, steps.previous_slot).clip(max=len(previous) - 1)
     return np.where(previous[place] == steps.previous_slot, best[place], first_order)
 

@@ -148,12 +148,12 @@ def _read_csv(path: Path, columns: list[str]) -> pl.DataFrame:
     if not path.is_file():
         raise DataError(f"{path} is missing; a HOSER directory has roadmap.geo, roadmap.rel, train, val and test.csv")
     try:
-        frame = pl.read_csv(path, infer_schema=False)
+        present = pl.read_csv(path, n_rows=0, infer_schema=False).columns
+        if missing := [column for column in columns if column not in present]:
+            raise DataError(f"{path} has no column {', '.join(missing)}; it has {', '.join(present)}")
+        return pl.read_csv(path, columns=columns, infer_schema=False).select(columns)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"{path} cannot be read as CSV: {' '.join(str(error).split())[:200]}") from None
-    if missing := [column for column in columns if column not in frame.columns]:
-        raise DataError(f"{path} has no column {', '.join(missing)}; it has {', '.join(frame.columns)}")
-    return frame.select(columns)
 
 
 def _integers(path: Path, column: pl.Series) -> Int:
