@@ -61,6 +61,10 @@ class EngineConfig(Section):
     buckets_per_doubling: int = pydantic.Field(2, ge=1, le=8)
     """Padded lengths between one length and its double: more waste less padding in full tiles and fill fewer
     tiles."""
+    cache_mib: int = pydantic.Field(256, ge=0)
+    """Memory of the device for the states of earlier contexts, MiB; 0: none. Changes no answer."""
+    cache_window: int = pydantic.Field(16, ge=1)
+    """Longest context that is remembered, tokens after SOT; longer ones seldom repeat."""
 
 
 class ExportConfig(Section):

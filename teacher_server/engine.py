@@ -1,6 +1,6 @@
 """The frozen teacher: prepared requests -> candidate log-probabilities. The scorer of `scorer.py`.
 
-    works -> contexts by bucket -> distinct ones -> tiles -> model -> hidden states at the scored places
+    works -> contexts by bucket -> distinct and new ones -> tiles -> model -> hidden states at the scored places
           -> dot with the candidates' rows of the head -> log-softmax over each position's candidates
 
 The full-vocabulary softmax is never computed unless its normaliser is asked for: renormalised over the
@@ -34,10 +34,12 @@ from shared.errors import ConfigError, InternalError
 from shared.teacher_file import TeacherHeader
 from shared.wire import ScoreQuery
 from teacher_server import contexts, model
+from teacher_server.cache import StateCache, distinct_rows
 from teacher_server.config import EngineConfig
 from teacher_server.contexts import Buckets, Int32, Int64, Plan
 from teacher_server.model import LMTAD
 from teacher_server.scorer import Scores
+from teacher_server.softmax import distinct_log_sum, log_softmax
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +52,6 @@ NORMALISER_VALUES = 1 << 22
 """Logits of one chunk of the full-vocabulary normaliser."""
 VECTOR_WIDTH = 8
 """Rows of other widths start unaligned, and processors compute unaligned values in another order."""
-_HASH_FACTORS_SEED = 0x7EAC
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,6 +73,27 @@ class Work:
     positions: int
     with_mass: bool
     cost: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Group:
+    """Contexts of one bucket, n of them, and s places that are scored in them.
+
+    Attributes:
+        contexts: int32 [n, T], distinct and right-padded.
+        tile_rows: contexts in a tile of this bucket.
+        row: int64 [s], context of each place.
+        place: int64 [s], where in its context.
+        is_end: bool [s], whether it is the context's last token.
+        slot: int64 [s], which of the S scored positions it is.
+    """
+
+    contexts: Int32
+    tile_rows: int
+    row: Int64
+    place: Int64
+    is_end: npt.NDArray[np.bool_]
+    slot: Int64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,6 +142,12 @@ class Engine:
                 "n_embd %d is no multiple of %d: the last bits of an answer may depend on its batch",
                 network.architecture.n_embd, VECTOR_WIDTH,
             )  # fmt: skip
+        self.cache: StateCache | None = None
+        if settings.cache_mib:
+            width = min(1 + settings.cache_window, self._block_size)
+            size = settings.cache_mib * 2**20
+            self.cache = StateCache(size, width, network.architecture.n_embd, dtype, self._device)
+        self._pad = header.tokeniser.vocabulary.pad
         self._head: Tensor = network.lm_head.weight.detach()
         self.header = header
         self.device = str(self._device)
@@ -177,35 +205,74 @@ class Engine:
         """Final hidden states at the scored places: float32 [S, D]."""
         hidden = torch.empty(len(plan.position), self._head.shape[1], device=self._device)
         bucket = self._buckets.of(plan.lengths)
-        tiles = [tile for b in np.unique(bucket).tolist() for tile in self._tiles(plan, bucket, b)]
+        groups = [self._recall(self._group(plan, bucket, b), hidden) for b in np.unique(bucket).tolist()]
 
         def run(tile: _Tile) -> None:
             states = self._model.hidden(tile.tokens).flatten(0, 1)
             hidden[tile.slots] = states[tile.index].float()
 
-        self._each(run, tiles)
+        self._each(run, [tile for group in groups for tile in self._tiles(group)])
+        for group in groups:
+            self._remember(group, hidden)
         return hidden
 
-    def _tiles(self, plan: Plan, bucket: Int64, b: int) -> list[_Tile]:
-        """The distinct contexts of one bucket, filled up to whole tiles."""
-        width, tile_rows = int(self._buckets.widths[b]), int(self._buckets.rows[b])
+    def _group(self, plan: Plan, bucket: Int64, b: int) -> _Group:
+        """The distinct contexts of one bucket."""
         rows = np.flatnonzero(bucket == b)
-        tokens = plan.tokens[ragged.slices(ragged.offsets(plan.lengths)[rows], plan.lengths[rows])]
-        pad = self.header.tokeniser.vocabulary.pad
-        distinct, inverse = distinct_rows(ragged.pad(tokens, plan.lengths[rows], width, pad))
-        count = -(-len(distinct) // tile_rows)
-        filled = np.full((count * tile_rows, width), pad, np.int32)
-        filled[: len(distinct)] = distinct
+        lengths = plan.lengths[rows]
+        tokens = plan.tokens[ragged.slices(ragged.offsets(plan.lengths)[rows], lengths)]
+        contexts, inverse = distinct_rows(ragged.pad(tokens, lengths, int(self._buckets.widths[b]), self._pad))
+        slot = np.flatnonzero(bucket[plan.scored_row] == b)
+        place = plan.scored_place[slot]
+        return _Group(
+            contexts=contexts,
+            tile_rows=int(self._buckets.rows[b]),
+            row=inverse[np.searchsorted(rows, plan.scored_row[slot])],
+            place=place,
+            is_end=place == plan.lengths[plan.scored_row[slot]] - 1,
+            slot=slot,
+        )
 
-        slots = np.flatnonzero(bucket[plan.scored_row] == b)
-        row = inverse[np.searchsorted(rows, plan.scored_row[slots])]
-        order = np.argsort(row, kind="stable")
-        index = (row % tile_rows * width + plan.scored_place[slots])[order]
-        ends = np.searchsorted(row[order], tile_rows * np.arange(1, count)).tolist()
+    def _recall(self, group: _Group, hidden: Tensor) -> _Group:
+        """Writes the remembered states into `hidden`; returns what is left to compute."""
+        if self.cache is None or group.contexts.shape[1] > self.cache.width:
+            return group
+        found = self.cache.find(group.contexts)
+        found[group.row[~group.is_end]] = -1  # only the state at a context's end is remembered
+        hit = found[group.row] >= 0
+        hidden[self._to_device(group.slot[hit])] = self.cache.states(found[group.row[hit]]).float()
+        missing = np.flatnonzero(found < 0)
+        return dataclasses.replace(
+            group,
+            contexts=group.contexts[missing],
+            row=np.searchsorted(missing, group.row[~hit]),
+            place=group.place[~hit],
+            is_end=group.is_end[~hit],
+            slot=group.slot[~hit],
+        )
+
+    def _remember(self, group: _Group, hidden: Tensor) -> None:
+        if self.cache is None or group.contexts.shape[1] > self.cache.width:
+            return
+        ends = np.flatnonzero(group.is_end)
+        rows, first = np.unique(group.row[ends], return_index=True)
+        self.cache.put(group.contexts[rows], hidden[self._to_device(group.slot[ends[first]])])
+
+    def _tiles(self, group: _Group) -> list[_Tile]:
+        """The contexts of a group, filled up to whole tiles."""
+        (n, width), tile_rows = group.contexts.shape, group.tile_rows
+        count = -(-n // tile_rows)
+        if not count:
+            return []
+        filled = np.full((count * tile_rows, width), self._pad, np.int32)
+        filled[:n] = group.contexts
+        order = np.argsort(group.row, kind="stable")
+        index = (group.row % tile_rows * width + group.place)[order]
+        ends = np.searchsorted(group.row[order], tile_rows * np.arange(1, count)).tolist()
         parts = (
             self._to_device(filled).view(count, tile_rows, width).unbind(),
             self._to_device(index).tensor_split(ends),
-            self._to_device(slots[order]).tensor_split(ends),
+            self._to_device(group.slot[order]).tensor_split(ends),
         )
         return [_Tile(*part) for part in zip(*parts, strict=True)]
 
@@ -301,43 +368,6 @@ def find_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cpu" and name != "float32":
         log.warning("dtype=%s on the CPU is many times slower than float32", name)
     return {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[name]
-
-
-def log_softmax(logits: Float32, lengths: Int64) -> npt.NDArray[np.float16]:
-    """Log-softmax of each segment in float32, rounded to float16; no segment is empty."""
-    if not len(lengths):
-        return np.zeros(0, np.float16)
-    starts = ragged.offsets(lengths)[:-1]
-    shifted = logits - np.repeat(np.maximum.reduceat(logits, starts), lengths)
-    log_sum = np.log(np.add.reduceat(np.exp(shifted), starts))
-    log_probs: Float32 = shifted - np.repeat(log_sum, lengths)
-    return log_probs.clip(min=float(np.finfo(np.float16).min)).astype(np.float16)
-
-
-def distinct_log_sum(logits: Float32, candidates: Int32, lengths: Int64) -> npt.NDArray[np.float64]:
-    """Log of the sum of exponentials over each segment's distinct candidates: float64 [S]."""
-    segment = ragged.rows(lengths)
-    order = np.lexsort((candidates, segment))
-    token = candidates[order]
-    is_first = np.append(np.True_, (token[1:] != token[:-1]) | (np.diff(segment) > 0))
-    values = np.where(is_first, logits[order].astype(np.float64), -np.inf)
-    starts = ragged.offsets(lengths)[:-1]
-    highest = np.maximum.reduceat(values, starts)
-    log_sum: npt.NDArray[np.float64] = np.log(np.add.reduceat(np.exp(values - np.repeat(highest, lengths)), starts))
-    return log_sum + highest
-
-
-def distinct_rows(rows: Int32) -> tuple[Int32, Int64]:
-    """Distinct rows of [n, T] and, for each row, which of them it is.
-
-    Rows are told apart by a 64-bit hash, which is checked: if two different rows share one, none is merged.
-    """
-    factors = np.random.default_rng(_HASH_FACTORS_SEED).integers(1 << 63, size=rows.shape[1], dtype=np.uint64) * 2 + 1
-    _, first, inverse = np.unique((rows.astype(np.uint64) * factors).sum(1), return_index=True, return_inverse=True)
-    distinct = rows[first]
-    if not np.array_equal(distinct[inverse], rows):
-        return rows, np.arange(len(rows), dtype=np.int64)
-    return distinct, inverse
 
 
 def _merge(plans: Sequence[Plan]) -> Plan:

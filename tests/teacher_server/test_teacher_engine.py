@@ -23,7 +23,7 @@ from teacher_server.engine import Engine
 from teacher_server.model import LMTAD, Architecture
 from teacher_server.scorer import Scores
 
-CPU = EngineConfig(device="cpu", threads=2, tile_tokens=64)
+CPU = EngineConfig(device="cpu", threads=2, tile_tokens=64, cache_mib=0)
 CELLS, BLOCK = 40, 12
 VOCABULARY = Vocabulary.full(CELLS)
 
@@ -45,6 +45,7 @@ def make_engine(model: LMTAD, config: EngineConfig = CPU) -> Engine:
 
 MODEL = make_model()
 ENGINE = make_engine(MODEL)
+REMEMBERING = make_engine(MODEL, CPU.model_copy(update={"cache_mib": 1, "cache_window": 6}))
 
 
 def make_query(
@@ -209,15 +210,26 @@ def test_equal_contexts_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(seen) == 1
 
 
-def test_rows_that_share_a_hash_are_not_merged(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = np.array([[1, 2], [1, 2], [3, 4]], np.int32)
-    distinct, inverse = engine.distinct_rows(rows)
-    assert len(distinct) == 2
-    np.testing.assert_array_equal(distinct[inverse], rows)
-    monkeypatch.setattr(np, "unique", lambda *_, **__: (None, np.array([0]), np.zeros(3, np.int64)))
-    distinct, inverse = engine.distinct_rows(rows)
-    np.testing.assert_array_equal(distinct, rows)
-    assert inverse.tolist() == [0, 1, 2]
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.lists(queries(), min_size=1, max_size=3), min_size=1, max_size=5))
+def test_remembered_answers_are_the_computed_ones(batches: list[list[ScoreQuery]]) -> None:
+    for batch in batches + batches:
+        for scores, query in zip(score(REMEMBERING, *batch), batch, strict=True):
+            assert scores.log_probs.tobytes() == score(ENGINE, query)[0].log_probs.tobytes()
+
+
+def test_remembered_contexts_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = make_engine(MODEL, CPU.model_copy(update={"cache_mib": 1, "cache_window": 4}))
+    assert scorer.cache is not None
+    short = make_query(HistoryMode.WINDOW, [[1, 2, 3], [4]], [[1, 2], [3, 4]], mass=True)
+    first = score(scorer, short)[0]
+    assert (scorer.cache.lookups, scorer.cache.hits) == (2, 0)
+    score(scorer, make_query(HistoryMode.WINDOW, [[1] * 5], [[1, 2]]))  # too long to be remembered
+    assert scorer.cache.lookups == 2
+    monkeypatch.setattr(scorer._model, "hidden", None)
+    second = score(scorer, short)[0]
+    assert (scorer.cache.lookups, scorer.cache.hits) == (4, 2)
+    assert first.log_probs.tobytes() == second.log_probs.tobytes()
 
 
 def test_far_fetched_candidates_stay_finite() -> None:
