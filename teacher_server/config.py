@@ -114,8 +114,8 @@ class InfoConfig(Section):
 
     teacher: Path | None = None
     """A teacher file."""
-    address: str | None = None
-    """HOST:PORT (or unix:PATH) of a running server."""
+    address: AddressText | None = None
+    """HOST:PORT or unix:PATH of a running server."""
     timeout: float = pydantic.Field(10.0, gt=0)
     """Seconds to wait for the server's answer."""
 
