@@ -73,15 +73,31 @@ class TeacherInterceptor(grpc.aio.ServerInterceptor):
 
 
 def _stream(answer: Behaviour) -> Behaviour:
-    async def call(requests: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
+    async def call(_: AsyncIterator[Any], context: grpc.aio.ServicerContext) -> None:
         try:
-            await answer((_checked(request) async for request in requests), context)
+            await answer(_Messages(context), context)
             return
         except Exception as error:
             refusal = as_teacher_error(error)
         await _abort(context, refusal)
 
     return call
+
+
+class _Messages:
+    """The messages of a stream. gRPC's own iterator is a generator, which complains when it is abandoned."""
+
+    def __init__(self, context: grpc.aio.ServicerContext) -> None:
+        self._context = context
+
+    def __aiter__(self) -> _Messages:
+        return self
+
+    async def __anext__(self) -> Any:
+        message = await self._context.read()
+        if message is grpc.aio.EOF:
+            raise StopAsyncIteration
+        return _checked(message)
 
 
 async def _abort(context: grpc.aio.ServicerContext, error: TeacherError) -> None:

@@ -1,0 +1,386 @@
+"""The service over a real channel, with a scorer that needs no model."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+from teacher_fakes import HEADER, FakeScorer, FakeWork, expected_log_probs
+
+from shared import wire
+from shared.rpc.teacher.v1 import teacher_pb2 as pb
+from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
+from shared.wire import HistoryMode, ScoreQuery
+from teacher_server import server
+from teacher_server.batcher import Batcher
+from teacher_server.config import BatchingConfig, ServeConfig
+from teacher_server.interceptors import SERVICE
+from teacher_server.metrics import Metrics
+from teacher_server.service import TeacherService
+
+
+class Bench:
+    """A server and a client in one loop."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self.scorer = FakeScorer()
+        self.registry = CollectorRegistry()
+        self.metrics = Metrics(self.registry)
+        self.service: TeacherService[FakeWork] = TeacherService(config, self.metrics)
+        self.channel: grpc.aio.Channel
+        self.stub: rpc.TeacherServiceStub
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Waits for something that needs no more than other tasks' turns."""
+        async with asyncio.timeout(30):
+            while not condition():
+                await asyncio.sleep(0.002)
+
+
+@contextlib.asynccontextmanager
+async def bench(is_loaded: bool = True, **values: Any) -> AsyncIterator[Bench]:
+    config = ServeConfig(teacher=Path("unused"), listen="127.0.0.1:0", **values)
+    made = Bench(config)
+    with ThreadPoolExecutor(1) as thread:
+        if is_loaded:
+            made.service.open(made.scorer, Batcher(made.scorer.score, thread, config.batching, made.metrics))
+        running, address = server.build(config, made.service, health_aio.HealthServicer(), made.metrics)
+        await running.start()
+        async with grpc.aio.insecure_channel(str(address)) as made.channel:
+            made.stub = rpc.TeacherServiceStub(made.channel)
+            try:
+                yield made
+            finally:
+                made.scorer.open()
+                await running.stop(0)
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(test, 60))
+
+
+def question(candidates: Iterable[int] = (1, 2, 3), history: Iterable[int] = (5,), **values: Any) -> ScoreQuery:
+    history, candidates = list(history), list(candidates)
+    return ScoreQuery(
+        HistoryMode.WINDOW,
+        np.array(history, np.int32),
+        np.array([len(history)], np.int32),
+        np.array(candidates, np.int32),
+        np.array([len(candidates)], np.int32),
+        **values,
+    )
+
+
+def on_stream(query: ScoreQuery, request_id: int) -> pb.StreamScoreRequest:
+    return pb.StreamScoreRequest(request=wire.encode_query(query, request_id))
+
+
+async def status_of(call: Any) -> tuple[str, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code().name, caught.value.details() or ""
+
+
+def test_get_teacher_describes_what_is_served() -> None:
+    async def test() -> None:
+        async with bench(max_message_bytes=2**20) as b:
+            info = wire.decode_info(await b.stub.GetTeacher(pb.GetTeacherRequest()))
+            assert info.weights_revision == HEADER.revision
+            assert info.tokeniser.fingerprint == HEADER.tokeniser.fingerprint
+            assert (info.limits.max_window, info.limits.max_message_bytes) == (15, 2**20)
+            assert (info.device, info.compute_dtype, info.parameters) == ("cpu", "float32", 7)
+
+    run(test())
+
+
+def test_score_answers_with_scores_revision_and_timing() -> None:
+    async def test() -> None:
+        async with bench() as b:
+            query = question(include_candidate_mass=True)
+            response = await b.stub.Score(wire.encode_query(query, request_id=9))
+            reply = wire.decode_reply(response, query)
+            assert response.request_id == 9
+            assert np.array_equal(reply.log_probs, expected_log_probs(query))
+            assert reply.candidate_mass is not None and reply.candidate_mass.tolist() == [0.5]
+            assert reply.weights_revision == HEADER.revision
+            assert b.count("teacher_requests_total", method="Score", code="OK") == 1
+            assert b.count("teacher_request_seconds_count", method="Score") == 1
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (pb.ScoreRequest(), "mode: 0 is not WINDOW"),
+        (pb.ScoreRequest(mode=pb.HISTORY_MODE_WINDOW, history_tokens=b"abc"), "history_tokens: 3 bytes"),
+        (wire.encode_query(question(candidates=[100]), 0), "candidate_tokens"),
+    ],
+)
+def test_bad_request_is_invalid_argument(request_: pb.ScoreRequest, message: str) -> None:
+    async def test() -> None:
+        async with bench() as b:
+            code, details = await status_of(b.stub.Score(request_))
+            assert code == "INVALID_ARGUMENT"
+            assert message in details
+            assert b.count("teacher_rejected_total", reason="invalid") == 1
+            assert b.scorer.batches == []
+
+    run(test())
+
+
+def test_loading_teacher_is_unavailable() -> None:
+    async def test() -> None:
+        async with bench(is_loaded=False) as b:
+            for call in (b.stub.GetTeacher(pb.GetTeacherRequest()), b.stub.Score(wire.encode_query(question(), 0))):
+                assert await status_of(call) == ("UNAVAILABLE", "the teacher is loading")
+            assert b.count("teacher_rejected_total", reason="loading") == 2
+
+    run(test())
+
+
+def test_full_queue_is_resource_exhausted_at_once() -> None:
+    async def test() -> None:
+        batching = BatchingConfig(max_queued_positions=1, max_request_positions=1)
+        async with bench(batching=batching) as b:
+            b.scorer.hold()
+            calls = [b.stub.Score(wire.encode_query(question(), i)) for i in range(2)]
+            await b.until(lambda: b.count("teacher_queue_requests") == 1)
+            code, _ = await status_of(b.stub.Score(wire.encode_query(question(), 3)))
+            assert code == "RESOURCE_EXHAUSTED"
+            b.scorer.open()
+            await asyncio.gather(*calls)
+
+    run(test())
+
+
+def test_unexpected_failure_is_internal_and_does_not_leak() -> None:
+    async def test() -> None:
+        async with bench() as b:
+            b.scorer.prepare = None  # type: ignore[method-assign, assignment]
+            code, details = await status_of(b.stub.Score(wire.encode_query(question(), 0)))
+            assert code == "INTERNAL"
+            assert "TypeError" in details and "NoneType" not in details
+            assert b.count("teacher_requests_total", method="Score", code="INTERNAL") == 1
+
+    run(test())
+
+
+def test_caller_that_gives_up_is_not_computed() -> None:
+    async def test() -> None:
+        async with bench() as b:
+            b.scorer.hold()
+            first = b.stub.Score(wire.encode_query(question([1]), 1))
+            await b.until(lambda: len(b.scorer.batches) == 1)
+            late = b.stub.Score(wire.encode_query(question([2]), 2), timeout=0.2)
+            assert (await status_of(late))[0] == "DEADLINE_EXCEEDED"
+            gone = b.stub.Score(wire.encode_query(question([3]), 3))
+            await b.until(lambda: b.count("teacher_queue_requests") == 1)
+            gone.cancel()
+            await b.until(lambda: b.count("teacher_queue_requests") == 0)
+            b.scorer.open()
+            await first
+            assert len(b.scorer.batches) == 1
+            dropped = b.count("teacher_cancelled_total") + b.count("teacher_expired_total")
+            assert dropped == 2
+
+    run(test())
+
+
+def test_stream_answers_out_of_order_by_id() -> None:
+    async def test() -> None:
+        async with bench(batching=BatchingConfig(max_batch_tokens=4)) as b:
+            queries = {i: question([i, i + 1], history=range(i)) for i in range(20)}
+            call = b.stub.StreamScore(on_stream(query, i) for i, query in queries.items())
+            seen = set()
+            async for answer in call:
+                assert answer.WhichOneof("result") == "response"
+                assert answer.response.request_id == answer.request_id
+                reply = wire.decode_reply(answer.response, queries[answer.request_id])
+                assert np.array_equal(reply.log_probs, expected_log_probs(queries[answer.request_id]))
+                seen.add(answer.request_id)
+            assert seen == set(queries)
+            assert b.count("teacher_requests_total", method="StreamScore", code="OK") == 20
+
+    run(test())
+
+
+def test_refused_request_leaves_the_stream_alive() -> None:
+    async def test() -> None:
+        async with bench() as b:
+            call = b.stub.StreamScore()
+            for request_id, candidates in ((1, [1]), (2, [100]), (3, [3])):
+                await call.write(on_stream(question(candidates), request_id))
+            answers = {answer.request_id: answer for answer in [await call.read() for _ in range(3)]}
+            assert answers[2].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+            assert "candidate_tokens" in answers[2].error.message
+            assert {i for i, answer in answers.items() if answer.WhichOneof("result") == "response"} == {1, 3}
+            await call.write(on_stream(question([4]), 4))
+            assert (await call.read()).response.request_id == 4
+            await call.done_writing()
+            assert await call.read() == grpc.aio.EOF
+            assert await call.code() == grpc.StatusCode.OK
+
+    run(test())
+
+
+def test_request_id_in_flight_is_refused_and_free_again_after_the_answer() -> None:
+    async def test() -> None:
+        async with bench() as b:
+            b.scorer.hold()
+            call = b.stub.StreamScore()
+            await call.write(on_stream(question([1]), 7))
+            await call.write(on_stream(question([2]), 7))
+            refused = await call.read()
+            assert refused.error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+            assert "request_id: 7 is in flight" in refused.error.message
+            b.scorer.open()
+            assert (await call.read()).WhichOneof("result") == "response"
+            await call.write(on_stream(question([3]), 7))
+            assert (await call.read()).WhichOneof("result") == "response"
+            call.cancel()
+
+    run(test())
+
+
+def test_stream_reads_no_further_than_its_bound() -> None:
+    async def test() -> None:
+        async with bench(stream_in_flight=3) as b:
+            b.scorer.hold()
+            call = b.stub.StreamScore(on_stream(question([1]), i) for i in range(10))
+            await b.until(lambda: b.count("teacher_in_flight_requests") == 3)
+            await asyncio.sleep(0.1)
+            assert b.count("teacher_in_flight_requests") == 3
+            b.scorer.open()
+            assert len([answer async for answer in call]) == 10
+
+    run(test())
+
+
+def test_stream_that_goes_away_takes_its_requests_with_it() -> None:
+    async def test() -> None:
+        async with bench() as b:
+            b.scorer.hold()
+            other = b.stub.Score(wire.encode_query(question([9]), 1))
+            await b.until(lambda: len(b.scorer.batches) == 1)
+            call = b.stub.StreamScore()
+            for i in range(5):
+                await call.write(on_stream(question([i]), i))
+            await b.until(lambda: b.count("teacher_queue_requests") == 5)
+            call.cancel()
+            await b.until(lambda: b.count("teacher_queue_requests") == 0)
+            assert b.count("teacher_cancelled_total") == 5
+            b.scorer.open()
+            await other
+            assert len(b.scorer.batches) == 1
+
+    run(test())
+
+
+def test_drain_answers_the_accepted_ends_streams_and_refuses_the_new() -> None:
+    async def test() -> None:
+        async with bench() as b:
+            b.scorer.hold()
+            unary = b.stub.Score(wire.encode_query(question([1]), 1))
+            call = b.stub.StreamScore()
+            for i in range(3):
+                await call.write(on_stream(question([i]), i))
+            await b.until(lambda: b.count("teacher_in_flight_requests") == 4)
+            draining = asyncio.create_task(b.service.drain())
+            await asyncio.sleep(0.02)
+            assert (await status_of(b.stub.Score(wire.encode_query(question(), 2))))[0] == "UNAVAILABLE"
+            late = b.stub.StreamScore()
+            assert (await status_of(late.read()))[0] == "UNAVAILABLE"
+            assert not draining.done()
+            b.scorer.open()
+            await unary
+            assert {(await call.read()).response.request_id for _ in range(3)} == {0, 1, 2}
+            assert (await status_of(call.read()))[0] == "UNAVAILABLE"
+            await draining
+
+    run(test())
+
+
+def test_idle_stream_does_not_hold_up_the_drain() -> None:
+    async def test() -> None:
+        async with bench() as b:
+            call = b.stub.StreamScore()
+            await call.write(on_stream(question([1]), 1))
+            await call.read()
+            await b.service.drain()
+            assert await status_of(call.read()) == ("UNAVAILABLE", "the teacher is stopping")
+
+    run(test())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.binary(max_size=60), min_size=1, max_size=5))
+def test_random_bytes_are_refused_and_the_server_lives_on(messages: list[bytes]) -> None:
+    async def test() -> None:
+        async with bench() as b:
+            unary = b.channel.unary_unary(f"/{SERVICE}/Score")
+            for message in messages:
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await unary(message)
+            call = b.channel.stream_stream(f"/{SERVICE}/StreamScore")(iter(messages))
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                async for _ in call:
+                    pass
+            assert (await b.stub.Score(wire.encode_query(question(), 1))).request_id == 1
+            for method in ("Score", "StreamScore"):
+                assert b.count("teacher_requests_total", method=method, code="INTERNAL") == 0
+
+    run(test())
+
+
+def test_what_is_no_message_is_invalid_argument() -> None:
+    async def test() -> None:
+        async with bench() as b:
+            code, details = await status_of(b.channel.unary_unary(f"/{SERVICE}/Score")(b"\xff\xff"))
+            assert code == "INVALID_ARGUMENT"
+            assert "2 bytes that are not a message" in details
+            call = b.channel.stream_stream(f"/{SERVICE}/StreamScore")(iter([b"\xff\xff"]))
+            assert (await status_of(call.read()))[0] == "INVALID_ARGUMENT"
+
+    run(test())
+
+
+def test_oversize_message_is_resource_exhausted() -> None:
+    async def test() -> None:
+        async with bench(max_message_bytes=1024) as b:
+            code, _ = await status_of(b.stub.Score(wire.encode_query(question(range(99), history=range(900)), 1)))
+            assert code == "RESOURCE_EXHAUSTED"
+            await b.stub.Score(wire.encode_query(question(), 1))
+
+    run(test())
+
+
+def test_reflection_lists_the_services() -> None:
+    async def test() -> None:
+        async with bench() as b:
+            stub = reflection_pb2_grpc.ServerReflectionStub(b.channel)
+            call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+            answer = await call.read()
+            names = {service.name for service in answer.list_services_response.service}
+            assert {SERVICE, "grpc.health.v1.Health"} <= names
+            call.cancel()
+            health = health_pb2_grpc.HealthStub(b.channel)
+            assert (await health.Check(health_pb2.HealthCheckRequest())).status == server.SERVING
+
+    run(test())
