@@ -59,8 +59,8 @@ class EngineConfig(Section):
     smallest_bucket: int = pydantic.Field(4, ge=1)
     """Contexts up to this many tokens after SOT are padded to this length."""
     buckets_per_doubling: int = pydantic.Field(2, ge=1, le=8)
-    """Padded lengths between one length and its double: more waste less padding in full tiles and fill fewer
-    tiles."""
+    """Padded lengths between one length and its double: with more of them less is padded, but more tiles stay
+    partly empty."""
     cache_mib: int = pydantic.Field(256, ge=0)
     """Memory of the device for the states of earlier contexts, MiB; 0: none. Changes no answer."""
     cache_window: int = pydantic.Field(16, ge=1)
