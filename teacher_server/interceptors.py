@@ -95,7 +95,7 @@ class _Messages:
 
     async def __anext__(self) -> Any:
         message = await self._context.read()
-        if message is grpc.aio.EOF:
+        if message is grpc.aio.EOF:  # type: ignore[attr-defined]  # the stubs lack it
             raise StopAsyncIteration
         return _checked(message)
 

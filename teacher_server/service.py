@@ -134,18 +134,28 @@ class _Stream:
         self._ids: set[int] = set()
 
     async def run(self, requests: AsyncIterator[pb.StreamScoreRequest], reads: set[asyncio.Timeout]) -> None:
-        """Reads until the caller is done or the read, put in `reads`, times out; returns when all is answered."""
+        """Reads until the caller is done or the read, put in `reads`, times out; returns when all is answered.
+
+        Raises:
+            InvalidRequest: what came was no message; the requests before it are answered.
+        """
+        refusal: InvalidRequest | None = None
         async with asyncio.TaskGroup() as answers:
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(None) as read:
                     reads.add(read)
-                    try:
+                    await self._slots.acquire()
+                    async for message in requests:
+                        answers.create_task(self._answer(message.request))
                         await self._slots.acquire()
-                        async for message in requests:
-                            answers.create_task(self._answer(message.request))
-                            await self._slots.acquire()
-                    finally:
-                        reads.discard(read)
+            except TimeoutError:
+                pass  # the teacher is draining
+            except InvalidRequest as error:
+                refusal = error
+            finally:
+                reads.discard(read)
+        if refusal is not None:
+            raise refusal
 
     async def _answer(self, request: pb.ScoreRequest) -> None:
         answer = pb.StreamScoreResponse(request_id=request.request_id)

@@ -190,6 +190,7 @@ def test_caller_that_gives_up_is_not_computed() -> None:
             await b.until(lambda: len(b.scorer.batches) == 1)
             late = b.stub.Score(wire.encode_query(question([2]), 2), timeout=0.2)
             assert (await status_of(late))[0] == "DEADLINE_EXCEEDED"
+            await b.until(lambda: b.count("teacher_queue_requests") == 0)
             gone = b.stub.Score(wire.encode_query(question([3]), 3))
             await b.until(lambda: b.count("teacher_queue_requests") == 1)
             gone.cancel()
