@@ -9,18 +9,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
-import logging
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import shared
 from shared import config, log
 from shared.errors import ReportableError
-
-logger = logging.getLogger("cli")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +29,6 @@ class Flag:
     help: str
     metavar: str | tuple[str, ...] | None = None
     nargs: int | str | None = None
-    required: bool = False
     is_switch: bool = False
 
 
@@ -51,16 +47,16 @@ def main(program: str, description: str, jobs: Sequence[Job], argv: Sequence[str
     """Parses, configures, runs; returns the exit code (0 done, 1 failed, 2 bad input, 130 interrupted)."""
     parser = argparse.ArgumentParser(program, description=description)
     parser.add_argument("--version", action="version", version=f"{program} {shared.__version__}")
-    commands = parser.add_subparsers(dest="job", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="job", metavar="COMMAND", required=True, parser_class=_JobParser)
     for job in jobs:
         _add_job(commands, job)
     arguments = parser.parse_args(argv)
     job = next(job for job in jobs if job.name == arguments.job)
     log.setup(arguments.log_level)
     try:
-        settings = config.load(
-            _import(job.schema), job.name, arguments.config, [*_from_flags(job, arguments), *arguments.overrides]
-        )
+        paths, overrides = _split(arguments.config)
+        overrides = [*_from_flags(job, arguments), *overrides, *arguments.overrides]
+        settings = config.load(_import(job.schema), job.name, paths, overrides)
         return int(_import(job.run)(settings) or 0)
     except ReportableError as error:
         print(f"{program} {job.name}: {error}", file=sys.stderr)
@@ -72,52 +68,43 @@ def main(program: str, description: str, jobs: Sequence[Job], argv: Sequence[str
         return 1
 
 
+class _JobParser(argparse.ArgumentParser):
+    """A parser whose help ends with the settings of its job, read from the schema when help is asked for."""
+
+    job: Job
+
+    def format_help(self) -> str:
+        lines = [super().format_help(), f"settings (key=value, or in a YAML file under '{self.job.name}:'):"]
+        for key, default, doc in config.describe(_import(self.job.schema)):
+            lines.append(f"  {key} = {default}")
+            lines += textwrap.wrap(doc, 96, initial_indent="      ", subsequent_indent="      ")
+        return "\n".join(lines) + "\n"
+
+
 def _add_job(commands: Any, job: Job) -> None:
-    parser = commands.add_parser(
-        job.name,
-        help=job.summary,
-        description=job.summary,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_Settings(job),  # rendered only when help is shown
-    )
+    parser = commands.add_parser(job.name, help=job.summary, description=job.summary)
+    parser.job = job
     for flag in job.flags:
         if flag.is_switch:
             parser.add_argument(flag.name, dest=flag.key, action="store_true", default=None, help=flag.help)
         else:
-            parser.add_argument(
-                flag.name, dest=flag.key, metavar=flag.metavar, nargs=flag.nargs, help=flag.help, required=flag.required
-            )
+            parser.add_argument(flag.name, dest=flag.key, metavar=flag.metavar, nargs=flag.nargs, help=flag.help)
     parser.add_argument(
         "--config",
         nargs="+",
         action="extend",
-        type=Path,
         default=[],
         metavar="YAML",
         help="configuration files; a later one wins",
     )
-    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="any setting below, for example distill.window=4"
-    )
+    parser.add_argument("--log-level", choices=get_args(log.Level), default="info", help="what is worth a line")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="any setting below, a.b=value")
 
 
-class _Settings(str):
-    """The settings of a job as help text, built from its schema on first use."""
-
-    def __new__(cls, job: Job) -> _Settings:
-        text = super().__new__(cls, "%(prog)s")  # argparse formats what holds this
-        text.job = job
-        return text
-
-    job: Job
-
-    def __mod__(self, _: Any) -> str:
-        lines = ["settings (key=value, or in a YAML file under " + f"'{self.job.name}:'):"]
-        for key, default, doc in config.describe(_import(self.job.schema)):
-            lines.append(f"  {key} = {default}")
-            lines += textwrap.wrap(doc, 96, initial_indent="      ", subsequent_indent="      ")
-        return "\n".join(lines)
+def _split(after_config: list[str]) -> tuple[list[Path], list[str]]:
+    """Paths and overrides: `--config a.yaml b.yaml key=value` takes them all."""
+    overrides = [text for text in after_config if "=" in text and not Path(text).exists()]
+    return [Path(text) for text in after_config if text not in overrides], overrides
 
 
 def _from_flags(job: Job, arguments: argparse.Namespace) -> list[str]:

@@ -32,9 +32,7 @@ class StageFailed(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the demo; 0 if every stage succeeded."""
     parser = argparse.ArgumentParser("demo", description="The main job on a synthetic city, in a few minutes.")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), help="directory of the demo, made anew each time"
-    )
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="directory, made anew each time")
     out = parser.parse_args(argv).out
     start = time.monotonic()
     try:
@@ -124,7 +122,7 @@ def _table(out: Path, result: dict[str, Any]) -> str:
     positions = vanilla["positions"]
     noise = 100 * math.sqrt(vanilla["accuracy"] * (1 - vanilla["accuracy"]) / positions)
     rows = [
-        ("nearest to the destination", floors["nearest"], None, None),
+        ("nearest to the destination", floors["nearest_to_destination"], None, None),
         ("second-order Markov", floors["second_order_markov"], None, None),
         ("teacher alone, on the candidates", distilled["teacher_accuracy"], None, None),
         ("HOSER, vanilla", vanilla["accuracy"], vanilla["nll"], vanilla["time_error"]),
