@@ -1,0 +1,299 @@
+"""The gRPC client against a scripted server: one contract, both transports."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from fakes import scores_of
+
+from shared import wire
+from shared.errors import CompatibilityError, DeadlineExceeded, InvalidRequest, TeacherError, Unavailable
+from shared.rpc.teacher.v1 import teacher_pb2 as pb
+from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
+from shared.vocab import Tokeniser, Vocabulary
+from shared.wire import HistoryMode, ScoreQuery, ScoreReply
+from student_trainer.teacher import client as client_module
+from student_trainer.teacher.client import GrpcTeacher
+from student_trainer.train.config import ClientConfig
+
+LIMITS = wire.Limits(max_window=8, max_message_bytes=2**20, max_queued_positions=100, max_request_positions=100)
+
+
+def query_of(seed: int, positions: int = 3) -> ScoreQuery:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 4, positions).astype(np.int32)
+    tokens = rng.integers(0, 20, int(lengths.sum())).astype(np.int32)
+    history = rng.integers(0, 20, positions).astype(np.int32)
+    return ScoreQuery(HistoryMode.WINDOW, history, np.ones(positions, np.int32), tokens, lengths)
+
+
+class ScriptedTeacher(rpc.TeacherServiceServicer):
+    """Answers rightly, except where its script says otherwise.
+
+    `script` is asked with the number of the attempt, counted over all requests; it returns
+    None to answer, a status to refuse with, "lose" to break the call, or "stall".
+    """
+
+    def __init__(self) -> None:
+        self.script: Callable[[int], Any] = lambda attempt: None
+        self.revision = "r1"
+        self.attempts = 0
+        self.under_way = 0
+        self.most_under_way = 0
+        self.pause = 0.0
+
+    async def GetTeacher(self, request: Any, context: Any) -> pb.GetTeacherResponse:  # noqa: N802
+        tokeniser = Tokeniser(Vocabulary.full(20), None)
+        info = wire.TeacherInfo(self.revision, tokeniser, 1, 1, 1, 9, 1, LIMITS, "float32", "cpu", "test")
+        return wire.encode_info(info)
+
+    async def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:  # noqa: N802
+        verdict = self._next()
+        if isinstance(verdict, grpc.StatusCode):
+            await context.abort(verdict, "scripted")
+        return await self._answer(request, verdict)
+
+    async def StreamScore(self, requests: Any, context: Any) -> AsyncIterator[pb.StreamScoreResponse]:  # noqa: N802
+        answers: asyncio.Queue[pb.StreamScoreResponse | Exception] = asyncio.Queue()
+        tasks = set()
+
+        async def handle(request: pb.ScoreRequest, verdict: Any) -> None:
+            if isinstance(verdict, grpc.StatusCode):
+                error = pb.StreamError(code=verdict.value[0], message="scripted")
+                answers.put_nowait(pb.StreamScoreResponse(request_id=request.request_id, error=error))
+            else:
+                response = await self._answer(request, verdict)
+                answers.put_nowait(pb.StreamScoreResponse(request_id=request.request_id, response=response))
+
+        async def read() -> None:
+            async for message in requests:
+                verdict = self._next()
+                if verdict == "lose":
+                    answers.put_nowait(ConnectionError())
+                    return
+                tasks.add(asyncio.create_task(handle(message.request, verdict)))
+
+        reader = asyncio.create_task(read())
+        try:
+            while True:
+                answer = await answers.get()
+                if isinstance(answer, Exception):
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "lost")
+                yield answer
+        finally:
+            for task in [reader, *tasks]:
+                task.cancel()
+
+    def _next(self) -> Any:
+        self.attempts += 1
+        return self.script(self.attempts)
+
+    async def _answer(self, request: pb.ScoreRequest, verdict: Any) -> pb.ScoreResponse:
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        await asyncio.sleep(3600 if verdict == "stall" else self.pause)
+        self.under_way -= 1
+        query = wire.decode_query(request)
+        reply = ScoreReply(scores_of(query), None, self.revision, 1, 2)
+        return wire.encode_reply(reply, request.request_id)
+
+
+class Server:
+    """The scripted teacher on a loop of its own."""
+
+    def __init__(self) -> None:
+        self.teacher = ScriptedTeacher()
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+        self.address = ""
+        self.run(self._start())
+
+    def run(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(20)
+
+    async def _start(self, port: int = 0) -> None:
+        self.server = grpc.aio.server()
+        rpc.add_TeacherServiceServicer_to_server(self.teacher, self.server)
+        bound = self.server.add_insecure_port(f"127.0.0.1:{port}")
+        await self.server.start()
+        self.address = f"127.0.0.1:{bound}"
+
+    def restart(self) -> None:
+        """Stops at once, breaking every call, and listens again on the same port."""
+        port = int(self.address.rpartition(":")[2])
+        self.run(self.server.stop(None))
+        self.run(self._start(port))
+
+    def stop(self) -> None:
+        self.run(self.server.stop(None))
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    running = Server()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "FIRST_PAUSE_SECONDS", 0.01)
+
+
+@pytest.fixture(params=["stream", "unary"])
+def connect(request: pytest.FixtureRequest, server: Server) -> Iterator[Callable[..., GrpcTeacher]]:
+    opened: list[GrpcTeacher] = []
+
+    def open_client(addresses: str = "", **changed: Any) -> GrpcTeacher:
+        config = ClientConfig(**{"transport": request.param, "retry_seconds": 10, "connect_seconds": 5, **changed})
+        opened.append(GrpcTeacher(addresses or server.address, config))
+        return opened[-1]
+
+    yield open_client
+    for client in opened:
+        client.close()
+
+
+Connect = Callable[..., GrpcTeacher]
+
+
+def check_all(client: GrpcTeacher, count: int) -> None:
+    queries = [query_of(seed) for seed in range(count)]
+    futures = [client.submit(query) for query in queries]
+    for query, future in zip(queries, futures, strict=True):
+        np.testing.assert_array_equal(future.result(20).log_probs, scores_of(query))
+
+
+def test_each_query_gets_its_own_answer(server: Server, connect: Connect) -> None:
+    client = connect()
+    assert client.info.weights_revision == "r1"
+    check_all(client, 50)
+    assert server.teacher.attempts == 50
+
+
+def test_retries_what_may_succeed_later(server: Server, connect: Connect) -> None:
+    """Every second attempt is refused, for all retryable reasons in turn."""
+    codes = [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL]
+    server.teacher.script = lambda attempt: codes[attempt // 2 % 3] if attempt % 2 else None
+    check_all(connect(), 12)
+
+
+def test_does_not_retry_what_cannot(server: Server, connect: Connect) -> None:
+    server.teacher.script = lambda attempt: grpc.StatusCode.INVALID_ARGUMENT
+    with pytest.raises(InvalidRequest, match="scripted"):
+        connect().submit(query_of(0)).result(20)
+    assert server.teacher.attempts == 1
+
+
+def test_gives_up_after_the_retry_time(server: Server, connect: Connect) -> None:
+    server.teacher.script = lambda attempt: grpc.StatusCode.RESOURCE_EXHAUSTED
+    with pytest.raises(TeacherError, match="attempt"):
+        connect(retry_seconds=0.2).submit(query_of(0)).result(20)
+    assert server.teacher.attempts > 1
+
+
+def test_a_stalled_attempt_is_repeated_on_the_same_connection(server: Server, connect: Connect) -> None:
+    server.teacher.script = lambda attempt: "stall" if attempt in (1, 3) else None
+    check_all(connect(deadline_seconds=0.3), 5)
+
+
+def test_a_stalled_teacher_ends_in_a_deadline(server: Server, connect: Connect) -> None:
+    server.teacher.script = lambda attempt: "stall"
+    with pytest.raises(DeadlineExceeded):
+        connect(deadline_seconds=0.1, retry_seconds=0.2).submit(query_of(0)).result(20)
+
+
+def test_a_restarted_teacher_goes_unnoticed(server: Server, connect: Connect) -> None:
+    client = connect(max_in_flight=4)
+    server.teacher.pause = 0.02
+    queries = [query_of(seed) for seed in range(40)]
+    futures = [client.submit(query) for query in queries]
+    futures[3].result(20)
+    server.restart()
+    for query, future in zip(queries, futures, strict=True):
+        np.testing.assert_array_equal(future.result(20).log_probs, scores_of(query))
+
+
+def test_bounds_what_is_in_flight(server: Server, connect: Connect) -> None:
+    server.teacher.pause = 0.02
+    check_all(connect(max_in_flight=3), 20)
+    assert server.teacher.most_under_way == 3
+
+
+def test_refuses_other_weights_in_the_middle(server: Server, connect: Connect) -> None:
+    client = connect()
+    check_all(client, 1)
+    server.teacher.revision = "r2"
+    with pytest.raises(CompatibilityError, match="changed its weights from r1 to r2"):
+        client.submit(query_of(0)).result(20)
+
+
+def test_several_addresses_share_the_load_and_stand_in(server: Server, connect: Connect) -> None:
+    other = Server()
+    try:
+        client = connect(f"{server.address},{other.address}")
+        check_all(client, 20)
+        assert server.teacher.attempts == other.teacher.attempts == 10
+        other.run(other.server.stop(None))
+        check_all(client, 10)
+    finally:
+        other.stop()
+
+
+def test_several_addresses_must_serve_the_same_weights(server: Server, connect: Connect) -> None:
+    other = Server()
+    try:
+        other.teacher.revision = "r2"
+        with pytest.raises(CompatibilityError, match="serves r2"):
+            connect(f"{server.address},{other.address}")
+    finally:
+        other.stop()
+
+
+def test_absent_teacher_is_waited_for_then_reported(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+    caplog.set_level("INFO")
+    with pytest.raises(Unavailable, match=rf"no teacher at {address} within 0\.5 s"):
+        GrpcTeacher(address, ClientConfig(connect_seconds=0.5))
+    assert "waiting up to" in caplog.text
+
+
+def test_waits_for_a_teacher_that_comes_late(server: Server, connect: Connect) -> None:
+    server.run(server.server.stop(None))
+    port = int(server.address.rpartition(":")[2])
+    timer = threading.Timer(0.5, lambda: server.run(server._start(port)))
+    timer.start()
+    check_all(connect(connect_seconds=20), 3)
+    timer.join()
+
+
+def test_broken_streams_lose_nothing(server: Server) -> None:
+    server.teacher.script = lambda attempt: "lose" if attempt in (2, 5, 9) else None
+    client = GrpcTeacher(server.address, ClientConfig(transport="stream", retry_seconds=10))
+    try:
+        check_all(client, 12)
+    finally:
+        client.close()
+
+
+def test_close_leaves_no_thread_and_cancels_what_waits(server: Server, connect: Connect) -> None:
+    server.teacher.script = lambda attempt: "stall"
+    client = connect()
+    future = client.submit(query_of(0))
+    client.close()
+    client.close()
+    assert future.cancelled() or future.exception() is not None
+    assert not any(thread.name == "teacher-client" for thread in threading.enumerate())
