@@ -244,9 +244,16 @@ class QueryConfig(Section):
     """HOST:PORT or unix:PATH of the server."""
     history: Tokens = ()
     """Cell tokens so far, oldest first, separated by commas; empty: SOT alone."""
-    candidates: Tokens = pydantic.Field(min_length=1)
+    candidates: Tokens
     """Cell tokens to compare, separated by commas."""
     candidate_mass: bool = False
     """Also ask for the teacher's total probability of the candidates, among all tokens."""
     timeout: float = pydantic.Field(10.0, gt=0)
     """Seconds to wait for the answer."""
+
+    @pydantic.field_validator("candidates")
+    @classmethod
+    def _at_least_one(cls, tokens: tuple[int, ...]) -> tuple[int, ...]:
+        if not tokens:
+            raise ValueError("give at least one token")
+        return tokens

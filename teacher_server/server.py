@@ -18,6 +18,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import prometheus_client
 import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]  # the stubs lack it
@@ -58,6 +59,7 @@ def serve(settings: ServeConfig) -> int:
 
 async def _serve(settings: ServeConfig) -> int:
     stop = _stop_on_signal()
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter
     metrics = Metrics(CollectorRegistry())
     service: TeacherService[Any] = TeacherService(settings, metrics)
     health = health_aio.HealthServicer()

@@ -1,0 +1,100 @@
+"""Names that dashboards and alerts rely on, and that counting follows what happens."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import urllib.request
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+
+from shared.errors import ConfigError, InvalidRequest, Overloaded
+from teacher_server.address import Address
+from teacher_server.metrics import Exposition, Metrics
+
+CONTRACT = {
+    ("teacher_requests", "counter"),
+    ("teacher_request_seconds", "histogram"),
+    ("teacher_scored_positions", "counter"),
+    ("teacher_batches", "counter"),
+    ("teacher_batch_requests", "histogram"),
+    ("teacher_batch_positions", "histogram"),
+    ("teacher_batch_padded_tokens", "histogram"),
+    ("teacher_queue_wait_seconds", "histogram"),
+    ("teacher_compute_seconds", "histogram"),
+    ("teacher_queue_positions", "gauge"),
+    ("teacher_queue_requests", "gauge"),
+    ("teacher_in_flight_requests", "gauge"),
+    ("teacher_rejected", "counter"),
+    ("teacher_expired", "counter"),
+    ("teacher_cancelled", "counter"),
+    ("teacher_model", "info"),
+}
+
+
+def test_names_are_the_contract() -> None:
+    registry = CollectorRegistry()
+    Metrics(registry)
+    found = {(metric.name, metric.type) for metric in registry.collect() if metric.name.startswith("teacher_")}
+    assert found == CONTRACT
+    names = {metric.name for metric in registry.collect()}
+    assert {"process_resident_memory_bytes", "python_info", "python_gc_collections"} <= names
+
+
+def test_reasons_are_there_before_they_happen() -> None:
+    registry = CollectorRegistry()
+    Metrics(registry)
+    for reason in ("queue_full", "draining", "loading", "invalid"):
+        assert registry.get_sample_value("teacher_rejected_total", {"reason": reason}) == 0
+    for reason in ("idle", "full", "drain"):
+        assert registry.get_sample_value("teacher_batches_total", {"reason": reason}) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InvalidRequest("x"), "INVALID_ARGUMENT"),
+        (Overloaded("x"), "RESOURCE_EXHAUSTED"),
+        (asyncio.CancelledError(), "CANCELLED"),
+        (ZeroDivisionError(), "INTERNAL"),
+    ],
+)
+def test_request_is_counted_by_what_it_raises(error: BaseException, code: str) -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    with pytest.raises(type(error)), metrics.request("Score"):
+        assert registry.get_sample_value("teacher_in_flight_requests") == 1
+        raise error
+    assert registry.get_sample_value("teacher_in_flight_requests") == 0
+    assert registry.get_sample_value("teacher_requests_total", {"method": "Score", "code": code}) == 1
+    assert registry.get_sample_value("teacher_request_seconds_count", {"method": "Score"}) == 1
+    invalid = registry.get_sample_value("teacher_rejected_total", {"reason": "invalid"})
+    assert invalid == (code == "INVALID_ARGUMENT")
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_exposition_serves_and_frees_its_port(host: str) -> None:
+    if ":" in host and not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    registry = CollectorRegistry()
+    Metrics(registry).scored_positions.inc(5)
+    exposition = Exposition(Address(host, 0), registry)
+    try:
+        with urllib.request.urlopen(f"http://{exposition.address}/metrics", timeout=30) as answer:
+            families = {family.name: family for family in text_string_to_metric_families(answer.read().decode())}
+        assert families["teacher_scored_positions"].samples[0].value == 5
+        with pytest.raises(ConfigError, match="it is in use"):
+            Exposition(exposition.address, registry)
+    finally:
+        exposition.close()
+    Exposition(exposition.address, registry).close()

@@ -1,0 +1,93 @@
+"""`query`: a question on the command line, an answer in JSON, an error in one line."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from concurrent import futures
+from typing import Any
+
+import grpc
+import pytest
+from teacher_fakes import expected_log_probs
+
+from shared.rpc.teacher.v1 import teacher_pb2 as pb
+from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
+from shared.wire import ScoreReply, decode_query, encode_reply
+from teacher_server.__main__ import main
+
+
+class Teacher(rpc.TeacherServiceServicer):
+    """Answers with `expected_log_probs`; refuses token 99."""
+
+    def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:  # noqa: N802
+        query = decode_query(request)
+        if 99 in query.candidate_tokens:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "candidate_tokens[0]: 99 is not a cell; cells are 0..98")
+        mass = expected_log_probs(query)[:1] * 0 if query.include_candidate_mass else None
+        return encode_reply(ScoreReply(expected_log_probs(query), mass, "feedc0de", 12, 34), request.request_id)
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=1))
+    rpc.add_TeacherServiceServicer_to_server(Teacher(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+def test_answer(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["query", "--address", address, "--history", "1, 2,3", "--candidates", "4,58"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer == {
+        "probabilities": pytest.approx([math.exp(-10 / 64), math.exp(-1)]),
+        "log_probs": [-10 / 64, -1],
+        "weights_revision": "feedc0de",
+        "queue_us": 12,
+        "compute_us": 34,
+    }
+
+
+@pytest.mark.parametrize("history", [["--history", ""], []])
+def test_empty_history_is_sot_alone(address: str, history: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["query", "--address", address, *history, "--candidates", "64", "candidate_mass=true"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["log_probs"] == [-1]
+    assert answer["candidate_mass"] == 0
+
+
+def test_overrides_may_hold_numbers_and_lists(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["query", f"address={address}", "history=4", "candidates=[60, 124]"]) == 0
+    assert json.loads(capsys.readouterr().out)["log_probs"] == [-1, -2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--history", "1,a", "--candidates", "1"], "history: expected tokens separated by commas"),
+        (["--history", "1,,2", "--candidates", "1"], "history: expected tokens separated by commas"),
+        (["--history", "-1", "--candidates", "1"], "history: expected tokens separated by commas"),
+        (["--candidates", "3000000000"], "candidates.0: Input should be less than 2147483648"),
+        (["--candidates", ""], "candidates: give at least one token"),
+        ([], "candidates is required"),
+        (["--candidates", "99"], "candidate_tokens[0]: 99 is not a cell"),
+    ],
+)
+def test_bad_question_is_one_line(
+    address: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["query", "--address", address, *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("teacher-server query: ")
+    assert message in line
+
+
+def test_nobody_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["query", "--address", "unix:/nonexistent.sock", "--candidates", "1", "timeout=5"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "unix:/nonexistent.sock" in line
