@@ -186,7 +186,7 @@ def _detours(
     here, there = network.line_centroid[candidate], network.line_centroid[destination]
     metres = geometry.haversine_m(here[:, 0], here[:, 1], there[:, 0], there[:, 1]).astype(np.float32)
     nearest = np.minimum.reduceat(metres, ragged.offsets(length)[:-1])
-    return np.log1p((metres - np.repeat(nearest, length)) / 100)
+    return np.asarray(np.log1p((metres - np.repeat(nearest, length)) / 100), np.float32)
 
 
 def _angles(

@@ -20,7 +20,15 @@ from typing import Protocol
 
 import grpc
 
-from shared.errors import CompatibilityError, DeadlineExceeded, TeacherError, Unavailable, from_code, from_status
+from shared.errors import (
+    CompatibilityError,
+    DeadlineExceeded,
+    InvalidRequest,
+    TeacherError,
+    Unavailable,
+    from_code,
+    from_status,
+)
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import ScoreQuery, ScoreReply, TeacherInfo, decode_info, decode_reply, encode_query
@@ -32,6 +40,8 @@ FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 10.0
 MESSAGE_BYTES = 512 * 2**20
 """Largest answer accepted; what may be sent is the server's to decide."""
+ENVELOPE_BYTES = 16
+"""What a stream's message adds to a request."""
 OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
@@ -202,6 +212,7 @@ class GrpcTeacher:
 
     async def _answer(self, query: ScoreQuery, request_id: int) -> ScoreReply:
         request = encode_query(query, request_id)
+        self._check_size(request)
         async with self._in_flight:
             give_up = time.monotonic() + self._config.retry_seconds
             for attempt, pause in enumerate(_pauses()):
@@ -218,6 +229,14 @@ class GrpcTeacher:
                     log.log(level, "teacher at %s: %s; again in %.1f s", self._addresses[place], error, pause)
                 await asyncio.sleep(pause)
         raise AssertionError("pauses never end")
+
+    def _check_size(self, request: pb.ScoreRequest) -> None:
+        size, limit = request.ByteSize() + ENVELOPE_BYTES, self.info.limits.max_message_bytes
+        if size > limit:  # gRPC would answer as if the teacher were busy, and end the stream
+            raise InvalidRequest(
+                f"a request of {size} bytes is above the teacher's limit of {limit}; "
+                "lower optim.batch_size, or serve with a larger max_message_bytes"
+            )
 
     def _check(self, reply: ScoreReply, address: str) -> ScoreReply:
         if reply.weights_revision != self.info.weights_revision:

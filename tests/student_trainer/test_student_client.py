@@ -196,6 +196,13 @@ def test_does_not_retry_what_cannot(server: Server, connect: Connect) -> None:
     assert server.teacher.attempts == 1
 
 
+def test_an_oversize_request_is_refused_before_it_is_sent(server: Server, connect: Connect) -> None:
+    with pytest.raises(InvalidRequest, match=r"above the teacher's limit of 1048576; lower optim\.batch_size"):
+        connect().submit(query_of(0, positions=200_000)).result(20)
+    assert server.teacher.attempts == 0
+    check_all(connect(), 2)
+
+
 def test_gives_up_after_the_retry_time(server: Server, connect: Connect) -> None:
     server.teacher.script = lambda attempt: grpc.StatusCode.RESOURCE_EXHAUSTED
     with pytest.raises(TeacherError, match="attempt"):
