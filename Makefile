@@ -54,7 +54,7 @@ type: setup ## mypy
 	$(BIN)/mypy
 
 buf: ## lint the wire contract (needs npm)
-	cd proto && npx --yes @bufbuild/buf@1 lint
+	cd proto && npx --yes @bufbuild/buf@1.75.0 lint
 
 serve: setup ## the teacher daemon: make serve TEACHER=teacher.safetensors
 	$(BIN)/teacher-server serve --teacher $(TEACHER) --listen $(LISTEN) --metrics-listen $(METRICS)
