@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import shutil
 import subprocess
@@ -11,13 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
-
-from shared import cli
-from shared.config import Section
+from command_lines import parsed_settings
 
 DOCKER = Path(__file__).resolve().parents[2] / "docker"
 FILES = ("compose.yaml", "compose.gpu.yaml")
-PROGRAM = {"teacher": "teacher_server", "trainer": "student_trainer"}
+PROGRAM = {"teacher": "teacher-server", "trainer": "student-trainer"}
 
 
 def read(name: str) -> dict[str, Any]:
@@ -34,22 +31,6 @@ def read_volume(text: str) -> tuple[str, str]:
     match = re.match(r"(?:\$\{\w+:-)?([^:}]+)\}?:([^:]+)", text)
     assert match is not None, text
     return match[1], match[2]
-
-
-def parsed_settings(program: str, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> Section:
-    """The settings that a command line makes, with the real job table and schemas, without running the job."""
-    seen: list[Section] = []
-    real = cli._import
-
-    def schema_or_recorder(path: str) -> Any:
-        value = real(path)
-        return value if isinstance(value, type) and issubclass(value, Section) else seen.append
-
-    monkeypatch.setattr(cli, "_import", schema_or_recorder)
-    jobs = importlib.import_module(f"{program}.__main__").JOBS
-    assert cli.main(program, "", jobs, argv) == 0
-    (settings,) = seen
-    return settings
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -85,7 +66,7 @@ def test_the_command_is_one_that_the_program_takes(name: str, monkeypatch: pytes
 
 
 def test_the_daemon_may_drain_before_it_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = parsed_settings("teacher_server", SERVICES["teacher"]["command"], monkeypatch).model_dump()
+    settings = parsed_settings("teacher-server", SERVICES["teacher"]["command"], monkeypatch).model_dump()
     grace = float(SERVICES["teacher"]["stop_grace_period"].removesuffix("s"))
     manual = (DOCKER.parent / "docs" / "operations.md").read_text()
     stop = re.search(r"^TimeoutStopSec=(\d+)$", manual, re.MULTILINE)
@@ -103,7 +84,7 @@ def test_the_documented_commands_are_taken(monkeypatch: pytest.MonkeyPatch) -> N
     comments = re.findall(r"^#.*run --rm trainer (\S.*--.*)$", (DOCKER / "compose.yaml").read_text(), re.MULTILINE)
     assert comments
     for comment in comments:
-        parsed_settings("student_trainer", comment.split(), monkeypatch)
+        parsed_settings("student-trainer", comment.split(), monkeypatch)
 
 
 def test_ports_agree() -> None:

@@ -1,0 +1,99 @@
+"""Every file in config/: the schemas take it, its commands are real, and it says what to expect."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from command_lines import PACKAGES, parsed_settings
+
+from shared import config
+from student_trainer.prepare.config import PrepareConfig
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FILES = sorted((REPOSITORY / "config").glob("*.yaml"))
+PER_JOB = {"demo-city", "prepare", "pretrain", "serve", "train", "distill", "predict"}
+PER_DATA_SET = {"beijing", "porto", "san_francisco"}
+
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+
+
+def header(path: Path) -> str:
+    lines = path.read_text().splitlines()
+    return "\n".join(lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
+
+
+def commands(path: Path) -> list[list[str]]:
+    """The command lines in a file's header."""
+    pattern = rf"^# +((?:{'|'.join(PACKAGES)}) .*--config .*)$"
+    return [shlex.split(line) for line in re.findall(pattern, header(path), re.MULTILINE)]
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def test_there_is_a_file_for_every_job_and_data_set() -> None:
+    assert {path.stem for path in FILES} >= PER_JOB | PER_DATA_SET
+
+
+@each_file
+def test_the_schemas_take_every_setting_of_every_section(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the real command line, so that a key that no schema has is an error, and every value arrives."""
+    monkeypatch.chdir(REPOSITORY)
+    paths_of = {
+        "demo-city": ["--out", "o"],
+        "prepare": ["--raw", "r", "--out", "o"],
+        "train": ["--data", "d", "--out", "o"],
+        "predict": ["--data", "d", "--weights", "w", "--out", "o.npz"],
+        "pretrain": ["--data", "d", "--out", "o"],
+        "export": ["--checkpoint", "c", "--out", "o"],
+        "serve": ["--teacher", "t"],
+    }
+    sections = yaml.safe_load(path.read_text())
+    assert sections
+    for job, values in sections.items():
+        program = "teacher-server" if job in {"pretrain", "export", "serve"} else "student-trainer"
+        settings = parsed_settings(program, [job, *paths_of[job], "--config", str(path)], monkeypatch)
+        resolved = leaves(settings.model_dump())
+        for key, value in leaves(values).items():
+            assert resolved[key] == (tuple(value) if isinstance(value, list) else value), f"{job}.{key}"
+
+
+@each_file
+def test_the_header_gives_commands_that_run_and_what_to_expect(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    if path.stem not in PER_JOB | PER_DATA_SET:
+        assert header(path)
+        return
+    assert re.search(r"^# Time: +\S", header(path), re.MULTILINE)
+    assert re.search(r"^# Result: +\S", header(path), re.MULTILINE)
+    assert commands(path)
+    for program, *argv in commands(path):
+        assert f"config/{path.name}" in argv
+        parsed_settings(program, argv, monkeypatch)
+
+
+def test_the_distilled_run_differs_from_its_baseline_in_the_distillation_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    base = ["train", "--data", "d", "--out", "o", "--config", "config/train.yaml"]
+    vanilla = leaves(parsed_settings("student-trainer", base, monkeypatch).model_dump())
+    both = parsed_settings("student-trainer", [*base, "config/distill.yaml"], monkeypatch)
+    changed = {key for key, value in leaves(both.model_dump()).items() if vanilla[key] != value}
+    assert {key.split(".")[0] for key in changed} <= {"distill", "client"}
+
+
+def test_a_misspelt_setting_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("prepare: {grid: {cellsize: 1}}")
+    with pytest.raises(config.ConfigError, match="cellsize"):
+        config.load(PrepareConfig, "prepare", [path], ["raw=r", "out=o"])
