@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import yaml
+
 import shared
 from shared import config, log
 from shared.errors import ReportableError
@@ -122,7 +124,7 @@ def _to_yaml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, list):
         return f"[{', '.join(value)}]"
-    return "'" + str(value).replace("'", "''") + "'"
+    return yaml.safe_dump(str(value), default_style='"')
 
 
 def _import(path: str) -> Any:

@@ -7,6 +7,8 @@ An unknown key anywhere is an error that names it.
 
 from __future__ import annotations
 
+import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -25,14 +27,35 @@ JOBS = frozenset({"demo-city", "prepare", "train", "predict", "pretrain", "expor
 
 
 class Section(pydantic.BaseModel):
-    """Base of every schema: frozen, unknown keys refused, a docstring under each field."""
+    """Base of every schema: frozen, unknown keys and infinite numbers refused, a docstring under each field."""
 
     model_config = pydantic.ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=()
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
     )
 
 
 S = TypeVar("S", bound=Section)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the plain scalars of version 1.2: `off`, `1:30` and dates are text, 3e-4 is a number."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that `_Loader` or YAML 1.1 would read as something else."""
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
+    ("merge", r"<<", ["<"]),
+):
+    for _kind in (_Loader, _Dumper):
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})$"), _first)
 
 
 def load(schema: type[S], job: str, paths: Sequence[Path] = (), overrides: Sequence[str] = ()) -> S:
@@ -49,9 +72,9 @@ def load(schema: type[S], job: str, paths: Sequence[Path] = (), overrides: Seque
     """
     merged: dict[str, Any] = {}
     for path in paths:
-        _merge(merged, _read_section(path, job))
+        merged = _merge(merged, _read_section(path, job))
     for override in overrides:
-        _merge(merged, _parse_override(override))
+        merged = _merge(merged, _parse_override(override))
     return validate(schema, merged)
 
 
@@ -65,27 +88,32 @@ def validate(schema: type[S], values: dict[str, Any]) -> S:
 
 def dump(config: Section) -> str:
     """The resolved configuration as YAML that `load` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return _to_yaml(config.model_dump(mode="json"))
 
 
 def save(config: Section, job: str, path: Path) -> None:
     """Writes the resolved configuration as a YAML file with the job's section."""
-    values = {job: config.model_dump(mode="json")}
-    files.write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    files.write_text(path, _to_yaml({job: config.model_dump(mode="json")}))
+
+
+def _to_yaml(values: dict[str, Any]) -> str:
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def describe(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """Yields (dotted key, default, docstring) of every setting, for `--help`."""
+    """Yields (dotted key, default as one would type it, docstring) of every setting, for `--help`."""
     for name, field in schema.model_fields.items():
         section = _section_of(field.annotation)
         if section is not None:
             yield from describe(section, f"{prefix}{name}.")
             continue
-        if field.default is not PydanticUndefined:
-            default = "none" if field.default is None else str(field.default)
-        else:
-            default = "required" if field.default_factory is None else str(field.get_default(call_default_factory=True))
+        value = field.get_default(call_default_factory=True)
+        default = "required" if value is PydanticUndefined else _as_override(value)
         yield prefix + name, default, " ".join((field.description or "").split())
+
+
+def _as_override(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _section_of(annotation: Any) -> type[Section] | None:
@@ -101,7 +129,7 @@ def _section_of(annotation: Any) -> type[Section] | None:
 
 def _read_section(path: Path, job: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _parse(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read configuration {path}: {error}") from None
     except yaml.YAMLError as error:
@@ -120,7 +148,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     if not equals or not all(part for part in key.split(".")):
         raise ConfigError(f"cannot read override {text!r}; write key=value, for example distill.window=4")
     try:
-        nested = yaml.safe_load(value)
+        nested = _parse(value)
     except yaml.YAMLError:
         raise ConfigError(f"cannot read the value of override {text!r}; write it in YAML") from None
     for part in reversed(key.split(".")):
@@ -128,12 +156,20 @@ def _parse_override(text: str) -> dict[str, Any]:
     return typing.cast(dict[str, Any], nested)
 
 
-def _merge(base: dict[str, Any], update: dict[str, Any]) -> None:
+def _parse(text: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except (ValueError, KeyError, AttributeError) as error:  # an explicit tag whose text does not fit, as !!int x
+        raise yaml.YAMLError(str(error)) from None
+
+
+def _merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `update`, key by key; the nested dictionaries of both stay as they are."""
+    merged = dict(base)
     for key, value in update.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            _merge(base[key], value)
-        else:
-            base[key] = value
+        old = merged.get(key)
+        merged[key] = _merge(old if isinstance(old, dict) else {}, value) if isinstance(value, dict) else value
+    return merged
 
 
 def _explain(schema: type[Section], issue: Any) -> str:

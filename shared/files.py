@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from shared.errors import ReportableError
+
 
 @contextlib.contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
@@ -19,9 +21,13 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
     The bytes are on disk before the name changes, so a crash leaves the old file
     or the new one. If the block raises, the temporary file is removed.
+
+    Raises:
+        ReportableError: there can be no such file.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    with _reporting(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -29,27 +35,51 @@ def atomic_path(target: Path) -> Iterator[Path]:
         with open(temporary, "rb+") as stream:
             os.fsync(stream.fileno())
         temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, target)
+        with _reporting(target):
+            os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """A temporary directory beside `target` that takes its place if the block succeeds."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    """A temporary directory beside `target` that takes its place if the block succeeds.
+
+    Raises:
+        ReportableError: there can be no such directory.
+    """
+    with _reporting(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        if target.exists():
-            with tempfile.TemporaryDirectory(prefix=f".{target.name}.old.", dir=target.parent) as old:
-                os.replace(target, Path(old) / target.name)
-                os.replace(temporary, target)
-        else:
-            os.replace(temporary, target)
+        with _reporting(target):
+            _replace_directory(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_directory(temporary: Path, target: Path) -> None:
+    if not target.exists():
+        os.replace(temporary, target)
+        return
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.old.", dir=target.parent) as old:
+        aside = Path(old) / target.name
+        os.replace(target, aside)
+        try:
+            os.replace(temporary, target)
+        except BaseException:
+            os.replace(aside, target)
+            raise
+
+
+@contextlib.contextmanager
+def _reporting(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ReportableError(f"cannot write {target}: {error.strerror}; choose another place") from None
 
 
 def write_text(target: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy.typing as npt
 import pydantic
 
 from shared.config import Section
+from shared.errors import ConfigError
 
 Centroid = Literal["vertex_mean", "line"]
 """Which point stands for a road: the plain mean of its vertices (what public LM-TAD
@@ -51,8 +53,17 @@ class Grid(Section):
         cell_lng: float,
         centroid: Centroid = "vertex_mean",
     ) -> Grid:
-        """The grid over (south, west, north, east): `int(span / cell) + 1` rows and columns."""
+        """The grid over (south, west, north, east): `int(span / cell) + 1` rows and columns.
+
+        Raises:
+            ConfigError: there are more cells than can be counted.
+            pydantic.ValidationError: the bounds are empty.
+        """
         south, west, north, east = bounds
+        if not (math.isfinite((north - south) / cell_lat) and math.isfinite((east - west) / cell_lng)):
+            raise ConfigError(
+                f"cells of {cell_lat} x {cell_lng} degrees are too small to be counted; choose larger ones"
+            )
         return cls(
             min_lat=south,
             min_lng=west,

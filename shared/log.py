@@ -15,7 +15,10 @@ class _TqdmHandler(logging.Handler):
     """Writes above a progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.tqdm.write(self.format(record), file=sys.stderr)
+        try:
+            tqdm.tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:
+            self.handleError(record)  # a reader of stderr that goes away must not end the job
 
 
 def setup(level: Level = "info") -> None:

@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import json
 import logging
+import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,13 +85,16 @@ class Store:
         """Opens the manifest.
 
         Raises:
-            FileFormatError: `path` is not a store, or one of another version.
+            FileFormatError: `path` is not a store, is one of another version, or is damaged.
         """
         self.path = path
         self.manifest = _read_manifest(path)
         occupied_path = path / "network" / "occupied_cells.npy"
-        occupied = np.load(occupied_path, allow_pickle=False) if occupied_path.exists() else None
-        self.tokeniser = Tokeniser.from_dict(self.manifest, occupied)
+        occupied = _load(occupied_path, mmap=False) if occupied_path.exists() else None
+        try:
+            self.tokeniser = Tokeniser.from_dict(self.manifest, occupied)
+        except FileFormatError as error:
+            raise FileFormatError(f"{path}: {error}; run `prepare` again") from None
 
     @property
     def fingerprint(self) -> str:
@@ -116,19 +120,20 @@ class Store:
 
         Raises:
             DataError: the store has no such split.
+            FileFormatError: a file of the split is missing or damaged.
         """
         folder = self.path / split
         if not folder.is_dir():
             raise DataError(f"{self.path} has no {split} split; it holds {', '.join(self.manifest['splits'])}")
-        names = [field.name for field in dataclasses.fields(Trips)]
-        size = sum((folder / f"{name}.npy").stat().st_size for name in names)
+        paths = {field.name: folder / f"{field.name}.npy" for field in dataclasses.fields(Trips)}
+        size = sum(path.stat().st_size for path in paths.values() if path.is_file())
         free = psutil.virtual_memory().available
         mmap = cache == "mmap" or (cache == "auto" and size > RAM_SHARE * free)
         log.info(
             "%s: %.1f MiB, %.0f MiB of memory free -> %s (cache=%s)",
             split, size / 2**20, free / 2**20, "memory-mapped" if mmap else "held in memory", cache,
         )  # fmt: skip
-        return Trips(**{name: _load(folder / f"{name}.npy", mmap) for name in names})
+        return Trips(**{name: _load(path, mmap) for name, path in paths.items()})
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -148,6 +153,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 def _load(path: Path, mmap: bool) -> npt.NDArray[Any]:
     try:
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise FileFormatError(f"{path} is missing or damaged ({error}); run `prepare` again") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, MemoryError) as error:
+        reason = " ".join(str(error).split())
+        raise FileFormatError(f"{path} is missing or damaged ({reason}); run `prepare` again") from None
     return array

@@ -94,22 +94,30 @@ def _read(path: Path, with_weights: bool) -> tuple[TeacherHeader, Weights]:
     try:
         with safetensors.safe_open(path, framework="np") as file:
             document = json.loads((file.metadata() or {}).get("lmtad", "null"))
-            if not isinstance(document, dict) or document.get("format") != FORMAT:
-                raise FileFormatError(
-                    f"{path} is not a teacher file ({FORMAT}); make one from a checkpoint: `teacher-server export`"
-                )
             names = set(file.keys())
             occupied = file.get_tensor(_OCCUPIED) if _OCCUPIED in names else None
             weights = {n: file.get_tensor(n) for n in sorted(names - {_OCCUPIED})} if with_weights else {}
-        header = TeacherHeader(
+    except (safetensors.SafetensorError, json.JSONDecodeError, OSError, TypeError) as error:
+        raise FileFormatError(f"{path} is not a teacher file, or is truncated: {error}") from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise FileFormatError(
+            f"{path} is not a teacher file ({FORMAT}); make one from a checkpoint: `teacher-server export`"
+        )
+    return _header(path, document, occupied), weights
+
+
+def _header(path: Path, document: dict[str, Any], occupied: npt.NDArray | None) -> TeacherHeader:
+    try:
+        return TeacherHeader(
             architecture=document["architecture"],
             tokeniser=Tokeniser.from_dict(document, occupied),
             revision=document["revision"],
             provenance=document["provenance"],
         )
-    except (safetensors.SafetensorError, json.JSONDecodeError, KeyError) as error:
-        raise FileFormatError(f"{path} is not a teacher file, or is truncated: {error}") from None
-    return header, weights
+    except KeyError as error:
+        raise FileFormatError(f"{path}: the header lacks {error}; the file is damaged") from None
+    except FileFormatError as error:
+        raise FileFormatError(f"{path}: {error}") from None
 
 
 def _revision(weights: Weights, architecture: dict[str, Any], tokeniser: Tokeniser) -> str:

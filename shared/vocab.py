@@ -142,8 +142,10 @@ class Tokeniser:
         mine, theirs = _flatten(self.to_dict()), _flatten(other.to_dict())
         names = list(dict.fromkeys([*mine, *theirs]))
         found = [f"{n}: {mine.get(n)} != {theirs.get(n)}" for n in names if mine.get(n) != theirs.get(n)]
-        if not found and self.fingerprint != other.fingerprint:
-            found.append("vocabulary.occupied_cells: the same number of cells, but other cells")
+        table, other_table = self.vocabulary.occupied, other.vocabulary.occupied
+        if table is not None and other_table is not None and len(table) == len(other_table):
+            count = np.count_nonzero(table != other_table)
+            found += [f"vocabulary.occupied_cells: {count} of {len(table)} differ"] if count else []
         return found
 
 
