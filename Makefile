@@ -65,9 +65,10 @@ train: setup ## a distilled run: make train STORE=store OUT=runs/train
 bench: setup ## benchmarks; results in benchmarks/results
 	$(BIN)/python -m benchmarks
 
-lock: setup ## lock the newest versions that pyproject.toml allows
+lock: setup ## lock what pyproject.toml asks for (make lock UPGRADE='--upgrade-package grpcio')
 	$(BIN)/pip-compile --quiet --all-extras --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
-	  --no-header --no-annotate --upgrade --output-file requirements.lock pyproject.toml
+	  --no-header --no-annotate $(UPGRADE) --output-file requirements.lock pyproject.toml
+	sed -i 's/+cpu$$//; /^#/d; /^$$/d' requirements.lock  # no local builds: the lock serves every machine
 
 clean: ## remove the environment, generated code and caches (runs/ stays)
 	rm -rf $(VENV) shared/rpc/teacher build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
