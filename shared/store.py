@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import json
 import logging
-import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -152,8 +151,11 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _load(path: Path, mmap: bool) -> npt.NDArray[Any]:
     try:
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, MemoryError) as error:
+        if mmap:
+            return np.lib.format.open_memmap(path, mode="r")
+        with path.open("rb") as stream:
+            array: npt.NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         reason = " ".join(str(error).split())
         raise FileFormatError(f"{path} is missing or damaged ({reason}); run `prepare` again") from None
     return array

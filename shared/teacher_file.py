@@ -59,7 +59,7 @@ def write(
         "revision": revision,
         "provenance": provenance,
     }
-    tensors = dict(weights)
+    tensors = {name: np.asarray(array, order="C") for name, array in weights.items()}  # others are written scrambled
     if tokeniser.vocabulary.occupied is not None:
         tensors[_OCCUPIED] = tokeniser.vocabulary.occupied
     with files.atomic_path(path) as temporary:
