@@ -50,9 +50,10 @@ class GATv2Layer(nn.Module):
         message = source_x.index_select(0, graph.source)
         score = message + target_x.index_select(0, graph.target) + self.lin_edge(graph.attr)
         score = F.leaky_relu(score, 0.2) @ self.att.view(-1)
-        alpha = segment_softmax(score.float(), graph.target, len(x)).to(x.dtype)
-        out = torch.zeros_like(target_x).index_add_(0, graph.target, alpha[:, None] * message)
-        return out + self.bias
+        weighted = (
+            segment_softmax(score.float(), graph.target, len(x))[:, None] * message
+        )  # float32 under autocast, too
+        return weighted.new_zeros(target_x.shape).index_add_(0, graph.target, weighted) + self.bias
 
 
 def segment_softmax(score: Tensor, segment: Tensor, num_segments: int) -> Tensor:

@@ -266,6 +266,26 @@ def test_sub_sample_depends_on_its_own_seed(store: Store, tmp_path: Path) -> Non
     assert len(set(chosen("a", 0, 0))) == 20
 
 
+@pytest.mark.parametrize("amp", ["bfloat16", "float16"])
+def test_mixed_precision_trains_with_losses_in_float32(store: Store, tmp_path: Path, amp: str) -> None:
+    """On the CPU, where it is slow but the same code."""
+    full = train(settings_of(store, tmp_path / "full", optim={"epochs": 4}), store)
+    mixed = train(settings_of(store, tmp_path / "mixed", optim={"epochs": 4}, runtime={"amp": amp}), store)
+    item = mixed.feed.prepare(np.arange(4))
+    with mixed.precision.autocast():
+        network = mixed.model.embed_network()
+        output = mixed.model(item.batch, network)
+        times = mixed.model.label_times(item.batch, network, output)
+    exact = mixed.model(item.batch, mixed.model.embed_network()).logits
+    exists = output.layout.exists
+    assert not output.logits[exists].equal(exact[exists])  # the products really are in half precision
+    torch.testing.assert_close(output.logits[exists], exact[exists], rtol=0.05, atol=0.05)
+    assert output.logits.dtype is times.dtype is torch.float32
+    assert mixed.precision.scaler.is_enabled() == (amp == "float16")
+    assert mixed.progress.bad_steps == 0
+    assert mixed.progress.history[-1]["nll"] == pytest.approx(full.progress.history[-1]["nll"], abs=0.02)
+
+
 @pytest.mark.integration
 def test_compile_compiles(store: Store, tmp_path: Path) -> None:
     session = start(settings_of(store, tmp_path / "run", runtime={"compile": True}), store)
