@@ -1,0 +1,239 @@
+"""The command line on a job of its own: exit codes, messages, flags, help."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pydantic
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import shared
+from shared import cli
+from shared.cli import Flag, Job
+from shared.config import Section
+from shared.errors import DataError, InvalidRequest
+
+
+class Settings(Section):
+    """Settings of the job below."""
+
+    out: str
+    """Where to."""
+    rows: int | None = None
+    """How many rows."""
+    bounds: tuple[float, float] | None = None
+    """From and to."""
+    strict: bool = False
+    """Whether to be strict; 100 % of the time."""
+    level: float = pydantic.Field(0.5, gt=0)
+    """A level."""
+
+
+JOB = Job(
+    "train",
+    "does what a test wants",
+    f"{__name__}:Settings",
+    f"{__name__}:run",
+    (
+        Flag("--out", "out", "where to", "OUT"),
+        Flag("--rows", "rows", "how many", "R"),
+        Flag("--bounds", "bounds", "from and to", ("A", "B"), nargs=2),
+        Flag("--strict", "strict", "refuse", is_switch=True),
+    ),
+)
+OTHER = Job("serve", "is another one", "nowhere:Nothing", "nowhere:nothing")
+
+seen: list[Settings] = []
+outcome: list[BaseException | int | None] = [None]
+
+
+def run(settings: Settings) -> int | None:
+    seen.append(settings)
+    (result,) = outcome
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """Nothing seen, a job that ends well, and the root logger as it was."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    seen.clear()
+    outcome[:] = [None]
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def main(*argv: str) -> int:
+    return cli.main("program", "Does things.", [JOB, OTHER], argv)
+
+
+def settings_of(*argv: str) -> Settings:
+    assert main("train", *argv) == 0
+    return seen[-1]
+
+
+def test_flags_become_settings() -> None:
+    settings = settings_of("--out", "here", "--rows", "3", "--bounds", "-1.5", "2e-1", "--strict")
+    assert settings == Settings(out="here", rows=3, bounds=(-1.5, 0.2), strict=True)
+    assert settings_of("--out=here") == Settings(out="here")
+
+
+def test_flags_win_over_files_and_overrides_over_flags(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("train: {out: file, rows: 1, level: 0.1}")
+    second.write_text("train: {rows: 2, strict: true}")
+    assert settings_of("--config", str(first)) == Settings(out="file", rows=1, level=0.1)
+    both = settings_of("--config", str(first), str(second), "--out", "flag")
+    assert both == Settings(out="flag", rows=2, level=0.1, strict=True)
+    assert settings_of("--config", str(first), "--config", str(second)).rows == 2
+    assert settings_of("--rows", "5", "rows=6", "--config", str(first)).rows == 6
+
+
+def test_overrides_may_follow_config(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("train: {out: file}")
+    settings = settings_of("--config", str(path), "rows=4", "level=3e-4")
+    assert settings == Settings(out="file", rows=4, level=3e-4)
+    odd = tmp_path / "a=b.yaml"
+    odd.write_text("train: {out: odd}")
+    assert settings_of("--config", str(odd), "rows=4") == Settings(out="odd", rows=4)
+
+
+@given(st.text(st.characters(exclude_characters="\0"), max_size=20).filter(lambda text: not text.startswith("-")))
+def test_a_flags_text_stays_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return
+    assert settings_of("--out", text).out == text
+    assert settings_of(f"--out=-{text}").out == f"-{text}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "null",
+        "1",
+        "true",
+        "[a",
+        "{a: b}",
+        "a: b",
+        "# x",
+        "it's",
+        '"',
+        "a\nb",
+        " a ",
+        "é",
+        "\U0001f600",
+        "*a",
+        "&a",
+        "!a",
+        "%",
+        "a=b",
+        "0.5e",
+        "\x07",
+    ],
+)
+def test_odd_characters_do_not_matter(text: str) -> None:
+    assert settings_of("--out", text).out == text
+
+
+@pytest.mark.parametrize(("result", "code"), [(None, 0), (0, 0), (1, 1), (3, 3), (BrokenPipeError(), 1)])
+def test_exit_code_of_a_job(result: BaseException | int | None, code: int) -> None:
+    outcome[:] = [result]
+    assert main("train", "--out", "o") == code
+
+
+@pytest.mark.parametrize("error", [DataError("train.csv:3: what, how"), InvalidRequest("window: too long")])
+def test_a_reportable_error_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    outcome[:] = [error]
+    assert main("train", "--out", "o") == 2
+    assert capsys.readouterr() == ("", f"program train: {error}\n")
+
+
+def test_an_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome[:] = [KeyboardInterrupt()]
+    assert main("train", "--out", "o") == 130
+    assert capsys.readouterr() == ("", "program train: interrupted\n")
+
+
+def test_a_defect_keeps_its_traceback() -> None:
+    outcome[:] = [ZeroDivisionError()]
+    with pytest.raises(ZeroDivisionError):
+        main("train", "--out", "o")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "program train: out is required"),
+        (["--out", "o", "--rows", "many"], "program train: rows: Input should be a valid integer"),
+        (["--out", "o", "colour=red"], "program train: unknown setting colour; known here: out, rows, bounds"),
+        (["--out", "o", "level=0"], "program train: level: Input should be greater than 0"),
+        (["--out", "o", "word"], "program train: cannot read override 'word'"),
+        (["--config", "missing.yaml"], "program train: cannot read configuration missing.yaml"),
+    ],
+)
+def test_bad_settings_are_one_line(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("train", *argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+    assert not seen
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [[], ["unknown"], ["train", "--colour", "red"], ["train", "--bounds", "1"], ["train", "--log-level", "loud"]],
+)
+def test_a_bad_command_line_shows_the_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(*argv)
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("usage: program")
+    assert "Traceback" not in err
+
+
+def test_help_of_a_job_lists_flags_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main("train", "--help")
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    for text in ("--out OUT", "--bounds A B", "--config", "--log-level", "does what a test wants", "under 'train:'"):
+        assert text in out
+    for text in ("out = required", "rows = null", "strict = false", "level = 0.5", "strict; 100 % of the time."):
+        assert text in out
+
+
+def test_help_lists_the_jobs_without_importing_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main("--help")
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert "Does things." in out
+    assert "does what a test wants" in out
+    assert "is another one" in out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main("--version")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"program {shared.__version__}\n"
+
+
+def test_log_level_reaches_the_logger(capsys: pytest.CaptureFixture[str]) -> None:
+    settings_of("--out", "o", "--log-level", "error")
+    logging.getLogger("x").warning("unheard")
+    assert capsys.readouterr().err == ""

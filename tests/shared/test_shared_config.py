@@ -1,0 +1,267 @@
+"""Defaults < files < overrides, and errors that name the key."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared import config
+from shared.config import Section
+from shared.errors import ConfigError
+
+
+class Inner(Section):
+    """A section."""
+
+    rate: float = pydantic.Field(1e-3, gt=0)
+    """How fast."""
+    steps: int = 10
+    """How long."""
+    bounds: tuple[float, float] | None = None
+    """Where."""
+
+
+class Outer(Section):
+    """A job."""
+
+    data: Path
+    """The store."""
+    name: str = "a"
+    """The name,
+    over two lines."""
+    mode: Literal["off", "on"] = "on"
+    """Off or on."""
+    tags: tuple[str, ...] = ()
+    """Tags."""
+    is_fast: bool = False
+    """Fast."""
+    inner: Inner = Inner()
+    """Inside."""
+    spare: Inner | None = None
+    """Perhaps."""
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Outer:
+        if self.name == "forbidden":
+            raise ValueError("name must be another")
+        return self
+
+
+def load(*overrides: str, files: list[Path] | None = None) -> Outer:
+    return config.load(Outer, "train", files or [], ["data=d", *overrides])
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_defaults_then_files_then_overrides(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.yaml", "train: {name: first, tags: [x, y], inner: {rate: 0.1, steps: 1}}")
+    second = write(tmp_path / "b.yaml", "train: {name: second, inner: {rate: 0.2}}")
+    assert load() == Outer(data=Path("d"))
+    assert load(files=[first]).name == "first"
+    both = load(files=[first, second])
+    assert (both.name, both.tags, both.inner) == ("second", ("x", "y"), Inner(rate=0.2, steps=1))
+    assert load(files=[second, first]).name == "first"
+    over = load("inner.steps=7", "name=third", "inner.rate=0.3", "inner.rate=0.4", files=[first, second])
+    assert (over.name, over.tags, over.inner) == ("third", ("x", "y"), Inner(rate=0.4, steps=7))
+
+
+def test_an_override_may_be_a_whole_section_and_be_refined() -> None:
+    assert load("inner={steps: 3, rate: 1}", "inner.steps=4").inner == Inner(rate=1, steps=4)
+    assert load("spare.steps=4").spare == Inner(steps=4)
+    assert load("spare.steps=4", "spare=null").spare is None
+    assert load("tags=[a, b]", "tags=[c]").tags == ("c",)
+
+
+def test_a_file_may_reuse_a_section_without_tying_the_two_together(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", "train: {inner: &x {steps: 3}, spare: *x}")
+    loaded = load("inner.steps=4", files=[path])
+    assert (loaded.inner.steps, loaded.spare) == (4, Inner(steps=3))
+    merged = write(tmp_path / "b.yaml", "train: {inner: &x {steps: 3, rate: 2}, spare: {<<: *x, steps: 5}}")
+    assert load(files=[merged]).spare == Inner(steps=5, rate=2)
+
+
+def test_other_jobs_sections_and_empty_files_are_left_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", "serve: {nonsense: 1}\ntrain:\n")
+    assert load(files=[path, write(tmp_path / "b.yaml", ""), write(tmp_path / "c.yaml", "# nothing\n")]) == load()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("inner.rate=3e-4", 3e-4),
+        ("inner.rate=3E4", 3e4),
+        ("inner.rate=1", 1.0),
+        ("inner.rate=+.5", 0.5),
+        ("inner.rate=5.", 5.0),
+        ("inner.steps=-3", -3),
+        ("inner.steps=007", 7),
+        ("inner.bounds=[-1, 2.5e-1]", (-1.0, 0.25)),
+        ("inner.bounds=null", None),
+        ("inner.bounds=", None),
+        ("mode=off", "off"),
+        ("mode=on", "on"),
+        ("is_fast=true", True),
+        ("is_fast=off", False),
+        ("is_fast=yes", True),
+        ("name=1:30", "1:30"),
+        ("name=2024-01-01", "2024-01-01"),
+        ("name=2024-99-99", "2024-99-99"),
+        ("name=none", "none"),
+        ("name=a=b", "a=b"),
+        ("name=127.0.0.1:50051,[::1]:50052", "127.0.0.1:50051,[::1]:50052"),
+        ("name='12'", "12"),
+    ],
+)
+def test_values_are_what_they_look_like(text: str, expected: Any) -> None:
+    value: Any = load(text)
+    for part in text.partition("=")[0].split("."):
+        value = getattr(value, part)
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["nme=x"], r"unknown setting nme; known here: data, name, mode, tags, is_fast, inner, spare"),
+        (["inner.rat=1"], r"unknown setting inner\.rat; known here: rate, steps, bounds"),
+        (["spare.rat=1"], r"unknown setting spare\.rat; known here: rate, steps, bounds"),
+        (["name.x=1"], r"^name: .*string"),
+        (["inner=3"], r"^inner: .*\(got 3\)"),
+        (["inner.rate=fast"], r"^inner\.rate: .*number.*\(got 'fast'\)"),
+        (["inner.rate=0"], r"^inner\.rate: .*greater than 0"),
+        (["inner.rate=.nan"], r"^inner\.rate: "),
+        (["inner.rate=.inf"], r"^inner\.rate: .*finite"),
+        (["inner.steps=1.5"], r"^inner\.steps: .*integer"),
+        (["inner.bounds=[1]"], r"^inner\.bounds\.1 is required"),
+        (["inner.bounds=[1, x]"], r"^inner\.bounds\.1: .*\(got 'x'\)"),
+        (["mode=maybe"], r"^mode: .*'off' or 'on'.*\(got 'maybe'\)"),
+        (["is_fast=perhaps"], r"^is_fast: .*boolean"),
+        (["name=3"], r"^name: .*string.*\(got 3\)"),
+        (["name=forbidden"], r"^configuration: name must be another$"),
+        (["inner.rate=-1", "nme=x"], r"inner\.rate: .*; unknown setting nme"),
+        (["name"], r"cannot read override 'name'; write key=value"),
+        (["=3"], r"cannot read override '=3'"),
+        (["inner..rate=3"], r"cannot read override"),
+        (["name=[1"], r"cannot read the value of override 'name=\[1'"),
+        (["inner.steps=!!int x"], r"cannot read the value of override"),
+        (["is_fast=!!bool x"], r"cannot read the value of override"),
+        (["name=!!timestamp x"], r"cannot read the value of override"),
+        (["name=!!python/object:os.system x"], r"cannot read the value of override"),
+    ],
+)
+def test_errors_name_the_key_in_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as raised:
+        load(*overrides)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_is_required_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"^data is required$"):
+        config.load(Outer, "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {name: [}", "is not valid YAML"),
+        ("train:\n\tname: x", "is not valid YAML"),
+        ("train: {name: !!int x}", "is not valid YAML"),
+        ("trian: {name: x}", "unknown job trian; jobs are .*train"),
+        ("name: x", "expected a mapping from job names"),
+        ("- train", "expected a mapping from job names"),
+        ("just text", "expected a mapping from job names"),
+        ("train: [1]", "expected a mapping from job names"),
+        ("train: {1: 2}", "1: Keys should be strings"),
+    ],
+)
+def test_a_bad_file_is_named_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path / "bad.yaml", text)
+    with pytest.raises(ConfigError, match=message) as raised:
+        load(files=[path])
+    assert "\n" not in str(raised.value)
+    assert str(path) in str(raised.value) or "Keys" in message
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes(b"train: {name: \xe9}")
+    for path in (tmp_path / "missing.yaml", tmp_path, tmp_path / "latin.yaml"):
+        with pytest.raises(ConfigError, match=f"cannot read configuration {path}"):
+            load(files=[path])
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_an_override_or_an_error_that_is_reported(text: str) -> None:
+    for override in (text, f"name={text}", f"inner={text}"):
+        try:
+            load(override)
+        except ConfigError as error:
+            assert str(error)
+
+
+names = st.text(max_size=20) | st.sampled_from(
+    ["off", "null", "~", "1e5", "3", "0x1F", "1:30", "2024-01-01", "007", "a: b", "#", " x ", "é", "true", ".5", "<<"]
+)
+outers = st.builds(
+    Outer,
+    data=st.sampled_from([Path("a b"), Path("/x:y"), Path("ü")]),
+    name=names.filter(lambda name: name != "forbidden"),
+    mode=st.sampled_from(["off", "on"]),
+    tags=st.lists(names, max_size=3).map(tuple),
+    is_fast=st.booleans(),
+    inner=st.builds(Inner, rate=st.floats(1e-300, 1e300), steps=st.integers(-(10**12), 10**12)),
+    spare=st.none() | st.builds(Inner, bounds=st.none() | st.tuples(st.floats(-9, 9), st.floats(-9, 9))),
+)
+
+
+@given(outers)
+def test_the_resolved_configuration_is_read_back_as_it_was(outer: Outer) -> None:
+    assert config.validate(Outer, config._parse(config.dump(outer))) == outer
+    assert yaml.safe_load(config.dump(outer)) == outer.model_dump(mode="json") | {"tags": list(outer.tags)} | {
+        "spare": outer.spare and outer.spare.model_dump(mode="json")
+    }
+
+
+def test_the_saved_configuration_starts_the_same_job(tmp_path: Path) -> None:
+    outer = load("name='1e5'", "mode=off", "tags=['1', é]", "inner.rate=3e-4")
+    config.save(outer, "train", tmp_path / "run" / "config.yaml")
+    assert config.load(Outer, "train", [tmp_path / "run" / "config.yaml"]) == outer
+
+
+def test_describe_lists_every_setting_with_its_docstring() -> None:
+    described = {key: (default, doc) for key, default, doc in config.describe(Outer)}
+    assert list(described) == [
+        "data", "name", "mode", "tags", "is_fast", "inner.rate", "inner.steps", "inner.bounds",
+        "spare.rate", "spare.steps", "spare.bounds",
+    ]  # fmt: skip
+    assert described["data"] == ("required", "The store.")
+    assert described["name"] == ("a", "The name, over two lines.")
+    assert described["inner.rate"] == ("0.001", "How fast.")
+
+
+def test_a_default_is_shown_as_one_types_it() -> None:
+    shown = [f"{key}={default}" for key, default, _ in config.describe(Outer) if default != "required"]
+    assert load(*(override for override in shown if not override.startswith("spare"))) == load()
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        load().name = "b"  # type: ignore[misc]
+
+
+def test_validate_reports_what_load_reports() -> None:
+    with pytest.raises(ConfigError, match="unknown setting nme"):
+        config.validate(Outer, {"data": "d", "nme": 1})
+    assert config.validate(Inner, {"rate": 2}).rate == 2
+    with pytest.raises(ConfigError, match="rate"):
+        config.validate(Inner, {"rate": math.nan})
