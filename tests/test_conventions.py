@@ -1,0 +1,245 @@
+"""What holds for the whole code base: who imports whom, what is documented, what is never written."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_lines import PACKAGES, parsed_settings
+from conftest import REPOSITORY
+
+ROOTS = ("shared", "teacher_server", "student_trainer")
+GENERATED = REPOSITORY / "shared" / "rpc" / "teacher"
+MODULES = sorted(
+    path for root in ROOTS for path in (REPOSITORY / root).rglob("*.py") if not path.is_relative_to(GENERATED)
+)
+SOURCES = sorted([*MODULES, *(path for path in (REPOSITORY / "tests").rglob("*.py") if path != Path(__file__))])
+PAGES = [path for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))) if path.exists()]
+
+ALLOWED = {
+    "shared.errors": set(),
+    "shared.ragged": set(),
+    "shared.log": set(),
+    "shared.files": {"shared.errors"},
+    "shared.config": {"shared", "shared.errors", "shared.files"},
+    "shared.cli": {"shared", "shared.config", "shared.errors", "shared.log"},
+    "shared.grid": {"shared.config", "shared.errors"},
+    "shared.vocab": {"shared.errors", "shared.files", "shared.grid"},
+    "shared.demo": set(),
+}
+"""All that some modules of `shared` may import of it; what lies below does not know what lies above."""
+
+LAYERS = (
+    "student_trainer.demo_city",
+    "student_trainer.prepare",
+    "student_trainer.data",
+    "student_trainer.model",
+    "student_trainer.teacher",
+    "student_trainer.train",
+)
+MAY_IMPORT = {
+    "student_trainer.demo_city": {"student_trainer.data"},
+    "student_trainer.prepare": {"student_trainer.data"},
+    "student_trainer.data": set(),
+    "student_trainer.model": {"student_trainer.data"},
+    "student_trainer.teacher": {"student_trainer.data", "student_trainer.model", "student_trainer.train"},
+    "student_trainer.train": {"student_trainer.data", "student_trainer.model", "student_trainer.teacher"},
+}
+"""Which part of the trainer knows which: data flows one way."""
+
+STACKS = {"torch", "torch_geometric", "grpc", "polars", "kahip", "optuna"}
+"""What `shared` must not drag in."""
+
+BANNED = (
+    r"(?<![.\w])(eval|exec)\(",
+    r"pickle\.loads?\(",
+    r"allow_pickle\s*=\s*True",
+    r"weights_only\s*=\s*False",
+    r"yaml\.(unsafe_load|full_load)",
+    r"shell\s*=\s*True",
+    r"\b(TODO|FIXME|XXX|HACK)\b",
+    r"raise NotImplementedError",
+    r"breakpoint\(",
+)
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(REPOSITORY).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+NAMES = {name_of(path) for path in MODULES}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules that a module imports, anywhere in it; of this code base by their own names."""
+    found: set[str] = set()
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            inner = {f"{node.module}.{alias.name}" for alias in node.names} & NAMES
+            found |= inner or {node.module}
+            if len(inner) < len(node.names):
+                found.add(node.module)
+    return found
+
+
+def part_of(name: str) -> str:
+    """The layer that a module of the trainer belongs to; the module itself if it is on its own."""
+    return next((layer for layer in LAYERS if name == layer or name.startswith(f"{layer}.")), name)
+
+
+each_module = pytest.mark.parametrize("path", MODULES, ids=name_of)
+
+
+@each_module
+def test_imports_go_one_way(path: Path) -> None:
+    name, imported = name_of(path), imports_of(path)
+    roots = {other.partition(".")[0] for other in imported}
+    package = name.partition(".")[0]
+    assert not roots & (set(ROOTS) - {package, "shared"}), "the two packages never import each other"
+    if package == "shared":
+        assert not roots & STACKS
+    if name in ALLOWED:
+        assert {other for other in imported if other.partition(".")[0] == "shared"} <= ALLOWED[name]
+    assert not {other for other in imported if other.endswith("__main__")}
+
+
+@each_module
+def test_parts_of_the_trainer_know_what_lies_below_them(path: Path) -> None:
+    part = part_of(name_of(path))
+    if part not in MAY_IMPORT:
+        pytest.skip("not a layer of the trainer")
+    others = {part_of(other) for other in imports_of(path) if other.startswith("student_trainer.")} - {part}
+    assert others <= MAY_IMPORT[part]
+    if part == "student_trainer.teacher":
+        used = {other for other in imports_of(path) if other.startswith("student_trainer.train.")}
+        assert used <= {"student_trainer.train.config", "student_trainer.train.loss"}
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    graph = {name_of(path): imports_of(path) & NAMES - {name_of(path)} for path in MODULES}
+    while leaves := [name for name, imported in graph.items() if not imported & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert not graph, "these import each other in a circle, or are imported by one"
+
+
+def test_shared_is_imported_without_either_stack() -> None:
+    modules = [name for name in sorted(NAMES) if name.partition(".")[0] == "shared"]
+    code = f"import sys, {', '.join(modules)}; print(*sorted({STACKS!r} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert done.stdout == "\n"
+
+
+def public_definitions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]]:
+    """Functions and classes of a module and methods of its classes, where every name on the way is public."""
+    pending: list[tuple[str, ast.AST]] = [("", tree)]
+    while pending:
+        prefix, parent = pending.pop()
+        for node in ast.iter_child_nodes(parent):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith(
+                "_"
+            ):
+                yield prefix + node.name, node
+                if isinstance(node, ast.ClassDef):
+                    pending.append((f"{prefix}{node.name}.", node))
+
+
+@each_module
+def test_what_is_public_has_a_docstring(path: Path) -> None:
+    tree = tree_of(path)
+    assert ast.get_docstring(tree), "the module has none"
+    missing = [name for name, node in public_definitions(tree) if not ast.get_docstring(node)]
+    assert not missing
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path not in MODULES], ids=name_of)
+def test_test_modules_say_what_they_are_about(path: Path) -> None:
+    assert ast.get_docstring(tree_of(path))
+
+
+@each_module
+def test_every_function_is_annotated(path: Path) -> None:
+    """As mypy demands; kept here so that it holds without mypy."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            bare = [a.arg for a in arguments if a.annotation is None and a.arg not in {"self", "cls"}]
+            assert not bare, f"{node.name}: {bare}"
+            assert node.returns is not None, node.name
+
+
+@each_module
+def test_nothing_banned_is_written(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not [pattern for pattern in BANNED if re.search(pattern, text)]
+
+
+@each_module
+def test_only_commands_print(path: Path) -> None:
+    calls = [node.func for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
+    prints = any(isinstance(function, ast.Name) and function.id == "print" for function in calls)
+    assert not prints or name_of(path) in PRINTERS
+
+
+PRINTERS = {
+    "shared.cli",
+    "shared.demo",
+    "student_trainer.demo_city.run",
+    "student_trainer.predict",
+    "student_trainer.prepare.run",
+    "student_trainer.train.run",
+    "teacher_server.export",
+    "teacher_server.healthcheck",
+    "teacher_server.info",
+    "teacher_server.pretrain",
+    "teacher_server.query",
+    "teacher_server.server",
+}
+
+
+def test_every_test_module_has_a_name_of_its_own() -> None:
+    """pytest imports them by their file names alone."""
+    names = [path.name for path in (REPOSITORY / "tests").rglob("*.py")]
+    assert len(names) == len(set(names))
+    assert "__init__.py" not in names
+
+
+def test_generated_code_is_not_in_the_repository() -> None:
+    if not (REPOSITORY / ".git").exists():
+        pytest.skip("needs a git checkout")
+    listed = ["git", "ls-files", "--", str(GENERATED)]
+    assert subprocess.run(listed, capture_output=True, text=True, check=True, cwd=REPOSITORY).stdout == ""
+    ignored = ["git", "check-ignore", "--quiet", str(GENERATED / "v1" / "teacher_pb2.py")]
+    assert subprocess.run(ignored, check=False, cwd=REPOSITORY).returncode == 0
+
+
+def command_lines(page: Path) -> list[str]:
+    """The commands of both programs in the ``` blocks of a page."""
+    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = itertools.chain.from_iterable(block.replace("\\\n", " ").splitlines() for block in blocks)
+    pattern = re.compile(rf"^\s*(?:\$ )?(?:\.venv/bin/)?((?:{'|'.join(PACKAGES)}) .*?)\s*&?$")
+    return [match[1] for line in lines if (match := pattern.match(line))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_documented_commands_are_real(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    for line in command_lines(page):
+        program, *argv = shlex.split(line, comments=True)
+        parsed_settings(program, argv, monkeypatch)
