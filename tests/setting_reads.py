@@ -1,0 +1,48 @@
+"""Which settings a job reads while it runs: a setting that nothing reads does nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from shared.config import Section, _section_of
+
+Setting = tuple[str, str]
+"""Name of a section's class, and of a field in it."""
+
+
+@contextlib.contextmanager
+def recorded_reads() -> Iterator[set[Setting]]:
+    """The fields that are read as attributes while the block runs, in any thread.
+
+    Dumping, printing or comparing a section reads none of its fields, nor do its own validators: what is only
+    saved or checked decides nothing.
+    """
+    reads: set[Setting] = set()
+
+    def getattribute(self: Section, name: str) -> Any:
+        schema = type(self)
+        if name in schema.__pydantic_fields__:
+            caller = sys._getframe(1)
+            is_validator = caller.f_code.co_name in schema.__pydantic_decorators__.model_validators
+            if not is_validator and not caller.f_globals["__name__"].startswith("pydantic"):
+                reads.add((schema.__name__, name))
+        return object.__getattribute__(self, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Section, "__getattribute__", getattribute)
+        yield reads
+
+
+def settings_of(schema: type[Section]) -> set[Setting]:
+    """Every field of a schema and of the sections within it."""
+    found: set[Setting] = set()
+    for name, field in schema.model_fields.items():
+        found.add((schema.__name__, name))
+        if (section := _section_of(field.annotation)) is not None:
+            found |= settings_of(section)
+    return found

@@ -1,0 +1,147 @@
+"""Every setting of the trainer's jobs is read when the job runs."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TeacherStarter, write_tiny_teacher
+from random_city import write_random_store
+from setting_reads import Setting, recorded_reads, settings_of
+from tiny_city import write_tiny_city
+
+from shared.errors import TrainingError
+from student_trainer import predict
+from student_trainer.__main__ import JOBS
+from student_trainer.demo_city.config import DemoCityConfig
+from student_trainer.demo_city.run import run as run_demo_city
+from student_trainer.predict import PredictConfig
+from student_trainer.prepare.config import PrepareConfig
+from student_trainer.prepare.run import run as run_prepare
+from student_trainer.train.config import RuntimeConfig, TrainConfig
+from student_trainer.train.optim import Precision
+from student_trainer.train.run import run as run_train
+
+
+def test_every_job_is_covered_here() -> None:
+    assert {job.name for job in JOBS} == {"demo-city", "prepare", "train", "predict"}
+
+
+def test_a_read_is_an_attribute_and_no_dump() -> None:
+    settings = TrainConfig.model_validate({"data": "d", "out": "o"})
+    with recorded_reads() as reads:
+        settings.model_dump(mode="json")
+        repr(settings)
+        assert settings == settings.model_copy()
+        TrainConfig.model_validate({"data": "d", "out": "o", "distill": {"history": "window"}})
+        assert not reads
+        _ = settings.distill.window
+        assert reads == {("TrainConfig", "distill"), ("DistillConfig", "window")}
+
+
+def test_demo_city_reads_all(tmp_path: Path) -> None:
+    counts = {"train": 4, "val": 2, "test": 3}
+    small = {"out": tmp_path / "raw", "columns": 9, "rows": 9, "drivers": 3, "weeks": 1, "trips": counts}
+    settings = DemoCityConfig.model_validate(small)
+    with recorded_reads() as reads:
+        run_demo_city(settings)
+    for split, count in counts.items():  # the job goes through the splits by name: seen in what it writes
+        assert len((settings.out / f"{split}.csv").read_text().splitlines()) == 1 + count
+        reads.add(("TripCounts", split))
+    assert reads == settings_of(DemoCityConfig)
+
+
+def test_prepare_reads_all(tmp_path: Path) -> None:
+    raw = write_tiny_city(tmp_path / "raw")
+    settings = PrepareConfig.model_validate(
+        {"raw": raw, "out": tmp_path / "store", "zones": {"count": 2, "min_roads": 2}}
+    )
+    with recorded_reads() as reads:
+        run_prepare(settings)
+    assert settings_of(PrepareConfig) <= reads
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a stand-in for Weights & Biases was started with."""
+    started: dict[str, Any] = {}
+    run = types.SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
+
+    def init(**arguments: Any) -> types.SimpleNamespace:
+        started.update(arguments)
+        return run
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    return started
+
+
+@pytest.fixture
+def tf32_switches() -> Iterator[None]:
+    """torch's process-wide switches, as they were afterwards."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def reads_of_an_accelerator() -> set[Setting]:
+    """What only accelerators read, without one."""
+    settings = RuntimeConfig(amp="off", tf32=False)
+    with recorded_reads() as reads:
+        Precision(settings, torch.device("cuda"))
+    assert not torch.backends.cuda.matmul.allow_tf32
+    return reads
+
+
+def reads_of_a_run_that_diverges(data: Path, out: Path) -> set[Setting]:
+    """What is read when steps are skipped."""
+    settings = TrainConfig.model_validate(
+        {
+            "data": data,
+            "out": out,
+            "model": {"road_id_dim": 8, "road_attr_dim": 2},
+            "optim": {"batch_size": 8, "learning_rate": 1e30, "warmup": 0, "max_bad_steps": 0},
+            "runtime": {"device": "cpu"},
+            "log": {"tensorboard": False},
+        }
+    )
+    with recorded_reads() as reads, pytest.raises(TrainingError, match="max_bad_steps"):
+        run_train(settings)
+    return reads
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("tf32_switches")
+def test_train_and_predict_read_all(tmp_path: Path, running_teacher: TeacherStarter, wandb: dict[str, Any]) -> None:
+    store = write_random_store(tmp_path / "store", trips=30)
+    write_tiny_teacher(tmp_path / "teacher", tokeniser=store.tokeniser)
+    with running_teacher(tmp_path / "teacher") as server:
+        settings = TrainConfig.model_validate(
+            {
+                "data": store.path,
+                "teacher": server.address,
+                "out": tmp_path / "run",
+                "model": {"road_id_dim": 8, "road_attr_dim": 2, "mask_size": 64},
+                "batch": {"train_trips": 20},
+                "optim": {"epochs": 1, "batch_size": 8},
+                "runtime": {"device": "cpu", "threads": 1},
+                "log": {"wandb": "offline", "wandb_project": "p", "wandb_name": "n", "wandb_tags": ["t"]},
+            }
+        )
+        with recorded_reads() as reads:
+            run_train(settings)
+    assert {name: wandb[name] for name in ("project", "name", "tags", "mode")} == {
+        "project": "p", "name": "n", "tags": ["t"], "mode": "offline",
+    }  # fmt: skip
+    reads |= reads_of_an_accelerator() | reads_of_a_run_that_diverges(store.path, tmp_path / "diverging")
+    assert settings_of(TrainConfig) <= reads
+
+    places = {"data": store.path, "weights": tmp_path / "run" / "hoser.pth", "out": tmp_path / "out.npz"}
+    prediction = PredictConfig.model_validate(places | {"device": "cpu"})
+    with recorded_reads() as reads:
+        predict.run(prediction)
+    assert settings_of(PredictConfig) <= reads

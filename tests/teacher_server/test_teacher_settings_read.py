@@ -1,0 +1,114 @@
+"""Every setting of the teacher's jobs is read when the job runs."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import torch
+from setting_reads import Setting, recorded_reads, settings_of
+from test_teacher_export import write_checkpoint
+from test_teacher_pretrain import circular_trips, write_store
+
+from shared import wire
+from shared.rpc.teacher.v1 import teacher_pb2 as pb
+from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
+from shared.wire import HistoryMode, ScoreQuery
+from teacher_server import export, info, pretrain, query, server
+from teacher_server.__main__ import JOBS
+from teacher_server.config import ExportConfig, InfoConfig, PretrainConfig, QueryConfig, ServeConfig
+
+PATIENCE = 60
+
+
+@pytest.fixture(autouse=True)
+def process_wide_state() -> Iterator[None]:
+    """Threads and signal handlers, as they were afterwards."""
+    threads = torch.get_num_threads()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    torch.set_num_threads(threads)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_every_job_is_covered_here() -> None:
+    assert {job.name for job in JOBS} == {"export", "pretrain", "serve", "info", "query"}
+
+
+def test_export_reads_all(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "c.pt", 15)
+    shape = {"grid_rows": 3, "grid_cols": 4, "bounds": [10.0, 20.0, 10.25, 20.35], "cell_size": 0.1}
+    (tmp_path / "teacher").touch()
+    places = {"checkpoint": checkpoint, "out": tmp_path / "teacher", "overwrite": True}
+    settings = ExportConfig.model_validate(places | shape)
+    with recorded_reads() as reads:
+        export.run(settings)
+    assert settings_of(ExportConfig) <= reads
+
+
+def test_pretrain_reads_all(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", {"train": circular_trips(20, 0), "val": circular_trips(5, 1)})
+    (tmp_path / "teacher").touch()
+    small = {"n_layer": 1, "n_head": 2, "n_embd": 16, "epochs": 1, "device": "cpu", "threads": 1, "overwrite": True}
+    settings = PretrainConfig.model_validate({"data": store, "out": tmp_path / "teacher", **small})
+    with recorded_reads() as reads:
+        pretrain.run(settings)
+    assert settings_of(PretrainConfig) <= reads
+
+
+def ask(address: str, teacher: Path) -> None:
+    """Everything that a server can be asked: by the jobs, and over a stream."""
+    info.run(InfoConfig(address=address))
+    info.run(InfoConfig(teacher=teacher))
+    query.run(QueryConfig(address=address, history=(1, 2), candidates=(3, 4), candidate_mass=True))
+    one = np.ones(1, np.int32)
+    request = wire.encode_query(ScoreQuery(HistoryMode.WINDOW, one, one, one, one), 1)
+    with grpc.insecure_channel(address) as channel:
+        (answer,) = rpc.TeacherServiceStub(channel).StreamScore(
+            iter([pb.StreamScoreRequest(request=request)]), timeout=PATIENCE
+        )
+    assert answer.WhichOneof("result") == "response"
+
+
+def reads_of_a_served_teacher(settings: ServeConfig, monkeypatch: pytest.MonkeyPatch) -> set[Setting]:
+    """Serves here until a thread has asked everything and sent SIGTERM."""
+    ready: queue.Queue[str] = queue.Queue()
+    failures: list[BaseException] = []
+
+    def visit() -> None:
+        address = ready.get(timeout=PATIENCE)
+        try:
+            ask(address, settings.teacher)
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def announce(address: Any, *_: Any) -> None:
+        ready.put(str(address))
+
+    monkeypatch.setattr(server, "_announce", announce)
+    visitor = threading.Thread(target=visit, daemon=True)
+    with recorded_reads() as reads:
+        visitor.start()
+        assert server.serve(settings) == 0
+        visitor.join()
+    assert not failures
+    return reads
+
+
+@pytest.mark.integration
+def test_serve_info_and_query_read_all(tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ServeConfig(teacher=tiny_teacher, listen="127.0.0.1:0", metrics_listen="127.0.0.1:0")
+    reads = reads_of_a_served_teacher(settings, monkeypatch)
+    for schema in (ServeConfig, InfoConfig, QueryConfig):
+        assert settings_of(schema) <= reads
