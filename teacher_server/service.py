@@ -12,7 +12,7 @@ import grpc
 
 import shared
 from shared import wire
-from shared.errors import InvalidRequest, Unavailable
+from shared.errors import Cancelled, InvalidRequest, Unavailable
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import Limits, ScoreReply, TeacherInfo
@@ -166,7 +166,10 @@ class _Stream:
             refusal = as_teacher_error(error)
             answer.error.CopyFrom(pb.StreamError(code=refusal.code, message=str(refusal)))
         async with self._writing:  # one write at a time is gRPC's rule
-            await self._context.write(answer)
+            try:
+                await self._context.write(answer)
+            except grpc.aio.InternalError:  # gRPC fails the write before it cancels the call
+                raise Cancelled("the caller has gone") from None
         self._slots.release()
 
     @contextlib.contextmanager

@@ -94,9 +94,7 @@ def test_prometheus_knows_what_was_sent(tmp_path: Path, tiny_teacher: Path, runn
         for i in range(17):
             stub.Score(wire.encode_query(query, i))
         with pytest.raises(grpc.RpcError):
-            stub.Score(
-                wire.encode_query(ScoreQuery(**{**vars(query), "candidate_tokens": query.candidate_tokens * 99}), 1)
-            )
+            stub.Score(wire.encode_query(dataclasses.replace(query, candidate_tokens=query.candidate_tokens * 99), 1))
 
         wait_for(address, 'teacher_requests_total{method="Score",code="OK"}', 17)
         wait_for(address, 'teacher_requests_total{method="Score",code="INVALID_ARGUMENT"}', 1)
