@@ -1,0 +1,63 @@
+"""The command line: a table of sections; each measures, and its result is printed and kept.
+
+OUT/<section>.json   figures, settings, machine
+OUT/<section>.md     the tables that are printed
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.common import REPOSITORY, Options, Section
+from shared import log
+from shared.errors import ReportableError
+
+SECTIONS = {
+    "teacher": "positions a second of the teacher: in the process, by this engine, and behind the server",
+    "overlap": "step time of the trainer: without a teacher, waiting for one, and asking it ahead",
+}
+"""Names of modules of this package, each with a function `run`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the sections; returns the exit code (0 done, 2 bad input, 130 interrupted)."""
+    sections, out, options = _parse(argv)
+    log.setup("warning")
+    try:
+        for name in sections:
+            run: Section = importlib.import_module(f"benchmarks.{name}").run
+            result = run(options)
+            result.write(out / name)
+            print(result.markdown(), flush=True)
+    except ReportableError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("benchmarks: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> tuple[list[str], Path, Options]:
+    lines = [f"  {name:10}{summary}" for name, summary in SECTIONS.items()]
+    parser = argparse.ArgumentParser(
+        "benchmarks", epilog="\n".join(["sections:", *lines]), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help="what to measure; default: all")
+    parser.add_argument("--quick", action="store_true", help="a tiny city: shows that it works, in seconds")
+    parser.add_argument("--store", type=Path, help="measure on this store instead of the section's own city")
+    parser.add_argument("--work", type=Path, default=REPOSITORY / ".bench", help="directory for stores and teachers")
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results", help="directory of results")
+    arguments = parser.parse_args(argv)
+    if unknown := [name for name in arguments.sections if name not in SECTIONS]:
+        parser.error(f"no section {', '.join(unknown)}; sections are {', '.join(SECTIONS)}")
+    options = Options(arguments.quick, arguments.store, arguments.work)
+    return arguments.sections or list(SECTIONS), arguments.out, options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
