@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_lines import PACKAGES, parsed_settings
 from conftest import REPOSITORY
+from support.command_lines import PACKAGES, parsed_settings
 
 ROOTS = ("shared", "teacher_server", "student_trainer")
 GENERATED = REPOSITORY / "shared" / "rpc" / "teacher"

@@ -14,9 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, TeacherStarter, write_tiny_teacher
-
-sys.path.insert(0, str(Path(__file__).parent / "student_trainer"))
-from random_city import write_random_store
+from support.random_city import write_random_store
 
 from shared.store import Store
 

@@ -53,7 +53,8 @@ class GATv2Layer(nn.Module):
         weighted = (
             segment_softmax(score.float(), graph.target, len(x))[:, None] * message
         )  # float32 under autocast, too
-        return weighted.new_zeros(target_x.shape).index_add_(0, graph.target, weighted) + self.bias
+        out: Tensor = weighted.new_zeros(target_x.shape).index_add_(0, graph.target, weighted)
+        return out + self.bias
 
 
 def segment_softmax(score: Tensor, segment: Tensor, num_segments: int) -> Tensor:

@@ -9,8 +9,8 @@ import pydantic
 
 from shared.config import Section
 from shared.store import Cache
+from student_trainer.distill.config import ClientConfig, DistillConfig
 from student_trainer.model.config import ModelConfig
-from student_trainer.train.loss import Collisions
 
 
 class DataConfig(Section):
@@ -28,29 +28,6 @@ class DataConfig(Section):
     """Seed of that sample, apart from the run's seed so that runs share the sample."""
     bucket_batches: int = pydantic.Field(32, ge=1)
     """Sort trips by length within so many batches, to pad less; 1 does not sort."""
-
-
-class DistillConfig(Section):
-    """The distillation term: weight * KL(teacher || student) at a temperature."""
-
-    weight: float = pydantic.Field(0.3, ge=0)
-    """lambda; 0 trains without a teacher."""
-    temperature: float = pydantic.Field(1.0, gt=0)
-    """tau, for both sides."""
-    tau_squared: bool = False
-    """Multiply the KL by tau^2, which keeps gradients comparable across temperatures."""
-    window: int = pydantic.Field(4, ge=0)
-    """Cells of history that the teacher sees after SOT; 0 for the whole trip so far (history: sequence only)."""
-    history: Literal["sequence", "window"] = "sequence"
-    """Send each trip once and let the teacher cut its windows (sequence), or send every window; same answers."""
-    collisions: Collisions = "marginal"
-    """Compare distinct cells (marginal), or give each candidate its cell's whole mass (duplicate)."""
-
-    @pydantic.model_validator(mode="after")
-    def _check(self) -> DistillConfig:
-        if self.history == "window" and self.window == 0:
-            raise ValueError("window 0 (the whole history) needs history=sequence")
-        return self
 
 
 class OptimConfig(Section):
@@ -91,23 +68,6 @@ class RuntimeConfig(Section):
     """Let float32 matrix products use TF32 on accelerators that have it."""
     compile: bool = False
     """Compile the trip encoder and the navigator with torch.compile."""
-
-
-class ClientConfig(Section):
-    """How the trainer talks to the teacher."""
-
-    transport: Literal["stream", "unary"] = "stream"
-    """One bidirectional stream, or one call a request."""
-    lookahead: int = pydantic.Field(4, ge=1)
-    """Optimizer steps whose requests are sent ahead of the student."""
-    max_in_flight: int = pydantic.Field(64, ge=1, le=500)
-    """Requests under way at once; beyond some thousands gRPC cancels calls."""
-    connect_seconds: float = pydantic.Field(60, gt=0)
-    """How long to wait for the teacher at the start."""
-    deadline_seconds: float = pydantic.Field(60, gt=0)
-    """How long one attempt may take."""
-    retry_seconds: float = pydantic.Field(300, ge=0)
-    """How long a request is tried again, with growing pauses, before the run stops."""
 
 
 class LogConfig(Section):

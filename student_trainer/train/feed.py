@@ -13,9 +13,10 @@ from shared.store import Trips
 from shared.wire import ScoreReply
 from student_trainer.data.batch import Batch, build_batch
 from student_trainer.data.network import RoadNetwork
-from student_trainer.teacher.base import Teacher
-from student_trainer.teacher.query import build_query
-from student_trainer.train.config import DataConfig, DistillConfig
+from student_trainer.distill.config import DistillConfig
+from student_trainer.distill.query import build_query
+from student_trainer.distill.teacher import Teacher
+from student_trainer.train.config import DataConfig
 
 
 @dataclasses.dataclass(frozen=True)

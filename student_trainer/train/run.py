@@ -25,11 +25,11 @@ from shared.errors import CompatibilityError, ConfigError
 from shared.store import Store, Trips
 from student_trainer.data.loader import Prefetcher, TripOrder
 from student_trainer.data.network import RoadNetwork
+from student_trainer.distill.client import GrpcTeacher
+from student_trainer.distill.query import check_teacher
+from student_trainer.distill.teacher import NullTeacher, Teacher
 from student_trainer.model import upstream
 from student_trainer.model.hoser import HOSER
-from student_trainer.teacher.base import NullTeacher, Teacher
-from student_trainer.teacher.client import GrpcTeacher
-from student_trainer.teacher.query import check_teacher
 from student_trainer.train import checkpoint as checkpoints
 from student_trainer.train.checkpoint import Checkpoint, Progress
 from student_trainer.train.config import TrainConfig

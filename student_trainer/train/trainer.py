@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from shared.errors import TrainingError
 from student_trainer.data.loader import Index, TripOrder
+from student_trainer.distill import kl as distillation
+from student_trainer.distill.query import build_target
 from student_trainer.model.hoser import HOSER
-from student_trainer.teacher.query import build_target
 from student_trainer.train import loss as losses
 from student_trainer.train.checkpoint import Progress
 from student_trainer.train.config import TrainConfig
@@ -141,15 +142,15 @@ class Trainer:
         self.sums.add("accuracy", hits.float().sum(), batch.positions)
         if reply is not None:
             self.sums.add("loss_kl", kl.sum(), batch.positions)
-            diagnostics = losses.teacher_diagnostics(output.logits.detach(), target, batch.label)
+            diagnostics = distillation.teacher_diagnostics(output.logits.detach(), target, batch.label)
             self.sums.add_fields(diagnostics, batch.positions)
             self.sums.add("teacher_queue_ms", reply.queue_us / 1000, 1)
             self.sums.add("teacher_compute_ms", reply.compute_us / 1000, 1)
         return True
 
-    def _kl(self, logits: Tensor, target: losses.TeacherTarget) -> Tensor:
+    def _kl(self, logits: Tensor, target: distillation.TeacherTarget) -> Tensor:
         config = self._settings.distill
-        kl = losses.distillation_loss(logits, target, config.temperature, config.collisions)
+        kl = distillation.distillation_loss(logits, target, config.temperature, config.collisions)
         return kl * config.temperature**2 if config.tau_squared else kl
 
     def _update(self) -> bool:

@@ -7,10 +7,11 @@ import torch
 from shared.store import Trips
 from shared.wire import ScoreReply
 from student_trainer.data.loader import Prefetcher, by_length
+from student_trainer.distill import kl as distillation
+from student_trainer.distill.config import DistillConfig
+from student_trainer.distill.query import build_target
 from student_trainer.model.hoser import HOSER, NetworkEmbedding
-from student_trainer.teacher.query import build_target
 from student_trainer.train import loss as losses
-from student_trainer.train.config import DistillConfig
 from student_trainer.train.feed import Feed, Prepared
 from student_trainer.train.loss import TimeScale
 from student_trainer.train.meters import Sums
@@ -84,6 +85,6 @@ class Validator:
         if reply is not None:
             target = build_target(reply, batch.candidate_token, output.layout)
             config = self._distill
-            kl = losses.distillation_loss(output.logits, target, config.temperature, config.collisions)
+            kl = distillation.distillation_loss(output.logits, target, config.temperature, config.collisions)
             sums.add("kl", kl.sum(), batch.positions)
-            sums.add_fields(losses.teacher_diagnostics(output.logits, target, batch.label), batch.positions)
+            sums.add_fields(distillation.teacher_diagnostics(output.logits, target, batch.label), batch.positions)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from command_lines import PACKAGES, parsed_settings
+from support.command_lines import PACKAGES, parsed_settings
 
 from shared import config
 from student_trainer.prepare.config import PrepareConfig

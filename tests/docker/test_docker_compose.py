@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from command_lines import parsed_settings
+from support.command_lines import parsed_settings
 
 DOCKER = Path(__file__).resolve().parents[2] / "docker"
 FILES = ("compose.yaml", "compose.gpu.yaml")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_city import TINY, write_tiny_city
+from support.tiny_city import TINY, write_tiny_city
 
 from shared.errors import DataError
 from student_trainer.prepare.config import PrepareConfig

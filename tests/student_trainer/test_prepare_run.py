@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import reference_path
-from tiny_city import write_tiny_city
+from support.tiny_city import write_tiny_city
 
 from shared import teacher_file
 from shared.errors import CompatibilityError, ConfigError, DataError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_city import write_tiny_city
+from support.tiny_city import write_tiny_city
 
 from shared import ragged
 from shared.errors import DataError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_city import random_network, random_trips
+from support.random_city import random_network, random_trips
 
 from shared import ragged
 from shared.store import Trips

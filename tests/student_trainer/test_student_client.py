@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from fakes import scores_of
+from support.fakes import scores_of
 
 from shared import wire
 from shared.errors import CompatibilityError, DeadlineExceeded, InvalidRequest, TeacherError, Unavailable
@@ -19,9 +19,9 @@ from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.vocab import Tokeniser, Vocabulary
 from shared.wire import HistoryMode, ScoreQuery, ScoreReply
-from student_trainer.teacher import client as client_module
-from student_trainer.teacher.client import GrpcTeacher
-from student_trainer.train.config import ClientConfig
+from student_trainer.distill import client as client_module
+from student_trainer.distill.client import GrpcTeacher
+from student_trainer.distill.config import ClientConfig
 
 LIMITS = wire.Limits(max_window=8, max_message_bytes=2**20, max_queued_positions=100, max_request_positions=100)
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import TeacherStarter, write_tiny_teacher
-from random_city import write_random_store
-from setting_reads import Setting, recorded_reads, settings_of
-from tiny_city import write_tiny_city
+from support.random_city import write_random_store
+from support.setting_reads import Setting, recorded_reads, settings_of
+from support.tiny_city import write_tiny_city
 
 from shared.errors import TrainingError
 from student_trainer import predict

@@ -9,20 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fakes import FakeTeacher
-from random_city import write_random_store
+from support.fakes import FakeTeacher
+from support.random_city import write_random_store
 
 from shared.errors import CompatibilityError, ConfigError, TrainingError
 from shared.store import Store
 from student_trainer.data.batch import build_batch
 from student_trainer.data.network import RoadNetwork
+from student_trainer.distill.config import DistillConfig
+from student_trainer.distill.kl import distillation_loss
+from student_trainer.distill.query import build_query, build_target
 from student_trainer.model import upstream
 from student_trainer.model.hoser import HOSER
-from student_trainer.teacher.query import build_query, build_target
 from student_trainer.train import checkpoint as checkpoints
 from student_trainer.train import run as training
-from student_trainer.train.config import DistillConfig, TrainConfig
-from student_trainer.train.loss import distillation_loss
+from student_trainer.train.config import TrainConfig
 from student_trainer.train.run import Session
 
 SMALL: dict[str, Any] = {

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
-from teacher_fakes import FakeScorer, FakeWork, work
+from support.teacher_fakes import FakeScorer, FakeWork, work
 
 from shared.errors import DeadlineExceeded, InternalError, Overloaded, Unavailable
 from teacher_server.batcher import Answer, Batcher

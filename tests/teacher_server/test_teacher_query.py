@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
-from teacher_fakes import expected_log_probs
+from support.teacher_fakes import expected_log_probs
 
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc

@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
-from teacher_fakes import HEADER, FakeScorer, FakeWork, expected_log_probs
+from support.teacher_fakes import HEADER, FakeScorer, FakeWork, expected_log_probs
 
 from shared import wire
 from shared.rpc.teacher.v1 import teacher_pb2 as pb

@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 import pytest
 import torch
-from setting_reads import Setting, recorded_reads, settings_of
+from support.setting_reads import Setting, recorded_reads, settings_of
 from test_teacher_export import write_checkpoint
 from test_teacher_pretrain import circular_trips, write_store
 

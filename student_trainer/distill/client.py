@@ -32,7 +32,7 @@ from shared.errors import (
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import ScoreQuery, ScoreReply, TeacherInfo, decode_info, decode_reply, encode_query
-from student_trainer.train.config import ClientConfig
+from student_trainer.distill.config import ClientConfig
 
 log = logging.getLogger(__name__)
 

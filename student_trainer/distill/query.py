@@ -12,9 +12,9 @@ from shared.store import Store
 from shared.wire import HistoryMode, ScoreQuery, ScoreReply, TeacherInfo
 from student_trainer.data.batch import Batch
 from student_trainer.data.network import RoadNetwork
+from student_trainer.distill.config import DistillConfig
+from student_trainer.distill.kl import TeacherTarget
 from student_trainer.model.hoser import CandidateLayout
-from student_trainer.train.config import DistillConfig
-from student_trainer.train.loss import TeacherTarget
 
 
 def build_query(batch: Batch, network: RoadNetwork, distill: DistillConfig) -> ScoreQuery:

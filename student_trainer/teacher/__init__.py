@@ -1,1 +1,0 @@
-"""The teacher as the trainer sees it: something that answers queries later."""

@@ -1,0 +1,1 @@
+"""What several test modules use: fakes, small cities, the real job tables."""
