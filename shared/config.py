@@ -97,7 +97,7 @@ def save(config: Section, job: str, path: Path) -> None:
 
 
 def _to_yaml(values: dict[str, Any]) -> str:
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)  # ASCII: raw line separators would not read back
 
 
 def describe(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, str, str]]:
