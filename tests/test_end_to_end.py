@@ -97,7 +97,7 @@ def test_how_the_teacher_is_asked_changes_no_bit(
 def test_a_teacher_restarted_in_the_middle_changes_no_bit(
     store: Store, teacher: Path, running_teacher: TeacherStarter, tmp_path: Path
 ) -> None:
-    epochs = "optim.epochs=6"
+    epochs = "optim.epochs=20"
     with running_teacher(teacher) as server:
         finish(train(store, server.address, tmp_path / "calm", epochs))
         address = server.address
@@ -106,6 +106,7 @@ def test_a_teacher_restarted_in_the_middle_changes_no_bit(
         wait_for(tmp_path / "shaken" / "metrics.jsonl")
         server.process.send_signal(signal.SIGKILL)
         server.process.wait()
+        assert process.poll() is None, "the run was over before the teacher died"
         with running_teacher(teacher, listen=address):
             finish(process)
     assert_same_bits(tmp_path / "calm", tmp_path / "shaken")
@@ -119,7 +120,7 @@ def wait_for(path: Path, seconds: float = 60) -> None:
 
 
 def test_interrupted_and_resumed_at_the_command_line(store: Store, tmp_path: Path) -> None:
-    epochs = "optim.epochs=8"
+    epochs = "optim.epochs=30"
     finish(train(store, "none", tmp_path / "whole", epochs))
     process = train(store, "none", tmp_path / "cut", epochs, "log.every=1")
     wait_for(tmp_path / "cut" / "metrics.jsonl")
