@@ -7,11 +7,15 @@ or a line in a YAML file. `--help` of a job lists its settings from the schema.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
+import logging
+import signal
 import sys
 import textwrap
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,6 +24,8 @@ import yaml
 import shared
 from shared import config, log
 from shared.errors import ReportableError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +65,8 @@ def main(program: str, description: str, jobs: Sequence[Job], argv: Sequence[str
         paths, overrides = _split(arguments.config)
         overrides = [*_from_flags(job, arguments), *overrides, *arguments.overrides]
         settings = config.load(_import(job.schema), job.name, paths, overrides)
-        return int(_import(job.run)(settings) or 0)
+        with _terminated_as_interrupted():
+            return int(_import(job.run)(settings) or 0)
     except ReportableError as error:
         print(f"{program} {job.name}: {error}", file=sys.stderr)
         return 2
@@ -68,6 +75,26 @@ def main(program: str, description: str, jobs: Sequence[Job], argv: Sequence[str
         return 130
     except BrokenPipeError:
         return 1
+    except OSError as error:  # a full disk, a directory that may not be written: the machine's trouble, no bug
+        logger.debug("the failure in full", exc_info=True)
+        print(f"{program} {job.name}: {error}", file=sys.stderr)
+        return 1
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Makes SIGTERM end a job as Ctrl-C does, with its checkpoint written and its temporary files removed.
+
+    Schedulers and containers stop with SIGTERM. A job with handlers of its own replaces this one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _JobParser(argparse.ArgumentParser):

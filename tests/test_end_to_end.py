@@ -119,12 +119,13 @@ def wait_for(path: Path, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def test_interrupted_and_resumed_at_the_command_line(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_and_resumed_at_the_command_line(store: Store, tmp_path: Path, number: signal.Signals) -> None:
     epochs = "optim.epochs=30"
     finish(train(store, "none", tmp_path / "whole", epochs))
     process = train(store, "none", tmp_path / "cut", epochs, "log.every=1")
     wait_for(tmp_path / "cut" / "metrics.jsonl")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = finish(process, code=130)
     assert "go on with --resume" in err
     _, err = finish(train(store, "none", tmp_path / "cut", epochs, "--resume"))

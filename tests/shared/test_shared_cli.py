@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -157,6 +159,20 @@ def test_a_reportable_error_is_one_line(error: Exception, capsys: pytest.Capture
     outcome[:] = [error]
     assert main("train", "--out", "o") == 2
     assert capsys.readouterr() == ("", f"program train: {error}\n")
+
+
+def test_the_machines_trouble_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome[:] = [OSError(errno.ENOSPC, "No space left on device", "runs/last.pt")]
+    assert main("train", "--out", "o") == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "No space left on device: 'runs/last.pt'" in err
+
+
+def test_termination_interrupts_and_the_old_handler_comes_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), cli._terminated_as_interrupted():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_an_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
