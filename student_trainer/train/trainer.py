@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import TrainingError
+from student_trainer.data.batch import Batch
 from student_trainer.data.loader import Index, TripOrder
 from student_trainer.distill import kl as distillation
+from student_trainer.distill.kl import TeacherTarget
 from student_trainer.distill.query import build_target
 from student_trainer.model.hoser import HOSER
 from student_trainer.train import loss as losses
@@ -121,37 +123,46 @@ class Trainer:
         with self.stopwatch.part("teacher_wait"):
             reply = item.reply.result() if item.reply is not None else None
         with self.stopwatch.part("loss"):
-            labelled = batch.label >= 0
-            next_road = losses.next_road_loss(output.logits, batch.label)
-            time = losses.time_errors(times, batch.seconds, self._scale)[labelled].sum()
-            loss = next_road / labels + self._settings.optim.time_weight * time / labels
-            if reply is not None:
-                target = build_target(reply, batch.candidate_token, output.layout)
-                kl = self._kl(output.logits, target)
-                loss = loss + self._settings.distill.weight * kl.sum() / positions
+            target = None if reply is None else build_target(reply, batch.candidate_token, output.layout)
+            sums = self._loss_sums(batch, output.logits, times, target)
+            loss = sums["next_road"] / labels + self._settings.optim.time_weight * sums["time"] / labels
+            if target is not None:
+                loss = loss + self._settings.distill.weight * sums["kl"] / positions
             finite = bool(torch.isfinite(loss))
         if not finite:
             return False
         with self.stopwatch.part("backward"):
             torch.autograd.backward(self._precision.scaler.scale(loss))
-        count = int(labelled.sum())
         self.sums.add("loss", loss * positions, batch.positions)
-        self.sums.add("loss_next_road", next_road, count)
-        self.sums.add("loss_time", time, count)
-        hits = output.logits.argmax(-1) == batch.label
-        self.sums.add("accuracy", hits.float().sum(), batch.positions)
+        self._record(batch, output.logits.detach(), sums, target)
         if reply is not None:
-            self.sums.add("loss_kl", kl.sum(), batch.positions)
-            diagnostics = distillation.teacher_diagnostics(output.logits.detach(), target, batch.label)
-            self.sums.add_fields(diagnostics, batch.positions)
             self.sums.add("teacher_queue_ms", reply.queue_us / 1000, 1)
             self.sums.add("teacher_compute_ms", reply.compute_us / 1000, 1)
         return True
 
-    def _kl(self, logits: Tensor, target: distillation.TeacherTarget) -> Tensor:
-        config = self._settings.distill
-        kl = distillation.distillation_loss(logits, target, config.temperature, config.collisions)
-        return kl * config.temperature**2 if config.tau_squared else kl
+    def _loss_sums(
+        self, batch: Batch, logits: Tensor, times: Tensor, target: TeacherTarget | None
+    ) -> dict[str, Tensor]:
+        """Sums of each loss over the micro-batch: next_road and time over its labels, kl over its positions."""
+        errors = losses.time_errors(times, batch.seconds, self._scale)
+        sums = {
+            "next_road": losses.next_road_loss(logits, batch.label),
+            "time": errors[batch.label >= 0].sum(),
+        }
+        if target is not None:
+            config = self._settings.distill
+            kl = distillation.distillation_loss(logits, target, config.temperature, config.collisions)
+            sums["kl"] = kl.sum() * (config.temperature**2 if config.tau_squared else 1.0)
+        return sums
+
+    def _record(self, batch: Batch, logits: Tensor, sums: dict[str, Tensor], target: TeacherTarget | None) -> None:
+        count = int((batch.label >= 0).sum())
+        self.sums.add("loss_next_road", sums["next_road"], count)
+        self.sums.add("loss_time", sums["time"], count)
+        self.sums.add("accuracy", (logits.argmax(-1) == batch.label).float().sum(), batch.positions)
+        if target is not None:
+            self.sums.add("loss_kl", sums["kl"], batch.positions)
+            self.sums.add_fields(distillation.teacher_diagnostics(logits, target, batch.label), batch.positions)
 
     def _update(self) -> bool:
         """Clips and steps; False, and weights unchanged, if the gradient is not finite."""
