@@ -33,7 +33,7 @@ $(RPC): proto/teacher/v1/teacher.proto | $(READY)
 	$(BIN)/python -m grpc_tools.protoc -Ishared/rpc=proto --python_out=. --pyi_out=. --grpc_python_out=. \
 	  shared/rpc/teacher/v1/teacher.proto
 
-demo: setup ## the main job on a synthetic city: prepare, pretrain, serve, train twice (5 minutes)
+demo: setup ## the main job on a synthetic city: prepare, pretrain, serve, train twice (a few minutes)
 	$(BIN)/python -m shared.demo --out runs/demo
 
 test: setup ## all tests

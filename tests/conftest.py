@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,9 @@ from shared.grid import Grid
 from shared.vocab import Tokeniser, Vocabulary
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# A shell starts its background jobs deaf to SIGINT, and so would be the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def reference_path(*parts: str) -> Path:
