@@ -17,9 +17,6 @@ def _check_address(text: str) -> str:
 
 
 def _off_or_address(value: Any) -> Any:
-    """YAML reads a bare `off` as false."""
-    if value is False:
-        return "off"
     return value if value == "off" or not isinstance(value, str) else _check_address(value)
 
 

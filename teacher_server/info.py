@@ -7,14 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import grpc
-
-from shared import errors, teacher_file, wire
+from shared import teacher_file, wire
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
-from shared.rpc.teacher.v1 import teacher_pb2_grpc
 from shared.vocab import Tokeniser
 from shared.wire import TeacherInfo
 from teacher_server.config import InfoConfig
+from teacher_server.dial import dialled
 
 
 def run(settings: InfoConfig) -> None:
@@ -65,11 +63,8 @@ def ask(address: str, timeout: float) -> TeacherInfo:
         TeacherError: it did not answer in time, or refused; `Unavailable` if nothing listens there.
         CompatibilityError: what it answered is malformed.
     """
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        try:
-            response = teacher_pb2_grpc.TeacherServiceStub(channel).GetTeacher(pb.GetTeacherRequest(), timeout=timeout)
-        except grpc.RpcError as error:
-            raise errors.from_status(error.code().name, f"{address}: {error.details()}") from None
+    with dialled(address) as teacher:
+        response = teacher.GetTeacher(pb.GetTeacherRequest(), timeout=timeout)
     return wire.decode_info(response)
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 
-import grpc
 import numpy as np
 
-from shared.errors import from_status
-from shared.rpc.teacher.v1 import teacher_pb2 as pb
-from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import HistoryMode, ScoreQuery, decode_reply, encode_query
 from teacher_server.config import QueryConfig
+from teacher_server.dial import dialled
 
 
 def run(settings: QueryConfig) -> None:
@@ -28,7 +25,9 @@ def run(settings: QueryConfig) -> None:
         candidate_lengths=np.array([len(settings.candidates)], np.int32),
         include_candidate_mass=settings.candidate_mass,
     )
-    reply = decode_reply(_ask(settings.address, encode_query(query, request_id=1), settings.timeout), query)
+    with dialled(settings.address) as teacher:
+        response = teacher.Score(encode_query(query, request_id=1), timeout=settings.timeout)
+    reply = decode_reply(response, query)
     log_probs = reply.log_probs.astype(np.float64)
     answer = {
         "probabilities": np.exp(log_probs).tolist(),
@@ -40,12 +39,3 @@ def run(settings: QueryConfig) -> None:
     if reply.candidate_mass is not None:
         answer["candidate_mass"] = float(reply.candidate_mass[0])
     print(json.dumps(answer))
-
-
-def _ask(address: str, request: pb.ScoreRequest, timeout: float) -> pb.ScoreResponse:
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        try:
-            response: pb.ScoreResponse = rpc.TeacherServiceStub(channel).Score(request, timeout=timeout)
-        except grpc.RpcError as error:
-            raise from_status(error.code().name, f"{address}: {error.details()}") from None
-    return response

@@ -43,7 +43,7 @@ from student_trainer.train.validate import Validator
 log = logging.getLogger(__name__)
 
 FREE_TO_CHANGE = ("resume", "teacher", "client", "log", "runtime", "out", "data")
-"""Settings that a resumed run may change: they do not change its result."""
+"""Settings that a resumed run may change: where and how it runs. Another runtime changes the last bits."""
 
 
 def run(settings: TrainConfig) -> int:
