@@ -12,7 +12,7 @@ STORE ?= runs/demo/store
 OUT ?= runs/train
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto demo test test-fast lint format type buf serve train bench lock clean
+.PHONY: help setup proto demo test test-fast lint format type buf serve train bench bench-peers lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -65,8 +65,11 @@ train: setup ## a distilled run: make train STORE=store OUT=runs/train
 bench: setup ## benchmarks; results in benchmarks/results
 	$(BIN)/python -m benchmarks
 
+bench-peers: setup ## environments for the servers that the section `peers` compares with (downloads some 500 MiB)
+	$(BIN)/python -m benchmarks.peers.environments
+
 lock: setup ## lock what pyproject.toml asks for (make lock UPGRADE='--upgrade-package grpcio')
-	$(BIN)/pip-compile --quiet --all-extras --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+	$(BIN)/pip-compile --quiet --extra dev --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 	  --no-header --no-annotate $(UPGRADE) --output-file requirements.lock pyproject.toml
 	sed -i 's/+cpu$$//; /^#/d; /^$$/d' requirements.lock  # no local builds: the lock serves every machine
 

@@ -17,8 +17,14 @@ from shared import log
 from shared.errors import ReportableError
 
 SECTIONS = {
-    "teacher": "positions a second of the teacher: in the process, by this engine, and behind the server",
+    "teacher": "positions a second of the teacher in the process, first and second pass",
+    "server": "what the daemon takes from the engine",
+    "prefixes": "where it pays to compute a prefix that contexts share once",
     "overlap": "step time of the trainer: without a teacher, waiting for one, and asking it ahead",
+    "peers": "requests a second of other servers with the same teacher, and of this one",
+    "fairness": "latency of a light client alone, and beside one that saturates the teacher",
+    "memory": "resident size of a server whose cache evicts all the time, and bytes of a remembered position",
+    "hidden": "time of an epoch with a real teacher on its own core, against one without",
 }
 """Names of modules of this package, each with a function `run`."""
 

@@ -49,6 +49,18 @@ def trip_at_once(model: LMTAD, query: ScoreQuery, sot: int) -> Float32:
     return np.concatenate(answers)
 
 
+@torch.inference_mode()
+def whole_trips(model: LMTAD, query: ScoreQuery, sot: int) -> Float32:
+    """The whole history: one causal pass a trip, the full softmax at every place: float32 [K]."""
+    candidates = iter(np.split(query.candidate_tokens, ragged.offsets(query.candidate_lengths)[1:-1]))
+    answers = []
+    for trip in _trips(query):
+        tokens = torch.from_numpy(np.append(np.int32(sot), trip))
+        probabilities = model(tokens[None]).float().softmax(-1)[0].numpy()
+        answers += [_renormalised(probabilities[1 + i, next(candidates)]) for i in range(len(trip))]
+    return np.concatenate(answers)
+
+
 def _trips(query: ScoreQuery) -> Iterator[npt.NDArray[np.int32]]:
     return iter(np.split(query.history_tokens, ragged.offsets(query.history_lengths)[1:-1]))
 

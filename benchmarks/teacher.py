@@ -1,46 +1,75 @@
-"""Section `teacher`: positions a second of windowed scoring, six ways (`ways.py`).
+"""Section `teacher`: a trainer's first and second pass over real trips, in the process.
 
-A round gives every way the trips of fresh requests; the naive ways get the first few trips of them. The cached ways
-have seen other trips before: their hit rate is that of trips that are new to them.
+    window by window, trip at once    the obvious implementation (naive.py): the full softmax, nothing shared
+    first pass, second pass           this engine with its table of rows: in the first nothing is known
+
+The pass is cut into blocks of trips, in the order in which they were driven, and the obvious implementation scores a
+few trips before each block, so that both are measured all along. Both give the same answers, which is checked.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import itertools
+import os
 import statistics
-from collections.abc import Sequence
-from pathlib import Path
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
-from benchmarks import cities
-from benchmarks.common import BenchmarkError, Options, Result, Table, rotated, spread
-from benchmarks.ways import NAIVE, Turn, Way, fastest_threads, load_ways
+from benchmarks import cities, naive, questions
+from benchmarks.common import BenchmarkError, Options, Result, Table, spread, torch_threads
+from benchmarks.local import Float16, LocalTeacher
+from benchmarks.questions import Positions
+from benchmarks.weights import write_teacher
 from shared import teacher_file
-from shared.rpc.teacher.v1 import teacher_pb2 as pb
-from shared.store import Store, Trips
-from shared.wire import ScoreQuery, ScoreReply, encode_query, encode_reply
-from student_trainer.data.batch import build_batch
-from student_trainer.data.network import RoadNetwork
-from student_trainer.distill.config import DistillConfig
-from student_trainer.distill.query import build_query
+from shared.store import Store
+from shared.wire import ScoreQuery, decode_query, decode_reply, encode_query, encode_reply
+from shared.wire import ScoreReply as Reply
 from student_trainer.prepare.config import GridConfig
-from student_trainer.train.config import DataConfig
-from teacher_server import engine
-from teacher_server.cache import StateCache
+from teacher_server import engine, model
 from teacher_server.config import EngineConfig
-from teacher_server.model import LMTAD, Architecture
+from teacher_server.model import LMTAD
 
 CITY, GRID = "sf_taxi", GridConfig(cell_size=0.0009, vocabulary="full")
 """20,010 cells: a small vocabulary for a full grid, so that the full softmax is not made dearer than it is."""
-FRAME_BYTES = 5
-"""gRPC's prefix of a message."""
-ROUNDING = 2e-3
+ROUNDING = 4e-3
 """Answers of the engine are float16."""
+CACHE_MIB = 1024
+"""Room for everything that the passes ask."""
+
+Naive = Callable[[LMTAD, ScoreQuery, int], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """What is asked of a teacher.
+
+    Attributes:
+        window: cells of history; 0: all of it.
+        trips: of the pass.
+        naive_trips: that the obvious implementation scores before a block.
+    """
+
+    window: int
+    trips: int
+    naive_trips: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A teacher with random weights, and the passes that it is asked."""
+
+    n_layer: int
+    n_embd: int
+    passes: tuple[Pass, ...]
+
+    @property
+    def name(self) -> str:
+        """Layers x width."""
+        return f"{self.n_layer} x {self.n_embd}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,210 +77,215 @@ class Size:
     """How much is measured.
 
     Attributes:
-        windows: lengths of the teacher's context.
-        n_layer, n_embd: of the teacher.
-        rounds: how often every way has its turn.
-        requests: of `trips` trips each, a round.
-        naive_trips: trips of the first request that the naive ways score.
-        warm_trips: trips that the cached ways see before.
-        in_flight: requests under way to the server at once.
+        teachers: and their passes.
+        blocks: of a pass.
+        trips: of a request.
     """
 
-    windows: tuple[int, ...] = (4, 8)
-    n_layer: int = 4
-    n_embd: int = 256
-    rounds: int = 5
-    requests: int = 8
+    teachers: tuple[Teacher, ...] = (
+        Teacher(4, 256, (Pass(4, 20_000, 4), Pass(8, 20_000, 4), Pass(0, 20_000, 8))),
+        Teacher(8, 768, (Pass(4, 20_000, 1), Pass(8, 5_000, 1), Pass(0, 2_000, 2))),
+    )
+    blocks: int = 5
     trips: int = 64
-    naive_trips: int = 8
-    warm_trips: int = 20_000
-    in_flight: int = 4
-
-    @property
-    def block(self) -> int:
-        """Trips of a round."""
-        return self.trips * self.requests
 
 
-QUICK = Size(windows=(4,), n_layer=2, n_embd=32, rounds=2, requests=2, trips=16, naive_trips=3, warm_trips=64)
-
-
-class Questions:
-    """Queries about the trips of a store, as a trainer asks them: SEQUENCE with a window."""
-
-    def __init__(self, store: Store, window: int) -> None:
-        self._network, self._distill = RoadNetwork.load(store), DistillConfig(window=window)
-
-    def about(self, trips: Trips, chosen: npt.NDArray[np.int64], trips_a_request: int) -> list[ScoreQuery]:
-        """The queries about the chosen trips."""
-        parts = [chosen[i : i + trips_a_request] for i in range(0, len(chosen), trips_a_request)]
-        top_k = DataConfig().candidate_top_k
-        return [build_query(build_batch(self._network, trips, p, top_k), self._network, self._distill) for p in parts]
+QUICK = Size((Teacher(2, 32, (Pass(4, 64, 2), Pass(0, 64, 2))),), blocks=2, trips=16)
 
 
 def run(options: Options) -> Result:
     """Measures; raises `BenchmarkError` if the ways disagree."""
     size = QUICK if options.quick else Size()
     store = cities.open_store(options, CITY, GRID)
-    teacher = _write_teacher(options.work / "teacher.safetensors", store, size)
-    figures = {str(window): _measure(store, teacher, window, size) for window in size.windows}
+    figures: dict[str, Any] = {}
+    for teacher in size.teachers:
+        path = options.work / f"teacher_{teacher.n_layer}x{teacher.n_embd}.safetensors"
+        write_teacher(path, store, teacher.n_layer, teacher.n_embd)
+        header, weights = teacher_file.read(path)
+        network = model.load(header, weights)
+        for asked in teacher.passes:
+            found = _measure(engine.load(path, EngineConfig()), network, store, asked, size)
+            figures[f"{teacher.name}, {_window(asked.window)}"] = found
     settings = {
         "store": store.fingerprint,
-        "city": Path(store.manifest["settings"]["raw"]).name,
-        "roads": store.manifest["statistics"]["roads"],
+        "city": CITY if not options.quick and options.store is None else "other",
         "cells": store.tokeniser.vocabulary.cells,
+        "cache_mib": CACHE_MIB,
         **dataclasses.asdict(size),
     }
-    tables = [_table(window, found) for window, found in figures.items()]
-    return Result("teacher", "The teacher's speed", settings, figures, tables, _notes(settings, figures))
+    tables = [_speeds(figures), _work(figures), _stages(figures)]
+    return Result("teacher", "The teacher's speed in the process", settings, figures, tables, _notes(settings))
 
 
-def _write_teacher(path: Path, store: Store, size: Size) -> Path:
-    """A teacher of the store's vocabulary with random weights: speed does not depend on them."""
-    architecture = Architecture(
-        n_layer=size.n_layer,
-        n_head=4,
-        n_embd=size.n_embd,
-        block_size=256,
-        vocab_size=store.tokeniser.vocabulary.size,
-        bias=False,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        weights = LMTAD(architecture).weights()
-    teacher_file.write(path, weights, architecture.to_dict(), store.tokeniser, {"made_by": "benchmarks, random"})
-    return path
-
-
-def _measure(store: Store, teacher: Path, window: int, size: Size) -> dict[str, Any]:
-    """Warms up, plays the rounds, compares the answers: the figures of one window."""
-    questions, fresh = Questions(store, window), store.trips("val")
-    with contextlib.ExitStack() as stack:
-        scorer = engine.load(teacher, EngineConfig())
-        ways = load_ways(stack, teacher, scorer, size.in_flight)
-        ways = _warm_up(ways, questions, store.trips("train"), size)
-        lookups, hits = _counts(scorer.cache)
-        rounds = []
-        for number in range(size.rounds):
-            chosen = (number * size.block + np.arange(size.block)) % len(fresh)
-            all_of_it = questions.about(fresh, chosen, size.trips)
-            few = questions.about(fresh, chosen[: size.naive_trips], size.naive_trips)
-            rounds.append({way.name: way.turn(few if way.is_naive else all_of_it) for way in rotated(ways, number)})
-        lookups, hits = np.subtract(_counts(scorer.cache), (lookups, hits)).tolist()
-    positions = sum(turns["engine_cached"].positions for turns in rounds)
+def _measure(scorer: engine.Engine, network: LMTAD, store: Store, asked: Pass, size: Size) -> dict[str, Any]:
+    """Both passes, and the obvious implementation between the blocks of the first."""
+    positions = questions.of_trips(store, store.trips("train"), 0, asked.trips)
+    sot = scorer.header.tokeniser.vocabulary.sot
+    teacher = LocalTeacher(scorer, CACHE_MIB)
+    teacher.score(_request(questions.of_trips(store, store.trips("val"), 0, 4), 0, 4, asked.window))  # compiles
+    teacher = LocalTeacher(scorer, CACHE_MIB)
+    ways = _ways(network, positions, asked, sot)
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    first: list[float] = []
+    answers: list[list[Float16]] = []
+    blocks = list(itertools.pairwise(np.linspace(0, asked.trips, size.blocks + 1).astype(int).tolist()))
+    for start, end in blocks:
+        few = _request(positions, start, min(asked.naive_trips, end - start), asked.window)
+        for name, (score, threads) in ways.items():
+            with torch_threads(threads):
+                seconds, found = _timed(score, network, few, sot)
+            speeds[name].append(few.positions / seconds)
+            _check_agreement(teacher, few, found)
+        seconds, found = _timed(_pass, teacher, positions, start, end, asked, size)
+        first.append(seconds)
+        answers.append(found)
+    stages = {name: seconds / len(positions) for name, seconds in teacher.seconds.items()}
+    hits, waits, misses = teacher.table.outcomes
+    computed = dataclasses.asdict(scorer.computed)
+    teacher.seconds.clear()
+    second: list[float] = []
+    for (start, end), before in zip(blocks, answers, strict=True):
+        seconds, again = _timed(_pass, teacher, positions, start, end, asked, size)
+        second.append(seconds)
+        if not all(map(np.array_equal, before, again)):
+            raise BenchmarkError("a remembered answer is not the one that was computed")
+    passes = {"first pass": len(positions) / sum(first), "second pass": len(positions) / sum(second)}
     return {
-        "naive_threads": {way.name: way.threads for way in ways if way.is_naive},
-        "ways": {way.name: _figures(way.name, rounds) for way in ways},
-        "cache": {"distinct_share": lookups / positions, "hit_rate": hits / lookups},
-        "wire_bytes_per_position": _wire_bytes(all_of_it[0], rounds[-1]["server"].answers[0]),
-        "agreement": _compare(rounds),
+        "positions": len(positions),
+        "positions_per_second": {**{name: spread(values) for name, values in speeds.items()}, **passes},
+        "ratio": {
+            name: {way: passes[name] / statistics.median(values) for way, values in speeds.items()} for name in passes
+        },
+        "first_pass_seconds_of_blocks": first,
+        "second_pass_seconds_of_blocks": second,
+        "naive_threads": {name: threads for name, (_, threads) in ways.items()},
+        "outcomes": {"hit": hits, "wait": waits, "miss": misses},
+        "computed": computed,
+        "rows": teacher.table.rows,
+        "bytes_per_row": teacher.table.bytes / max(1, teacher.table.rows),
+        "first_pass_stage_seconds_per_position": stages,
+        "second_pass_stage_seconds_per_position": {
+            name: seconds / len(positions) for name, seconds in teacher.seconds.items()
+        },
+        "codec_seconds_per_position": _codec(positions, asked.window, size.trips),
     }
 
 
-def _counts(cache: StateCache | None) -> tuple[int, int]:
-    """Contexts looked up and found since the start; a request's equal contexts count once."""
-    assert cache is not None, "the engine has a cache by default"
-    return cache.lookups, cache.hits
+def _ways(network: LMTAD, positions: Positions, asked: Pass, sot: int) -> dict[str, tuple[Naive, int]]:
+    """The obvious implementations, each with as many of torch's threads as make it fastest."""
+    ways: dict[str, Naive] = {"whole trips": naive.whole_trips}
+    if asked.window:
+        ways = {"window by window": naive.window_by_window, "trip at once": naive.trip_at_once}
+    few = _request(positions, 0, 1, asked.window)
+
+    def seconds(score: Naive, threads: int) -> float:
+        with torch_threads(threads):
+            return min(_timed(score, network, few, sot)[0] for _ in range(2))
+
+    def fastest(score: Naive) -> int:
+        return min((1, os.cpu_count() or 1), key=lambda threads: seconds(score, threads))
+
+    return {name: (score, fastest(score)) for name, score in ways.items()}
 
 
-def _warm_up(ways: Sequence[Way], questions: Questions, trips: Trips, size: Size) -> list[Way]:
-    """Other trips to every way, many to the cached ones; to the naive ones their best number of threads."""
-    seen = np.arange(min(size.warm_trips, len(trips)))
-    few = questions.about(trips, seen[: size.naive_trips], size.naive_trips)
-    for start in range(0, len(seen), size.block):
-        queries = questions.about(trips, seen[start : start + size.block], size.trips)
-        for way in ways:
-            if way.cached:
-                way.turn(queries)
-    for way in ways:
-        way.turn(few)
-    return [fastest_threads(way, few) if way.is_naive else way for way in ways]
+def _request(positions: Positions, first: int, trips: int, window: int) -> ScoreQuery:
+    return positions.trips(first, trips, window)
 
 
-def _figures(name: str, rounds: Sequence[dict[str, Turn]]) -> dict[str, Any]:
-    """Medians over the rounds; ratios within each round."""
-    turns = [turns[name] for turns in rounds]
-    speed = {way: [turns[way].positions / turns[way].seconds for turns in rounds] for way in rounds[0]}
-    ratios = {
-        base: spread([mine / other for mine, other in zip(speed[name], speed[base], strict=True)])
-        for base in ("window_by_window", "trip_at_once", "engine", "engine_cached")
+def _pass(teacher: LocalTeacher, positions: Positions, start: int, end: int, asked: Pass, size: Size) -> list[Float16]:
+    """The answers to a trainer's requests about these trips."""
+    return [
+        teacher.score(_request(positions, first, min(size.trips, end - first), asked.window))
+        for first in range(start, end, size.trips)
+    ]
+
+
+def _timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
+    start = time.perf_counter()
+    found = function(*arguments)
+    return time.perf_counter() - start, found
+
+
+def _check_agreement(teacher: LocalTeacher, query: ScoreQuery, theirs: Any) -> None:
+    """Compares on a table of its own, so that the pass stays a first one."""
+    mine = LocalTeacher(teacher.engine, 0).score(query).astype(np.float32)
+    if not np.allclose(mine, theirs, rtol=ROUNDING, atol=ROUNDING):
+        raise BenchmarkError(f"the engine differs by {np.abs(mine - theirs).max():.2g} in a log-probability")
+
+
+def _codec(positions: Positions, window: int, trips: int) -> dict[str, float]:
+    """What the wire costs both sides, seconds a position: messages to bytes and back, and arrays to messages."""
+    query = _request(positions, 0, min(trips, len(positions.lengths)), window)
+    request = encode_query(query, 1)
+    reply = Reply(np.zeros(len(query.candidate_tokens), np.float16), None, "0" * 16, 10_000, 100_000)
+    response = encode_reply(reply, 1)
+    steps: dict[str, Callable[[], Any]] = {
+        "encode the request": lambda: encode_query(query, 1).SerializeToString(),
+        "decode the request": lambda: decode_query(type(request).FromString(request.SerializeToString())),
+        "encode the answer": lambda: encode_reply(reply, 1).SerializeToString(),
+        "decode the answer": lambda: decode_reply(type(response).FromString(response.SerializeToString()), query),
     }
-    return {
-        "positions_per_second": spread(speed[name]),
-        "ratio_to": ratios,
-        "cpu_seconds_per_1000": statistics.median(1000 * turn.cpu / turn.positions for turn in turns),
-        "server_cpu_seconds_per_1000": statistics.median(1000 * turn.server_cpu / turn.positions for turn in turns),
-        "positions": sum(turn.positions for turn in turns),
-    }
+    return {name: min(_timed(step)[0] for _ in range(20)) / query.positions for name, step in steps.items()}
 
 
-def _wire_bytes(query: ScoreQuery, log_probs: npt.NDArray[np.float16]) -> dict[str, float]:
-    """Messages of a request and its answer with gRPC's prefix, without HTTP/2's frames."""
-    reply = ScoreReply(log_probs, None, "0" * 16, 10_000, 100_000)
-    question = pb.StreamScoreRequest(request=encode_query(query, 1000)).ByteSize()
-    answer = pb.StreamScoreResponse(request_id=1000, response=encode_reply(reply, 1000)).ByteSize()
-    return {
-        "request": (question + FRAME_BYTES) / query.positions,
-        "response": (answer + FRAME_BYTES) / query.positions,
-        "candidates": len(query.candidate_tokens) / query.positions,
-    }
+def _window(window: int) -> str:
+    return f"window {window}" if window else "whole history"
 
 
-def _compare(rounds: Sequence[dict[str, Turn]]) -> dict[str, Any]:
-    """How far the ways agree.
-
-    Raises:
-        BenchmarkError: the naive ways differ from the engine by more than rounding, or the engine's ways at all.
-    """
-    largest = 0.0
-    for turns in rounds:
-        mine = turns["engine"].answers
-        for way in ("engine_cached", "server", "server_cached"):
-            if not all(map(np.array_equal, mine, turns[way].answers)):
-                raise BenchmarkError(f"{way} and engine gave different answers to the same requests")
-        for way in NAIVE:
-            (theirs,) = turns[way].answers
-            first = mine[0][: len(theirs)].astype(np.float32)
-            largest = max(largest, float(np.abs(first - theirs).max()))
-            if not np.allclose(first, theirs, rtol=ROUNDING, atol=ROUNDING):
-                raise BenchmarkError(f"{way} and engine differ by {largest:.2g} in a log-probability")
-    return {"largest_difference_to_naive": largest, "engine_and_server_same_bits": True}
-
-
-def _table(window: str, found: dict[str, Any]) -> Table:
+def _speeds(figures: dict[str, Any]) -> Table:
     rows = []
-    for name, way in found["ways"].items():
-        speed, server_cpu = way["positions_per_second"]["median"], way["server_cpu_seconds_per_1000"]
-        ratios = [f"{way['ratio_to'][base]['median']:.3g}" for base in NAIVE]
-        cpu = [f"{way['cpu_seconds_per_1000']:.3f}", f"{server_cpu:.3f}" if server_cpu else ""]
-        rows.append([name, f"{speed:,.0f}", *ratios, *cpu])
-    header = [
-        "way",
-        "positions/s",
-        "ratio to window by window",
-        "ratio to trip at once",
-        "CPU s / 1,000",
-        "server CPU s / 1,000",
-    ]
-    return Table(f"window {window}", header, rows)
+    for name, found in figures.items():
+        obvious = found["ratio"]["first pass"]
+        for way, threads in found["naive_threads"].items():
+            speed = found["positions_per_second"][way]["median"]
+            rows.append([f"{name}: {way}, {threads} threads", f"{speed:,.0f}", *[""] * len(_RATIOS)])
+        for way in ("first pass", "second pass"):
+            ratios = [f"{found['ratio'][way][base]:,.0f}" if base in obvious else "" for base in _RATIOS]
+            rows.append([f"{name}: {way}", f"{found['positions_per_second'][way]:,.0f}", *ratios])
+    return Table("Positions a second", ["way", "positions/s", *(f"x {base}" for base in _RATIOS)], rows)
 
 
-def _notes(settings: dict[str, Any], figures: dict[str, Any]) -> list[str]:
-    notes = [
-        f"Teacher of {settings['n_layer']} layers of {settings['n_embd']} over {settings['cells']:,} cells; contexts "
-        f"of {settings['city']}; {settings['rounds']} rounds by turns, medians; ratios are taken within a round.",
-        f"The naive ways score the first {settings['naive_trips']} trips of a round, with one of torch's threads or "
-        f"all, whichever was faster; the others score {settings['requests']} requests of {settings['trips']} trips.",
-        f"The cached ways had seen {settings['warm_trips']:,} other trips; the trips measured were new to them.",
-        "CPU: processor seconds for 1,000 positions, of the asking process and of the server's.",
-    ]
-    for window, found in figures.items():
-        cache, wire, agreement = found["cache"], found["wire_bytes_per_position"], found["agreement"]
-        notes.append(
-            f"Window {window}: {cache['distinct_share']:.0%} of a request's windows are distinct, "
-            f"{cache['hit_rate']:.1%} of these were in the cache; on the wire {wire['request']:.1f} bytes a position "
-            f"there and {wire['response']:.1f} back for {wire['candidates']:.2f} candidates, without HTTP/2's frames; "
-            f"largest difference to the naive answers {agreement['largest_difference_to_naive']:.1g}; engine and "
-            "server gave the same bits."
+_RATIOS = ("window by window", "trip at once", "whole trips")
+
+
+def _work(figures: dict[str, Any]) -> Table:
+    rows = []
+    for name, found in figures.items():
+        computed, misses = found["computed"], found["outcomes"]["miss"]
+        rows.append(
+            [
+                name,
+                f"{found['positions']:,}",
+                f"{misses / found['positions']:.1%}",
+                f"{computed['tokens'] / max(1, computed['states']):.2f}",
+                f"{computed['padded'] / max(1, computed['tokens']):.2f}",
+                f"{found['bytes_per_row']:.0f}",
+            ]
         )
-    return notes
+    header = ["first pass", "positions", "computed", "tokens or nodes a state", "padded x", "bytes a row remembered"]
+    return Table("What the first pass computes", header, rows)
+
+
+def _stages(figures: dict[str, Any]) -> Table:
+    kinds = {
+        "codec": "codec_seconds_per_position",
+        "first": "first_pass_stage_seconds_per_position",
+        "second": "second_pass_stage_seconds_per_position",
+    }
+    names = [(kind, key, stage) for kind, key in kinds.items() for stage in next(iter(figures.values()))[key]]
+    rows = []
+    for kind, key, stage in names:
+        what = stage if kind == "codec" else f"{stage}, {kind} pass"
+        rows.append([what, *(f"{1e9 * found[key].get(stage, 0.0):,.0f}" for found in figures.values())])
+    return Table("Where a position's time goes, nanoseconds", ["stage", *figures], rows)
+
+
+def _notes(settings: dict[str, Any]) -> Sequence[str]:
+    return [
+        f"Teachers with random weights over {settings['cells']:,} cells; trips of {settings['city']}, in requests of "
+        f"{settings['trips']} trips, SEQUENCE mode.",
+        "The obvious implementation scores a few trips before each block, with one of torch's threads or all, "
+        "whichever was faster; its speed is the median over the blocks. Ratios are to that median.",
+        "Computed: positions that were new; the others were found in the table. Rows with the whole history are trips.",
+        "The second pass answers from the table alone, bit for bit as the first one did.",
+    ]

@@ -66,8 +66,10 @@ LABEL org.opencontainers.image.title="teacher-server" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=builder /opt/venv /opt/venv
 RUN install --directory --owner=teacher --group=teacher /models /data
+# What numba compiles at the first start; the file system may be read-only but for /tmp.
 ENV PATH="/opt/venv/bin:${PATH}" \
-    PYTHONUNBUFFERED=1
+    PYTHONUNBUFFERED=1 \
+    NUMBA_CACHE_DIR=/tmp/numba
 USER 10001:10001
 WORKDIR /home/teacher
 EXPOSE 50051 9464

@@ -259,7 +259,7 @@ def _int32(name: str, data: bytes) -> Int32:
 
 
 def _check_lengths(name: str, lengths: Int32, values: int) -> None:
-    if len(lengths) and int(lengths.min()) < 0:
+    if len(lengths) and int(lengths.view(np.uint32).max()) > 0x7FFFFFFF:
         index = int(np.argmax(lengths < 0))
         raise InvalidRequest(f"{name}_lengths[{index}]: {lengths[index]} is negative")
     total = int(lengths.sum(dtype=np.int64))

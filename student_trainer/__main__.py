@@ -33,7 +33,12 @@ JOBS = (
         run="student_trainer.train.run:run",
         flags=(
             Flag("--data", "data", "store to train on", "STORE"),
-            Flag("--teacher", "teacher", "addresses of teachers, or none", "HOST:PORT[,HOST:PORT...]"),
+            Flag(
+                "--teacher",
+                "teacher",
+                "teachers, a name (dns:///...) or none",
+                "HOST:PORT[,HOST:PORT...]",
+            ),
             Flag("--out", "out", "directory of the run", "RUN"),
             Flag("--resume", "resume", "continue the run from its last checkpoint", is_switch=True),
         ),

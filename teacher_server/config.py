@@ -50,18 +50,17 @@ class EngineConfig(Section):
     threads: int = pydantic.Field(0, ge=0)
     """Tiles computed at once on the CPU, one core each; 0: one a core."""
     tile_tokens: int = pydantic.Field(0, ge=0)
-    """Padded tokens that one forward pass computes; contexts of similar length fill tiles of this one
-    fixed size, which is what makes an answer independent of its batch. 0: 512 on the CPU, 16384 on an
-    accelerator. Part of the answer's last bits."""
+    """Padded tokens of the largest forward pass; there are passes of a quarter and a sixteenth, too. Such fixed
+    shapes are what makes an answer independent of its batch. 0: 512 on the CPU, 16384 on an accelerator. Part of
+    the answer's last bits."""
     smallest_bucket: int = pydantic.Field(4, ge=1)
     """Contexts up to this many tokens after SOT are padded to this length."""
     buckets_per_doubling: int = pydantic.Field(2, ge=1, le=8)
     """Padded lengths between one length and its double: with more of them less is padded, but more tiles stay
     partly empty."""
-    cache_mib: int = pydantic.Field(256, ge=0)
-    """Memory of the device for the states of earlier contexts, MiB; 0: none. Changes no answer."""
-    cache_window: int = pydantic.Field(16, ge=1)
-    """Longest context that is remembered, tokens after SOT; longer ones seldom repeat."""
+    prefix_window: int = pydantic.Field(8, ge=0)
+    """Contexts padded to at most this many tokens after SOT are computed as a tree, each distinct prefix once; 0:
+    none. It pays where windows are short. Part of the answer's last bits."""
 
 
 class ExportConfig(Section):
@@ -191,11 +190,16 @@ class PretrainConfig(Section):
 class BatchingConfig(Section):
     """What may wait for the model, and what it computes at once."""
 
+    batch_ms: float = pydantic.Field(200.0, gt=0)
+    """Milliseconds that a batch should take at most while one caller has the teacher for itself."""
+    slice_ms: float = pydantic.Field(10.0, gt=0)
+    """The same while several callers have asked within the last second: the shorter, the less a small request waits
+    for the rows of others, and the less a batch shares."""
     max_batch_tokens: int = pydantic.Field(32768, gt=0)
-    """Padded tokens of a batch; a request above it is computed alone."""
+    """Padded tokens of a batch, whatever its time; bounds the model's memory."""
     max_queued_positions: int = pydantic.Field(262144, gt=0)
-    """Scored positions that may wait for the model, all callers together; above it a request is refused with
-    RESOURCE_EXHAUSTED at once. A request without positions counts as one."""
+    """Scored positions that may be unanswered, all callers together. Streams are granted shares of it, and others
+    refused with RESOURCE_EXHAUSTED above it; positions that are remembered do not count."""
     max_request_positions: int = pydantic.Field(65536, gt=0)
     """Scored positions of one request."""
 
@@ -204,6 +208,17 @@ class BatchingConfig(Section):
         if self.max_request_positions > self.max_queued_positions:
             raise ValueError("max_request_positions is above max_queued_positions: such a request could never wait")
         return self
+
+
+class CacheConfig(Section):
+    """What the teacher remembers: it is frozen, so an answer holds for ever."""
+
+    mib: int = pydantic.Field(256, ge=0)
+    """Memory for answers, MiB: about 100 bytes for a position with a window of up to 8. 0: nothing is remembered,
+    and only rows in flight are shared. Changes no answer."""
+    file: Path | None = None
+    """Written when the daemon drains and read when it starts, so that a restarted teacher is warm; ignored if it is
+    of other weights or another device. none: not kept."""
 
 
 class ServeConfig(Section):
@@ -217,6 +232,7 @@ class ServeConfig(Section):
     """HOST:PORT of the Prometheus metrics over HTTP, or off."""
     engine: EngineConfig = EngineConfig()
     batching: BatchingConfig = BatchingConfig()
+    cache: CacheConfig = CacheConfig()
     max_message_bytes: int = pydantic.Field(64 * 2**20, ge=1024, lt=2**31)
     """Largest request message; gRPC refuses a larger one with RESOURCE_EXHAUSTED, which ends a stream."""
     stream_in_flight: int = pydantic.Field(64, gt=0)

@@ -1,24 +1,27 @@
-"""The frozen teacher: prepared requests -> candidate log-probabilities. The scorer of `scorer.py`.
+"""The frozen teacher: batches of contexts -> candidate log-probabilities. The scorer of `scorer.py`.
 
-    works -> contexts by bucket -> distinct and new ones -> tiles -> model -> hidden states at the scored places
-          -> dot with the candidates' rows of the head -> log-softmax over each position's candidates
+    contexts -> tiles (`tiles.py`) -> model -> states of the distinct scored places -> dot with the candidates'
+    rows of the head -> log-softmax over each place's candidates
 
 The full-vocabulary softmax is never computed unless its normaliser is asked for: renormalised over the
 candidates it cancels.
 
-Everything that touches floating point runs in shapes that depend on the settings alone (tiles of one shape
-a bucket, chunks of one length), filled up with padding, and every row is computed independently of the
-others: so an answer has the same bits whatever it shares a batch with. Padding is on the right, which
-causal attention cannot see.
+Everything that touches floating point runs in shapes of fixed sizes, filled up with padding, and every row is
+computed independently of the others. Sizes are used together only if they were seen to give the same bits here, on
+this device: so an answer has the same bits whatever it shares a batch with.
 
-Shapes: S scored positions with candidates, K candidates, D width, T padded length of a bucket.
+Shapes: S scored places, U distinct states, K candidates, D width.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import itertools
+import json
 import logging
 import os
+import platform
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,13 +36,12 @@ from shared import ragged, teacher_file
 from shared.errors import ConfigError, InternalError
 from shared.teacher_file import TeacherHeader
 from shared.wire import ScoreQuery
-from teacher_server import contexts, model
-from teacher_server.cache import StateCache, distinct_rows
+from teacher_server import checks, model, tiles
 from teacher_server.config import EngineConfig
-from teacher_server.contexts import Buckets, Int32, Int64, Plan
 from teacher_server.model import LMTAD
-from teacher_server.scorer import Scores
+from teacher_server.scorer import Batch, Int64, Scores
 from teacher_server.softmax import distinct_log_sum, log_softmax
+from teacher_server.tiles import Buckets, Choice, Group, Kind, Tile, Tiler, Tiling
 
 log = logging.getLogger(__name__)
 
@@ -49,232 +51,147 @@ T = TypeVar("T")
 CPU_TILE_TOKENS = 512
 ACCELERATOR_TILE_TOKENS = 16384
 NORMALISER_VALUES = 1 << 22
-"""Logits of one chunk of the full-vocabulary normaliser."""
-VECTOR_WIDTH = 8
-"""Rows of other widths start unaligned, and processors compute unaligned values in another order."""
+"""Logits of the largest chunk of the full-vocabulary normaliser."""
+_SEED = 0x7EAC
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Work:
-    """A prepared request.
+class Ready:
+    """An assembled batch.
 
     Attributes:
-        plan: its contexts and scored positions.
-        candidates: int32 [K], position after position.
-        candidate_lengths: int64 [S], all above 0.
-        positions: scored positions of the request, also those without candidates.
-        with_mass: whether the candidates' total probability is wanted.
-        cost: padded tokens of the contexts.
+        batch: what is asked.
+        tiling: its contexts in tiles.
+        pairs: int64 [2, K], state and token of each candidate.
     """
 
-    plan: Plan
-    candidates: Int32
-    candidate_lengths: Int64
-    positions: int
-    with_mass: bool
-    cost: int
+    batch: Batch
+    tiling: Tiling
+    pairs: Int64
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Group:
-    """Contexts of one bucket, n of them, and s places that are scored in them.
+@dataclasses.dataclass
+class Computed:
+    """What an engine has computed since its start.
 
     Attributes:
-        contexts: int32 [n, T], distinct and right-padded.
-        tile_rows: contexts in a tile of this bucket.
-        row: int64 [s], context of each place.
-        place: int64 [s], where in its context.
-        is_end: bool [s], whether it is the context's last token.
-        slot: int64 [s], which of the S scored positions it is.
+        places: scored places.
+        states: distinct ones of them, batch by batch.
+        contexts: distinct contexts, or prefixes where these are shared.
+        tokens: tokens, or nodes where prefixes are shared.
+        padded: the same with padding.
     """
 
-    contexts: Int32
-    tile_rows: int
-    row: Int64
-    place: Int64
-    is_end: npt.NDArray[np.bool_]
-    slot: Int64
+    places: int = 0
+    states: int = 0
+    contexts: int = 0
+    tokens: int = 0
+    padded: int = 0
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Tile:
-    """Contexts in one of the fixed shapes.
-
-    Attributes:
-        tokens: int32 [rows, T].
-        index: int64 [s], where the scored states are among the rows * T.
-        slots: int64 [s], which of the S scored positions they belong to.
-    """
-
-    tokens: Tensor
-    index: Tensor
-    slots: Tensor
+    def add(self, tiling: Tiling) -> None:
+        """Counts a batch."""
+        self.places += len(tiling.state)
+        self.states += tiling.states
+        self.contexts += tiling.contexts
+        self.tokens += tiling.tokens
+        self.padded += sum(tile.size * tile.group.unit for tile in tiling.tiles)
 
 
 class Engine:
-    """A frozen LM-TAD on its device; implements `Scorer[Work]`.
+    """A frozen LM-TAD on its device; implements `Scorer[Ready]`.
 
     On the CPU every tile is computed by one thread and several tiles at once: torch's own threads would
     split a tile, which is slower for small ones and makes a row's last bits depend on its place in it.
     """
 
     def __init__(self, header: TeacherHeader, network: LMTAD, settings: EngineConfig) -> None:
-        """Moves the model to its device and dtype.
+        """Moves the model to its device and dtype, and finds the sizes of tile that give the same bits there.
 
         Raises:
             ConfigError: the device does not exist here.
         """
         self._device = find_device(settings.device)
         self._pool: ThreadPoolExecutor | None = None
+        threads = 1
         if self._device.type == "cpu":
             torch.set_num_threads(1)
-            self._pool = ThreadPoolExecutor(settings.threads or os.cpu_count(), "tile")
+            threads = settings.threads or os.cpu_count() or 1
+            self._pool = ThreadPoolExecutor(threads, "tile")
         dtype = find_dtype(settings.dtype, self._device)
         self._model = network.to(self._device, dtype).eval().requires_grad_(False)
-        self._block_size = network.architecture.block_size
-        default = CPU_TILE_TOKENS if self._device.type == "cpu" else ACCELERATOR_TILE_TOKENS
-        self._chunk = settings.tile_tokens or default
-        self._buckets = Buckets.make(
-            self._block_size, settings.smallest_bucket, settings.buckets_per_doubling, self._chunk
-        )
-        if network.architecture.n_embd % VECTOR_WIDTH:
-            log.warning(
-                "n_embd %d is no multiple of %d: the last bits of an answer may depend on its batch",
-                network.architecture.n_embd, VECTOR_WIDTH,
-            )  # fmt: skip
-        self.cache: StateCache | None = None
-        if settings.cache_mib:
-            width = min(1 + settings.cache_window, self._block_size)
-            size = settings.cache_mib * 2**20
-            self.cache = StateCache(size, width, network.architecture.n_embd, dtype, self._device)
-        self._pad = header.tokeniser.vocabulary.pad
         self._head: Tensor = network.lm_head.weight.detach()
         self.header = header
         self.device = str(self._device)
         self.compute_dtype = str(dtype).removeprefix("torch.")
         self.parameters = sum(parameter.numel() for parameter in network.parameters())
+        self.computed = Computed()
+        default = CPU_TILE_TOKENS if self._device.type == "cpu" else ACCELERATOR_TILE_TOKENS
+        tile_tokens = settings.tile_tokens or default
+        self._buckets = Buckets.make(
+            network.architecture.block_size,
+            settings.smallest_bucket,
+            settings.buckets_per_doubling,
+            settings.prefix_window,
+        )
+        sizes = self._tile_sizes(tile_tokens)
+        overhead = tiles.OVERHEAD * tile_tokens
+        self._tiler = Tiler(self._buckets, sizes, overhead, threads, header.tokeniser.vocabulary.pad)
+        self._chunks = Choice(self._chunk_sizes(tile_tokens, self._logits), overhead)
+        rows = max(1, NORMALISER_VALUES // len(self._head))
+        self._normaliser_chunks = Choice(self._chunk_sizes(rows, self._log_sums), tiles.OVERHEAD * rows)
+        self.numerics = self._digest()
+
+    @property
+    def costs(self) -> Int64:
+        """Padded tokens of a context by its length with SOT: int64 [block size + 1]."""
+        return self._buckets.costs
 
     def check(self, query: ScoreQuery, max_positions: int) -> None:
-        """See `contexts.check`."""
-        contexts.check(query, self.header.tokeniser.vocabulary, self._block_size, max_positions)
+        """See `checks.check`."""
+        checks.check(query, self.header.tokeniser.vocabulary, self._buckets.widths[-1], max_positions)
 
-    def prepare(self, query: ScoreQuery) -> Work:
-        """The work of a checked request."""
-        plan = contexts.plan(query, self.header.tokeniser.vocabulary.sot, self._block_size)
-        return Work(
-            plan=plan,
-            candidates=query.candidate_tokens,
-            candidate_lengths=query.candidate_lengths[plan.position].astype(np.int64),
-            positions=query.positions,
-            with_mass=query.include_candidate_mass,
-            cost=self._buckets.cost(plan),
-        )
+    def assemble(self, batch: Batch) -> Ready:
+        """Cuts a batch into tiles; any thread."""
+        tiling = self._tiler.tile(batch)
+        pairs = np.stack([np.repeat(tiling.state, batch.candidate_lengths), batch.candidates])
+        return Ready(batch, tiling, pairs)
 
     @torch.inference_mode()
-    def score(self, works: Sequence[Work]) -> list[Scores]:
-        """Scores the works, one answer each, in their order.
+    def score(self, ready: Ready) -> Scores:
+        """Scores an assembled batch; one thread at a time.
 
         Raises:
             InternalError: the model gave a value that is not finite.
         """
-        if not works:
-            return []
-        hidden = self._hidden(_merge([work.plan for work in works]))
-        lengths = np.concatenate([work.candidate_lengths for work in works])
-        candidates = np.concatenate([work.candidates for work in works])
-        logits = self._candidate_logits(hidden, candidates, lengths)
+        batch = ready.batch
+        states = self._states(ready.tiling)
+        logits = self._candidate_logits(states, ready.pairs)
         if not bool(np.all(np.isfinite(logits))):
             raise InternalError(
                 f"the teacher's logits are not finite in {self.compute_dtype}; try engine.dtype=float32"
             )
-        log_probs = log_softmax(logits, lengths)
-        masses = self._masses(works, hidden, logits, candidates, lengths)
-        ends = ragged.offsets(np.array([len(work.candidates) for work in works])).tolist()
-        return [Scores(log_probs[start:end], mass) for start, end, mass in zip(ends, ends[1:], masses, strict=False)]
+        mass = np.zeros(len(batch.with_mass), np.float16)
+        if batch.with_mass.any():
+            mass[batch.with_mass] = self._masses(ready, states, logits)
+        return Scores(log_softmax(logits, batch.candidate_lengths), mass)
 
     def warm_up(self) -> None:
-        """Runs every shape once."""
-        with torch.inference_mode():
-            for width, rows in zip(self._buckets.widths.tolist(), self._buckets.rows.tolist(), strict=True):
-                self._model.hidden(torch.zeros(rows, width, dtype=torch.int32, device=self._device))
-            hidden = torch.zeros(1, self._head.shape[1], device=self._device)
-            self._candidate_logits(hidden, np.zeros(1, np.int32), np.ones(1, np.int64))
-            self._log_normalisers(hidden)
+        """Runs the whole model once. All its shapes have been run before, to compare them."""
+        longest = self._buckets.widths[-1]
+        tokens = np.zeros(longest, np.int32)
+        one, last = np.ones(1, np.int64), np.full(1, longest - 1)
+        self.score(self.assemble(Batch(tokens, last + 1, one - 1, last, tokens[:1], one, one > 0)))
 
-    def _hidden(self, plan: Plan) -> Tensor:
-        """Final hidden states at the scored places: float32 [S, D]."""
-        hidden = torch.empty(len(plan.position), self._head.shape[1], device=self._device)
-        bucket = self._buckets.of(plan.lengths)
-        groups = [self._recall(self._group(plan, bucket, b), hidden) for b in np.unique(bucket).tolist()]
+    def _states(self, tiling: Tiling) -> Tensor:
+        """Final hidden states of the distinct scored places: float32 [U, D]."""
+        states = torch.empty(tiling.states, self._head.shape[1], device=self._device)
 
-        def run(tile: _Tile) -> None:
-            states = self._model.hidden(tile.tokens).flatten(0, 1)
-            hidden[tile.slots] = states[tile.index].float()
+        def run(tile: Tile) -> None:
+            states[tile.first : tile.first + tile.count] = tile.states(self._model, self._device).float()
 
-        self._each(run, [tile for group in groups for tile in self._tiles(group)])
-        for group in groups:
-            self._remember(group, hidden)
-        return hidden
-
-    def _group(self, plan: Plan, bucket: Int64, b: int) -> _Group:
-        """The distinct contexts of one bucket."""
-        rows = np.flatnonzero(bucket == b)
-        lengths = plan.lengths[rows]
-        tokens = plan.tokens[ragged.slices(ragged.offsets(plan.lengths)[rows], lengths)]
-        contexts, inverse = distinct_rows(ragged.pad(tokens, lengths, int(self._buckets.widths[b]), self._pad))
-        slot = np.flatnonzero(bucket[plan.scored_row] == b)
-        place = plan.scored_place[slot]
-        return _Group(
-            contexts=contexts,
-            tile_rows=int(self._buckets.rows[b]),
-            row=inverse[np.searchsorted(rows, plan.scored_row[slot])],
-            place=place,
-            is_end=place == plan.lengths[plan.scored_row[slot]] - 1,
-            slot=slot,
-        )
-
-    def _recall(self, group: _Group, hidden: Tensor) -> _Group:
-        """Writes the remembered states into `hidden`; returns what is left to compute."""
-        if self.cache is None or group.contexts.shape[1] > self.cache.width:
-            return group
-        found = self.cache.find(group.contexts)
-        found[group.row[~group.is_end]] = -1  # only the state at a context's end is remembered
-        hit = found[group.row] >= 0
-        hidden[self._to_device(group.slot[hit])] = self.cache.states(found[group.row[hit]]).float()
-        missing = np.flatnonzero(found < 0)
-        return dataclasses.replace(
-            group,
-            contexts=group.contexts[missing],
-            row=np.searchsorted(missing, group.row[~hit]),
-            place=group.place[~hit],
-            is_end=group.is_end[~hit],
-            slot=group.slot[~hit],
-        )
-
-    def _remember(self, group: _Group, hidden: Tensor) -> None:
-        if self.cache is None or group.contexts.shape[1] > self.cache.width:
-            return
-        ends = np.flatnonzero(group.is_end)
-        rows, first = np.unique(group.row[ends], return_index=True)
-        self.cache.put(group.contexts[rows], hidden[self._to_device(group.slot[ends[first]])])
-
-    def _tiles(self, group: _Group) -> list[_Tile]:
-        """The contexts of a group, filled up to whole tiles."""
-        (n, width), tile_rows = group.contexts.shape, group.tile_rows
-        count = -(-n // tile_rows)
-        if not count:
-            return []
-        filled = np.full((count * tile_rows, width), self._pad, np.int32)
-        filled[:n] = group.contexts
-        order = np.argsort(group.row, kind="stable")
-        index = (group.row % tile_rows * width + group.place)[order]
-        ends = np.searchsorted(group.row[order], tile_rows * np.arange(1, count)).tolist()
-        parts = (
-            self._to_device(filled).view(count, tile_rows, width).unbind(),
-            self._to_device(index).tensor_split(ends),
-            self._to_device(group.slot[order]).tensor_split(ends),
-        )
-        return [_Tile(*part) for part in zip(*parts, strict=True)]
+        self._each(run, tiling.tiles)
+        self.computed.add(tiling)
+        return states
 
     def _each(self, function: Callable[[T], None], parts: Sequence[T]) -> None:
         """Calls the function on every part: at once on the CPU's threads, one after another on an accelerator."""
@@ -283,60 +200,117 @@ class Engine:
         def call(part: T) -> None:
             function(part)
 
-        for _ in (map if self._pool is None else self._pool.map)(call, parts):
+        at_once = self._pool is not None and len(parts) > 1
+        for _ in (self._pool.map if self._pool is not None and at_once else map)(call, parts):
             pass
 
-    def _to_device(self, array: npt.NDArray) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
+    def _in_chunks(
+        self, function: Callable[[Tensor, Tensor], Tensor], chunks: Choice, states: Tensor, rows: Int64
+    ) -> Float32:
+        """A function of states and rows int64 [n, ...] -> [n], in chunks of fixed lengths."""
+        lengths = np.array(chunks.cover(len(rows)), np.int64)
+        padded = np.zeros((int(lengths.sum()), *rows.shape[1:]), np.int64)
+        padded[: len(rows)] = rows
+        inputs = torch.from_numpy(padded).to(self._device)
+        found = torch.empty(len(padded), device=self._device)
 
-    def _candidate_logits(self, hidden: Tensor, candidates: Int32, lengths: Int64) -> Float32:
-        """Logit of each candidate, float32 [K]: products and sums in float32, in chunks of one length."""
-        count, chunk = len(candidates), self._chunk
-        padded = -(-count // chunk) * chunk
-        pairs = np.zeros((2, padded), np.int64)
-        pairs[:, :count] = ragged.rows(lengths), candidates
-        position, token = self._to_device(pairs)
-        logits = torch.empty(padded, device=self._device)
+        def run(part: slice) -> None:
+            found[part] = function(states, inputs[part])
 
-        def run(start: int) -> None:
-            part = slice(start, start + chunk)
-            logits[part] = (hidden[position[part]] * self._head[token[part]].float()).sum(-1)
+        ends = ragged.offsets(lengths).tolist()
+        self._each(run, [slice(*ends_of) for ends_of in itertools.pairwise(ends)])
+        return cast(Float32, found[: len(rows)].cpu().numpy())
 
-        self._each(run, range(0, padded, chunk))
-        return cast(Float32, logits[:count].cpu().numpy())
+    def _logits(self, states: Tensor, pairs: Tensor) -> Tensor:
+        """Logits of pairs of state and token: float32 [n], products and sums in float32."""
+        return (states[pairs[:, 0]] * self._head[pairs[:, 1]].float()).sum(-1)
 
-    def _log_normalisers(self, hidden: Tensor) -> npt.NDArray[np.float64]:
-        """Log of the full vocabulary's sum of exponentials: [n, D] -> float64 [n]."""
-        head = self._head.float().T
-        chunk = max(1, NORMALISER_VALUES // head.shape[1])
-        padded = hidden.new_zeros(-(-len(hidden) // chunk) * chunk, len(head))
-        padded[: len(hidden)] = hidden
-        sums = torch.empty(len(padded), device=self._device)
+    def _log_sums(self, states: Tensor, rows: Tensor) -> Tensor:
+        """Log of the full vocabulary's sum of exponentials, of states [n]: float32 [n]."""
+        return torch.logsumexp(states[rows] @ self._head.float().T, -1)
 
-        def run(start: int) -> None:
-            part = slice(start, start + chunk)
-            sums[part] = torch.logsumexp(padded[part] @ head, -1)
+    def _candidate_logits(self, states: Tensor, pairs: Int64) -> Float32:
+        """Logit of each candidate: float32 [K]."""
+        return self._in_chunks(self._logits, self._chunks, states, np.ascontiguousarray(pairs.T))
 
-        self._each(run, range(0, len(padded), chunk))
-        return sums[: len(hidden)].double().cpu().numpy()
+    def _masses(self, ready: Ready, states: Tensor, logits: Float32) -> npt.NDArray[np.float64]:
+        """Total probability of each place's distinct candidate cells, for the places that want it."""
+        batch, wanted = ready.batch, ready.batch.with_mass
+        of_wanted = np.repeat(wanted, batch.candidate_lengths)
+        log_mass = distinct_log_sum(logits[of_wanted], batch.candidates[of_wanted], batch.candidate_lengths[wanted])
+        distinct, inverse = np.unique(ready.tiling.state[wanted], return_inverse=True)
+        normalisers = self._in_chunks(self._log_sums, self._normaliser_chunks, states, distinct)
+        masses: npt.NDArray[np.float64] = np.exp(np.minimum(log_mass - normalisers.astype(np.float64)[inverse], 0.0))
+        return masses
 
-    def _masses(
-        self, works: Sequence[Work], hidden: Tensor, logits: Float32, candidates: Int32, lengths: Int64
-    ) -> list[npt.NDArray[np.float16] | None]:
-        """Total probability of each position's distinct candidate cells, for the works that want it."""
-        scored = np.array([len(work.plan.position) for work in works])
-        wanted = np.repeat([work.with_mass for work in works], scored)
-        mass = np.zeros(len(lengths), np.float64)
-        if wanted.any():
-            log_mass = distinct_log_sum(logits, candidates, lengths)[wanted]
-            normaliser = self._log_normalisers(hidden[self._to_device(wanted)])
-            mass[wanted] = np.exp(np.minimum(log_mass - normaliser, 0.0))
-        result: list[npt.NDArray[np.float16] | None] = []
-        for work, start in zip(works, ragged.offsets(scored)[:-1].tolist(), strict=True):
-            every = np.zeros(work.positions, np.float16)
-            every[work.plan.position] = mass[start : start + len(work.plan.position)]
-            result.append(every if work.with_mass else None)
-        return result
+    def _tile_sizes(self, tile_tokens: int) -> dict[Group, tuple[int, ...]]:
+        """Sizes of tile of every group whose states have the same bits as the largest one's.
+
+        They are compared in as few blocks as have all shapes: one where all blocks are alike, and two for a tree,
+        as its last one is not. The last block of `Kind.ENDS` is not, either, but its others are those of
+        `Kind.PLACES`.
+        """
+        blocks = {
+            group: min(2 if group.kind is Kind.TREE else 1, self._model.architecture.n_layer)
+            for group in self._buckets.groups
+        }
+        networks = {count: self._model.shallow(count) for count in set(blocks.values())}
+        vocabulary = self.header.tokeniser.vocabulary
+        sizes: dict[Group, tuple[int, ...]] = {}
+
+        def find(group: Group) -> None:
+            random = np.random.default_rng(_SEED)
+            candidates = group.sizes(tile_tokens)
+            samples = group.samples(candidates[-1])
+            tokens = random.integers(vocabulary.size, size=(samples, group.width), dtype=np.int32)
+
+            def run(size: int) -> tuple[Tensor, Int64]:
+                tile, which = tiles.sample(group, size, tokens, random)
+                return tile.states(networks[blocks[group]], self._device), which
+
+            sizes[group] = _agreeing(f"{group.kind.value} of {group.width} tokens", candidates, run)
+
+        self._each(find, list(blocks))
+        for group in blocks:
+            if group.kind is Kind.ENDS:
+                others = sizes[Group(Kind.PLACES, group.width)]
+                sizes[group] = tuple(size for size in sizes[group] if size in others)
+        return sizes
+
+    def _chunk_sizes(self, largest: int, function: Callable[[Tensor, Tensor], Tensor]) -> tuple[int, ...]:
+        """Lengths of chunk at which `_logits` or `_log_sums` gives the same bits."""
+        random = np.random.default_rng(_SEED)
+        candidates = tuple(sorted({max(1, largest // 4**i) for i in range(tiles.SIZES)}, reverse=True))
+        count = candidates[-1]
+        states = torch.from_numpy(random.standard_normal((count, self._head.shape[1]), np.float32)).to(self._device)
+        pairs = np.stack([np.arange(count), random.integers(len(self._head), size=count)], 1)
+        rows = pairs if function == self._logits else pairs[:, 0]
+
+        @torch.inference_mode()
+        def run(size: int) -> tuple[Tensor, Int64]:
+            which = random.permutation(np.append(np.arange(count), random.integers(count, size=size - count)))
+            return function(states, torch.from_numpy(rows[which]).to(self._device)), which
+
+        return _agreeing("chunks", candidates, run)
+
+    def _digest(self) -> str:
+        """All that the last bits of an answer depend on, in 16 hexadecimal digits."""
+        is_cpu = self._device.type == "cpu"
+        parts = [
+            self.header.revision,
+            self._device.type,
+            _processor() if is_cpu else torch.cuda.get_device_name(self._device),
+            torch.backends.cpu.get_cpu_capability(),
+            self.compute_dtype,
+            torch.__version__,
+            np.__version__,
+            self._buckets.widths,
+            self._buckets.prefix_width,
+            sorted((group.kind.value, group.width, sizes) for group, sizes in self._tiler.sizes.items()),
+            self._chunks.sizes,
+            self._normaliser_chunks.sizes,
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def load(path: Path, settings: EngineConfig) -> Engine:
@@ -370,14 +344,31 @@ def find_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[name]
 
 
-def _merge(plans: Sequence[Plan]) -> Plan:
-    """Several plans as one; positions are numbered through."""
-    first_row = ragged.offsets(np.array([len(plan.lengths) for plan in plans]))
-    scored_row = [plan.scored_row + first for plan, first in zip(plans, first_row[:-1], strict=True)]
-    return Plan(
-        tokens=np.concatenate([plan.tokens for plan in plans]),
-        lengths=np.concatenate([plan.lengths for plan in plans]),
-        scored_row=np.concatenate(scored_row),
-        scored_place=np.concatenate([plan.scored_place for plan in plans]),
-        position=np.arange(sum(len(plan.position) for plan in plans)),
-    )
+def _agreeing(what: str, sizes: tuple[int, ...], run: Callable[[int], tuple[Tensor, Int64]]) -> tuple[int, ...]:
+    """The sizes, largest first, that give every sample the bits that the largest gives it.
+
+    Args:
+        what: is computed, for the log.
+        sizes: to compare.
+        run: a size -> results [n, ...] and, int64 [n], of which sample each is; the largest has all.
+    """
+    results, which = run(sizes[0])
+    reference = results[torch.from_numpy(np.unique(which, return_index=True)[1]).to(results.device)]
+
+    def agrees(results: Tensor, which: Int64) -> bool:
+        return torch.equal(results, reference[torch.from_numpy(which).to(results.device)])
+
+    if not agrees(results, which):
+        log.warning("%s: the last bits of an answer may depend on its batch on this device", what)
+    found = (sizes[0], *(size for size in sizes[1:] if agrees(*run(size))))
+    if found != sizes:
+        log.info("%s: of sizes %s only %s give the same bits", what, sizes, found)
+    return found
+
+
+def _processor() -> str:
+    """Name of the CPU; libraries choose their kernels by it."""
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text(encoding="utf-8").splitlines() if listing.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

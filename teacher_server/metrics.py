@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from wsgiref.simple_server import WSGIServer
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from shared.errors import ConfigError, InvalidRequest, TeacherError
 from teacher_server.address import Address, check_free
+from teacher_server.rows import RowTable
 
 SECONDS = tuple(1e-4 * 2**k for k in range(20))
 """Bounds of durations: 0.1 ms, doubling, up to 52 s."""
@@ -44,6 +47,9 @@ class Metrics:
             registry=registry,
         )
         self.in_flight = Gauge("teacher_in_flight_requests", "Requests under way.", registry=registry)
+        self.credit_outstanding = Gauge(
+            "teacher_credit_positions", "Positions granted to streams and not spent.", registry=registry
+        )
         self.rejected = Counter(
             "teacher_rejected_total",
             "Requests refused, by reason: queue_full, draining, loading, invalid.",
@@ -57,26 +63,37 @@ class Metrics:
             "teacher_cancelled_total", "Accepted requests whose caller left before the answer.", registry=registry
         )
 
-        self.queue_requests = Gauge("teacher_queue_requests", "Requests waiting for the model.", registry=registry)
-        self.queue_positions = Gauge("teacher_queue_positions", "Positions waiting for the model.", registry=registry)
+        self.queue_requests = Gauge(
+            "teacher_queue_requests", "Requests of which rows are queued or computed.", registry=registry
+        )
+        self.queue_positions = Gauge(
+            "teacher_queue_positions", "Positions of these that were not remembered.", registry=registry
+        )
         self.queue_wait_seconds = Histogram(
             "teacher_queue_wait_seconds",
-            "From a request's admission to the start of its batch.",
+            "From a request's admission to the start of its first batch; 0 if all of it was remembered.",
             buckets=SECONDS,
             registry=registry,
         )
 
         self.batches = Counter(
             "teacher_batches_total",
-            "Batches, by why they were cut: idle (the model was free), full, drain.",
+            "Batches, by why they hold no more: idle (nothing more waited when the model was free), full, deadline "
+            "(kept short for a request's deadline), drain.",
             ["reason"],
             registry=registry,
         )
         self.batch_requests = Histogram(
-            "teacher_batch_requests", "Requests in a batch.", buckets=_powers_of_two(10), registry=registry
+            "teacher_batch_requests",
+            "Requests that a batch holds rows of.",
+            buckets=_powers_of_two(10),
+            registry=registry,
         )
         self.batch_positions = Histogram(
-            "teacher_batch_positions", "Scored positions in a batch.", buckets=_powers_of_two(18), registry=registry
+            "teacher_batch_positions",
+            "Scored positions in a batch.",
+            buckets=_powers_of_two(18),
+            registry=registry,
         )
         self.batch_padded_tokens = Histogram(
             "teacher_batch_padded_tokens", "Padded tokens in a batch.", buckets=_powers_of_two(20), registry=registry
@@ -91,7 +108,7 @@ class Metrics:
 
         for reason in ("queue_full", "draining", "loading", "invalid"):
             self.rejected.labels(reason)
-        for reason in ("idle", "full", "drain"):
+        for reason in ("idle", "full", "deadline", "drain"):
             self.batches.labels(reason)
 
     @contextlib.contextmanager
@@ -129,6 +146,30 @@ class Metrics:
         self.batch_requests.observe(requests)
         self.batch_positions.observe(positions)
         self.batch_padded_tokens.observe(padded_tokens)
+
+    def watch(self, rows: RowTable) -> None:
+        """Exposes what a table of rows counts, read when somebody looks."""
+        self.registry.register(_RowCollector(rows))
+
+
+class _RowCollector(Collector):
+    def __init__(self, rows: RowTable) -> None:
+        self._rows = rows
+
+    def collect(self) -> Iterable[Metric]:
+        positions = CounterMetricFamily(
+            "teacher_positions",
+            "Scored positions asked for, by outcome: hit (remembered), wait (in flight already), miss (computed anew).",
+            labels=["outcome"],
+        )
+        for outcome, count in zip(("hit", "wait", "miss"), self._rows.outcomes, strict=True):
+            positions.add_metric([outcome], count)
+        yield positions
+        evictions = "Remembered rows that made way for others."
+        yield CounterMetricFamily("teacher_cache_evictions", evictions, value=self._rows.evictions)
+        yield GaugeMetricFamily("teacher_cache_rows", "Rows remembered or in flight.", value=self._rows.rows)
+        yield GaugeMetricFamily("teacher_cache_bytes", "Memory of these rows.", value=self._rows.bytes)
+        yield GaugeMetricFamily("teacher_cache_limit_bytes", "Memory that they may have.", value=self._rows.limit)
 
 
 class Exposition:

@@ -3,14 +3,15 @@
 Parameter names are those of the public implementation, so that weights load in both directions:
 `transformer.{wte,wpe,h.<i>.{ln_1,attn.{c_attn,c_proj},ln_2,mlp.{c_fc,c_proj}},ln_f}` and `lm_head`.
 
-Shapes: B sequences, T tokens (SOT first), D width of the residual stream, H heads, V vocabulary.
+Shapes: B sequences, T tokens (SOT first), D width of the residual stream, H heads, V vocabulary; M rows of
+any sequences, S of them scored.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from shared.teacher_file import TeacherHeader, Weights
 
 LAYER_NORM_EPS = 1e-5
 INIT_STD = 0.02
+PIECE_VALUES = 1 << 19
+"""Values that attention gathers at once on a CPU: more would not stay in its cache, and memory of that size comes
+afresh from the system every time. Changes no bits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +89,35 @@ class Attention(nn.Module):
         y = self.c_proj(y.transpose(1, 2).reshape(batch, time, width))
         return functional.dropout(y, dropout)
 
+    def gathered(self, x: Tensor, scored: Tensor | None, seen: Tensor, mask: Tensor) -> Tensor:
+        """Attention of some of the rows, each over rows of its own choice; no dropout.
+
+        Sums and softmax are in float32. Products are taken one by one: a matrix product of a single query is
+        slower than that for the short contexts that this is for.
+
+        Args:
+            x: [M, D], what keys and values are made of.
+            scored: int [S], rows that attend; none: all.
+            seen: int [S, T], rows that each of them may attend to.
+            mask: float32 [S, T, 1], 0, or -inf for those that it does not.
+
+        Returns:
+            [S, D].
+        """
+        width, heads = x.shape[1], (self.n_head, x.shape[1] // self.n_head)
+        if scored is None:
+            query, key, value = torch.split(self.c_attn(x), width, -1)
+        else:
+            weight, bias = self.c_attn.weight, self.c_attn.bias
+            query = functional.linear(x[scored], weight[:width], None if bias is None else bias[:width])
+            others = functional.linear(x, weight[width:], None if bias is None else bias[width:])
+            key, value = torch.split(others, width, -1)
+        rows = len(seen) if x.device.type != "cpu" else max(1, PIECE_VALUES // (seen.shape[1] * width))
+        pieces = zip(torch.split(query, rows), torch.split(seen, rows), torch.split(mask, rows), strict=True)
+        y = torch.cat([_attend(q.view(-1, *heads), key, value, s, m) for q, s, m in pieces])
+        attended: Tensor = self.c_proj(y)
+        return attended
+
 
 class MLP(nn.Module):
     """Two linear layers with the exact (erf) GELU between."""
@@ -118,6 +151,13 @@ class Block(nn.Module):
         y: Tensor = x + self.mlp(self.ln_2(x))
         return y
 
+    def gathered(self, x: Tensor, scored: Tensor | None, seen: Tensor, mask: Tensor) -> Tensor:
+        """[M, D] -> [S, D]; arguments as in `Attention.gathered`."""
+        attended = self.attn.gathered(self.ln_1(x), scored, seen, mask)
+        x = attended + (x if scored is None else x[scored])
+        y: Tensor = x + self.mlp(self.ln_2(x))
+        return y
+
 
 class Transformer(nn.Module):
     """Embeddings, blocks and the last layer norm."""
@@ -129,6 +169,11 @@ class Transformer(nn.Module):
         self.wpe = nn.Embedding(architecture.block_size, architecture.n_embd)
         self.h = nn.ModuleList([Block(architecture, dropout) for _ in range(architecture.n_layer)])
         self.ln_f = _layer_norm(architecture)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks with their type."""
+        return cast(list[Block], list(self.h))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """int [B, T] -> [B, T, D]."""
@@ -189,6 +234,55 @@ class LMTAD(nn.Module):
         hidden: Tensor = self.transformer(tokens)
         return hidden
 
+    def hidden_at(self, tokens: Tensor, places: Tensor) -> Tensor:
+        """`hidden` at some places only, which saves most of the last block; for inference.
+
+        Args:
+            tokens: int [B, T].
+            places: int [S], among the B * T.
+
+        Returns:
+            [S, D].
+        """
+        parts, width = self.transformer, tokens.shape[1]
+        x = parts.wte(tokens) + parts.wpe.weight[:width]
+        *blocks, last = parts.blocks
+        for block in blocks:
+            x = block(x)
+        place = places % width
+        seen = (places - place)[:, None] + torch.arange(width, device=tokens.device)
+        hidden: Tensor = parts.ln_f(last.gathered(x.flatten(0, 1), places, seen, _future(place, width)))
+        return hidden
+
+    def hidden_of_tree(self, tokens: Tensor, depth: Tensor, ancestors: Tensor, scored: Tensor) -> Tensor:
+        """Final hidden states of a tree of contexts, in which equal prefixes are one node; for inference.
+
+        Args:
+            tokens: int [M].
+            depth: int [M], place in the context, 0 for SOT.
+            ancestors: int [M, T], node at each place up to the node's own; any node beyond.
+            scored: int [S], nodes whose states are wanted.
+
+        Returns:
+            [S, D].
+        """
+        parts, width = self.transformer, ancestors.shape[1]
+        x = parts.wte(tokens) + parts.wpe(depth)
+        *blocks, last = parts.blocks
+        mask = _future(depth, width)
+        for block in blocks:
+            x = block.gathered(x, None, ancestors, mask)
+        hidden: Tensor = parts.ln_f(last.gathered(x, scored, ancestors[scored], mask[scored]))
+        return hidden
+
+    def shallow(self, n_layer: int) -> LMTAD:
+        """The model of the first blocks; it shares the weights."""
+        with torch.device("meta"):
+            model = LMTAD(dataclasses.replace(self.architecture, n_layer=n_layer), tied_head=self.tied_head)
+        mine = self.state_dict()
+        model.load_state_dict({name: mine[name] for name in model.state_dict()}, assign=True)
+        return model.eval().requires_grad_(False)
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of the whole vocabulary at every position: tokens int [B, T] -> [B, T, V]."""
         logits: Tensor = self.lm_head(self.hidden(tokens))
@@ -234,6 +328,24 @@ def check_shapes(expected: dict[str, torch.Size], tensors: dict[str, Tensor]) ->
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise FileFormatError(f"{name} has shape {list(tensors[name].shape)}, expected {list(shape)}")
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
+    """Attention of [S, H, D / H] to the seen [S, T] of the rows of [M, D]: [S, D]."""
+    seen_flat = seen.flatten()  # indexing with `seen` itself gives the same, five times as slowly
+    shape = (*seen.shape, *query.shape[1:])
+    products = query[:, None] * key.index_select(0, seen_flat).view(shape)
+    scores = products.sum(-1, dtype=torch.float32) * shape[-1] ** -0.5
+    share = (scores + mask).softmax(1).to(value.dtype)[..., None]
+    products = share * value.index_select(0, seen_flat).view(shape)
+    y: Tensor = products.sum(1, dtype=torch.float32).flatten(1).to(value.dtype)
+    return y
+
+
+def _future(place: Tensor, width: int) -> Tensor:
+    """What to add to the scores of T places, -inf for those after `place`: int [S] -> float32 [S, T, 1]."""
+    is_future = torch.arange(width, device=place.device) > place[:, None]
+    return torch.zeros(is_future.shape, device=place.device).masked_fill_(is_future, -torch.inf)[..., None]
 
 
 def _layer_norm(architecture: Architecture) -> nn.LayerNorm:

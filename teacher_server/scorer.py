@@ -1,14 +1,15 @@
-"""What the serving side knows of the model: a scorer of prepared requests.
+"""What the serving side knows of the model: a scorer of batches of contexts.
 
 `engine.load` makes the real one; tests of the batcher and the service use small fakes.
 
-    query --check--> admitted --prepare--> work --score (model thread)--> Scores
+    Batch --assemble (any thread)--> ready for the device --score (model thread)--> Scores
+
+Shapes: R contexts, N context tokens, S scored places, K candidates.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -17,41 +18,57 @@ import numpy.typing as npt
 from shared.teacher_file import TeacherHeader
 from shared.wire import ScoreQuery
 
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batch:
+    """What to compute: contexts, the places in them that are scored, and the candidates of each.
+
+    A context is a row of tokens that starts with SOT. Contexts may repeat, with the same or with other
+    candidates.
+
+    Attributes:
+        tokens: int32 [N], contexts back to back.
+        lengths: int64 [R], tokens with SOT; from 1 to the block size.
+        scored_row: int64 [S], ascending: context of each scored place.
+        scored_place: int64 [S], its last token's place in the context, ascending within a context.
+        candidates: int32 [K], place after place.
+        candidate_lengths: int64 [S], all above 0.
+        with_mass: bool [S], whether the candidates' total probability is wanted, too.
+    """
+
+    tokens: Int32
+    lengths: Int64
+    scored_row: Int64
+    scored_place: Int64
+    candidates: Int32
+    candidate_lengths: Int64
+    with_mass: npt.NDArray[np.bool_]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
-    """The answer to one request with K candidates at P positions.
+    """The answer to a batch.
 
     Attributes:
-        log_probs: float16 [K], renormalised over each position's candidates, laid out as
-            the request's candidate_tokens.
-        candidate_mass: float16 [P] if the request asked for it, otherwise None.
+        log_probs: float16 [K], renormalised over each place's candidates.
+        candidate_mass: float16 [S], 0 where it is not wanted.
     """
 
     log_probs: npt.NDArray[np.float16]
-    candidate_mass: npt.NDArray[np.float16] | None
+    candidate_mass: npt.NDArray[np.float16]
 
 
-class Work(Protocol):
-    """A request made ready for the model."""
-
-    @property
-    def cost(self) -> int:
-        """Padded tokens that the model computes for it; adds up over works."""
-
-    @property
-    def positions(self) -> int:
-        """Scored positions of the request."""
+ReadyT = TypeVar("ReadyT")
 
 
-WorkT = TypeVar("WorkT", bound=Work)
+class Scorer(Protocol[ReadyT]):
+    """A frozen teacher that scores batches.
 
-
-class Scorer(Protocol[WorkT]):
-    """A frozen teacher that scores requests.
-
-    The answer to a request does not depend on the works that it is scored with, not in a
-    single bit, so the caller may batch as it likes.
+    The scores of a place do not depend on what else is in its batch, not in a single bit, so the caller may
+    batch as it likes and remember answers.
     """
 
     @property
@@ -67,17 +84,26 @@ class Scorer(Protocol[WorkT]):
         """Arithmetic of the forward pass: float16, bfloat16 or float32."""
 
     @property
+    def numerics(self) -> str:
+        """Digest of the weights and of everything else that an answer's last bits depend on: device, dtype, shapes,
+        versions. Answers may be kept for a scorer with the same."""
+
+    @property
     def parameters(self) -> int:
         """Number of weights; a tied head counts once."""
+
+    @property
+    def costs(self) -> Int64:
+        """Padded tokens of a context by its length with SOT: int64 [block size + 1]."""
 
     def check(self, query: ScoreQuery, max_positions: int) -> None:
         """Raises `InvalidRequest` naming field, index and limit; any thread."""
 
-    def prepare(self, query: ScoreQuery) -> WorkT:
-        """Makes a checked request ready; numpy only, any thread."""
+    def assemble(self, batch: Batch) -> ReadyT:
+        """Makes a batch ready for the device; any thread."""
 
-    def score(self, works: Sequence[WorkT]) -> list[Scores]:
-        """Scores the works, one answer each, in their order; the model thread only.
+    def score(self, ready: ReadyT) -> Scores:
+        """Scores an assembled batch; the model thread only.
 
         Raises:
             InternalError: the model gave a value that is not finite.

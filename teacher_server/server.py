@@ -15,7 +15,7 @@ import signal
 import time
 from collections.abc import Awaitable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import prometheus_client
@@ -27,11 +27,13 @@ from prometheus_client import CollectorRegistry
 
 from shared.errors import ConfigError
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
+from teacher_server import cache_file
 from teacher_server.address import Address, check_free
 from teacher_server.batcher import Batcher
-from teacher_server.config import ServeConfig
+from teacher_server.config import CacheConfig, ServeConfig
 from teacher_server.interceptors import SERVICE, TeacherInterceptor
 from teacher_server.metrics import Exposition, Metrics
+from teacher_server.rows import RowTable, warm_up
 from teacher_server.scorer import Scorer
 from teacher_server.service import TeacherService
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from teacher_server.engine import Engine
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -70,15 +74,18 @@ async def _serve(settings: ServeConfig) -> int:
     try:
         await server.start()
         log.info("listening on %s, loading %s", address, settings.teacher)
-        scorer = await _unless(stop, _load(settings, model_thread))
-        if scorer is None:
+        loaded = await _unless(stop, _load(settings, model_thread))
+        if loaded is None:
             return 0
-        _open(service, scorer, model_thread, settings, metrics)
+        scorer, rows = loaded
+        _open(service, scorer, rows, model_thread, settings, metrics)
         await _set_health(health, SERVING)
         _announce(address, exposition, scorer)
         await stop.wait()
         await health.enter_graceful_shutdown()
-        return await _drain(service, settings.drain_seconds)
+        code = await _drain(service, settings.drain_seconds)
+        _keep(rows, scorer, settings.cache)
+        return code
     finally:
         await server.stop(FLUSH_SECONDS)
         if exposition is not None:
@@ -129,24 +136,58 @@ def _expose(settings: ServeConfig, metrics: Metrics) -> Exposition | None:
     return Exposition(Address.parse(settings.metrics_listen), metrics.registry)
 
 
-async def _load(settings: ServeConfig, model_thread: Executor) -> Engine:
+async def _load(settings: ServeConfig, model_thread: Executor) -> tuple[Engine, RowTable]:
     """Loads and warms up on the model's own thread, while the loop answers that it is loading."""
 
-    def load() -> Engine:
+    def load() -> tuple[Engine, RowTable]:
         from teacher_server import engine  # torch takes seconds to import
 
         scorer = engine.load(settings.teacher, settings.engine)
+        rows = RowTable(settings.cache.mib * 2**20, scorer.costs, scorer.header.tokeniser.vocabulary.sot)
         if settings.warm_up:
             started = time.perf_counter()
             scorer.warm_up()
+            warm_up(rows)
             log.info("warmed up in %.1f s", time.perf_counter() - started)
-        return scorer
+        _restore(rows, scorer, settings.cache)
+        return scorer, rows
 
     return await asyncio.get_running_loop().run_in_executor(model_thread, load)
 
 
+def _restore(rows: RowTable, scorer: Scorer[Any], settings: CacheConfig) -> None:
+    """Remembers what an earlier daemon with this teacher has kept."""
+    kept = None if settings.file is None else cache_file.read(settings.file, scorer.numerics)
+    if kept is None:
+        return
+    try:
+        rows.restore(kept)
+    except ValueError as error:
+        log.warning("the remembered answers in %s are damaged (%s); starting without them", settings.file, error)
+    else:
+        log.info("remembered %d answers from %s", rows.rows, settings.file)
+
+
+def _keep(rows: RowTable, scorer: Scorer[Any], settings: CacheConfig) -> None:
+    """Keeps what is remembered for the next daemon with this teacher."""
+    if settings.file is None:
+        return
+    kept = rows.keep()
+    try:
+        cache_file.write(settings.file, kept, scorer.numerics)
+    except OSError as error:
+        log.error("could not keep the remembered answers in %s: %s", settings.file, error)
+    else:
+        log.info("kept %d answers in %s", len(kept.key_words), settings.file)
+
+
 def _open(
-    service: TeacherService[Any], scorer: Scorer[Any], model_thread: Executor, settings: ServeConfig, metrics: Metrics
+    service: TeacherService[Any],
+    scorer: Scorer[Any],
+    rows: RowTable,
+    model_thread: Executor,
+    settings: ServeConfig,
+    metrics: Metrics,
 ) -> None:
     metrics.model.info(
         {
@@ -156,7 +197,8 @@ def _open(
             "fingerprint": scorer.header.tokeniser.fingerprint,
         }
     )
-    service.open(scorer, Batcher(scorer.score, model_thread, settings.batching, metrics))
+    metrics.watch(rows)
+    service.open(scorer, Batcher(scorer, rows, model_thread, settings.batching, metrics))
 
 
 def _announce(address: Address, exposition: Exposition | None, scorer: Scorer[Any]) -> None:
@@ -200,7 +242,7 @@ def _stop_on_signal() -> asyncio.Event:
     return stop
 
 
-async def _unless(stop: asyncio.Event, work: Awaitable[Engine]) -> Engine | None:
+async def _unless(stop: asyncio.Event, work: Awaitable[T]) -> T | None:
     """The result of `work`, or None if `stop` is set first."""
     working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
     await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)

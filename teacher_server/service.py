@@ -1,10 +1,11 @@
-"""The teacher service: message -> decode -> check -> prepare -> batcher -> encode -> message."""
+"""The teacher service: message -> decode -> check -> batcher -> encode -> message; on a stream, credits beside it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import dataclasses
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Generic
 
@@ -18,21 +19,29 @@ from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import Limits, ScoreReply, TeacherInfo
 from teacher_server.batcher import Batcher
 from teacher_server.config import ServeConfig
+from teacher_server.credits import Account, CreditPool
 from teacher_server.interceptors import as_teacher_error
 from teacher_server.metrics import Metrics
-from teacher_server.scorer import Scorer, WorkT
+from teacher_server.scorer import ReadyT, Scorer
 
-Score = Callable[[pb.ScoreRequest, grpc.aio.ServicerContext], Awaitable[pb.ScoreResponse]]
+CALLER_KEY = "teacher-client"
+CALLER_NAME = re.compile(r"[ -~]{1,64}")
+
+POSITION_BYTES = 4
+"""Of `candidate_lengths`, int32."""
+
+Score = Callable[[pb.ScoreRequest, bool], Awaitable[pb.ScoreResponse]]
+"""Scores a request of a stream; whether its positions were granted."""
 
 
 @dataclasses.dataclass(frozen=True)
-class _Served(Generic[WorkT]):
-    scorer: Scorer[WorkT]
-    batcher: Batcher[WorkT]
+class _Served(Generic[ReadyT]):
+    scorer: Scorer[ReadyT]
+    batcher: Batcher[ReadyT]
     description: pb.GetTeacherResponse
 
 
-class TeacherService(rpc.TeacherServiceServicer, Generic[WorkT]):
+class TeacherService(rpc.TeacherServiceServicer, Generic[ReadyT]):
     """The methods of `teacher.v1.TeacherService`; errors become statuses in `interceptors`.
 
     Until `open` is called it answers that the teacher is loading.
@@ -41,12 +50,14 @@ class TeacherService(rpc.TeacherServiceServicer, Generic[WorkT]):
     def __init__(self, settings: ServeConfig, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._served: _Served[WorkT] | None = None
+        self._served: _Served[ReadyT] | None = None
         self._is_draining = False
+        self._credits = CreditPool(settings.batching.max_queued_positions)
+        metrics.credit_outstanding.set_function(lambda: self._credits.outstanding)
         self._streams: set[asyncio.Task[None]] = set()
         self._reads: set[asyncio.Timeout] = set()
 
-    def open(self, scorer: Scorer[WorkT], batcher: Batcher[WorkT]) -> None:
+    def open(self, scorer: Scorer[ReadyT], batcher: Batcher[ReadyT]) -> None:
         """Serves a loaded teacher from now on."""
         self._served = _Served(scorer, batcher, wire.encode_info(describe(scorer, self._settings)))
 
@@ -76,7 +87,7 @@ class TeacherService(rpc.TeacherServiceServicer, Generic[WorkT]):
         self, request: pb.ScoreRequest, context: grpc.aio.ServicerContext
     ) -> pb.ScoreResponse:
         """Scores one request."""
-        return await self._score(request, context)
+        return await self._score(request, context, caller_of(context))
 
     async def StreamScore(  # noqa: N802
         self, requests: AsyncIterator[pb.StreamScoreRequest], context: grpc.aio.ServicerContext
@@ -90,31 +101,41 @@ class TeacherService(rpc.TeacherServiceServicer, Generic[WorkT]):
         assert task is not None
         self._streams.add(task)
         task.add_done_callback(self._streams.discard)
-        stream = _Stream(self._score, self._settings.stream_in_flight, self._metrics, context)
-        await stream.run(requests, self._reads)
+        caller = caller_of(context)
+
+        async def score(request: pb.ScoreRequest, granted: bool) -> pb.ScoreResponse:
+            return await self._score(request, context, caller, granted)
+
+        account = self._credits.open()
+        stream = _Stream(score, self._settings.stream_in_flight, self._metrics, context, self._credits, account)
+        try:
+            await stream.run(requests, self._reads)
+        finally:
+            self._credits.close(account)
         self._refuse_if_draining()
 
     def _refuse_if_draining(self) -> None:
         if self._is_draining:
             raise Unavailable("the teacher is stopping")
 
-    def _teacher(self) -> _Served[WorkT]:
+    def _teacher(self) -> _Served[ReadyT]:
         if self._served is None:
             self._metrics.rejected.labels("loading").inc()
             raise Unavailable("the teacher is loading")
         return self._served
 
-    async def _score(self, request: pb.ScoreRequest, context: grpc.aio.ServicerContext) -> pb.ScoreResponse:
+    async def _score(
+        self, request: pb.ScoreRequest, context: grpc.aio.ServicerContext, caller: str, granted: bool = False
+    ) -> pb.ScoreResponse:
         served = self._teacher()
         query = wire.decode_query(request)
         served.scorer.check(query, self._settings.batching.max_request_positions)
-        work = served.scorer.prepare(query)
         remaining = context.time_remaining()
         deadline = None if remaining is None else served.batcher.clock() + remaining
-        answer = await served.batcher.submit(work, deadline)
+        answer = await served.batcher.submit(query, caller, deadline, granted)
         reply = ScoreReply(
-            log_probs=answer.scores.log_probs,
-            candidate_mass=answer.scores.candidate_mass,
+            log_probs=answer.log_probs,
+            candidate_mass=answer.candidate_mass,
             weights_revision=served.scorer.header.revision,
             queue_us=round(1e6 * answer.queue_seconds),
             compute_us=round(1e6 * answer.compute_seconds),
@@ -125,10 +146,20 @@ class TeacherService(rpc.TeacherServiceServicer, Generic[WorkT]):
 class _Stream:
     """One call of StreamScore: a task a request, answers in the order in which they become ready."""
 
-    def __init__(self, score: Score, in_flight: int, metrics: Metrics, context: grpc.aio.ServicerContext) -> None:
+    def __init__(
+        self,
+        score: Score,
+        in_flight: int,
+        metrics: Metrics,
+        context: grpc.aio.ServicerContext,
+        credits: CreditPool,
+        account: Account,
+    ) -> None:
         self._score = score
         self._metrics = metrics
         self._context = context
+        self._credits = credits
+        self._account = account
         self._slots = asyncio.Semaphore(in_flight)
         self._writing = asyncio.Lock()
         self._ids: set[int] = set()
@@ -146,7 +177,8 @@ class _Stream:
                     reads.add(read)
                     await self._slots.acquire()
                     async for message in requests:
-                        answers.create_task(self._answer(message.request))
+                        granted = self._account.spend(_positions(message.request))
+                        answers.create_task(self._answer(message.request, granted))
                         await self._slots.acquire()
             except TimeoutError:
                 pass  # the teacher is draining
@@ -157,14 +189,15 @@ class _Stream:
         if refusal is not None:
             raise refusal
 
-    async def _answer(self, request: pb.ScoreRequest) -> None:
+    async def _answer(self, request: pb.ScoreRequest, granted: bool) -> None:
         answer = pb.StreamScoreResponse(request_id=request.request_id)
         try:
             with self._metrics.request("StreamScore"), self._reserve(request.request_id):
-                answer.response.CopyFrom(await self._score(request, self._context))
+                answer.response.CopyFrom(await self._score(request, granted))
         except Exception as error:
             refusal = as_teacher_error(error)
             answer.error.CopyFrom(pb.StreamError(code=refusal.code, message=str(refusal)))
+        answer.credit = self._credits.answer(self._account, _positions(request), granted)
         async with self._writing:  # one write at a time is gRPC's rule
             try:
                 await self._context.write(answer)
@@ -183,7 +216,26 @@ class _Stream:
             self._ids.discard(request_id)
 
 
-def describe(scorer: Scorer[WorkT], settings: ServeConfig) -> TeacherInfo:
+def caller_of(context: grpc.aio.ServicerContext) -> str:
+    """Who asks: the name that the caller gives itself, otherwise its connection.
+
+    Raises:
+        InvalidRequest: the name is not 1 to 64 printable ASCII characters.
+    """
+    for key, value in context.invocation_metadata() or ():
+        if key == CALLER_KEY:
+            if not isinstance(value, str) or CALLER_NAME.fullmatch(value) is None:
+                raise InvalidRequest(f"metadata {CALLER_KEY}: {value!r} is not 1 to 64 printable ASCII characters")
+            return value
+    return str(context.peer())
+
+
+def _positions(request: pb.ScoreRequest) -> int:
+    """What a request spends, whether it is valid or not: its positions, one if it has none."""
+    return max(1, len(request.candidate_lengths) // POSITION_BYTES)
+
+
+def describe(scorer: Scorer[ReadyT], settings: ServeConfig) -> TeacherInfo:
     """What GetTeacher says."""
     architecture = scorer.header.architecture
     return TeacherInfo(

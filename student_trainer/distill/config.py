@@ -39,14 +39,20 @@ class ClientConfig(Section):
     """How the trainer talks to the teacher."""
 
     transport: Literal["stream", "unary"] = "stream"
-    """One bidirectional stream, or one call a request."""
+    """Bidirectional streams, or one call a request."""
+    streams: int = pydantic.Field(0, ge=0, le=64)
+    """Streams to each address of a list, or parts into which a name's rows are cut, each with a stream of its own;
+    0: 1 to an address, 16 to a name."""
+    name: str = pydantic.Field("", pattern=r"^[ -~]{0,64}$")
+    """What the teacher knows this trainer by; it shares its time evenly among names. Empty: made from the host's."""
     lookahead: int = pydantic.Field(4, ge=1)
     """Optimizer steps whose requests are sent ahead of the student."""
     max_in_flight: int = pydantic.Field(64, ge=1, le=500)
-    """Requests under way at once; beyond some thousands gRPC cancels calls."""
+    """Requests under way at once, before they are cut for several teachers; beyond some thousands gRPC cancels
+    calls."""
     connect_seconds: float = pydantic.Field(60, gt=0)
-    """How long to wait for the teacher at the start."""
+    """How long to wait for a teacher at the start; one of several is enough."""
     deadline_seconds: float = pydantic.Field(60, gt=0)
-    """How long one attempt may take."""
+    """How long one attempt may take, from when it may be sent."""
     retry_seconds: float = pydantic.Field(300, ge=0)
     """How long a request is tried again, with growing pauses, before the run stops."""

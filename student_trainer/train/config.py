@@ -97,7 +97,8 @@ class TrainConfig(Section):
     data: Path
     """Store that `prepare` wrote."""
     teacher: str = "none"
-    """Address(es) of the teacher, HOST:PORT[,HOST:PORT...], or none."""
+    """Addresses of teachers, HOST:PORT[,HOST:PORT...] or unix:PATH; one gRPC name of several, such as
+    dns:///HOST:PORT; or none."""
     out: Path
     """Directory of the run: checkpoints, metrics, configuration."""
     resume: bool = False

@@ -18,12 +18,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from conftest import TeacherStarter
 from prometheus_client import CollectorRegistry
 
 from teacher_server.metrics import Metrics
+from teacher_server.rows import RowTable
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCKER = REPOSITORY / "docker"
@@ -56,6 +58,7 @@ def registered() -> dict[str, set[str]]:
     with metrics.request("Score"):
         pass
     metrics.batch_cut("idle", 1, 1, 1)
+    metrics.watch(RowTable(1024, np.arange(9), sot=0))
     samples: dict[str, set[str]] = {"up": set()}
     for family in registry.collect():
         for sample in family.samples:
@@ -201,7 +204,7 @@ def test_a_real_prometheus_answers_every_query(
     running_teacher: TeacherStarter, tiny_teacher: Path, tmp_path: Path
 ) -> None:
     tool("prometheus")
-    with running_teacher(tiny_teacher) as teacher:
+    with running_teacher(tiny_teacher, "cache.mib=0") as teacher:  # every query is computed anew
         assert teacher.metrics is not None
         with running_prometheus(teacher.metrics, tmp_path) as prometheus:
             unanswered = set(QUERIES)

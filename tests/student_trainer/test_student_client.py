@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.vocab import Tokeniser, Vocabulary
 from shared.wire import HistoryMode, ScoreQuery, ScoreReply
-from student_trainer.distill import client as client_module
+from student_trainer.distill import fleet
 from student_trainer.distill.client import GrpcTeacher
 from student_trainer.distill.config import ClientConfig
 
@@ -32,6 +33,10 @@ def query_of(seed: int, positions: int = 3) -> ScoreQuery:
     tokens = rng.integers(0, 20, int(lengths.sum())).astype(np.int32)
     history = rng.integers(0, 20, positions).astype(np.int32)
     return ScoreQuery(HistoryMode.WINDOW, history, np.ones(positions, np.int32), tokens, lengths)
+
+
+def spent(request: pb.ScoreRequest) -> int:
+    return max(1, len(request.candidate_lengths) // 4)
 
 
 class ScriptedTeacher(rpc.TeacherServiceServicer):
@@ -48,6 +53,9 @@ class ScriptedTeacher(rpc.TeacherServiceServicer):
         self.under_way = 0
         self.most_under_way = 0
         self.pause = 0.0
+        self.credit = 10_000
+        self.callers: set[str] = set()
+        self.scored: list[tuple[int, ...]] = []
 
     async def GetTeacher(self, request: Any, context: Any) -> pb.GetTeacherResponse:  # noqa: N802
         tokeniser = Tokeniser(Vocabulary.full(20), None)
@@ -63,14 +71,19 @@ class ScriptedTeacher(rpc.TeacherServiceServicer):
     async def StreamScore(self, requests: Any, context: Any) -> AsyncIterator[pb.StreamScoreResponse]:  # noqa: N802
         answers: asyncio.Queue[pb.StreamScoreResponse | Exception] = asyncio.Queue()
         tasks = set()
+        first_grant = iter([self.credit])
 
         async def handle(request: pb.ScoreRequest, verdict: Any) -> None:
             if isinstance(verdict, grpc.StatusCode):
                 error = pb.StreamError(code=verdict.value[0], message="scripted")
-                answers.put_nowait(pb.StreamScoreResponse(request_id=request.request_id, error=error))
+                grant = 3 + next(first_grant, 0)
+                answers.put_nowait(pb.StreamScoreResponse(request_id=request.request_id, error=error, credit=grant))
             else:
                 response = await self._answer(request, verdict)
-                answers.put_nowait(pb.StreamScoreResponse(request_id=request.request_id, response=response))
+                grant = spent(request) + next(first_grant, 0)
+                answers.put_nowait(
+                    pb.StreamScoreResponse(request_id=request.request_id, response=response, credit=grant)
+                )
 
         async def read() -> None:
             async for message in requests:
@@ -80,6 +93,7 @@ class ScriptedTeacher(rpc.TeacherServiceServicer):
                     return
                 tasks.add(asyncio.create_task(handle(message.request, verdict)))
 
+        self.callers.update(value for key, value in context.invocation_metadata() if key == "teacher-client")
         reader = asyncio.create_task(read())
         try:
             while True:
@@ -101,6 +115,9 @@ class ScriptedTeacher(rpc.TeacherServiceServicer):
         await asyncio.sleep(3600 if verdict == "stall" else self.pause)
         self.under_way -= 1
         query = wire.decode_query(request)
+        self.scored += [
+            tuple(row.tolist()) for row in np.split(query.history_tokens, np.cumsum(query.history_lengths)[:-1])
+        ]
         reply = ScoreReply(scores_of(query), None, self.revision, 1, 2)
         return wire.encode_reply(reply, request.request_id)
 
@@ -148,7 +165,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(fleet, "FIRST_PAUSE_SECONDS", 0.01)
 
 
 @pytest.fixture(params=["stream", "unary"])
@@ -173,6 +190,13 @@ def check_all(client: GrpcTeacher, count: int) -> None:
     futures = [client.submit(query) for query in queries]
     for query, future in zip(queries, futures, strict=True):
         np.testing.assert_array_equal(future.result(20).log_probs, scores_of(query))
+
+
+def wait_until(condition: Callable[[], Any]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_each_query_gets_its_own_answer(server: Server, connect: Connect) -> None:
@@ -251,9 +275,18 @@ def test_several_addresses_share_the_load_and_stand_in(server: Server, connect: 
     try:
         client = connect(f"{server.address},{other.address}")
         check_all(client, 20)
-        assert server.teacher.attempts == other.teacher.attempts == 10
+        first, second = sorted(server.teacher.scored), sorted(other.teacher.scored)
+        assert len(first) + len(second) == 60 and min(len(first), len(second)) > 10
         other.run(other.server.stop(None))
-        check_all(client, 10)
+        check_all(client, 20)
+        assert len(server.teacher.scored) == len(first) + 60
+        port = int(other.address.rpartition(":")[2])
+        other.run(other._start(port))
+        other.teacher.scored.clear()
+        wait_until(lambda: [check_all(client, 20)] and len(other.teacher.scored) > 0)
+        other.teacher.scored.clear()
+        check_all(client, 20)
+        assert sorted(other.teacher.scored) == second, "the same rows as before it left"
     finally:
         other.stop()
 
@@ -304,3 +337,97 @@ def test_close_leaves_no_thread_and_cancels_what_waits(server: Server, connect: 
     client.close()
     assert future.cancelled() or future.exception() is not None
     assert not any(thread.name == "teacher-client" for thread in threading.enumerate())
+
+
+def test_sends_wait_for_credit_and_one_may_always_go(server: Server) -> None:
+    server.teacher.credit = 7  # two requests of three positions
+    server.teacher.pause = 0.005
+    client = GrpcTeacher(server.address, ClientConfig(name="me"))
+    try:
+        check_all(client, 20)
+        assert server.teacher.most_under_way == 2
+        assert server.teacher.callers == {"me"}
+        big = query_of(1, positions=50)
+        np.testing.assert_array_equal(client.submit(big).result(20).log_probs, scores_of(big))
+    finally:
+        client.close()
+
+
+def test_a_teacher_that_comes_back_with_other_weights_is_refused(
+    server: Server, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = Server()
+    try:
+        client = connect(f"{server.address},{other.address}")
+        check_all(client, 5)
+        other.teacher.revision = "r2"
+        other.restart()
+        other.teacher.scored.clear()
+        wait_until(lambda: [check_all(client, 5)] and "changed its weights from r1 to r2" in caplog.text)
+        other.teacher.scored.clear()
+        check_all(client, 20)
+        assert other.teacher.scored == []
+        server.teacher.revision = "r3"
+        with pytest.raises(CompatibilityError, match=r"r1 to r2.*r1 to r3|r1 to r3.*r1 to r2"):
+            client.submit(query_of(0)).result(20)
+    finally:
+        other.stop()
+
+
+def test_a_teacher_that_is_absent_at_the_start_joins(
+    server: Server, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = Server()
+    try:
+        port = int(other.address.rpartition(":")[2])
+        other.run(other.server.stop(None))
+        client = connect(f"{server.address},{other.address}")
+        assert "going on without" in caplog.text and other.address in caplog.text
+        check_all(client, 5)
+        other.run(other._start(port))
+        wait_until(lambda: [check_all(client, 5)] and other.teacher.scored)
+    finally:
+        other.stop()
+
+
+def test_a_name_of_several_teachers(server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "RENEW_SECONDS", 0.2)
+    other = Server()
+    try:
+        client = connect(f"ipv4:{server.address},{other.address}")
+        check_all(client, 30)
+        assert not set(server.teacher.scored) & set(other.teacher.scored)
+        port = int(other.address.rpartition(":")[2])
+        other.run(other.server.stop(None))
+        check_all(client, 30)
+        other.run(other._start(port))
+        other.teacher.scored.clear()
+        wait_until(lambda: [check_all(client, 30)] and other.teacher.scored)
+        other.teacher.revision = "r2"
+        with pytest.raises(CompatibilityError, match="serves weights r2, the run has r1"):
+            check_all(client, 30)
+    finally:
+        other.stop()
+
+
+def test_a_name_that_resolves_to_one_host(server: Server, connect: Connect) -> None:
+    check_all(connect(f"dns:///localhost:{server.address.rpartition(':')[2]}", streams=3), 10)
+
+
+def test_a_teacher_that_leaves_in_the_middle_loses_nothing(server: Server, connect: Connect) -> None:
+    others = [Server(), Server()]
+    try:
+        client = connect(",".join([server.address, *(other.address for other in others)]), max_in_flight=8)
+        for each in (server, *others):
+            each.teacher.pause = 0.01
+        queries = [query_of(seed, positions=9) for seed in range(80)]
+        futures = [client.submit(query) for query in queries]
+        futures[5].result(20)
+        others[0].restart()
+        futures[40].result(20)
+        others[1].run(others[1].server.stop(None))
+        for query, future in zip(queries, futures, strict=True):
+            assert future.result(20).log_probs.tobytes() == scores_of(query).tobytes()
+    finally:
+        for other in others:
+            other.stop()

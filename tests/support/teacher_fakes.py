@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,51 +10,49 @@ from shared.errors import InvalidRequest
 from shared.teacher_file import TeacherHeader
 from shared.vocab import Tokeniser, Vocabulary
 from shared.wire import Float16, ScoreQuery
-from teacher_server.scorer import Scores
+from support.row_fakes import contexts_of
+from teacher_server.scorer import Batch, Scores
 
 CELLS = 100
+BLOCK_SIZE = 16
 HEADER = TeacherHeader(
-    architecture={"n_layer": 1, "n_head": 1, "n_embd": 4, "block_size": 16, "vocab_size": CELLS + 3, "bias": False},
+    architecture={
+        "n_layer": 1,
+        "n_head": 1,
+        "n_embd": 4,
+        "block_size": BLOCK_SIZE,
+        "vocab_size": CELLS + 3,
+        "bias": False,
+    },
     tokeniser=Tokeniser(Vocabulary.full(CELLS), None),
     revision="feedc0de",
     provenance={},
 )
+MASS = 0.5
 PATIENCE = 30
 """Seconds after which a gate that nobody opens fails the test instead of hanging it."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class FakeWork:
-    """A work of a given cost; `values` is its answer."""
-
-    cost: int
-    positions: int
-    values: Float16
-    mass: Float16 | None = None
-
-
-def work(tag: float, cost: int = 1, positions: int = 1) -> FakeWork:
-    """A work whose answer is its tag."""
-    return FakeWork(cost, positions, np.array([tag], np.float16))
-
-
 def expected_log_probs(query: ScoreQuery) -> Float16:
-    """What `FakeScorer` answers: minus (candidate + sum of the whole history), in 64ths."""
-    return (-(query.candidate_tokens + int(query.history_tokens.sum())) / 64).astype(np.float16)
+    """What `FakeScorer` answers: minus (candidate + sum of its context), in 64ths."""
+    sums = np.array([sum(context) for context in contexts_of(query, BLOCK_SIZE - 1)], np.int64)
+    return (-(query.candidate_tokens + np.repeat(sums, query.candidate_lengths)) / 64).astype(np.float16)
 
 
 class FakeScorer:
-    """Implements `Scorer[FakeWork]`; while `hold` was called, a batch waits for `release`."""
+    """Implements `Scorer[Batch]`; while `hold` was called, a batch waits for `release`."""
 
     header = HEADER
     device = "cpu"
     compute_dtype = "float32"
+    numerics = "fake"
     parameters = 7
 
-    def __init__(self) -> None:
-        self.batches: list[list[FakeWork]] = []
+    def __init__(self, block_size: int = BLOCK_SIZE) -> None:
+        self.costs = np.arange(block_size + 1, dtype=np.int64)
+        self.batches: list[Batch] = []
+        self.assembled: list[str] = []
         self.failure: Exception | None = None
-        self.answers_missing = 0
         self._gate = threading.Semaphore(0)
         self._held = False
 
@@ -80,20 +76,23 @@ class FakeScorer:
         if len(query.candidate_tokens) and int(query.candidate_tokens.max()) >= CELLS:
             raise InvalidRequest(f"candidate_tokens: above {CELLS - 1}")
 
-    def prepare(self, query: ScoreQuery) -> FakeWork:
+    def assemble(self, batch: Batch) -> Batch:
         """See `Scorer`."""
-        mass = np.full(query.positions, 0.5, np.float16) if query.include_candidate_mass else None
-        return FakeWork(len(query.history_tokens) + query.positions, query.positions, expected_log_probs(query), mass)
+        self.assembled.append(threading.current_thread().name)
+        return batch
 
-    def score(self, works: Sequence[FakeWork]) -> list[Scores]:
+    def score(self, ready: Batch) -> Scores:
         """See `Scorer`."""
-        self.batches.append(list(works))
+        self.batches.append(ready)
         if self._held:
             assert self._gate.acquire(timeout=PATIENCE), "nobody opened the gate"
         if self.failure is not None:
             raise self.failure
-        answers = [Scores(work.values, work.mass) for work in works]
-        return answers[: len(answers) - self.answers_missing]
+        contexts = np.split(ready.tokens, np.cumsum(ready.lengths)[:-1])
+        places = zip(ready.scored_row.tolist(), ready.scored_place.tolist(), strict=True)
+        sums = np.array([contexts[row][1 : place + 1].sum() for row, place in places])
+        log_probs = -(ready.candidates + np.repeat(sums, ready.candidate_lengths)) / 64
+        return Scores(log_probs.astype(np.float16), np.where(ready.with_mass, MASS, 0).astype(np.float16))
 
     def warm_up(self) -> None:
         """See `Scorer`."""

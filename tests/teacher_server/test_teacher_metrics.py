@@ -6,6 +6,7 @@ import asyncio
 import socket
 import urllib.request
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
@@ -13,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from shared.errors import ConfigError, InvalidRequest, Overloaded
 from teacher_server.address import Address
 from teacher_server.metrics import Exposition, Metrics
+from teacher_server.rows import RowTable
 
 CONTRACT = {
     ("teacher_requests", "counter"),
@@ -27,10 +29,18 @@ CONTRACT = {
     ("teacher_queue_positions", "gauge"),
     ("teacher_queue_requests", "gauge"),
     ("teacher_in_flight_requests", "gauge"),
+    ("teacher_credit_positions", "gauge"),
     ("teacher_rejected", "counter"),
     ("teacher_expired", "counter"),
     ("teacher_cancelled", "counter"),
     ("teacher_model", "info"),
+}
+CONTRACT_OF_ROWS = {
+    ("teacher_positions", "counter"),
+    ("teacher_cache_evictions", "counter"),
+    ("teacher_cache_rows", "gauge"),
+    ("teacher_cache_bytes", "gauge"),
+    ("teacher_cache_limit_bytes", "gauge"),
 }
 
 
@@ -43,12 +53,24 @@ def test_names_are_the_contract() -> None:
     assert {"process_resident_memory_bytes", "python_info", "python_gc_collections"} <= names
 
 
+def test_a_loaded_teacher_counts_its_rows() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    before = {(metric.name, metric.type) for metric in registry.collect()}
+    metrics.watch(RowTable(2**20, np.arange(9), sot=0))
+    found = {(metric.name, metric.type) for metric in registry.collect()} - before
+    assert found == CONTRACT_OF_ROWS
+    for outcome in ("hit", "wait", "miss"):
+        assert registry.get_sample_value("teacher_positions_total", {"outcome": outcome}) == 0
+    assert registry.get_sample_value("teacher_cache_limit_bytes") == pytest.approx(2**20, rel=0.001)
+
+
 def test_reasons_are_there_before_they_happen() -> None:
     registry = CollectorRegistry()
     Metrics(registry)
     for reason in ("queue_full", "draining", "loading", "invalid"):
         assert registry.get_sample_value("teacher_rejected_total", {"reason": reason}) == 0
-    for reason in ("idle", "full", "drain"):
+    for reason in ("idle", "full", "deadline", "drain"):
         assert registry.get_sample_value("teacher_batches_total", {"reason": reason}) == 0
 
 

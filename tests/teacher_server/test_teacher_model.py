@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from shared.errors import FileFormatError
+from teacher_server import model as model_module
 from teacher_server.model import LMTAD, Architecture
 
 SMALL = Architecture(n_layer=2, n_head=3, n_embd=12, block_size=10, vocab_size=17, bias=True)
@@ -75,6 +77,38 @@ def test_padding_on_the_right_is_invisible() -> None:
     padded = torch.tensor([[16, 1, 2, 3, 14, 14, 14]])
     with torch.no_grad():
         torch.testing.assert_close(model.hidden(padded)[:, :4], model.hidden(tokens))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_hidden_states_at_some_places(bias: bool) -> None:
+    model = random_model(dataclasses.replace(SMALL, bias=bias))
+    tokens = torch.tensor([[16, 1, 2, 3], [16, 4, 4, 1], [16, 0, 9, 9]])
+    places = torch.tensor([3, 0, 6, 11, 11])
+    with torch.no_grad():
+        torch.testing.assert_close(model.hidden_at(tokens, places), model.hidden(tokens).flatten(0, 1)[places])
+
+
+@pytest.mark.parametrize("piece", [1, 1 << 19])
+@pytest.mark.parametrize("bias", [False, True])
+def test_hidden_states_of_a_tree(bias: bool, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """[16 1 2], [16 1 3] and [16 4]: five nodes, in an order of their own, for eight tokens."""
+    monkeypatch.setattr(model_module, "PIECE_VALUES", piece)
+    model = random_model(dataclasses.replace(SMALL, bias=bias))
+    tokens, depth = torch.tensor([3, 16, 4, 1, 2]), torch.tensor([2, 0, 1, 1, 2])
+    ancestors = torch.tensor([[1, 3, 0], [1, 0, 0], [1, 2, 0], [1, 3, 0], [1, 3, 4]])
+    scored = torch.tensor([4, 0, 2, 1])
+    with torch.no_grad():
+        found = model.hidden_of_tree(tokens, depth, ancestors, scored)
+        for state, context in zip(found, ([16, 1, 2], [16, 1, 3], [16, 4], [16]), strict=True):
+            torch.testing.assert_close(state, model.hidden(torch.tensor([context]))[0, -1])
+
+
+@pytest.mark.parametrize("tied_head", [False, True])
+def test_a_shallow_model_shares_the_first_blocks(tied_head: bool) -> None:
+    model = random_model(SMALL, tied_head)
+    shallow = model.shallow(1)
+    assert len(shallow.transformer.h) == 1
+    assert {p.data_ptr() for p in shallow.parameters()} < {p.data_ptr() for p in model.parameters()}
 
 
 def test_names_are_the_public_ones() -> None:

@@ -86,7 +86,7 @@ def test_prometheus_knows_what_was_sent(tmp_path: Path, tiny_teacher: Path, runn
         np.array([2, 1], np.int32),
     )
     with (
-        running_teacher(tiny_teacher) as server,
+        running_teacher(tiny_teacher, "cache.mib=0") as server,  # every request is computed
         prometheus(tmp_path, str(server.metrics)) as address,
         grpc.insecure_channel(server.address) as channel,
     ):

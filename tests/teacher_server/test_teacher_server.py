@@ -170,12 +170,28 @@ def test_metrics_over_http_count(teacher: RunningTeacher) -> None:
 
     assert grown("teacher_requests_total", "OK", "Score") == 5
     assert grown("teacher_requests_total", "OK", "StreamScore") == 1
-    assert grown("teacher_scored_positions_total") == 12
-    assert grown("teacher_batch_positions_sum") == 12
+    assert grown("teacher_positions_total", "miss") == grown("teacher_scored_positions_total") == 2
+    assert grown("teacher_positions_total", "hit") == 10
+    assert grown("teacher_batch_positions_sum") == 2
     assert after["teacher_in_flight_requests", ()] == 0
     (info,) = [labels for name, labels in after if name == "teacher_model_info"]
     assert teacher.ready["weights_revision"] in info
     assert any(name == "process_cpu_seconds_total" for name, _ in after)
+
+
+def test_restarted_teacher_is_warm_and_answers_the_same_bits(
+    tmp_path: Path, tiny_teacher: Path, running_teacher: TeacherStarter
+) -> None:
+    kept, query = f"cache.file={tmp_path / 'answers'}", heavy_query(0, rows=200)
+    answers, hits = [], []
+    for _ in range(2):
+        with running_teacher(tiny_teacher, kept) as server:
+            answers.append(stub(server.address).Score(wire.encode_query(query, 1)).log_probs)
+            hits.append(samples(server.metrics)["teacher_positions_total", ("hit",)])
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(PATIENCE) == 0
+    assert answers[0] == answers[1]
+    assert hits == [0, 200]
 
 
 def test_caller_that_dies_leaves_no_trace(teacher: RunningTeacher) -> None:

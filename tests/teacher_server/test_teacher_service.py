@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
-from support.teacher_fakes import HEADER, FakeScorer, FakeWork, expected_log_probs
+from support.teacher_fakes import HEADER, FakeScorer, expected_log_probs
 
 from shared import wire
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
@@ -29,6 +29,8 @@ from teacher_server.batcher import Batcher
 from teacher_server.config import BatchingConfig, ServeConfig
 from teacher_server.interceptors import SERVICE
 from teacher_server.metrics import Metrics
+from teacher_server.rows import RowTable
+from teacher_server.scorer import Batch
 from teacher_server.service import TeacherService
 
 
@@ -39,7 +41,7 @@ class Bench:
         self.scorer = FakeScorer()
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
-        self.service: TeacherService[FakeWork] = TeacherService(config, self.metrics)
+        self.service: TeacherService[Batch] = TeacherService(config, self.metrics)
         self.channel: grpc.aio.Channel
         self.stub: rpc.TeacherServiceStub
 
@@ -59,7 +61,8 @@ async def bench(is_loaded: bool = True, **values: Any) -> AsyncIterator[Bench]:
     made = Bench(config)
     with ThreadPoolExecutor(1) as thread:
         if is_loaded:
-            made.service.open(made.scorer, Batcher(made.scorer.score, thread, config.batching, made.metrics))
+            rows = RowTable(0, made.scorer.costs, HEADER.tokeniser.vocabulary.sot)
+            made.service.open(made.scorer, Batcher(made.scorer, rows, thread, config.batching, made.metrics))
         running, address = server.build(config, made.service, health_aio.HealthServicer(), made.metrics)
         await running.start()
         async with grpc.aio.insecure_channel(str(address)) as made.channel:
@@ -85,10 +88,6 @@ def question(candidates: Iterable[int] = (1, 2, 3), history: Iterable[int] = (5,
         np.array([len(candidates)], np.int32),
         **values,
     )
-
-
-def on_stream(query: ScoreQuery, request_id: int) -> pb.StreamScoreRequest:
-    return pb.StreamScoreRequest(request=wire.encode_query(query, request_id))
 
 
 async def status_of(call: Any) -> tuple[str, str]:
@@ -160,12 +159,12 @@ def test_full_queue_is_resource_exhausted_at_once() -> None:
         batching = BatchingConfig(max_queued_positions=1, max_request_positions=1)
         async with bench(batching=batching) as b:
             b.scorer.hold()
-            calls = [b.stub.Score(wire.encode_query(question(), i)) for i in range(2)]
+            accepted = b.stub.Score(wire.encode_query(question(), 1))
             await b.until(lambda: b.count("teacher_queue_requests") == 1)
-            code, _ = await status_of(b.stub.Score(wire.encode_query(question(), 3)))
+            code, _ = await status_of(b.stub.Score(wire.encode_query(question(), 2)))
             assert code == "RESOURCE_EXHAUSTED"
             b.scorer.open()
-            await asyncio.gather(*calls)
+            await accepted
 
     run(test())
 
@@ -173,7 +172,7 @@ def test_full_queue_is_resource_exhausted_at_once() -> None:
 def test_unexpected_failure_is_internal_and_does_not_leak() -> None:
     async def test() -> None:
         async with bench() as b:
-            b.scorer.prepare = None  # type: ignore[method-assign, assignment]
+            b.scorer.check = None  # type: ignore[method-assign, assignment]
             code, details = await status_of(b.stub.Score(wire.encode_query(question(), 0)))
             assert code == "INTERNAL"
             assert "TypeError" in details and "NoneType" not in details
@@ -190,142 +189,16 @@ def test_caller_that_gives_up_is_not_computed() -> None:
             await b.until(lambda: len(b.scorer.batches) == 1)
             late = b.stub.Score(wire.encode_query(question([2]), 2), timeout=0.2)
             assert (await status_of(late))[0] == "DEADLINE_EXCEEDED"
-            await b.until(lambda: b.count("teacher_queue_requests") == 0)
-            gone = b.stub.Score(wire.encode_query(question([3]), 3))
             await b.until(lambda: b.count("teacher_queue_requests") == 1)
+            gone = b.stub.Score(wire.encode_query(question([3]), 3))
+            await b.until(lambda: b.count("teacher_queue_requests") == 2)
             gone.cancel()
-            await b.until(lambda: b.count("teacher_queue_requests") == 0)
+            await b.until(lambda: b.count("teacher_queue_requests") == 1)
             b.scorer.open()
             await first
             assert len(b.scorer.batches) == 1
             dropped = b.count("teacher_cancelled_total") + b.count("teacher_expired_total")
             assert dropped == 2
-
-    run(test())
-
-
-def test_stream_answers_out_of_order_by_id() -> None:
-    async def test() -> None:
-        async with bench(batching=BatchingConfig(max_batch_tokens=4)) as b:
-            queries = {i: question([i, i + 1], history=range(i)) for i in range(20)}
-            call = b.stub.StreamScore(on_stream(query, i) for i, query in queries.items())
-            seen = set()
-            async for answer in call:
-                assert answer.WhichOneof("result") == "response"
-                assert answer.response.request_id == answer.request_id
-                reply = wire.decode_reply(answer.response, queries[answer.request_id])
-                assert np.array_equal(reply.log_probs, expected_log_probs(queries[answer.request_id]))
-                seen.add(answer.request_id)
-            assert seen == set(queries)
-            assert b.count("teacher_requests_total", method="StreamScore", code="OK") == 20
-
-    run(test())
-
-
-def test_refused_request_leaves_the_stream_alive() -> None:
-    async def test() -> None:
-        async with bench() as b:
-            call = b.stub.StreamScore()
-            for request_id, candidates in ((1, [1]), (2, [100]), (3, [3])):
-                await call.write(on_stream(question(candidates), request_id))
-            answers = {answer.request_id: answer for answer in [await call.read() for _ in range(3)]}
-            assert answers[2].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
-            assert "candidate_tokens" in answers[2].error.message
-            assert {i for i, answer in answers.items() if answer.WhichOneof("result") == "response"} == {1, 3}
-            await call.write(on_stream(question([4]), 4))
-            assert (await call.read()).response.request_id == 4
-            await call.done_writing()
-            assert await call.read() == grpc.aio.EOF
-            assert await call.code() == grpc.StatusCode.OK
-
-    run(test())
-
-
-def test_request_id_in_flight_is_refused_and_free_again_after_the_answer() -> None:
-    async def test() -> None:
-        async with bench() as b:
-            b.scorer.hold()
-            call = b.stub.StreamScore()
-            await call.write(on_stream(question([1]), 7))
-            await call.write(on_stream(question([2]), 7))
-            refused = await call.read()
-            assert refused.error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
-            assert "request_id: 7 is in flight" in refused.error.message
-            b.scorer.open()
-            assert (await call.read()).WhichOneof("result") == "response"
-            await call.write(on_stream(question([3]), 7))
-            assert (await call.read()).WhichOneof("result") == "response"
-            call.cancel()
-
-    run(test())
-
-
-def test_stream_reads_no_further_than_its_bound() -> None:
-    async def test() -> None:
-        async with bench(stream_in_flight=3) as b:
-            b.scorer.hold()
-            call = b.stub.StreamScore(on_stream(question([1]), i) for i in range(10))
-            await b.until(lambda: b.count("teacher_in_flight_requests") == 3)
-            await asyncio.sleep(0.1)
-            assert b.count("teacher_in_flight_requests") == 3
-            b.scorer.open()
-            assert len([answer async for answer in call]) == 10
-
-    run(test())
-
-
-def test_stream_that_goes_away_takes_its_requests_with_it() -> None:
-    async def test() -> None:
-        async with bench() as b:
-            b.scorer.hold()
-            other = b.stub.Score(wire.encode_query(question([9]), 1))
-            await b.until(lambda: len(b.scorer.batches) == 1)
-            call = b.stub.StreamScore()
-            for i in range(5):
-                await call.write(on_stream(question([i]), i))
-            await b.until(lambda: b.count("teacher_queue_requests") == 5)
-            call.cancel()
-            await b.until(lambda: b.count("teacher_queue_requests") == 0)
-            assert b.count("teacher_cancelled_total") == 5
-            b.scorer.open()
-            await other
-            assert len(b.scorer.batches) == 1
-
-    run(test())
-
-
-def test_drain_answers_the_accepted_ends_streams_and_refuses_the_new() -> None:
-    async def test() -> None:
-        async with bench() as b:
-            b.scorer.hold()
-            unary = b.stub.Score(wire.encode_query(question([1]), 1))
-            call = b.stub.StreamScore()
-            for i in range(3):
-                await call.write(on_stream(question([i]), i))
-            await b.until(lambda: b.count("teacher_in_flight_requests") == 4)
-            draining = asyncio.create_task(b.service.drain())
-            await asyncio.sleep(0.02)
-            assert (await status_of(b.stub.Score(wire.encode_query(question(), 2))))[0] == "UNAVAILABLE"
-            late = b.stub.StreamScore()
-            assert (await status_of(late.read()))[0] == "UNAVAILABLE"
-            assert not draining.done()
-            b.scorer.open()
-            await unary
-            assert {(await call.read()).response.request_id for _ in range(3)} == {0, 1, 2}
-            assert (await status_of(call.read()))[0] == "UNAVAILABLE"
-            await draining
-
-    run(test())
-
-
-def test_idle_stream_does_not_hold_up_the_drain() -> None:
-    async def test() -> None:
-        async with bench() as b:
-            call = b.stub.StreamScore()
-            await call.write(on_stream(question([1]), 1))
-            await call.read()
-            await b.service.drain()
-            assert await status_of(call.read()) == ("UNAVAILABLE", "the teacher is stopping")
 
     run(test())
 

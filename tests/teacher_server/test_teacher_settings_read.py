@@ -107,8 +107,15 @@ def reads_of_a_served_teacher(settings: ServeConfig, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.integration
-def test_serve_info_and_query_read_all(tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = ServeConfig(teacher=tiny_teacher, listen="127.0.0.1:0", metrics_listen="127.0.0.1:0")
+def test_serve_info_and_query_read_all(tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ServeConfig.model_validate(
+        {
+            "teacher": tiny_teacher,
+            "listen": "127.0.0.1:0",
+            "metrics_listen": "127.0.0.1:0",
+            "cache": {"file": tmp_path / "answers"},
+        }
+    )
     reads = reads_of_a_served_teacher(settings, monkeypatch)
     for schema in (ServeConfig, InfoConfig, QueryConfig):
         assert settings_of(schema) <= reads

@@ -1,0 +1,28 @@
+"""Teachers for benchmarks: a store's vocabulary, random weights. Speed does not depend on what they have learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from shared import teacher_file
+from shared.store import Store
+from teacher_server.model import LMTAD, Architecture
+
+
+def write_teacher(path: Path, store: Store, n_layer: int, n_embd: int) -> Path:
+    """Writes a teacher file whose fingerprint is the store's; returns its path."""
+    architecture = Architecture(
+        n_layer=n_layer,
+        n_head=4,
+        n_embd=n_embd,
+        block_size=256,
+        vocab_size=store.tokeniser.vocabulary.size,
+        bias=False,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        weights = LMTAD(architecture).weights()
+    teacher_file.write(path, weights, architecture.to_dict(), store.tokeniser, {"made_by": "benchmarks, random"})
+    return path

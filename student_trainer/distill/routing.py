@@ -1,0 +1,125 @@
+"""Which teacher a history row goes to, and queries cut along rows and put together again. Pure numpy.
+
+A row's place depends on its tokens and on who is there, not on what else is in the batch: the same trip finds the
+same teacher in every epoch, whose cache knows it. Rendezvous hashing (Thaler, Ravishankar 1998): each pair of row and
+teacher has a random weight and the highest one wins, so that only the rows of a teacher that leaves move, and come
+back with it.
+
+Shapes: R rows, H history tokens, P positions, K candidates, A teachers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from shared import ragged
+from shared.wire import HistoryMode, ScoreQuery, ScoreReply
+
+UInt64 = npt.NDArray[np.uint64]
+Int64 = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+def mix(values: UInt64) -> UInt64:
+    """Spreads every bit over all 64: the output function of SplitMix64 (Steele, Lea, Flood 2014)."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def row_hashes(query: ScoreQuery) -> UInt64:
+    """A hash of each row's tokens and their order: uint64 [R]."""
+    lengths = query.history_lengths
+    place = ragged.positions(lengths).astype(np.uint64)
+    sums = np.zeros(len(query.history_tokens) + 1, np.uint64)
+    np.cumsum(mix((place << np.uint64(32)) | query.history_tokens.astype(np.uint32)), out=sums[1:])
+    bounds = ragged.offsets(lengths)
+    return mix((sums[bounds[1:]] - sums[bounds[:-1]]) ^ lengths.astype(np.uint64))
+
+
+def seeds(names: Sequence[str]) -> UInt64:
+    """What stands for each teacher's name in `rendezvous`: uint64 [A]."""
+    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
+    return np.frombuffer(digests, "<u8").astype(np.uint64)
+
+
+def rendezvous(hashes: UInt64, names: UInt64, present: Int64) -> Int64:
+    """The teacher of each row, among those that are present: int64 [R].
+
+    Args:
+        hashes: uint64 [R].
+        names: uint64 [A], see `seeds`.
+        present: indices of teachers; at least one.
+    """
+    weights = mix(hashes[:, None] ^ names[present][None, :])
+    chosen: Int64 = present[weights.argmax(1)]
+    return chosen
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """The rows of a query that go to one place.
+
+    Attributes:
+        place: where to.
+        query: these rows alone.
+        positions: bool [P], which of the whole query's positions they are; None: all.
+        candidates: bool [K], which of its candidates.
+    """
+
+    place: int
+    query: ScoreQuery
+    positions: Mask | None = None
+    candidates: Mask | None = None
+
+
+def split(query: ScoreQuery, place_of_row: Int64) -> list[Part]:
+    """Cuts a query along its rows, one part a place that occurs; a single part is the query itself.
+
+    Args:
+        query: R rows.
+        place_of_row: int64 [R]; of a query without rows, [1].
+    """
+    places = np.unique(place_of_row)
+    if len(places) == 1:
+        return [Part(int(places[0]), query)]
+    return [_part(query, int(place), place_of_row == place) for place in places]
+
+
+def _part(query: ScoreQuery, place: int, rows: Mask) -> Part:
+    tokens = np.repeat(rows, query.history_lengths)
+    positions = rows if query.mode is HistoryMode.WINDOW else tokens
+    candidates = np.repeat(positions, query.candidate_lengths)
+    cut = dataclasses.replace(
+        query,
+        history_tokens=query.history_tokens[tokens],
+        history_lengths=query.history_lengths[rows],
+        candidate_tokens=query.candidate_tokens[candidates],
+        candidate_lengths=query.candidate_lengths[positions],
+    )
+    return Part(place, cut, positions, candidates)
+
+
+def merge(query: ScoreQuery, parts: Sequence[Part], replies: Sequence[ScoreReply]) -> ScoreReply:
+    """The reply to a query from those to its parts, bit for bit; waiting and computing are the longest part's."""
+    if parts[0].positions is None:
+        return replies[0]
+    log_probs = np.empty(len(query.candidate_tokens), np.float16)
+    mass = np.empty(query.positions, np.float16) if query.include_candidate_mass else None
+    for part, reply in zip(parts, replies, strict=True):
+        log_probs[part.candidates] = reply.log_probs
+        if mass is not None:
+            mass[part.positions] = reply.candidate_mass
+    return ScoreReply(
+        log_probs=log_probs,
+        candidate_mass=mass,
+        weights_revision=replies[0].weights_revision,
+        queue_us=max(reply.queue_us for reply in replies),
+        compute_us=max(reply.compute_us for reply in replies),
+    )

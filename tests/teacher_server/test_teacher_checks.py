@@ -1,0 +1,49 @@
+"""What a request may ask: what breaks a rule is named, what keeps to it passes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from shared.errors import InvalidRequest
+from shared.vocab import Vocabulary
+from shared.wire import HistoryMode, ScoreQuery
+from teacher_server import checks
+
+BLOCK = 6
+
+
+def make_query(mode: HistoryMode, rows: list[list[int]], candidate_counts: list[int], window: int = 0) -> ScoreQuery:
+    lengths = np.array([len(row) for row in rows], np.int32)
+    counts = np.array(candidate_counts, np.int32)
+    history = np.array([token for row in rows for token in row], np.int32)
+    return ScoreQuery(mode, history, lengths, np.zeros(counts.sum(), np.int32), counts, window)
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        (make_query(HistoryMode.WINDOW, [[1, 2], [3, 40]], [1, 1]), r"history_tokens\[3\]: 40 .* 0\.\.39"),
+        (make_query(HistoryMode.WINDOW, [[1, -2]], [1]), r"history_tokens\[1\]: -2 .* 0\.\.39"),
+        (make_query(HistoryMode.WINDOW, [[], [1] * 6], [1, 1]), r"history_lengths\[1\]: 6 tokens, at most 5"),
+        (make_query(HistoryMode.SEQUENCE, [[1] * 9], [1] * 9, window=6), "window: 6 tokens, at most 5"),
+        (make_query(HistoryMode.SEQUENCE, [[1] * 11], [1] * 11), "candidate_lengths: 11 positions, at most 10"),
+    ],
+)
+def test_what_breaks_a_limit_is_named(query: ScoreQuery, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        checks.check(query, Vocabulary.full(40), BLOCK, max_positions=10)
+
+
+def test_candidates_must_be_cells() -> None:
+    query = make_query(HistoryMode.WINDOW, [[1]], [2])
+    query.candidate_tokens[1] = 40  # PAD
+    with pytest.raises(InvalidRequest, match=r"candidate_tokens\[1\]: 40 is not a cell"):
+        checks.check(query, Vocabulary.full(40), BLOCK, max_positions=10)
+
+
+@pytest.mark.parametrize("mode", HistoryMode)
+def test_requests_at_the_limits_pass(mode: HistoryMode) -> None:
+    query = make_query(mode, [[0, 39, 1, 2, 3]], [1] if mode is HistoryMode.WINDOW else [1] * 5)
+    checks.check(query, Vocabulary.full(40), BLOCK, max_positions=5)
+    checks.check(make_query(mode, [], []), Vocabulary.full(40), BLOCK, max_positions=0)
