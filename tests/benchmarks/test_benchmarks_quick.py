@@ -154,7 +154,7 @@ def test_epochs_with_a_teacher_are_compared_with_epochs_without(results: Results
 def test_a_mistaken_section_is_named() -> None:
     done = benchmarks("overlop")
     assert done.returncode == 2
-    assert "no section overlop; sections are teacher, overlap, " in done.stderr
+    assert "no section overlop; sections are teacher, server, " in done.stderr
 
 
 def test_a_store_that_is_none_is_one_line(tmp_path: Path) -> None:

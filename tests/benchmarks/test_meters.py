@@ -11,21 +11,21 @@ from benchmarks import hidden, memory, meters
 from benchmarks.memory import Sample
 
 BEFORE = """
-# TYPE teacher_rows_total counter
-teacher_rows_total{outcome="hit"} 10.0
-teacher_rows_total{outcome="miss"} 10.0
+# TYPE teacher_positions_total counter
+teacher_positions_total{outcome="hit"} 10.0
+teacher_positions_total{outcome="miss"} 10.0
 # TYPE teacher_batch_positions histogram
 teacher_batch_positions_bucket{le="+Inf"} 2.0
 teacher_batch_positions_sum 20.0
 teacher_batch_positions_count 2.0
 """
 AFTER = BEFORE.replace('"hit"} 10', '"hit"} 70').replace('"miss"} 10', '"miss"} 30').replace("_sum 20", "_sum 120")
-AFTER = AFTER.replace("_count 2", "_count 4") + 'teacher_rows_total{outcome="wait"} 20.0\n'
+AFTER = AFTER.replace("_count 2", "_count 4") + 'teacher_positions_total{outcome="wait"} 20.0\n'
 
 
 def test_rates_are_of_what_was_counted_between_two_scrapes() -> None:
     before, after = meters.parse(BEFORE), meters.parse(AFTER)
-    assert meters.growth(before, after, "teacher_rows_total") == 100
+    assert meters.growth(before, after, "teacher_positions_total") == 100
     assert meters.hit_rate(before, after) == 0.8
     assert meters.mean_of(before, after, "teacher_batch_positions") == 50
 
