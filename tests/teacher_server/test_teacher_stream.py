@@ -242,12 +242,13 @@ def test_answers_carry_grants_and_give_back_what_was_spent() -> None:
 def test_two_streams_share_and_the_one_that_stays_gets_all() -> None:
     async def test() -> None:
         async with bench(pool=100) as b:
-            first, second = b.stub.StreamScore(), b.stub.StreamScore()
+            first = b.stub.StreamScore()
             await first.write(on_stream(rows(1), 1))
             assert (await first.read()).credit == 1 + 100
             b.batcher.hold()
             await first.write(on_stream(rows(60), 2))
             await b.until(lambda: b.batcher.unanswered == 1)
+            second = b.stub.StreamScore()  # not before the first is answered: an open stream has a share
             await second.write(on_stream(rows(3), 1))
             await b.until(lambda: b.batcher.unanswered == 2)
             b.batcher.release()
