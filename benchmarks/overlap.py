@@ -155,7 +155,9 @@ class Student:
         s = self._settings
         feed = Feed(self.network, self.trips, s.batch, s.distill, asked, self._device)
         plan = self.plan(first, size.warm + size.steps + lookahead + 1)  # batches are built ahead to the last step
-        with Prefetcher(lambda planned: prepare_step(feed, planned), plan, lookahead) as steps:
+        with Prefetcher(
+            lambda planned: prepare_step(feed, self._session.model.graph, planned), plan, lookahead
+        ) as steps:
             source = iter(steps)
             for number in range(size.warm + size.steps):
                 if number == size.warm:

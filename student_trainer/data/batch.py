@@ -70,6 +70,11 @@ class Batch:
         """P."""
         return len(self.label)
 
+    @property
+    def roads_read(self) -> tuple[Tensor, Tensor]:
+        """Flat ids of all roads whose embeddings the student reads, repeated, padding included."""
+        return self.road.flatten(), self.candidate_road
+
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; from pinned memory the copy is asynchronous."""
         return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)})

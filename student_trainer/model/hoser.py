@@ -14,6 +14,7 @@ from student_trainer.data.batch import Batch
 from student_trainer.data.network import RoadNetwork
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.navigator import Navigator
+from student_trainer.model.road_graph import Field, RoadGraph
 from student_trainer.model.roads import RoadNetworkEncoder
 from student_trainer.model.trajectory import TrajectoryEncoder
 
@@ -48,10 +49,33 @@ class CandidateLayout:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NetworkEmbedding:
-    """Road embeddings [N, d] and zone embeddings [Z, d]."""
+    """Embeddings of the roads of a field, [M, d], and of all zones, [Z, d].
+
+    Attributes:
+        row: int64 [N], each road's row of `road`; see `Field`.
+    """
 
     road: Tensor
     zone: Tensor
+    row: Tensor
+
+    def roads(self, ids: Tensor) -> Tensor:
+        """Embeddings of roads, [..., d]; a road outside the field is an `IndexError`."""
+        return self.road.index_select(0, self.row[ids.flatten()]).view(*ids.shape, -1)
+
+    def zones(self, ids: Tensor) -> Tensor:
+        """Embeddings of zones, [..., d]."""
+        return self.zone.index_select(0, ids.flatten()).view(*ids.shape, -1)
+
+    def detach(self) -> NetworkEmbedding:
+        """The same values as leaves that collect gradients of their own."""
+        return NetworkEmbedding(self.road.detach().requires_grad_(), self.zone.detach().requires_grad_(), self.row)
+
+    def backward(self, leaves: NetworkEmbedding) -> None:
+        """Passes on the gradients that `leaves`, made by `detach`, have collected."""
+        for own, leaf in ((self.road, leaves.road), (self.zone, leaves.zone)):
+            if leaf.grad is not None:
+                own.backward(leaf.grad)  # type: ignore[no-untyped-call]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,26 +106,35 @@ class HOSER(nn.Module):
         self.trajectory_encoder = TrajectoryEncoder(config)
         self.navigator = Navigator(config)
 
-    def embed_network(self) -> NetworkEmbedding:
-        """Embeds all roads and zones; with gradients, so that training reaches them."""
-        return NetworkEmbedding(*self.road_network_encoder())
+    @property
+    def graph(self) -> RoadGraph:
+        """The road graph; tells the field of a set of roads."""
+        return self.road_network_encoder.graph
+
+    def embed_network(self, field: Field | None = None) -> NetworkEmbedding:
+        """Embeds the roads of a field (on the model's device), or all, and all zones; with gradients."""
+        if field is None:
+            field = self.graph.whole.to(self.road2zone.device)
+        road, zone = self.road_network_encoder(field)
+        wide = torch.promote_types(zone.dtype, torch.float32)  # for the sums of gradients under autocast
+        return NetworkEmbedding(road.to(wide), zone.to(wide), field.row)
 
     def forward(self, batch: Batch, network: NetworkEmbedding) -> StudentOutput:
         """Scores every candidate of every valid position of the batch."""
         zone = self.road2zone[batch.road]
         states = self.trajectory_encoder(
-            network.road[batch.road], network.zone[zone], batch.temporal, batch.distance, batch.interval, batch.length
+            network.roads(batch.road), network.zones(zone), batch.temporal, batch.distance, batch.interval, batch.length
         )
         step = torch.arange(states.shape[1], device=states.device)
         state = states[step < batch.length[:, None]]
-        destination_zone = network.zone[self.road2zone[batch.destination]].repeat_interleave(
+        destination_zone = network.zones(self.road2zone[batch.destination]).repeat_interleave(
             batch.length, dim=0, output_size=batch.positions
         )
         layout = CandidateLayout.of(batch.candidate_length)
         logits = self.navigator.scores(
             state,
             destination_zone,
-            network.road[batch.candidate_road],
+            network.roads(batch.candidate_road),
             batch.candidate_distance,
             batch.candidate_angle,
             layout.position,
@@ -115,9 +148,9 @@ class HOSER(nn.Module):
         """
         start = batch.candidate_length.cumsum(0) - batch.candidate_length
         road = batch.candidate_road[start + batch.label.clamp(min=0)]
-        return self.navigator.times(output.state, network.road[road]).float()
+        return self.navigator.times(output.state, network.roads(road)).float()
 
     def candidate_times(self, batch: Batch, network: NetworkEmbedding, output: StudentOutput) -> Tensor:
         """Standardised log1p seconds to every candidate, float32 [K]."""
         state = output.state[output.layout.position]
-        return self.navigator.times(state, network.road[batch.candidate_road]).float()
+        return self.navigator.times(state, network.roads(batch.candidate_road)).float()

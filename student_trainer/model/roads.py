@@ -1,20 +1,21 @@
 """Road and zone encoders: the network's own embeddings, the same for every trip.
 
-Shapes: N roads, E road-graph edges, Z zones, d road width.
+Shapes: N roads, E road-graph edges, Z zones, d road width, M roads of a layer's input or output.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.nn import GCN
-from torch_geometric.utils import add_self_loops, remove_self_loops
 
 from student_trainer.data.network import RoadNetwork
 from student_trainer.model.config import ModelConfig
+from student_trainer.model.graph_attention import attend
+from student_trainer.model.road_graph import Field, Hop, RoadGraph
 
 
 class GATv2Layer(nn.Module):
@@ -22,8 +23,7 @@ class GATv2Layer(nn.Module):
 
     s_ij = a . LeakyReLU_0.2(W_l x_j + W_r x_i + W_e e_ji), softmax over i's in-neighbours
     and i itself, out_i = sum_j alpha_ij W_l x_j + bias. Parameters are named as in
-    `torch_geometric.nn.GATv2Conv`, against which the layer is tested; the edges come
-    sorted by target, so that both reductions run over segments.
+    `torch_geometric.nn.GATv2Conv`, against which the layer is tested.
     """
 
     def __init__(self, in_dim: int, out_dim: int, edge_dim: int) -> None:
@@ -44,44 +44,10 @@ class GATv2Layer(nn.Module):
         nn.init.xavier_uniform_(self.att)
         nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor, graph: RoadGraph) -> Tensor:
-        """Maps x [N, in] to [N, out]."""
-        source_x, target_x = self.lin_l(x), self.lin_r(x)
-        message = source_x.index_select(0, graph.source)
-        score = message + target_x.index_select(0, graph.target) + self.lin_edge(graph.attr)
-        score = F.leaky_relu(score, 0.2) @ self.att.view(-1)
-        weighted = (
-            segment_softmax(score.float(), graph.target, len(x))[:, None] * message
-        )  # float32 under autocast, too
-        out: Tensor = weighted.new_zeros(target_x.shape).index_add_(0, graph.target, weighted)
-        return out + self.bias
-
-
-def segment_softmax(score: Tensor, segment: Tensor, num_segments: int) -> Tensor:
-    """Softmax of score [E] over the entries of each segment [E]."""
-    top = score.new_full((num_segments,), -torch.inf).scatter_reduce(0, segment, score.detach(), "amax")
-    exp = (score - top[segment]).exp()
-    total = exp.new_zeros(num_segments).index_add(0, segment, exp)
-    return exp / total[segment]
-
-
-class RoadGraph:
-    """The road graph with self-loops, sorted by target; derived once from the buffers.
-
-    A self-loop's attribute is the mean of the attributes of the road's incoming edges, 0
-    if there are none; self-loops that the graph brings along are replaced.
-
-    Attributes:
-        source, target: int64 [E + N].
-        attr: float32 [E + N, 2].
-    """
-
-    def __init__(self, edge_index: Tensor, attr: Tensor, num_roads: int) -> None:
-        edge_index, attr = remove_self_loops(edge_index, attr)
-        edge_index, attr = add_self_loops(edge_index, attr, fill_value="mean", num_nodes=num_roads)
-        order = torch.argsort(edge_index[1], stable=True)
-        self.source, self.target = edge_index[0][order], edge_index[1][order]
-        self.attr = attr[order]
+    def forward(self, x: Tensor, hop: Hop) -> Tensor:
+        """Maps x [M_in, in] to [M_out, out]."""
+        left, right = self.lin_l(x), self.lin_r(x.index_select(0, hop.place))
+        return attend(left, right, self.lin_edge.weight, self.att.view(-1), hop) + self.bias
 
 
 class RoadGAT(nn.Module):
@@ -91,10 +57,10 @@ class RoadGAT(nn.Module):
         super().__init__()
         self.convs = nn.ModuleList(GATv2Layer(dim, dim, edge_dim=2) for _ in range(num_layers))
 
-    def forward(self, x: Tensor, graph: RoadGraph) -> Tensor:
-        """Maps x [N, d] to [N, d]."""
-        for i, conv in enumerate(self.convs):
-            x = conv(x.relu() if i else x, graph)
+    def forward(self, x: Tensor, hops: Sequence[Hop]) -> Tensor:
+        """Maps the first hop's inputs [M_in, d] to the last one's targets [M_out, d]."""
+        for i, (conv, hop) in enumerate(zip(self.convs, hops, strict=True)):
+            x = conv(x.relu() if i else x, hop)
         return x
 
 
@@ -133,26 +99,31 @@ class RoadNetworkEncoder(nn.Module):
         self.zone_id_emb = nn.Embedding(config.zone_embeddings or network.num_zones, dim)
         self.road_gat = RoadGAT(dim, config.num_graph_layers)
         self.zone_gcn = GCN(dim, dim, config.num_graph_layers, cached=False)
+        self._num_layers = config.num_graph_layers
         self._graph: RoadGraph | None = None
 
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """Road embeddings [N, d] and zone embeddings [Z, d]."""
+    def forward(self, field: Field) -> tuple[Tensor, Tensor]:
+        """Embeddings of the field's roads [M, d] and of all zones [Z, d]."""
+        roads = field.inputs
         road = torch.cat(
             [
-                self.road_id_emb.weight,
-                self.len_emb(self.road_attr_len[:, None]),
-                self.type_emb(self.road_attr_type),
-                self.lon_emb(self.road_attr_lon[:, None]),
-                self.lat_emb(self.road_attr_lat[:, None]),
+                self.road_id_emb.weight.index_select(0, roads),
+                self.len_emb(self.road_attr_len[roads, None]),
+                self.type_emb(self.road_attr_type[roads]),
+                self.lon_emb(self.road_attr_lon[roads, None]),
+                self.lat_emb(self.road_attr_lat[roads, None]),
             ],
             dim=1,
         )
         zone = self.zone_gcn(self.zone_id_emb.weight, self.zone_edge_index, self.zone_edge_weight)
-        return self.road_gat(road, self._road_graph()), zone
+        return self.road_gat(road, field.hops), zone
 
-    def _road_graph(self) -> RoadGraph:
-        if self._graph is None or self._graph.attr.device != self.intersection_attr.device:
-            self._graph = RoadGraph(self.road_edge_index, self.intersection_attr, len(self.road_attr_len))
+    @property
+    def graph(self) -> RoadGraph:
+        """The road graph that the buffers hold, derived once."""
+        if self._graph is None:
+            attributes = (self.road_edge_index, self.intersection_attr)
+            self._graph = RoadGraph(*attributes, len(self.road_attr_len), self._num_layers)
         return self._graph
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

@@ -34,6 +34,7 @@ from student_trainer.train import checkpoint as checkpoints
 from student_trainer.train.checkpoint import Checkpoint, Progress
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed
+from student_trainer.train.interrupts import held_back
 from student_trainer.train.logbook import Logbook
 from student_trainer.train.loss import TimeScale
 from student_trainer.train.optim import Precision, build_optimizer, pick_device
@@ -179,6 +180,9 @@ class Session:
         self._export_best()
 
     def _loop(self, logbook: Logbook) -> None:
+        done = self.progress.step // self.schedule.steps_per_epoch
+        if len(self.progress.history) < done:  # interrupted in the epoch's validation
+            self._end_epoch(done - 1, logbook)
         plan = self.schedule.from_step(self.progress.step)
         lookahead = self.settings.client.lookahead
         bar = tqdm.tqdm(
@@ -188,7 +192,10 @@ class Session:
             disable=None if self.settings.log.progress else True,
             file=sys.stderr,
         )
-        with bar, Prefetcher(lambda planned: prepare_step(self.feed, planned), plan, lookahead) as steps:
+        with (
+            bar,
+            Prefetcher(lambda planned: prepare_step(self.feed, self.model.graph, planned), plan, lookahead) as steps,
+        ):
             mark, waited = time.perf_counter(), time.perf_counter()
             for step in steps:
                 self.trainer.stopwatch.seconds["data_wait"] += time.perf_counter() - waited
@@ -214,11 +221,12 @@ class Session:
         metrics = self.validator.measure(self.model)
         logbook.write(self.progress.step, {f"val/{name}": value for name, value in metrics.items()})
         log.info("epoch %d: %s", epoch + 1, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-        self.progress.history.append({"epoch": epoch + 1, "step": self.progress.step, **metrics})
-        if metrics["accuracy"] > self.progress.best_accuracy:
-            self.progress.best_accuracy, self.progress.best_epoch = metrics["accuracy"], epoch + 1
-            self._save("best")
-        self._save("last")
+        with held_back():
+            self.progress.history.append({"epoch": epoch + 1, "step": self.progress.step, **metrics})
+            if metrics["accuracy"] > self.progress.best_accuracy:
+                self.progress.best_accuracy, self.progress.best_epoch = metrics["accuracy"], epoch + 1
+                self._save("best")
+            self._save("last")
 
     def _save(self, name: str) -> None:
         content = Checkpoint(

@@ -1,7 +1,9 @@
 """The training loop: prepared step -> forward -> teacher's answer -> loss -> backward -> update.
 
 An optimizer step is a group of micro-batches. Sums over their positions are divided by
-the positions of the whole group, so that accumulation changes nothing but memory.
+the positions of the whole group, so that accumulation changes nothing but memory. The road
+network is embedded once for all of them: their gradients add up at its embeddings, and go
+back through its encoder once.
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ from student_trainer.data.loader import Index, TripOrder
 from student_trainer.distill import kl as distillation
 from student_trainer.distill.kl import TeacherTarget
 from student_trainer.distill.query import build_target
-from student_trainer.model.hoser import HOSER
+from student_trainer.model.hoser import HOSER, NetworkEmbedding
+from student_trainer.model.road_graph import Field, RoadGraph
 from student_trainer.train import loss as losses
 from student_trainer.train.checkpoint import Progress
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed, Prepared
+from student_trainer.train.interrupts import held_back
 from student_trainer.train.loss import TimeScale
 from student_trainer.train.meters import Stopwatch, Sums
 from student_trainer.train.optim import Precision, learning_rate
@@ -43,10 +47,17 @@ class PlannedStep:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A planned step whose batches are built and whose questions are asked."""
+    """A planned step whose batches are built and whose questions are asked.
+
+    Attributes:
+        plan: the plan.
+        micro_batches: its batches.
+        field: what must be computed of the road network for all of them.
+    """
 
     plan: PlannedStep
     micro_batches: Sequence[Prepared]
+    field: Field
 
 
 class Schedule:
@@ -68,9 +79,11 @@ class Schedule:
                     yield PlannedStep(number, epoch, i == self.steps_per_epoch - 1, group)
 
 
-def prepare_step(feed: Feed, plan: PlannedStep) -> Step:
+def prepare_step(feed: Feed, graph: RoadGraph, plan: PlannedStep) -> Step:
     """Builds a step's batches and asks the teacher; runs ahead of the loop."""
-    return Step(plan, [feed.prepare(index) for index in plan.micro_batches])
+    micro_batches = [feed.prepare(index) for index in plan.micro_batches]
+    read = torch.cat([ids for item in micro_batches for ids in item.batch.roads_read])
+    return Step(plan, micro_batches, graph.field(read.numpy()))
 
 
 class Trainer:
@@ -101,23 +114,36 @@ class Trainer:
         rate = learning_rate(step.plan.number, self._total, self._settings.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        finite = self.compute_gradients(step)
+        with self.stopwatch.part("optimizer"), held_back():
+            finite = self._update() if finite else False
+            self.progress.step = step.plan.number + 1
+            self.progress.bad_steps += not finite
+        if not finite:
+            self._report_bad_step(step)
+        self.sums.add("learning_rate", rate, 1)
+
+    def compute_gradients(self, step: Step) -> bool:
+        """Leaves the gradients of a step's loss in the parameters; False if the loss is not finite."""
         positions = sum(item.batch.positions for item in step.micro_batches)
         labels = sum(int((item.batch.label >= 0).sum()) for item in step.micro_batches)
         self.optimizer.zero_grad(set_to_none=True)
-        finite = all(self._accumulate(item, positions, max(labels, 1)) for item in step.micro_batches)
-        with self.stopwatch.part("optimizer"):
-            finite = self._update() if finite else False
-        if not finite:
-            self._count_bad_step(step)
-        self.progress.step = step.plan.number + 1
-        self.sums.add("learning_rate", rate, 1)
+        with self.stopwatch.part("transfer"):
+            field = step.field.to(self._device)
+        with self.stopwatch.part("network_forward"), self._precision.autocast():
+            network = self.model.embed_network(field)
+        leaves = network.detach()
+        finite = all(self._accumulate(item, leaves, positions, max(labels, 1)) for item in step.micro_batches)
+        if finite:
+            with self.stopwatch.part("network_backward"):
+                network.backward(leaves)
+        return finite
 
-    def _accumulate(self, item: Prepared, positions: int, labels: int) -> bool:
+    def _accumulate(self, item: Prepared, network: NetworkEmbedding, positions: int, labels: int) -> bool:
         """Adds a micro-batch's gradients; False, and nothing added, if its loss is not finite."""
         with self.stopwatch.part("transfer"):
             batch = item.batch.to(self._device)
         with self.stopwatch.part("forward"), self._precision.autocast():
-            network = self.model.embed_network()
             output = self.model(batch, network)
             times = self.model.label_times(batch, network, output)
         with self.stopwatch.part("teacher_wait"):
@@ -178,8 +204,7 @@ class Trainer:
             self.sums.add("gradient_norm", norm, 1)
         return finite or (scaler.is_enabled() and scaler.get_scale() >= 1)
 
-    def _count_bad_step(self, step: Step) -> None:
-        self.progress.bad_steps += 1
+    def _report_bad_step(self, step: Step) -> None:
         trips = [int(trip) for item in step.micro_batches for trip in item.batch.trips]
         limit = self._settings.optim.max_bad_steps
         log.warning(

@@ -1,35 +1,141 @@
-"""The road encoder against torch-geometric's own layer."""
+"""The road encoder against torch-geometric's own layer, and the field of a batch against the whole graph."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch_geometric.nn import GATv2Conv
+from torch_geometric.utils import k_hop_subgraph
 
-from student_trainer.model.roads import GATv2Layer, RoadGraph, segment_softmax
+from student_trainer.model.graph_attention import attend, attend_edges, attend_rows, segment_softmax
+from student_trainer.model.road_graph import Field, Hop, RoadGraph
+from student_trainer.model.roads import GATv2Layer, RoadGAT
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Hop], Tensor]
+
+roads_count, edges_count, seeds = st.integers(1, 12), st.integers(0, 40), st.integers(0, 2**31)
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.integers(1, 12), st.integers(0, 40), st.integers(0, 2**31))
-def test_layer_equals_torch_geometric(num_roads: int, num_edges: int, seed: int) -> None:
-    """Same outputs and gradients on random multigraphs with self-loops and isolated roads."""
-    generator = torch.Generator().manual_seed(seed)
+def random_graph(num_roads: int, num_edges: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A multigraph with self-loops and isolated roads: edges [2, E] and attributes [E, 2], float64."""
     edges = torch.randint(0, num_roads, (2, num_edges), generator=generator)
-    attr = torch.rand(num_edges, 2, generator=generator)
-    x = torch.randn(num_roads, 6, generator=generator, requires_grad=True)
-    ours = GATv2Layer(6, 8, edge_dim=2)
-    reference = GATv2Conv(6, 8, heads=1, edge_dim=2)
+    return edges, torch.rand(num_edges, 2, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("formulation", [attend_edges, attend_rows])
+@settings(deadline=None, max_examples=30)
+@given(roads_count, edges_count, seeds)
+def test_layer_equals_torch_geometric(formulation: Attend, num_roads: int, num_edges: int, seed: int) -> None:
+    """Same outputs and gradients in float64, by both formulations."""
+    generator = torch.Generator().manual_seed(seed)
+    edges, attr = random_graph(num_roads, num_edges, generator)
+    x = torch.randn(num_roads, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    ours = GATv2Layer(6, 8, edge_dim=2).double()
+    with torch.no_grad():  # gradients of zero biases would hide a mistake
+        for parameter in ours.parameters():
+            parameter += torch.rand(parameter.shape, generator=generator)
+    reference = GATv2Conv(6, 8, heads=1, edge_dim=2).double()
     reference.load_state_dict(ours.state_dict())
-    out = ours(x, RoadGraph(edges, attr, num_roads))
-    expected = reference(x, edges, attr)
-    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
-    weight = torch.randn(out.shape, generator=generator)
+    hop = RoadGraph(edges, attr, num_roads, 1).whole.hops[0]
+    values = (ours.lin_l(x), ours.lin_r(x), ours.lin_edge.weight, ours.att.view(-1))
+    out, expected = formulation(*values, hop) + ours.bias, reference(x, edges, attr)
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
+    weight = torch.randn(out.shape, generator=generator, dtype=torch.float64)
     grads = torch.autograd.grad((out * weight).sum(), [x, *ours.parameters()])
     expected_grads = torch.autograd.grad((expected * weight).sum(), [x, *dict(reference.named_parameters()).values()])
     by_name = dict(zip(["x", *dict(ours.named_parameters())], grads, strict=True))
     for name, grad in zip(["x", *dict(reference.named_parameters())], expected_grads, strict=True):
-        torch.testing.assert_close(by_name[name], grad, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(by_name[name], grad, rtol=1e-9, atol=1e-11)
+
+
+@settings(deadline=None, max_examples=40)
+@given(roads_count, edges_count, st.integers(1, 3), seeds)
+def test_a_field_gives_what_the_whole_graph_gives(num_roads: int, num_edges: int, layers: int, seed: int) -> None:
+    """Outputs of the roads that are read, and gradients of everything, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    edges, attr = random_graph(num_roads, num_edges, generator)
+    x = torch.randn(num_roads, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    gat = RoadGAT(6, layers).double()
+    graph = RoadGraph(edges, attr, num_roads, layers)
+    read = torch.randint(0, num_roads, (5,), generator=generator)
+    field = graph.field(read.numpy())
+    found = gat(x[field.inputs], field.hops)[field.row[read]]
+    expected = gat(x, graph.whole.hops)[read]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    weight = torch.randn(found.shape, generator=generator, dtype=torch.float64)
+    for ours, whole in zip(
+        torch.autograd.grad((found * weight).sum(), [x, *gat.parameters()]),
+        torch.autograd.grad((expected * weight).sum(), [x, *gat.parameters()]),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, whole, rtol=1e-10, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=40)
+@given(roads_count, edges_count, st.integers(0, 3), seeds)
+def test_a_field_holds_the_roads_that_are_so_near_and_no_others(
+    num_roads: int, num_edges: int, layers: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    edges, attr = random_graph(num_roads, num_edges, generator)
+    read = torch.randint(0, num_roads, (3,), generator=generator)
+    field = RoadGraph(edges, attr, num_roads, layers).field(read.numpy())
+    near, _, _, _ = k_hop_subgraph(read.unique(), layers, edges, num_nodes=num_roads)
+    assert field.inputs.tolist() == sorted(near.tolist())
+    rows = field.row[read.unique()]
+    assert rows.tolist() == list(range(len(rows)))
+
+
+def test_a_road_outside_the_field_is_an_error() -> None:
+    edges, attr = torch.tensor([[0, 1], [1, 2]]), torch.zeros(2, 2)
+    field = RoadGraph(edges, attr, 3, 1).field(np.array([1]))
+    with pytest.raises(IndexError):
+        torch.zeros(1, 4).index_select(0, field.row[torch.tensor([2])])
+
+
+def test_threads_change_no_bit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    edges, attr = random_graph(300, 4000, generator)
+    field = RoadGraph(edges, attr.float(), 300, 2).field(np.arange(0, 300, 3))
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(_bits(field))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+def _bits(field: Field) -> list[Tensor]:
+    """Output and gradients of the attention alone: products of matrices are torch's affair."""
+    generator = torch.Generator().manual_seed(1)
+    hop = field.hops[0]
+    shapes = [(len(field.inputs), 16), (len(hop.place), 16), (16, 2), (16,)]
+    values = [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
+    out = attend(values[0], values[1], values[2], values[3], hop)
+    return [out.detach(), *torch.autograd.grad((out**2).sum(), values)]
+
+
+@pytest.mark.parametrize("formulation", [attend_edges, attend_rows])
+def test_what_is_not_finite_stays_visible(formulation: Attend) -> None:
+    """A NaN or an infinity in a road's features must reach the loss, which is what skips the step."""
+    edges, attr = torch.tensor([[0, 1], [1, 2]]), torch.zeros(2, 2)
+    hop = RoadGraph(edges, attr, 4, 1).whole.hops[0]
+    for bad in (torch.nan, torch.inf):
+        left, right = torch.ones(4, 3), torch.ones(4, 3)
+        left[0] = bad
+        out = formulation(left, right, torch.ones(3, 2), torch.ones(3), hop)
+        assert out.isfinite().all(dim=1).tolist() == [False, False, True, True]
 
 
 def test_segment_softmax_by_definition() -> None:

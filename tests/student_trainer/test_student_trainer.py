@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from student_trainer.train import checkpoint as checkpoints
 from student_trainer.train import run as training
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.run import Session
+from student_trainer.train.trainer import PlannedStep
 
 SMALL: dict[str, Any] = {
     "model": {"road_id_dim": 8, "road_attr_dim": 2},
@@ -73,7 +75,7 @@ def test_every_parameter_learns_in_every_step(store: Store, tmp_path: Path) -> N
     steps = iter(session.schedule.from_step(0))
     for _ in range(2):
         before = weights(session)
-        session.trainer.train_step(training.prepare_step(session.feed, next(steps)))
+        session.trainer.train_step(training.prepare_step(session.feed, session.model.graph, next(steps)))
         for name, parameter in session.model.named_parameters():
             if parameter.requires_grad:
                 assert parameter.grad is not None, name
@@ -154,19 +156,80 @@ def test_resumed_equals_undisturbed_to_the_bit(store: Store, tmp_path: Path, sto
     assert sorted(set(steps("cut"))) == sorted(set(steps("whole")))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle_of_an_update_waits_for_its_end(
+    store: Store, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Between the weights of one layer and the next, the state is no step's."""
+    whole = train(settings_of(store, tmp_path / "whole"), store)
+    cut = settings_of(store, tmp_path / "cut")
+    session = start(cut, store)
+    update = session.trainer._update
+
+    def interrupted_update() -> bool:
+        finite = update()
+        if session.progress.step == 5:
+            signal.raise_signal(number)
+        return finite
+
+    session.trainer._update = interrupted_update  # type: ignore[method-assign]
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command line has it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            session.train()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert session.progress.step == 6
+    resumed = train(cut.model_copy(update={"resume": True}), store)
+    assert_same_bits(weights(whole), weights(resumed))
+    assert whole.progress == resumed.progress
+
+
+def test_an_epoch_whose_validation_was_interrupted_is_validated(store: Store, tmp_path: Path) -> None:
+    whole = train(settings_of(store, tmp_path / "whole"), store)
+    cut = settings_of(store, tmp_path / "cut")
+    session = start(cut, store)
+
+    def interrupt(model: HOSER) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    session.validator.measure = interrupt  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        session.train()
+    resumed = train(cut.model_copy(update={"resume": True}), store)
+    assert whole.progress == resumed.progress
+    assert_same_bits(weights(whole), weights(resumed))
+
+
+def test_a_step_learns_what_the_whole_network_would_teach(store: Store, tmp_path: Path) -> None:
+    """The gradient of a step, which embeds only the roads that it reads, against one pass over all roads."""
+    session = start(settings_of(store, tmp_path / "run", teacher="none"), store)
+    plan = next(iter(session.schedule.from_step(0)))
+    step = training.prepare_step(session.feed, session.model.graph, plan)
+    assert session.trainer.compute_gradients(step)
+    found = {name: p.grad.clone() for name, p in session.model.named_parameters() if p.grad is not None}
+    session.model.zero_grad()
+    batch = step.micro_batches[0].batch
+    network = session.model.embed_network()
+    output = session.model(batch, network)
+    times = session.model.label_times(batch, network, output)
+    sums = session.trainer._loss_sums(batch, output.logits, times, None)
+    labels = int((batch.label >= 0).sum())
+    ((sums["next_road"] + sums["time"]) / labels).backward()
+    expected = {name: p.grad for name, p in session.model.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+
+
 def test_accumulation_changes_only_memory(store: Store, tmp_path: Path) -> None:
     """Two micro-batches of 4 give the gradient of one batch of 8, though their positions differ in number."""
     gradients = []
     for batch_size, accumulation in ((8, 1), (4, 2)):
         optim = {"batch_size": batch_size, "accumulation": accumulation}
         session = start(settings_of(store, tmp_path / f"{batch_size}", optim=optim), store)
-        groups = np.split(np.arange(8), accumulation)
-        plan = training.prepare_step(session.feed, next(iter(session.schedule.from_step(0))))
-        micro = [session.feed.prepare(group) for group in groups]
-        for item in micro:
-            positions = sum(other.batch.positions for other in micro)
-            assert session.trainer._accumulate(item, positions, positions)
-        assert plan.plan.number == 0
+        plan = PlannedStep(0, 0, ends_epoch=False, micro_batches=np.split(np.arange(8), accumulation))
+        assert session.trainer.compute_gradients(training.prepare_step(session.feed, session.model.graph, plan))
         gradients.append({n: p.grad.clone() for n, p in session.model.named_parameters() if p.grad is not None})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=2e-4, atol=2e-6)
@@ -219,7 +282,9 @@ def test_non_finite_gradient_leaves_the_weights(store: Store, tmp_path: Path) ->
     parameter = session.model.navigator.v_proj.weight
     parameter.register_hook(lambda gradient: gradient * torch.nan)
     before = weights(session)
-    session.trainer.train_step(training.prepare_step(session.feed, next(iter(session.schedule.from_step(0)))))
+    session.trainer.train_step(
+        training.prepare_step(session.feed, session.model.graph, next(iter(session.schedule.from_step(0))))
+    )
     assert session.progress.bad_steps == 1
     assert_same_bits(before, weights(session))
 

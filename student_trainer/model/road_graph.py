@@ -1,0 +1,136 @@
+"""The road graph, and the part of it that decides the embeddings of the roads that are read.
+
+A GAT of L layers embeds a road from the roads at most L edges upstream of it. A batch reads a tenth of a city's
+roads, so `RoadGraph.field` finds what each layer must compute for them, and no layer computes anything else: outputs
+and gradients are those of the whole graph.
+
+Shapes: N roads, E edges (self-loops included), M roads of a layer's input or output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch_geometric.utils import add_self_loops, remove_self_loops
+
+from shared import ragged
+
+Int = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Hop:
+    """One layer's share of the graph: the edges into M_out roads from M_in roads, sorted by target.
+
+    Attributes:
+        place: int64 [M_out], the targets' own places among the inputs.
+        offsets: int64 [M_out + 1], edges of each target.
+        source: int64 [E], place among the inputs.
+        target: int64 [E], place among the targets.
+        attr: float32 [E, 2].
+        source_offsets: int64 [M_in + 1] and source_edges: int64 [E], the edges out of each input.
+    """
+
+    place: Tensor
+    offsets: Tensor
+    source: Tensor
+    target: Tensor
+    attr: Tensor
+    source_offsets: Tensor
+    source_edges: Tensor
+
+    def to(self, device: torch.device) -> Hop:
+        """The same on a device."""
+        return Hop(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)})
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Field:
+    """What the layers compute so that some roads get their embeddings.
+
+    Attributes:
+        hops: of the first layer to the last.
+        inputs: int64 [M], the roads whose features the first layer reads, ascending.
+        row: int64 [N], the row of each road's embedding among those that the last layer gives; out of range (their
+            number) for a road without one, so that reading it is an error.
+    """
+
+    hops: tuple[Hop, ...]
+    inputs: Tensor
+    row: Tensor
+
+    def to(self, device: torch.device) -> Field:
+        """The same on a device."""
+        hops = tuple(hop.to(device) for hop in self.hops)
+        return Field(hops, self.inputs.to(device, non_blocking=True), self.row.to(device, non_blocking=True))
+
+
+class RoadGraph:
+    """The road graph with self-loops, sorted by target, in memory of the host.
+
+    A self-loop's attribute is the mean of the attributes of the road's incoming edges, 0
+    if there are none; self-loops that the graph brings along are replaced.
+    """
+
+    def __init__(self, edge_index: Tensor, attr: Tensor, num_roads: int, num_layers: int) -> None:
+        """From int64 [2, E'] source and target, and float32 [E', 2]."""
+        edge_index, attr = remove_self_loops(edge_index.cpu(), attr.cpu())
+        edge_index, attr = add_self_loops(edge_index, attr, fill_value="mean", num_nodes=num_roads)
+        order = torch.argsort(edge_index[1], stable=True)
+        self._source, self._attr = edge_index[0][order].numpy(), attr[order].numpy()
+        self._degree = torch.bincount(edge_index[1], minlength=num_roads).numpy()
+        self._offsets = ragged.offsets(self._degree)
+        self._num_roads, self._num_layers = num_roads, num_layers
+
+    def field(self, roads: Int) -> Field:
+        """What is computed for `roads`, int64 in any order, repeated or not."""
+        targets = self._distinct(roads)
+        row = torch.from_numpy(self._places(targets))
+        hops = []
+        for _ in range(self._num_layers):
+            hop, targets = self._hop(targets)
+            hops.append(hop)
+        return Field(tuple(reversed(hops)), torch.from_numpy(targets), row)
+
+    @functools.cached_property
+    def whole(self) -> Field:
+        """The field of all roads."""
+        roads = np.arange(self._num_roads)
+        hop, _ = self._hop(roads)
+        return Field((hop,) * self._num_layers, torch.from_numpy(roads), torch.from_numpy(roads))
+
+    def _hop(self, targets: Int) -> tuple[Hop, Int]:
+        """The edges into `targets` (ascending), and the roads that they come from (ascending, targets included)."""
+        degree = self._degree[targets]
+        edge = ragged.slices(self._offsets[targets], degree)
+        source = self._source[edge]
+        inputs = self._distinct(source)
+        places = self._places(inputs)
+        source = places[source]
+        arrays = {
+            "place": places[targets],
+            "offsets": ragged.offsets(degree),
+            "source": source,
+            "target": ragged.rows(degree),
+            "attr": self._attr[edge],
+            "source_offsets": ragged.offsets(np.bincount(source, minlength=len(inputs))),
+            "source_edges": np.argsort(source, kind="stable"),
+        }
+        return Hop(**{name: torch.from_numpy(array) for name, array in arrays.items()}), inputs
+
+    def _distinct(self, roads: Int) -> Int:
+        """Ascending; what `np.unique` gives, without sorting."""
+        is_there = np.zeros(self._num_roads, bool)
+        is_there[roads] = True
+        return np.flatnonzero(is_there)
+
+    def _places(self, roads: Int) -> Int:
+        """Place of each road among `roads`, int64 [N]; their number where it is not among them."""
+        places = np.full(self._num_roads, len(roads), np.int64)
+        places[roads] = np.arange(len(roads))
+        return places
