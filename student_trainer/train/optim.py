@@ -15,7 +15,7 @@ from student_trainer.train.config import OptimConfig, RuntimeConfig
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over everything that learns, as upstream has it: no groups without decay."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
 
 
 def learning_rate(step: int, total: int, config: OptimConfig) -> float:
