@@ -24,8 +24,6 @@ from student_trainer.data.network import RoadNetwork
 IGNORED_LABEL = -100
 """Label of a position whose true road is not among its candidates."""
 
-DISTANCE_CLIP_M = 1000.0
-INTERVAL_CLIP_MIN = 5.0
 SECONDS_PER_DAY = 86_400
 MINUTES_PER_DAY = 1_440
 
@@ -153,7 +151,7 @@ def _pairs(
     distance, interval = np.zeros((2, len(length), width, width), np.float32)
     minutes = temporal * MINUTES_PER_DAY
     point = network.centroid_on_sphere[road]
-    kernels.fill_pairs(distance, interval, point, minutes, length, DISTANCE_CLIP_M, INTERVAL_CLIP_MIN)
+    kernels.fill_pairs(distance, interval, point, minutes, length)
     return distance, interval
 
 

@@ -21,6 +21,9 @@ Float64 = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
+DISTANCE_CLIP_M = 1000.0
+INTERVAL_CLIP_MIN = np.float32(5)
+
 SMALL = 0.01
 """Radians: half the angles up to 127 km apart. The first term that a series leaves out is below 1e-17 of the sum."""
 
@@ -29,7 +32,7 @@ SMALL = 0.01
 def _sine(x: float) -> float:
     """sin x for |x| <= SMALL."""
     square = x * x
-    return x - x * square / 6 * (1 - square / 20 * (1 - square / 42))
+    return x - x * square * (1 / 6) * (1 - square * (1 / 20) * (1 - square * (1 / 42)))
 
 
 @compiled
@@ -57,19 +60,15 @@ def fill_pairs(
     point: Float64,
     minutes: Float32,
     length: Int64,
-    most_metres: float,
-    most_minutes: float,
 ) -> None:
     """Fills in every step's distance and interval to the steps before it; the rest of the arrays stays as it is.
 
     Args:
-        distance, interval: float32 [B, T, T] to fill: clipped to the greatest value, over the greatest value.
+        distance, interval: float32 [B, T, T] to fill: metres, clipped, in 1 km; minutes, clipped, in fives.
         point: float64 [P, 3] latitude and longitude in radians and cosine of the latitude, of each step's road.
         minutes: float32 [P] time of day of each step.
         length: int64 [B] steps per trip; P = sum.
-        most_metres, most_minutes: the greatest values.
     """
-    limit = np.float32(most_minutes)
     phi, lamda, cosine = np.empty(length.max()), np.empty(length.max()), np.empty(length.max())
     first = 0
     for trip in range(len(length)):
@@ -81,16 +80,16 @@ def fill_pairs(
             if wide:
                 for j in range(i):
                     metres = _metres(point[first + j], point[first + i])
-                    distance[trip, i, j] = min(metres, most_metres) / most_metres
+                    distance[trip, i, j] = min(metres, DISTANCE_CLIP_M) / DISTANCE_CLIP_M
             else:  # no branch within: the loop runs on vector registers
                 for j in range(i):
                     half_dphi, half_dlambda = (phi[i] - phi[j]) / 2, (lamda[i] - lamda[j]) / 2
                     a = _sine(half_dphi) ** 2 + cosine[j] * cosine[i] * _sine(half_dlambda) ** 2
                     metres = 2 * EARTH_RADIUS_M * _arcsine(math.sqrt(a))
-                    distance[trip, i, j] = min(metres, most_metres) / most_metres
+                    distance[trip, i, j] = min(metres, DISTANCE_CLIP_M) / DISTANCE_CLIP_M
             for j in range(i):
                 late = abs(minutes[first + i] - minutes[first + j])
-                interval[trip, i, j] = min(late, limit) / limit
+                interval[trip, i, j] = min(late, INTERVAL_CLIP_MIN) / INTERVAL_CLIP_MIN
         first += steps
 
 

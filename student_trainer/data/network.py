@@ -59,9 +59,7 @@ class RoadNetwork:
         """`end_bearing` from each road to each of its successors: float64 [S]."""
         return self.end_bearing(ragged.rows(np.diff(self.successor_offsets)), self.successors)
 
-    def end_bearing(
-        self, road: npt.NDArray[np.integer], other: npt.NDArray[np.integer]
-    ) -> npt.NDArray[np.float64]:
+    def end_bearing(self, road: npt.NDArray[np.integer], other: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
         """Direction from the end of each road to the end of another, radians in [0, 2 pi).
 
         Longitude and latitude are swapped in the call, as they are in upstream's training
