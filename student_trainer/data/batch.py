@@ -1,7 +1,7 @@
-"""Trips -> batch: every feature that the student reads, vectorised over the batch.
+"""Trips -> batch: every feature that the student reads.
 
 Definitions are those of public HOSER, so that its weights fit: some look odd and are
-kept on purpose (see `_angles`). Positions are flat: trip after trip, step after step;
+kept on purpose (see `RoadNetwork.end_bearing`). Positions are flat: trip after trip, step after step;
 candidates are flat within positions. Only the trip encoder's inputs are padded.
 
 Shapes: B trips, T longest trip in steps, P valid positions, K candidates.
@@ -18,14 +18,12 @@ from torch import Tensor
 
 from shared import ragged
 from shared.store import Trips
-from student_trainer.data import geometry
+from student_trainer.data import kernels
 from student_trainer.data.network import RoadNetwork
 
 IGNORED_LABEL = -100
 """Label of a position whose true road is not among its candidates."""
 
-DISTANCE_CLIP_M = 1000.0
-INTERVAL_CLIP_MIN = 5.0
 SECONDS_PER_DAY = 86_400
 MINUTES_PER_DAY = 1_440
 
@@ -38,8 +36,9 @@ class Batch:
         trips: int64 [B] index of each trip in its split.
         road: int64 [B, T] road of each step (right-padded with 0).
         temporal: float32 [B, T] time of day in [0, 1), negated at weekends.
-        distance: float32 [B, T, T] metres between steps, clipped to 1 km, in km.
-        interval: float32 [B, T, T] minutes between steps, clipped to 5, in fifths.
+        distance: float32 [B, T, T] metres from a step (row) to one before it (column), clipped to 1 km, in km; 0 for
+            all other pairs, which the trip encoder never reads.
+        interval: float32 [B, T, T] minutes between the same steps, clipped to 5, in fifths.
         length: int64 [B] steps per trip; P = sum.
         destination: int64 [B] last road.
         candidate_length: int64 [P].
@@ -120,16 +119,14 @@ def build_batch(
         candidates = _keep_nearest(candidates, top_k)
 
     width = int(kept.max())
-    temporal = ragged.pad(_time_of_day(time, np.repeat(weekend, kept)), kept, width, 0)
-    padded_road = ragged.pad(road, kept, width, 0)
-    inside = np.arange(width) < kept[:, None]
-    pair_inside = inside[:, :, None] & inside[:, None, :]
+    temporal = _time_of_day(time, np.repeat(weekend, kept))
+    distance, interval = _pairs(network, road, temporal, kept)
     arrays = {
         "trips": index.astype(np.int64),
-        "road": padded_road,
-        "temporal": temporal,
-        "distance": _distances(network, padded_road) * pair_inside,
-        "interval": _intervals(temporal) * pair_inside,
+        "road": ragged.pad(road, kept, width, 0),
+        "temporal": ragged.pad(temporal, kept, width, 0),
+        "distance": distance,
+        "interval": interval,
         "length": kept,
         "destination": destination,
         "candidate_length": candidates.length,
@@ -148,17 +145,19 @@ def _time_of_day(time: npt.NDArray[np.int64], weekend: npt.NDArray[np.bool_]) ->
     return np.where(weekend, -fraction, fraction)
 
 
-def _intervals(temporal: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Pairwise minutes, from float32 times of day as upstream has them; saturates across midnight."""
-    minutes = np.abs(temporal[:, :, None] * MINUTES_PER_DAY - temporal[:, None, :] * MINUTES_PER_DAY)
-    scaled: npt.NDArray[np.float32] = np.clip(minutes, 0, INTERVAL_CLIP_MIN) / INTERVAL_CLIP_MIN
-    return scaled.astype(np.float32, copy=False)
+def _pairs(
+    network: RoadNetwork, road: npt.NDArray[np.int64], temporal: npt.NDArray[np.float32], length: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Distance and interval of every step to those before it.
 
-
-def _distances(network: RoadNetwork, road: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    lat, lng = network.line_centroid[road, 0], network.line_centroid[road, 1]
-    metres = geometry.haversine_m(lat[:, :, None], lng[:, :, None], lat[:, None, :], lng[:, None, :])
-    return (np.clip(metres, 0, DISTANCE_CLIP_M) / DISTANCE_CLIP_M).astype(np.float32)
+    Minutes are float32 times of day as upstream has them: the interval saturates across midnight.
+    """
+    width = int(length.max())
+    distance, interval = np.zeros((2, len(length), width, width), np.float32)
+    minutes = temporal * MINUTES_PER_DAY
+    point = network.centroid_on_sphere[road]
+    kernels.fill_pairs(distance, interval, point, minutes, length)
+    return distance, interval
 
 
 def _candidates(
@@ -167,48 +166,33 @@ def _candidates(
     next_road: npt.NDArray[np.int32],
     destination: npt.NDArray[np.int64],
 ) -> _Candidates:
-    start = network.successor_offsets[road]
-    length = network.successor_offsets[road + 1] - start
-    candidate = network.successors[ragged.slices(start, length)].astype(np.int64)
-    is_next = candidate == np.repeat(next_road, length)
-    at_destination = np.repeat(destination, length)
-    return _Candidates(
+    slot = network.successor_offsets[road]
+    length = network.successor_offsets[road + 1] - slot
+    count = int(length.sum())
+    distance = np.empty(count, np.float32)
+    found = _Candidates(
         length=length,
-        road=candidate,
-        distance=_detours(network, candidate, at_destination, length),
-        angle=_angles(network, np.repeat(road, length), candidate, at_destination),
-        label=ragged.positions(length)[is_next],
+        road=np.empty(count, np.int64),
+        distance=distance,
+        angle=np.empty(count, np.float32),
+        label=np.full(len(road), IGNORED_LABEL),
     )
-
-
-def _detours(
-    network: RoadNetwork,
-    candidate: npt.NDArray[np.int64],
-    destination: npt.NDArray[np.int64],
-    length: npt.NDArray[np.int64],
-) -> npt.NDArray[np.float32]:
-    """log1p of the metres to the destination beyond the nearest candidate's, in hundreds; in float32, as upstream."""
-    here, there = network.line_centroid[candidate], network.line_centroid[destination]
-    metres = geometry.haversine_m(here[:, 0], here[:, 1], there[:, 0], there[:, 1]).astype(np.float32)
-    nearest = np.minimum.reduceat(metres, ragged.offsets(length)[:-1])
-    return np.asarray(np.log1p((metres - np.repeat(nearest, length)) / 100), np.float32)
-
-
-def _angles(
-    network: RoadNetwork,
-    road: npt.NDArray[np.int64],
-    candidate: npt.NDArray[np.int64],
-    destination: npt.NDArray[np.int64],
-) -> npt.NDArray[np.float32]:
-    """Angle at the road's end between the candidate's end and the destination's end, over pi.
-
-    Longitude and latitude are swapped in the call, as they are in upstream's training
-    and inference: weights depend on it.
-    """
-    lat, lng = network.end_vertex[:, 0], network.end_vertex[:, 1]
-    towards_candidate = geometry.bearing(lng[road], lat[road], lng[candidate], lat[candidate])
-    towards_destination = geometry.bearing(lng[road], lat[road], lng[destination], lat[destination])
-    return np.asarray(geometry.turn(towards_candidate, towards_destination) / np.pi, np.float32)
+    kernels.fill_candidates(
+        found.road,
+        found.distance,
+        found.angle,
+        found.label,
+        slot,
+        length,
+        next_road,
+        destination,
+        network.end_bearing(road, destination),
+        network.successors,
+        network.successor_bearing,
+        network.centroid_on_sphere,
+    )
+    np.log1p(distance, out=distance)
+    return found
 
 
 def _keep_nearest(candidates: _Candidates, k: int) -> _Candidates:

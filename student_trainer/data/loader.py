@@ -25,14 +25,18 @@ Result = TypeVar("Result")
 class TripOrder:
     """Batches of trips in a seeded order that keeps similar lengths together.
 
-    Each epoch shuffles the trips, sorts them by length within groups of
-    `bucket_batches` batches, and shuffles the batches. Every trip is seen once an epoch;
-    the last batch may be smaller.
+    Each epoch shuffles the trips, takes `bucket_batches` times `batch_size` of them at a time, sorts these by
+    length, cuts them into `bucket_batches` batches of about as many steps each, and shuffles all batches. Every trip
+    is seen once an epoch; a bucket that has fewer trips makes fewer batches.
+
+    A batch holds `batch_size` trips on average: more short ones, or fewer long ones. Were it always as many, a step of
+    a short trip would weigh several times one of a long trip, because the loss is a mean over the steps of a batch;
+    and one batch in `bucket_batches` would pad nearly everything to its longest trip.
     """
 
-    def __init__(self, trips: Index, lengths: Index, batch_size: int, bucket_batches: int, seed: int) -> None:
-        """Orders `trips` (int64 [n] indices), `lengths` being theirs."""
-        self._trips, self._lengths = trips, lengths
+    def __init__(self, trips: Index, steps: Index, batch_size: int, bucket_batches: int, seed: int) -> None:
+        """Orders `trips` (int64 [n] indices), which have `steps` (int64 [n], each at least 1)."""
+        self._trips, self._steps = trips, steps
         self._batch_size, self._bucket, self._seed = batch_size, batch_size * bucket_batches, seed
         self.batches_per_epoch = -(-len(trips) // batch_size)
 
@@ -40,11 +44,35 @@ class TripOrder:
         """The batches of an epoch."""
         rng = np.random.default_rng((self._seed, epoch))
         order = rng.permutation(len(self._trips))
-        if self._bucket > self._batch_size:
-            buckets = [order[i : i + self._bucket] for i in range(0, len(order), self._bucket)]
-            order = np.concatenate([b[np.argsort(self._lengths[b], kind="stable")] for b in buckets])
-        batches = [order[i : i + self._batch_size] for i in range(0, len(order), self._batch_size)]
+        batches = [
+            batch for i in range(0, len(order), self._bucket) for batch in self._cut(order[i : i + self._bucket])
+        ]
         return [self._trips[batches[i]] for i in rng.permutation(len(batches))]
+
+    def _cut(self, bucket: Index) -> list[Index]:
+        """Splits a bucket's trips, shortest first, into batches of about as many steps; none is empty."""
+        bucket = bucket[np.argsort(self._steps[bucket], kind="stable")]
+        batches = -(-len(bucket) // self._batch_size)
+        until = np.cumsum(self._steps[bucket])
+        number = np.arange(1, batches)
+        end = np.searchsorted(until, until[-1] * number / batches)
+        # Where a trip is longer than a batch's share, two ends may meet: the later one moves on, or the earlier back.
+        end = np.maximum.accumulate(np.maximum(end - number, 0)) + number
+        end = np.minimum(end, len(bucket) - batches + number)
+        return np.split(bucket, end)
+
+
+def padded_share(batches: Iterable[Index], power: int = 1) -> float:
+    """Share of padding among the places of padded batches, given the steps of each batch's trips.
+
+    Args:
+        batches: int64 [B] steps of the trips, for each batch.
+        power: 1 for arrays [B, T], 2 for [B, T, T].
+    """
+    steps = list(batches)
+    filled = sum(int((batch**power).sum()) for batch in steps)
+    places = sum(len(batch) * int(batch.max() ** power) for batch in steps)
+    return 1 - filled / places
 
 
 def by_length(lengths: Index, batch_size: int) -> list[Index]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import numpy.typing as npt
 
+from shared import ragged
 from shared.store import Store
+from student_trainer.data import geometry
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,6 +47,26 @@ class RoadNetwork:
     def load(cls, store: Store) -> RoadNetwork:
         """Reads the network of a store."""
         return cls(**{field.name: store.network(field.name) for field in dataclasses.fields(cls)})
+
+    @functools.cached_property
+    def centroid_on_sphere(self) -> npt.NDArray[np.float64]:
+        """Latitude and longitude of each centroid in radians, and the cosine of the latitude: float64 [N, 3]."""
+        phi, lamda = np.radians(self.line_centroid).T
+        return np.stack([phi, lamda, np.cos(phi)], axis=1)
+
+    @functools.cached_property
+    def successor_bearing(self) -> npt.NDArray[np.float64]:
+        """`end_bearing` from each road to each of its successors: float64 [S]."""
+        return self.end_bearing(ragged.rows(np.diff(self.successor_offsets)), self.successors)
+
+    def end_bearing(self, road: npt.NDArray[np.integer], other: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+        """Direction from the end of each road to the end of another, radians in [0, 2 pi).
+
+        Longitude and latitude are swapped in the call, as they are in upstream's training
+        and inference: weights depend on it.
+        """
+        lat, lng = self.end_vertex[:, 0], self.end_vertex[:, 1]
+        return geometry.bearing(lng[road], lat[road], lng[other], lat[other])
 
     @property
     def num_roads(self) -> int:

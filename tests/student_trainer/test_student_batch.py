@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import math
 
@@ -13,6 +14,7 @@ from support.random_city import random_network, random_trips
 
 from shared import ragged
 from shared.store import Trips
+from student_trainer.data import geometry
 from student_trainer.data.batch import Batch, build_batch
 from student_trainer.data.network import RoadNetwork
 
@@ -51,13 +53,14 @@ def check_trip(network: RoadNetwork, trips: Trips, trip: int, batch: Batch, row:
     assert batch.road[row, :steps].tolist() == roads[:-1]
     np.testing.assert_allclose(batch.temporal[row, :steps], time_of_day, atol=1e-6)
     for i in range(steps):
-        for j in range(steps):
+        for j in range(i + 1):
             far = metres(network.line_centroid[roads[i]], network.line_centroid[roads[j]]) if i != j else 0
             assert batch.distance[row, i, j].item() == pytest.approx(min(far, 1000) / 1000, abs=2e-4)
             late = abs(time_of_day[i] - time_of_day[j]) * 1440
             assert batch.interval[row, i, j].item() == pytest.approx(min(late, 5) / 5, abs=1e-4)
     assert not batch.road[row, steps:].any() and not batch.temporal[row, steps:].any()
-    assert not batch.distance[row, steps:].any() and not batch.interval[row, :, steps:].any()
+    for pairs in (batch.distance[row], batch.interval[row]):
+        assert not pairs.triu(1).any() and not pairs[steps:].any()
 
     first = int(batch.length[:row].sum())
     starts = ragged.offsets(batch.candidate_length.numpy())
@@ -132,6 +135,33 @@ def test_cropping_keeps_the_last_steps_of_everything() -> None:
         assert cropped.road[trip, :kept].equal(whole.road[trip, steps - kept : steps])
         assert cropped.temporal[trip, :kept].equal(whole.temporal[trip, steps - kept : steps])
     assert cropped.road.shape[1] == 5
+
+
+def trip_over(points: np.ndarray) -> tuple[RoadNetwork, Trips]:
+    """A trip over roads at the given latitudes and longitudes, and back to the first."""
+    network, _ = random_network(num_roads=len(points))
+    roads = np.arange(len(points) + 1) % len(points)
+    trips = Trips(roads.astype(np.int32), np.arange(len(roads)), np.array([0, len(roads)]), np.zeros(1, np.int64))
+    return dataclasses.replace(network, line_centroid=points), trips
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.sampled_from([(0, 0), (0, 180), (37.8, -122.4), (-89.998, 12), (90, 0)]),
+    st.sampled_from([1e-6, 1e-3, 0.02, 1, 40]),
+    st.integers(0, 1000),
+)
+def test_distances_equal_the_vectorised_formula(centre: tuple[float, float], spread: float, seed: int) -> None:
+    """Within float32's last bit, all over the globe, also where the series of small angles do not reach."""
+    points = np.array(centre) + spread * np.random.default_rng(seed).uniform(-1, 1, (12, 2))
+    points[:, 0] = points[:, 0].clip(-90, 90)
+    points[:, 1] = (points[:, 1] + 180) % 360 - 180
+    network, trips = trip_over(points)
+    batch = build_batch(network, trips, np.array([0]))
+    metres = geometry.haversine_m(points[:, None, 0], points[:, None, 1], points[None, :, 0], points[None, :, 1])
+    expected = np.tril(metres.clip(0, 1000) / 1000).astype(np.float32)
+    np.testing.assert_array_max_ulp(batch.distance[0].numpy(), expected, maxulp=1)
+    assert (batch.distance[0].numpy() == expected).mean() > 0.98
 
 
 def test_a_trip_is_the_same_in_any_company() -> None:

@@ -62,8 +62,8 @@ def test_features(reference: tuple[str, dict[str, np.ndarray]], batch: Batch, st
         np.testing.assert_array_equal(getattr(batch, ours).numpy(), theirs, err_msg=ours)
     for ours, theirs in {
         "temporal": expected["temporal_info"],
-        "distance": expected["trace_distance_mat"],
-        "interval": expected["trace_time_interval_mat"],
+        "distance": np.tril(expected["trace_distance_mat"]),  # of the steps that a step may attend to
+        "interval": np.tril(expected["trace_time_interval_mat"]),
         "candidate_distance": expected["metric_dis"][candidates],
         "candidate_angle": expected["metric_angle"][candidates],
     }.items():
