@@ -121,7 +121,7 @@ def predict(
                 "candidate_length": batch.candidate_length.numpy(),
                 "label": batch.label.numpy(),
                 "road": batch.candidate_road.numpy(),
-                "logit": output.logits[output.layout.exists].float().cpu().numpy(),
+                "logit": output.logits.cpu().numpy()[batch.layout.exists.numpy()],
                 "seconds": np.expm1(times * scale.sigma + scale.mu).clip(min=0).astype(np.float32),
                 "log1p_seconds_standardised": times,
             }

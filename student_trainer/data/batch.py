@@ -10,6 +10,7 @@ Shapes: B trips, T longest trip in steps, P valid positions, K candidates.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,35 @@ IGNORED_LABEL = -100
 
 SECONDS_PER_DAY = 86_400
 MINUTES_PER_DAY = 1_440
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CandidateLayout:
+    """Flat candidates [K] <-> padded [P, C], C being the most that a position has.
+
+    Made on the host, so that an accelerator is never waited for to know how many there are.
+
+    Attributes:
+        position: int64 [K] position of each candidate.
+        slot: int64 [K] its index among the position's candidates.
+        exists: bool [P, C].
+    """
+
+    position: Tensor
+    slot: Tensor
+    exists: Tensor
+
+    @classmethod
+    def of(cls, length: npt.NDArray[np.int64]) -> CandidateLayout:
+        """The layout of positions with `length` [P] candidates."""
+        exists = np.arange(length.max()) < length[:, None]
+        arrays = (ragged.rows(length), ragged.positions(length), exists)
+        return cls(*map(torch.from_numpy, arrays))
+
+    def pad(self, values: Tensor, fill: float) -> Tensor:
+        """Flat values [K] as [P, C]."""
+        padded = values.new_full(self.exists.shape, fill)
+        return padded.index_put((self.position, self.slot), values)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,6 +77,8 @@ class Batch:
         candidate_token: int64 [K] cell of the candidate.
         label: int64 [P] index of the next road among the candidates, or -100.
         seconds: float32 [P] travel time to the next road.
+        place: int64 [P] place of each position among the B * T padded steps.
+        layout: where candidates lie among padded ones.
     """
 
     trips: Tensor
@@ -63,6 +95,8 @@ class Batch:
     candidate_token: Tensor
     label: Tensor
     seconds: Tensor
+    place: Tensor
+    layout: CandidateLayout
 
     @property
     def positions(self) -> int:
@@ -76,11 +110,15 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device; from pinned memory the copy is asynchronous."""
-        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)})
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self) -> Batch:
         """The batch in page-locked memory."""
-        return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in dataclasses.fields(self)})
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        tensors = {f.name: function(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "layout"}
+        return Batch(layout=CandidateLayout(*map(function, vars(self.layout).values())), **tensors)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,8 +174,10 @@ def build_batch(
         "candidate_token": network.road_token[candidates.road].astype(np.int64),
         "label": candidates.label,
         "seconds": (chosen.times[step + 1] - time).astype(np.float32),
+        "place": ragged.slices(np.arange(len(kept)) * width, kept),
     }
-    return Batch(**{name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()})
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    return Batch(layout=CandidateLayout.of(candidates.length), **tensors)
 
 
 def _time_of_day(time: npt.NDArray[np.int64], weekend: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from shared import ragged
 from shared.errors import CompatibilityError
@@ -14,7 +13,6 @@ from student_trainer.data.batch import Batch
 from student_trainer.data.network import RoadNetwork
 from student_trainer.distill.config import DistillConfig
 from student_trainer.distill.kl import TeacherTarget
-from student_trainer.model.hoser import CandidateLayout
 
 
 def build_query(batch: Batch, network: RoadNetwork, distill: DistillConfig) -> ScoreQuery:
@@ -34,13 +32,9 @@ def build_query(batch: Batch, network: RoadNetwork, distill: DistillConfig) -> S
     return ScoreQuery(HistoryMode.WINDOW, rows, window.astype(np.int32), candidates, candidate_lengths)
 
 
-def build_target(reply: ScoreReply, token: Tensor, layout: CandidateLayout) -> TeacherTarget:
-    """The reply beside the cells it is about, padded like the student's logits.
-
-    Args:
-        token: int64 [K] cells of the candidates, on the student's device.
-        layout: the student's layout of the same candidates.
-    """
+def build_target(reply: ScoreReply, batch: Batch) -> TeacherTarget:
+    """The reply beside the cells it is about, padded like the student's logits, on the batch's device."""
+    token, layout = batch.candidate_token, batch.layout
     log_probs = torch.from_numpy(reply.log_probs.astype(np.float32)).to(token.device, non_blocking=True)
     return TeacherTarget.of(layout.pad(log_probs, -torch.inf), layout.pad(token, -1), layout.exists)
 

@@ -20,34 +20,6 @@ from student_trainer.model.trajectory import TrajectoryEncoder
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class CandidateLayout:
-    """Flat candidates [K] <-> padded [P, C].
-
-    Attributes:
-        position: int64 [K] position of each candidate.
-        slot: int64 [K] its index among the position's candidates.
-        exists: bool [P, C].
-    """
-
-    position: Tensor
-    slot: Tensor
-    exists: Tensor
-
-    @classmethod
-    def of(cls, length: Tensor) -> CandidateLayout:
-        """The layout of positions with `length` [P] candidates."""
-        slots = torch.arange(int(length.max()), device=length.device)
-        exists = slots < length[:, None]
-        position, slot = exists.nonzero(as_tuple=True)
-        return cls(position, slot, exists)
-
-    def pad(self, values: Tensor, fill: float) -> Tensor:
-        """Flat values [K] as [P, C]."""
-        padded = values.new_full(self.exists.shape, fill)
-        return padded.index_put((self.position, self.slot), values)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class NetworkEmbedding:
     """Embeddings of the roads of a field, [M, d], and of all zones, [Z, d].
 
@@ -85,12 +57,10 @@ class StudentOutput:
     Attributes:
         logits: float32 [P, C], -inf beyond a position's candidates.
         state: [P, 2d] trip state at each position.
-        layout: how candidates are laid out.
     """
 
     logits: Tensor
     state: Tensor
-    layout: CandidateLayout
 
 
 class HOSER(nn.Module):
@@ -125,21 +95,19 @@ class HOSER(nn.Module):
         states = self.trajectory_encoder(
             network.roads(batch.road), network.zones(zone), batch.temporal, batch.distance, batch.interval, batch.length
         )
-        step = torch.arange(states.shape[1], device=states.device)
-        state = states[step < batch.length[:, None]]
+        state = states.flatten(0, 1).index_select(0, batch.place)
         destination_zone = network.zones(self.road2zone[batch.destination]).repeat_interleave(
             batch.length, dim=0, output_size=batch.positions
         )
-        layout = CandidateLayout.of(batch.candidate_length)
         logits = self.navigator.scores(
             state,
             destination_zone,
             network.roads(batch.candidate_road),
             batch.candidate_distance,
             batch.candidate_angle,
-            layout.position,
+            batch.layout.position,
         )
-        return StudentOutput(layout.pad(logits.float(), -torch.inf), state, layout)
+        return StudentOutput(batch.layout.pad(logits.float(), -torch.inf), state)
 
     def label_times(self, batch: Batch, network: NetworkEmbedding, output: StudentOutput) -> Tensor:
         """Standardised log1p seconds to each position's true next road, float32 [P].
@@ -152,5 +120,5 @@ class HOSER(nn.Module):
 
     def candidate_times(self, batch: Batch, network: NetworkEmbedding, output: StudentOutput) -> Tensor:
         """Standardised log1p seconds to every candidate, float32 [K]."""
-        state = output.state[output.layout.position]
+        state = output.state[batch.layout.position]
         return self.navigator.times(state, network.roads(batch.candidate_road)).float()

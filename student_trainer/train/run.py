@@ -143,9 +143,10 @@ class Session:
         asked = teacher if settings.distils else None
         self.feed = Feed(network, train, settings.batch, settings.distill, asked, device)
         chosen = _choose_trips(train, settings)
-        order = TripOrder(
-            chosen, train.lengths[chosen], settings.optim.batch_size, settings.batch.bucket_batches, settings.seed
-        )
+        steps = train.lengths[chosen] - 1
+        if settings.batch.max_steps:
+            steps = np.minimum(steps, settings.batch.max_steps)
+        order = TripOrder(chosen, steps, settings.optim.batch_size, settings.batch.bucket_batches, settings.seed)
         self.schedule = Schedule(order, settings.optim.accumulation, settings.optim.epochs)
         val_feed = Feed(network, val, settings.batch, settings.distill, asked, device)
         self.validator = Validator(

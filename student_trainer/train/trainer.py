@@ -149,7 +149,7 @@ class Trainer:
         with self.stopwatch.part("teacher_wait"):
             reply = item.reply.result() if item.reply is not None else None
         with self.stopwatch.part("loss"):
-            target = None if reply is None else build_target(reply, batch.candidate_token, output.layout)
+            target = None if reply is None else build_target(reply, batch)
             sums = self._loss_sums(batch, output.logits, times, target)
             loss = sums["next_road"] / labels + self._settings.optim.time_weight * sums["time"] / labels
             if target is not None:

@@ -83,7 +83,7 @@ class Validator:
         sums.add("time_error", losses.time_errors(times, batch.seconds, self._scale)[labelled].sum(), count)
         sums.add("seconds_error", losses.seconds_errors(times, batch.seconds, self._scale)[labelled].sum(), count)
         if reply is not None:
-            target = build_target(reply, batch.candidate_token, output.layout)
+            target = build_target(reply, batch)
             config = self._distill
             kl = distillation.distillation_loss(output.logits, target, config.temperature, config.collisions)
             sums.add("kl", kl.sum(), batch.positions)

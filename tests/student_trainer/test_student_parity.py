@@ -86,7 +86,7 @@ def test_embeddings_logits_and_times(reference: tuple[str, dict[str, np.ndarray]
         label_times = model.label_times(batch, embedding, output)
     np.testing.assert_allclose(embedding.road.numpy(), expected["road_embedding"], atol=1e-4)
     np.testing.assert_allclose(embedding.zone.numpy(), expected["zone_embedding"], atol=1e-4)
-    np.testing.assert_allclose(output.logits[output.layout.exists].numpy(), expected["logits"][candidates], atol=1e-4)
+    np.testing.assert_allclose(output.logits[batch.layout.exists].numpy(), expected["logits"][candidates], atol=1e-4)
     np.testing.assert_allclose(times.numpy(), expected["time_pred"][candidates], atol=1e-4)
     of_label = np.take_along_axis(expected["time_pred"], expected["road_label"][..., None], axis=2)[..., 0]
     np.testing.assert_allclose(label_times.numpy(), of_label[valid], atol=1e-4)

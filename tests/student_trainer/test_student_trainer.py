@@ -99,7 +99,7 @@ def test_kl_gradient_reaches_every_position(store: Store, tmp_path: Path) -> Non
     output = session.model(item.batch, session.model.embed_network())
     logits = output.logits.detach().requires_grad_()
     assert item.reply is not None
-    target = build_target(item.reply.result(), item.batch.candidate_token, output.layout)
+    target = build_target(item.reply.result(), item.batch)
     distillation_loss(logits, target, 2.0, "marginal").sum().backward()
     assert logits.grad is not None
     choice = target.is_first.sum(-1) > 1  # one cell leaves nothing to learn
@@ -343,7 +343,7 @@ def test_mixed_precision_trains_with_losses_in_float32(store: Store, tmp_path: P
         output = mixed.model(item.batch, network)
         times = mixed.model.label_times(item.batch, network, output)
     exact = mixed.model(item.batch, mixed.model.embed_network()).logits
-    exists = output.layout.exists
+    exists = item.batch.layout.exists
     assert not output.logits[exists].equal(exact[exists])  # the products really are in half precision
     torch.testing.assert_close(output.logits[exists], exact[exists], rtol=0.05, atol=0.05)
     assert output.logits.dtype is times.dtype is torch.float32
