@@ -44,6 +44,10 @@ class Feed:
         self._distill, self._teacher = distill, teacher
         self._pin = device.type == "cuda"
 
+    def lengths(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Roads of each of the given trips: int64, as `index`."""
+        return self._trips.lengths[index]
+
     def prepare(self, index: npt.NDArray[np.int64], ask: bool = True) -> Prepared:
         """The batch of the given trips; called by the prefetching thread."""
         batch = build_batch(self._network, self._trips, index, self._config.candidate_top_k, self._config.max_steps)

@@ -1,7 +1,8 @@
 """The training loop: prepared step -> forward -> teacher's answer -> loss -> backward -> update.
 
-An optimizer step is a group of micro-batches. Sums over their positions are divided by
-the positions of the whole group, so that accumulation changes nothing but memory.
+An optimizer step is a group of micro-batches, each shared out among ranks. Sums over their positions are divided by
+the positions of the whole group on all ranks, so that accumulation changes nothing but memory, and ranks nothing but
+time.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +29,15 @@ from student_trainer.train.feed import Feed, Prepared
 from student_trainer.train.loss import TimeScale
 from student_trainer.train.meters import Stopwatch, Sums
 from student_trainer.train.optim import Precision, learning_rate
+from student_trainer.train.ranks import ALONE, Ranks
+from student_trainer.train.stop import StopSignals
 
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class PlannedStep:
-    """The trips of an optimizer step, micro-batch by micro-batch."""
+    """The trips of an optimizer step, micro-batch by micro-batch, of all ranks."""
 
     number: int
     epoch: int
@@ -43,7 +47,7 @@ class PlannedStep:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A planned step whose batches are built and whose questions are asked."""
+    """A planned step whose batches are built and whose questions are asked: this rank's share, which may be none."""
 
     plan: PlannedStep
     micro_batches: Sequence[Prepared]
@@ -68,9 +72,10 @@ class Schedule:
                     yield PlannedStep(number, epoch, i == self.steps_per_epoch - 1, group)
 
 
-def prepare_step(feed: Feed, plan: PlannedStep) -> Step:
-    """Builds a step's batches and asks the teacher; runs ahead of the loop."""
-    return Step(plan, [feed.prepare(index) for index in plan.micro_batches])
+def prepare_step(feed: Feed, plan: PlannedStep, ranks: Ranks = ALONE) -> Step:
+    """Builds a rank's batches of a step and asks the teacher; runs ahead of the loop."""
+    shares = [ranks.share(index, feed.lengths(index)) for index in plan.micro_batches]
+    return Step(plan, [feed.prepare(share) for share in shares if len(share)])
 
 
 class Trainer:
@@ -86,31 +91,57 @@ class Trainer:
         device: torch.device,
         total_steps: int,
         progress: Progress,
+        ranks: Ranks,
+        stop: StopSignals,
     ) -> None:
         self.model, self.optimizer, self.progress = model, optimizer, progress
+        self._ranks, self._stop = ranks, stop
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._settings, self._scale = settings, scale
         self._precision, self._device, self._total = precision, device, total_steps
         self.sums, self.stopwatch = Sums(), Stopwatch()
 
     def train_step(self, step: Step) -> None:
-        """One optimizer step; a non-finite loss or gradient skips the update and is counted.
+        """One optimizer step, made whole or not at all.
+
+        A non-finite loss or gradient, on any rank, skips the update and is counted.
 
         Raises:
             TrainingError: more bad steps than `optim.max_bad_steps`.
         """
+        sums, number = self.sums.copy(), self.progress.step
+        try:
+            self._make_step(step)
+        except BaseException:
+            if self.progress.step == number:
+                self.sums = sums
+            raise
+
+    def _make_step(self, step: Step) -> None:
         rate = learning_rate(step.plan.number, self._total, self._settings.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         positions = sum(item.batch.positions for item in step.micro_batches)
         labels = sum(int((item.batch.label >= 0).sum()) for item in step.micro_batches)
+        with self._meeting():
+            positions, labels = self._ranks.sums(positions, labels)
         self.optimizer.zero_grad(set_to_none=True)
         finite = all(self._accumulate(item, positions, max(labels, 1)) for item in step.micro_batches)
-        with self.stopwatch.part("optimizer"):
-            finite = self._update() if finite else False
-        if not finite:
-            self._count_bad_step(step)
-        self.progress.step = step.plan.number + 1
-        self.sums.add("learning_rate", rate, 1)
+        with self._meeting():
+            finite = self._ranks.sum_gradients(self._parameters, finite)
+        with self._stop.shield():
+            with self.stopwatch.part("optimizer"):
+                finite = self._update() if finite else False
+            if not finite:
+                self._count_bad_step(step)
+            self.progress.step = step.plan.number + 1
+            self.sums.add("learning_rate", rate, 1)
+            self.stopwatch.steps += 1
+            self.stopwatch.positions += positions
+
+    def _meeting(self) -> AbstractContextManager[None]:
+        """Counts the time that other ranks take."""
+        return self.stopwatch.part("ranks") if self._ranks.world > 1 else nullcontext()
 
     def _accumulate(self, item: Prepared, positions: int, labels: int) -> bool:
         """Adds a micro-batch's gradients; False, and nothing added, if its loss is not finite."""
@@ -168,8 +199,7 @@ class Trainer:
         """Clips and steps; False, and weights unchanged, if the gradient is not finite."""
         scaler = self._precision.scaler
         scaler.unscale_(self.optimizer)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self._settings.optim.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self._parameters, self._settings.optim.clip_norm)
         finite = bool(torch.isfinite(norm))
         if finite or scaler.is_enabled():  # an enabled scaler skips the step itself and lowers its scale
             scaler.step(self.optimizer)
@@ -180,26 +210,37 @@ class Trainer:
 
     def _count_bad_step(self, step: Step) -> None:
         self.progress.bad_steps += 1
-        trips = [int(trip) for item in step.micro_batches for trip in item.batch.trips]
         limit = self._settings.optim.max_bad_steps
-        log.warning(
-            "step %d: loss or gradient is not finite, update skipped (%d of at most %d); training trips %s",
-            step.plan.number, self.progress.bad_steps, limit, trips,
-        )  # fmt: skip
+        if self._ranks.is_first:
+            trips = [int(trip) for index in step.plan.micro_batches for trip in index]
+            log.warning(
+                "step %d: loss or gradient is not finite, update skipped (%d of at most %d); training trips %s",
+                step.plan.number, self.progress.bad_steps, limit, trips,
+            )  # fmt: skip
         if self.progress.bad_steps > limit:
             raise TrainingError(
                 f"{self.progress.bad_steps} steps with a non-finite loss or gradient, more than optim.max_bad_steps "
                 f"{limit}; the last at step {step.plan.number}. Try a lower optim.learning_rate or runtime.amp=off"
             )
 
+    @property
+    def has_metrics(self) -> bool:
+        """Whether this rank has summed anything since the last metrics."""
+        return bool(self.sums)
+
+    def settle_sums(self) -> None:
+        """Hands what was summed since the last metrics to the first rank, which saves it."""
+        totals = self._ranks.gather(self.sums.totals())
+        self.sums = Sums.of(totals) if self._ranks.is_first else Sums()
+
     def take_metrics(self, wall_seconds: float) -> dict[str, float]:
-        """Means since the last call: losses, and milliseconds of each part of a step."""
-        means = self.sums.means()
-        steps = max(self.sums.count("learning_rate"), 1)
+        """Means since the last call: losses of all ranks, and milliseconds of each part of a step of this one."""
+        means = Sums.of(self._ranks.gather(self.sums.totals())).means()
+        steps = max(self.stopwatch.steps, 1)
         metrics = {f"train/{name}": value for name, value in means.items()}
         for name, seconds in self.stopwatch.seconds.items():
             metrics[f"perf/{name}_ms"] = 1000 * seconds / steps
         metrics["perf/step_ms"] = 1000 * wall_seconds / steps
-        metrics["perf/positions_per_s"] = self.sums.count("accuracy") / wall_seconds if wall_seconds else 0.0
+        metrics["perf/positions_per_s"] = self.stopwatch.positions / wall_seconds if wall_seconds else 0.0
         self.sums, self.stopwatch = Sums(), Stopwatch()
         return metrics
