@@ -302,7 +302,7 @@ class Session:
             teacher_revision=self.revision,
             sums=self.trainer.sums.totals(),
             random_state=random_state(self.device),
-            torch=torch.__version__,
+            torch=str(torch.__version__),
         )
         keep = self.settings.log.keep_checkpoints if name == "last" else 1
         with self.stop.shield():
