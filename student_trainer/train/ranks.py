@@ -14,6 +14,7 @@ import datetime
 import hashlib
 import logging
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -191,7 +192,7 @@ class ProcessRanks(Ranks):
                 timeout=timeout,
             )
         except (RuntimeError, ValueError) as error:
-            raise TrainingError(f"the {self.world} ranks did not find each other: {_first_line(error)}") from None
+            raise TrainingError(f"the {self.world} ranks did not find each other: {_reason(error)}") from None
 
     def gather(self, value: T) -> list[T]:
         """See `Ranks`."""
@@ -220,7 +221,7 @@ class ProcessRanks(Ranks):
         except RuntimeError as error:
             lost = RankLost(
                 f"rank {self.rank} of {self.world} lost contact with another rank, which was killed, failed or hangs "
-                f"({_first_line(error)}); all ranks end. Start the same command again with --resume"
+                f"({_reason(error)}); all ranks end. Start the same command again with --resume"
             )
             self.speak(lost)
             raise lost from None
@@ -283,5 +284,7 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _reason(error: Exception) -> str:
+    """The first sentence of an error, without the place in gloo's sources."""
+    text = re.sub(r"^\[[^]]*\] *", "", str(error).strip()) or type(error).__name__
+    return text.splitlines()[0].split(". ")[0]
