@@ -12,6 +12,10 @@ Collisions = Literal["marginal", "duplicate"]
 """How candidates that share a teacher cell are compared: as one cell, or each with the whole mass."""
 
 
+NAME_LENGTH = 64
+"""Characters of a caller's name that a teacher takes."""
+
+
 class DistillConfig(Section):
     """The distillation term: weight * KL(teacher || student) at a temperature."""
 
@@ -43,8 +47,9 @@ class ClientConfig(Section):
     streams: int = pydantic.Field(0, ge=0, le=64)
     """Streams to each address of a list, or parts into which a name's rows are cut, each with a stream of its own;
     0: 1 to an address, 16 to a name."""
-    name: str = pydantic.Field("", pattern=r"^[ -~]{0,64}$")
-    """What the teacher knows this trainer by; it shares its time evenly among names. Empty: made from the host's."""
+    name: str = pydantic.Field("", pattern=r"^[ -~]*$", max_length=NAME_LENGTH)
+    """What the teacher knows this trainer by; it shares its time evenly among names. Empty: made from the host's.
+    Several ranks add theirs."""
     lookahead: int = pydantic.Field(4, ge=1)
     """Optimizer steps whose requests are sent ahead of the student."""
     max_in_flight: int = pydantic.Field(64, ge=1, le=500)

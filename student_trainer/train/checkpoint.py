@@ -1,15 +1,22 @@
-"""Checkpoints: everything that a run needs to go on, written atomically, read without pickle.
+"""Checkpoints: everything that a run needs to go on, written atomically, checked and never executed when read.
 
-A checkpoint is a `torch.save` archive of tensors and plain values, read with
-`weights_only=True`. Random state is not among them because nothing random happens after
-the initial weights: the order of trips is a function of seed and step.
+A checkpoint is a `torch.save` archive of tensors and plain values, read with `weights_only=True` after the checksum
+of every record. The place in the data is not in it, for the order of trips is a function of seed and step.
+
+    last.pt, last.1.pt, ...     the newest and those before it; there is a whole last.pt at any moment
+    best.pt                     highest validation accuracy
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
+import os
 import pickle
+import shutil
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +26,15 @@ from torch import Tensor
 from shared import files
 from shared.errors import FileFormatError
 
-FORMAT = "hoser-checkpoint/1"
+log = logging.getLogger(__name__)
+
+FAMILY, FORMAT = "hoser-checkpoint/", "hoser-checkpoint/2"
+
+DAMAGED = (
+    *(RuntimeError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError),
+    *(ValueError, LookupError, OverflowError, TypeError, AttributeError),
+)
+"""What readers of archives and of their index raise when bytes are not what they were."""
 
 
 @dataclasses.dataclass
@@ -52,6 +67,10 @@ class Checkpoint:
         store: fingerprint of the store.
         mu, sigma: standardisation of log1p seconds.
         teacher_revision: weights of the teacher, empty without one.
+        sums: totals and counts since the last line of metrics, by name.
+        random_state: of torch's generators, by device type. Nothing random happens after the initial weights now; a
+            layer that draws numbers would go on where it was.
+        torch: version that saved this.
     """
 
     model: dict[str, Tensor]
@@ -63,13 +82,24 @@ class Checkpoint:
     mu: float
     sigma: float
     teacher_revision: str
+    sums: dict[str, tuple[float, int]]
+    random_state: dict[str, Tensor]
+    torch: str
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint; a crash leaves the old file or the new one."""
+def save(path: Path, checkpoint: Checkpoint, keep: int = 1) -> None:
+    """Writes a checkpoint; a crash leaves the old file or the new one.
+
+    Args:
+        path: NAME.pt.
+        checkpoint: its content.
+        keep: how many there are to be afterwards: the one before becomes NAME.1.pt, that before it NAME.2.pt.
+    """
     values = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
     values["progress"] = dataclasses.asdict(checkpoint.progress)
-    save_tensors(path, {"format": FORMAT, **values})
+    with files.atomic_path(path) as temporary:
+        torch.save({"format": FORMAT, **values}, temporary)
+        _rotate(path, keep)
 
 
 def save_tensors(path: Path, values: dict[str, Any]) -> None:
@@ -78,11 +108,66 @@ def save_tensors(path: Path, values: dict[str, Any]) -> None:
         torch.save(values, temporary)
 
 
+def generation(path: Path, age: int) -> Path:
+    """Where the checkpoint is kept that was `path` so many checkpoints ago."""
+    return path.with_suffix(f".{age}{path.suffix}") if age else path
+
+
+def _rotate(path: Path, keep: int) -> None:
+    """Gives each generation the next one's name, `path` a second one, and removes those that are too many."""
+    before = generation(path, 1)
+    if keep > 1 and path.exists() and not (before.exists() and before.samefile(path)):  # a crash may have come between
+        for age in reversed(range(1, keep - 1)):
+            if generation(path, age).exists():
+                os.replace(generation(path, age), generation(path, age + 1))
+        before.unlink(missing_ok=True)
+        try:
+            os.link(path, before)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, before)
+    for surplus in _generations(path):
+        if surplus != path and surplus not in [generation(path, age) for age in range(1, keep)]:
+            surplus.unlink()
+
+
+def _generations(path: Path) -> list[Path]:
+    """The checkpoints that are there, newest first."""
+    older = [found for found in path.parent.glob(f"{path.stem}.*{path.suffix}") if found.suffixes[-2][1:].isdigit()]
+    return [path] * path.exists() + sorted(older, key=lambda found: int(found.suffixes[-2][1:]))
+
+
+def remove_halves(path: Path) -> None:
+    """Removes what a process that was killed while it wrote `path` has left beside it."""
+    for half in path.parent.glob(f".{path.name}.*"):
+        half.unlink()
+
+
+def load_newest(path: Path) -> Checkpoint | None:
+    """The newest checkpoint that can be read, of `path` and those before it; None if there is none.
+
+    Raises:
+        FileFormatError: there are some, and none can be read.
+    """
+    failures = []
+    for candidate in _generations(path):
+        try:
+            checkpoint = load(candidate)
+        except FileFormatError as error:
+            failures.append(str(error))
+            continue
+        for failure in failures:
+            log.warning("%s; going on from %s, %d steps done", failure, candidate, checkpoint.progress.step)
+        return checkpoint
+    if failures:
+        raise FileFormatError(f"no checkpoint can be read: {'; '.join(failures)}; start anew in another directory")
+    return None
+
+
 def load(path: Path) -> Checkpoint:
     """Reads a checkpoint.
 
     Raises:
-        FileFormatError: the file is missing, truncated, not a checkpoint, or holds code.
+        FileFormatError: the file is missing, damaged, not a checkpoint, or holds code.
     """
     values = load_tensors(path)
     if values.pop("format", None) != FORMAT:
@@ -93,27 +178,42 @@ def load(path: Path) -> Checkpoint:
         raise FileFormatError(f"{path} is damaged: {error}") from None
 
 
+def _check_records(path: Path) -> None:
+    """Compares every record with its checksum, which torch itself does not do; files of torch before 1.6 have none.
+
+    Raises:
+        zipfile.BadZipFile: a record differs.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        wrong = archive.testzip()
+    if wrong is not None:
+        raise zipfile.BadZipFile(f"record {wrong} differs from its checksum")
+
+
 def is_checkpoint(values: dict[str, Any]) -> bool:
     """Whether the content of a file is a checkpoint of ours rather than a bare `state_dict`."""
-    return values.get("format") == FORMAT
+    return str(values.get("format")).startswith(FAMILY)
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
     """Reads a file of tensors and plain values; nothing in it is executed.
 
     Raises:
-        FileFormatError: the file is missing, truncated, or holds anything else.
+        FileFormatError: the file is missing, damaged, or holds anything else.
     """
     if not path.is_file():
         raise FileFormatError(f"no weights at {path}")
     try:
+        _check_records(path)
         values = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0].split(". ")[0]
         raise FileFormatError(
             f"{path} is not a file of plain weights, refused without executing it: {reason}"
         ) from None
-    except (RuntimeError, zipfile.BadZipFile, EOFError, OSError, ValueError, KeyError) as error:
+    except DAMAGED as error:
         reason = (str(error) or "unexpected end").splitlines()[0]
         raise FileFormatError(f"{path} is damaged or truncated: {reason}") from None
     if not isinstance(values, dict):

@@ -36,7 +36,7 @@ class OptimConfig(Section):
     epochs: int = pydantic.Field(10, ge=1)
     """Passes over the training trips."""
     batch_size: int = pydantic.Field(64, ge=1)
-    """Trips per micro-batch."""
+    """Trips per micro-batch, of all ranks together."""
     accumulation: int = pydantic.Field(1, ge=1)
     """Micro-batches per optimizer step; their positions weigh the same."""
     learning_rate: float = pydantic.Field(1e-3, gt=0)
@@ -59,7 +59,7 @@ class RuntimeConfig(Section):
     """Where and how the arithmetic runs."""
 
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N; with several ranks each takes a device of its own."""
     threads: int = pydantic.Field(0, ge=0)
     """Threads of one CPU operation; 0 for torch's default."""
     amp: Literal["auto", "off", "float16", "bfloat16"] = "auto"
@@ -77,6 +77,8 @@ class LogConfig(Section):
     """Optimizer steps between two lines of metrics."""
     checkpoint_every: int = pydantic.Field(200, ge=0)
     """Optimizer steps between two checkpoints; 0 for one an epoch."""
+    keep_checkpoints: int = pydantic.Field(2, ge=1)
+    """Newest checkpoints to keep: last.pt, last.1.pt, ...; best.pt is kept besides."""
     tensorboard: bool = True
     """Write event files to OUT/tensorboard."""
     wandb: Literal["off", "offline", "online"] = "off"

@@ -21,9 +21,10 @@ from student_trainer.train.config import DataConfig
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A batch, and the teacher's answer if one was asked for."""
+    """A batch, how many of its positions have a label, and the teacher's answer if one was asked for."""
 
     batch: Batch
+    labels: int
     reply: Future[ScoreReply] | None
 
 
@@ -44,10 +45,15 @@ class Feed:
         self._distill, self._teacher = distill, teacher
         self._pin = device.type == "cuda"
 
+    def lengths(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Roads of each of the given trips: int64, as `index`."""
+        return self._trips.offsets[index + 1] - self._trips.offsets[index]
+
     def prepare(self, index: npt.NDArray[np.int64], ask: bool = True) -> Prepared:
         """The batch of the given trips; called by the prefetching thread."""
         batch = build_batch(self._network, self._trips, index, self._config.candidate_top_k, self._config.max_steps)
         reply = None
         if self._teacher is not None and ask:
             reply = self._teacher.submit(build_query(batch, self._network, self._distill))
-        return Prepared(batch.pin() if self._pin else batch, reply)
+        labels = int((batch.label >= 0).sum())
+        return Prepared(batch.pin() if self._pin else batch, labels, reply)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -29,9 +29,31 @@ class Sums:
         for field in dataclasses.fields(record):  # type: ignore[arg-type]
             self.add(field.name, getattr(record, field.name).sum(), count)
 
+    def __bool__(self) -> bool:
+        """Whether anything was added."""
+        return bool(self._sums)
+
     def count(self, name: str) -> int:
         """How many things were added under a name."""
         return self._counts[name]
+
+    def merge(self, other: Sums) -> None:
+        """Adds all that another one holds."""
+        for name, total in other._sums.items():
+            self.add(name, total, other._counts[name])
+
+    def totals(self) -> dict[str, tuple[float, int]]:
+        """Sums and counts as plain numbers."""
+        return {name: (float(total), self._counts[name]) for name, total in self._sums.items()}
+
+    @classmethod
+    def of(cls, parts: Sequence[Mapping[str, tuple[float, int]]]) -> Sums:
+        """The sum of several `totals`, added in their order."""
+        sums = cls()
+        for part in parts:
+            for name, (total, count) in part.items():
+                sums.add(name, total, count)
+        return sums
 
     def means(self) -> dict[str, float]:
         """The mean of everything that was counted."""
@@ -42,10 +64,15 @@ class Stopwatch:
     """Wall-clock seconds spent in named parts of a step, as the host sees them.
 
     An accelerator works asynchronously: its time shows in the part that waits for it.
+
+    Attributes:
+        seconds: by part.
+        steps, positions: done meanwhile.
     """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
+        self.steps = self.positions = 0
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -55,3 +82,15 @@ class Stopwatch:
             yield
         finally:
             self.seconds[name] += time.perf_counter() - start
+
+
+class Clock:
+    """Seconds between one lap and the next."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap, or since the start."""
+        before, self._start = self._start, time.perf_counter()
+        return self._start - before

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from shared.errors import ConfigError
 from student_trainer.train.config import OptimConfig, RuntimeConfig
+from student_trainer.train.ranks import ALONE, Ranks
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -32,21 +34,40 @@ def learning_rate(step: int, total: int, config: OptimConfig) -> float:
     return config.learning_rate * share
 
 
-def pick_device(name: str) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda` or `cuda:N` stands for.
+def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """The device that `auto`, `cpu`, `cuda` or `cuda:N` stands for; with several ranks, this one's own.
 
     Raises:
         ConfigError: there is no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f"runtime.device: {name!r} is no device; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and ranks.world > 1:
+        if device.index is not None:
+            raise ConfigError(f"runtime.device: {name} is one device; {ranks.world} ranks take one each with cuda")
+        device = torch.device("cuda", ranks.local)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"runtime.device: {name} is not here ({torch.cuda.device_count()} CUDA devices)")
+        raise ConfigError(f"runtime.device: {device} is not here ({torch.cuda.device_count()} CUDA devices)")
     return device
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """State of the generators that a layer on the device may draw from, by device type: uint8 each."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_random_state(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Restores what `random_state` gave; a run may go on on another type of device, without that type's state."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 class Precision:

@@ -1,7 +1,7 @@
 """`student-trainer train`: open, connect, build, train, close.
 
 OUT/config.yaml           resolved settings
-OUT/checkpoints/last.pt   where to go on from
+OUT/checkpoints/last.pt   where to go on from; last.1.pt the one before it
 OUT/checkpoints/best.pt   highest validation accuracy
 OUT/hoser.pth             weights of best.pt as public HOSER loads them
 OUT/metrics.jsonl, tensorboard/, wandb/
@@ -21,11 +21,12 @@ import torch
 import tqdm
 
 from shared import config, files
-from shared.errors import CompatibilityError, ConfigError
+from shared.errors import CompatibilityError, ConfigError, TeacherError
 from shared.store import Store, Trips
 from student_trainer.data.loader import Prefetcher, TripOrder
 from student_trainer.data.network import RoadNetwork
 from student_trainer.distill.client import GrpcTeacher
+from student_trainer.distill.config import NAME_LENGTH, ClientConfig
 from student_trainer.distill.query import check_teacher
 from student_trainer.distill.teacher import NullTeacher, Teacher
 from student_trainer.model import upstream
@@ -34,11 +35,13 @@ from student_trainer.train import checkpoint as checkpoints
 from student_trainer.train.checkpoint import Checkpoint, Progress
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed
-from student_trainer.train.interrupts import held_back
 from student_trainer.train.logbook import Logbook
 from student_trainer.train.loss import TimeScale
-from student_trainer.train.optim import Precision, build_optimizer, pick_device
-from student_trainer.train.trainer import Schedule, Trainer, prepare_step
+from student_trainer.train.meters import Clock, Sums
+from student_trainer.train.optim import Precision, build_optimizer, pick_device, random_state, set_random_state
+from student_trainer.train.ranks import ALONE, RankLost, Ranks, join
+from student_trainer.train.stop import StopSignals
+from student_trainer.train.trainer import PlannedStep, Schedule, Step, Trainer, prepare_step
 from student_trainer.train.validate import Validator
 
 log = logging.getLogger(__name__)
@@ -48,31 +51,50 @@ FREE_TO_CHANGE = ("resume", "teacher", "client", "log", "runtime", "out", "data"
 
 
 def run(settings: TrainConfig) -> int:
-    """Trains; prints the summary as JSON on stdout."""
+    """Trains, alone or as one of the ranks that `torchrun` started; rank 0 prints the summary as JSON on stdout."""
+    with join(settings.client.connect_seconds + settings.client.retry_seconds) as ranks:
+        return _run(settings, ranks)
+
+
+def _run(settings: TrainConfig, ranks: Ranks) -> int:
     start = time.monotonic()
-    device = pick_device(settings.runtime.device)
     if settings.runtime.threads:
         torch.set_num_threads(settings.runtime.threads)
-    store = Store(settings.data)
-    resumed = _claim_directory(settings, store)
-    teacher, revision = _connect(settings, store)
-    try:
-        session = Session(settings, store, teacher, revision, device, resumed)
-        session.train()
-    finally:
-        teacher.close()
-    summary = session.summary() | {"seconds": round(time.monotonic() - start, 1)}
-    files.write_json(settings.out / "summary.json", summary)
-    print(json.dumps(summary))
+    device, store, resumed = ranks.together(lambda: _open(settings, ranks))
+    resumed = ranks.broadcast(resumed)
+    teacher, revision = ranks.together(lambda: _connect(settings, store, ranks))
+    with StopSignals() as stop:
+        try:
+            session = Session(settings, store, teacher, revision, device, resumed, ranks, stop)
+            session.train()
+        finally:
+            teacher.close()
+    if ranks.is_first:
+        summary = session.summary() | {"seconds": round(time.monotonic() - start, 1)}
+        files.write_json(settings.out / "summary.json", summary)
+        print(json.dumps(summary))
     return 0
 
 
-def _connect(settings: TrainConfig, store: Store) -> tuple[Teacher, str]:
+def _open(settings: TrainConfig, ranks: Ranks) -> tuple[torch.device, Store, Checkpoint | None]:
+    """Device and data of this rank; the first claims the directory, which others need not see."""
+    if settings.optim.batch_size < ranks.world:
+        raise ConfigError(
+            f"optim.batch_size {settings.optim.batch_size} is for all ranks together, and there are {ranks.world}"
+        )
+    device = pick_device(settings.runtime.device, ranks)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    store = Store(settings.data)
+    return device, store, _claim_directory(settings, store) if ranks.is_first else None
+
+
+def _connect(settings: TrainConfig, store: Store, ranks: Ranks = ALONE) -> tuple[Teacher, str]:
     """The teacher and its weights revision; refuses one that does not fit before anything is computed."""
     if not settings.distils:
         log.info("training without a teacher (%s)", "teacher=none" if settings.teacher == "none" else "weight 0")
         return NullTeacher(), ""
-    teacher = GrpcTeacher(settings.teacher, settings.client)
+    teacher = GrpcTeacher(settings.teacher, _client_of(settings.client, ranks))
     try:
         check_teacher(teacher.info, store, settings.distill, settings.teacher)
     except BaseException:
@@ -85,15 +107,25 @@ def _connect(settings: TrainConfig, store: Store) -> tuple[Teacher, str]:
     return teacher, teacher.info.weights_revision
 
 
+def _client_of(client: ClientConfig, ranks: Ranks) -> ClientConfig:
+    """A rank's own name for the teacher, which shares its time among names."""
+    if ranks.world == 1 or not client.name:  # a name made up is one process's own
+        return client
+    suffix = f"-rank{ranks.rank}"
+    return client.model_copy(update={"name": client.name[: NAME_LENGTH - len(suffix)] + suffix})
+
+
 def _claim_directory(settings: TrainConfig, store: Store) -> Checkpoint | None:
     """The checkpoint to resume from, if any; refuses to mix two runs in one directory."""
-    last = settings.out / "checkpoints" / "last.pt"
     if settings.resume:
-        if not last.exists():
+        last = settings.out / "checkpoints" / "last.pt"
+        for name in ("last", "best"):
+            checkpoints.remove_halves(last.with_stem(name))
+        resumed = checkpoints.load_newest(last)
+        if resumed is None:
             log.info("%s has no checkpoint yet; starting at step 0", settings.out)
-            return None
-        resumed = checkpoints.load(last)
-        _check_resumable(settings, store, resumed)
+        else:
+            _check_resumable(settings, store, resumed)
         return resumed
     if settings.out.exists() and (not settings.out.is_dir() or any(settings.out.iterdir())):
         raise ConfigError(f"{settings.out} is not empty; go on with --resume, or choose another --out")
@@ -122,8 +154,11 @@ class Session:
         revision: str,
         device: torch.device,
         resumed: Checkpoint | None,
+        ranks: Ranks = ALONE,
+        stop: StopSignals | None = None,
     ) -> None:
         self.settings, self.store, self.revision, self.device = settings, store, revision, device
+        self.ranks, self.stop = ranks, stop or StopSignals()
         network = RoadNetwork.load(store)
         train, val = store.trips("train", settings.batch.cache), store.trips("val", settings.batch.cache)
         statistics = store.manifest["statistics"]
@@ -150,11 +185,14 @@ class Session:
         self.schedule = Schedule(order, settings.optim.accumulation, settings.optim.epochs)
         val_feed = Feed(network, val, settings.batch, settings.distill, asked, device)
         self.validator = Validator(
-            val_feed, val, settings.optim.batch_size, settings.distill, self.scale, self.precision, device
+            val_feed, val, settings.optim.batch_size, settings.distill, self.scale, self.precision, device, ranks
         )
         self.trainer = Trainer(
-            self.model, optimizer, settings, self.scale, self.precision, device, self.schedule.total_steps, progress
-        )
+            self.model, optimizer, settings, self.scale, self.precision, device, self.schedule.total_steps, progress,
+            ranks, self.stop,
+        )  # fmt: skip
+        if resumed is not None and ranks.is_first:
+            self.trainer.sums = Sums.of([resumed.sums])
         log.info(
             "%d training trips, %d validation trips, %d parameters, %d steps of %d epochs on %s",
             len(chosen), len(val), sum(p.numel() for p in self.model.parameters()),
@@ -167,69 +205,95 @@ class Session:
         return self.trainer.progress
 
     def train(self) -> None:
-        """Trains from where the run stands to the end; an interrupt leaves a checkpoint."""
-        config.save(self.settings, "train", self.settings.out / "config.yaml")
-        logbook = Logbook(self.settings, self.progress.step)
+        """Trains from where the run stands to the end; what ends it between two steps leaves a checkpoint."""
+        self._check_ranks()
+        logbook: Logbook | None = None
+        if self.ranks.is_first:
+            config.save(self.settings, "train", self.settings.out / "config.yaml")
+            logbook = Logbook(self.settings, self.progress.step)
         try:
             self._loop(logbook)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, TeacherError, RankLost) as error:
             self._save("last")
-            log.info("interrupted; checkpoint at step %d, go on with --resume", self.progress.step)
+            reason = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped"
+            log.info("%s; checkpoint at step %d, go on with --resume", reason, self.progress.step)
             raise
         finally:
-            logbook.close()
-        self._export_best()
+            if logbook is not None:
+                logbook.close()
+        if self.ranks.is_first:
+            self._export_best()
 
-    def _loop(self, logbook: Logbook) -> None:
-        done = self.progress.step // self.schedule.steps_per_epoch
-        if len(self.progress.history) < done:  # interrupted in the epoch's validation
-            self._end_epoch(done - 1, logbook)
-        plan = self.schedule.from_step(self.progress.step)
+    def _loop(self, logbook: Logbook | None) -> None:
         lookahead = self.settings.client.lookahead
         bar = tqdm.tqdm(
             total=self.schedule.total_steps,
             initial=self.progress.step,
             unit="step",
-            disable=None if self.settings.log.progress else True,
+            disable=None if self.settings.log.progress and self.ranks.is_first else True,
             file=sys.stderr,
         )
-        with (
-            bar,
-            Prefetcher(lambda planned: prepare_step(self.feed, self.model.graph, planned), plan, lookahead) as steps,
-        ):
-            mark, waited = time.perf_counter(), time.perf_counter()
+        clock = Clock()
+        plan = self.schedule.from_step(self.progress.step)
+        with bar, Prefetcher(self._prepare, plan, lookahead) as steps:
+            self._after_step(logbook, bar, clock)  # what an interrupted run has left undone
+            waited = time.perf_counter()
             for step in steps:
+                if self.ranks.any(self.stop.requested):
+                    self.trainer.settle_sums()
+                    raise KeyboardInterrupt
                 self.trainer.stopwatch.seconds["data_wait"] += time.perf_counter() - waited
                 self.trainer.train_step(step)
                 bar.update()
-                if self.progress.step % self.settings.log.every == 0 or step.plan.ends_epoch:
-                    metrics = self.trainer.take_metrics(time.perf_counter() - mark)
-                    logbook.write(self.progress.step, metrics)
-                    bar.set_postfix(_brief(metrics))
-                    mark = time.perf_counter()
-                if step.plan.ends_epoch:
-                    self._end_epoch(step.plan.epoch, logbook)
-                    mark = time.perf_counter()
-                elif self._is_checkpoint_due():
+                self._after_step(logbook, bar, clock)
+                if self._is_checkpoint_due():
+                    self.trainer.settle_sums()
                     self._save("last")
                 waited = time.perf_counter()
 
+    def _prepare(self, plan: PlannedStep) -> Step:
+        return prepare_step(self.feed, self.model.graph, plan, self.ranks)
+
+    def _after_step(self, logbook: Logbook | None, bar: tqdm.tqdm, clock: Clock) -> None:
+        """Metrics and validation that are due at this step and not done yet."""
+        step = self.progress.step
+        ends_epoch = step > 0 and step % self.schedule.steps_per_epoch == 0
+        is_due = step % self.settings.log.every == 0 or ends_epoch
+        if is_due and self.ranks.any(self.trainer.has_metrics):
+            with self.stop.shield():
+                metrics = self.trainer.take_metrics(clock.lap())
+                if logbook is not None:
+                    logbook.write(step, metrics)
+            bar.set_postfix(_brief(metrics))
+        if ends_epoch and len(self.progress.history) < step // self.schedule.steps_per_epoch:
+            self._end_epoch(logbook)
+            clock.lap()
+
     def _is_checkpoint_due(self) -> bool:
         every = self.settings.log.checkpoint_every
-        return every > 0 and self.progress.step % every == 0
+        ends_epoch = self.progress.step % self.schedule.steps_per_epoch == 0  # has its own
+        return every > 0 and self.progress.step % every == 0 and not ends_epoch
 
-    def _end_epoch(self, epoch: int, logbook: Logbook) -> None:
-        metrics = self.validator.measure(self.model)
-        logbook.write(self.progress.step, {f"val/{name}": value for name, value in metrics.items()})
-        log.info("epoch %d: %s", epoch + 1, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-        with held_back():
-            self.progress.history.append({"epoch": epoch + 1, "step": self.progress.step, **metrics})
+    def _end_epoch(self, logbook: Logbook | None) -> None:
+        metrics, epoch = self.validator.measure(self.model), self.progress.step // self.schedule.steps_per_epoch
+        self._check_ranks()
+        log.info("epoch %d: %s", epoch, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        with self.stop.shield():
+            if logbook is not None:
+                logbook.write(self.progress.step, {f"val/{name}": value for name, value in metrics.items()})
+            self.progress.history.append({"epoch": epoch, "step": self.progress.step, **metrics})
             if metrics["accuracy"] > self.progress.best_accuracy:
-                self.progress.best_accuracy, self.progress.best_epoch = metrics["accuracy"], epoch + 1
+                self.progress.best_accuracy, self.progress.best_epoch = metrics["accuracy"], epoch
                 self._save("best")
             self._save("last")
 
+    def _check_ranks(self) -> None:
+        self.ranks.check_same(self.model.state_dict(), f"at step {self.progress.step}")
+
     def _save(self, name: str) -> None:
+        """Writes a checkpoint, on the first rank; the others' would be the same."""
+        if not self.ranks.is_first:
+            return
         content = Checkpoint(
             model=self.model.state_dict(),
             optimizer=self.trainer.optimizer.state_dict(),
@@ -240,8 +304,13 @@ class Session:
             mu=self.scale.mu,
             sigma=self.scale.sigma,
             teacher_revision=self.revision,
+            sums=self.trainer.sums.totals(),
+            random_state=random_state(self.device),
+            torch=str(torch.__version__),
         )
-        checkpoints.save(self.settings.out / "checkpoints" / f"{name}.pt", content)
+        keep = self.settings.log.keep_checkpoints if name == "last" else 1
+        with self.stop.shield():
+            checkpoints.save(self.settings.out / "checkpoints" / f"{name}.pt", content, keep)
 
     def _restore(self, resumed: Checkpoint, optimizer: torch.optim.Optimizer) -> Progress:
         if resumed.teacher_revision != self.revision:
@@ -252,6 +321,7 @@ class Session:
         upstream.load_into(self.model, resumed.model)
         optimizer.load_state_dict(resumed.optimizer)
         self.precision.scaler.load_state_dict(resumed.scaler)
+        set_random_state(resumed.random_state, self.device)
         log.info("resuming at step %d", resumed.progress.step)
         return resumed.progress
 

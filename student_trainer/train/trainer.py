@@ -1,9 +1,11 @@
 """The training loop: prepared step -> forward -> teacher's answer -> loss -> backward -> update.
 
-An optimizer step is a group of micro-batches. Sums over their positions are divided by
-the positions of the whole group, so that accumulation changes nothing but memory. The road
-network is embedded once for all of them: their gradients add up at its embeddings, and go
-back through its encoder once.
+An optimizer step is a group of micro-batches, each shared out among ranks. Sums over their positions are divided by
+the positions of the whole group on all ranks, so that accumulation changes nothing but memory, and ranks nothing but
+time. The road network is embedded once for all of a rank's micro-batches: their gradients add up at its embeddings,
+and go back through its encoder once.
+
+An accelerator is waited for once a step, for the norm of the gradient.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,17 +31,18 @@ from student_trainer.train import loss as losses
 from student_trainer.train.checkpoint import Progress
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed, Prepared
-from student_trainer.train.interrupts import held_back
 from student_trainer.train.loss import TimeScale
 from student_trainer.train.meters import Stopwatch, Sums
 from student_trainer.train.optim import Precision, learning_rate
+from student_trainer.train.ranks import ALONE, Ranks
+from student_trainer.train.stop import StopSignals
 
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class PlannedStep:
-    """The trips of an optimizer step, micro-batch by micro-batch."""
+    """The trips of an optimizer step, micro-batch by micro-batch, of all ranks."""
 
     number: int
     epoch: int
@@ -47,7 +52,7 @@ class PlannedStep:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A planned step whose batches are built and whose questions are asked.
+    """A planned step whose batches are built and whose questions are asked: this rank's share, which may be none.
 
     Attributes:
         plan: the plan.
@@ -79,11 +84,12 @@ class Schedule:
                     yield PlannedStep(number, epoch, i == self.steps_per_epoch - 1, group)
 
 
-def prepare_step(feed: Feed, graph: RoadGraph, plan: PlannedStep) -> Step:
-    """Builds a step's batches and asks the teacher; runs ahead of the loop."""
-    micro_batches = [feed.prepare(index) for index in plan.micro_batches]
-    read = torch.cat([ids for item in micro_batches for ids in item.batch.roads_read])
-    return Step(plan, micro_batches, graph.field(read.numpy()))
+def prepare_step(feed: Feed, graph: RoadGraph, plan: PlannedStep, ranks: Ranks = ALONE) -> Step:
+    """Builds a rank's batches of a step and asks the teacher; runs ahead of the loop."""
+    shares = [ranks.share(index, feed.lengths(index)) for index in plan.micro_batches]
+    micro_batches = [feed.prepare(share) for share in shares if len(share)]
+    read = [ids.numpy() for item in micro_batches for ids in item.batch.roads_read]
+    return Step(plan, micro_batches, graph.field(np.concatenate([np.zeros(0, np.int64), *read])))
 
 
 class Trainer:
@@ -99,14 +105,20 @@ class Trainer:
         device: torch.device,
         total_steps: int,
         progress: Progress,
+        ranks: Ranks,
+        stop: StopSignals,
     ) -> None:
         self.model, self.optimizer, self.progress = model, optimizer, progress
+        self._ranks, self._stop = ranks, stop
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._settings, self._scale = settings, scale
         self._precision, self._device, self._total = precision, device, total_steps
         self.sums, self.stopwatch = Sums(), Stopwatch()
 
     def train_step(self, step: Step) -> None:
-        """One optimizer step; a non-finite loss or gradient skips the update and is counted.
+        """One optimizer step, made whole or not at all.
+
+        A non-finite loss or gradient, on any rank, skips the update and is counted.
 
         Raises:
             TrainingError: more bad steps than `optim.max_bad_steps`.
@@ -114,33 +126,62 @@ class Trainer:
         rate = learning_rate(step.plan.number, self._total, self._settings.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        finite = self.compute_gradients(step)
-        with self.stopwatch.part("optimizer"), held_back():
-            finite = self._update() if finite else False
+        found = Sums()
+        finite = self.compute_gradients(step, found)
+        with self._stop.shield():
+            with self.stopwatch.part("optimizer"):
+                is_finite = self._update(finite, found)
+            if is_finite:
+                self.sums.merge(found)
+            else:
+                self._count_bad_step(step)
             self.progress.step = step.plan.number + 1
-            self.progress.bad_steps += not finite
-        if not finite:
-            self._report_bad_step(step)
-        self.sums.add("learning_rate", rate, 1)
+            self.sums.add("learning_rate", rate, 1)
 
-    def compute_gradients(self, step: Step) -> bool:
-        """Leaves the gradients of a step's loss in the parameters; False if the loss is not finite."""
-        positions = sum(item.batch.positions for item in step.micro_batches)
-        labels = sum(int((item.batch.label >= 0).sum()) for item in step.micro_batches)
+    def compute_gradients(self, step: Step, found: Sums) -> Tensor:
+        """Leaves the gradients of a step's loss, of all ranks, in the parameters.
+
+        Args:
+            step: this rank's share.
+            found: where to add what is known of the loss.
+
+        Returns:
+            bool [], whether all losses are finite; the gradients are of no use otherwise.
+        """
+        positions, labels = self._count(step)
         self.optimizer.zero_grad(set_to_none=True)
-        with self.stopwatch.part("transfer"):
-            field = step.field.to(self._device)
-        with self.stopwatch.part("network_forward"), self._precision.autocast():
-            network = self.model.embed_network(field)
-        leaves = network.detach()
-        finite = all(self._accumulate(item, leaves, positions, max(labels, 1)) for item in step.micro_batches)
-        if finite:
+        finite = torch.ones((), dtype=torch.bool, device=self._device)
+        if step.micro_batches:
+            with self.stopwatch.part("transfer"):
+                field = step.field.to(self._device)
+            with self.stopwatch.part("network_forward"), self._precision.autocast():
+                network = self.model.embed_network(field)
+            leaves = network.detach()
+            for item in step.micro_batches:
+                finite &= self._accumulate(item, leaves, positions, max(labels, 1), found)
             with self.stopwatch.part("network_backward"):
                 network.backward(leaves)
-        return finite
+        with self._meeting():
+            return self._ranks.sum_gradients(self._parameters, finite)
 
-    def _accumulate(self, item: Prepared, network: NetworkEmbedding, positions: int, labels: int) -> bool:
-        """Adds a micro-batch's gradients; False, and nothing added, if its loss is not finite."""
+    def _count(self, step: Step) -> tuple[int, int]:
+        """Positions and labels of a step on all ranks, by which its sums are divided."""
+        positions = sum(item.batch.positions for item in step.micro_batches)
+        labels = sum(item.labels for item in step.micro_batches)
+        with self._meeting():
+            positions, labels = self._ranks.sums(positions, labels)
+        self.stopwatch.steps += 1
+        self.stopwatch.positions += positions
+        return positions, labels
+
+    def _meeting(self) -> AbstractContextManager[None]:
+        """Counts the time that other ranks take."""
+        return self.stopwatch.part("ranks") if self._ranks.world > 1 else nullcontext()
+
+    def _accumulate(
+        self, item: Prepared, network: NetworkEmbedding, positions: int, labels: int, found: Sums
+    ) -> Tensor:
+        """Adds a micro-batch's gradients; whether its loss is finite, bool []."""
         with self.stopwatch.part("transfer"):
             batch = item.batch.to(self._device)
         with self.stopwatch.part("forward"), self._precision.autocast():
@@ -154,17 +195,19 @@ class Trainer:
             loss = sums["next_road"] / labels + self._settings.optim.time_weight * sums["time"] / labels
             if target is not None:
                 loss = loss + self._settings.distill.weight * sums["kl"] / positions
-            finite = bool(torch.isfinite(loss))
-        if not finite:
-            return False
         with self.stopwatch.part("backward"):
             torch.autograd.backward(self._precision.scaler.scale(loss))
-        self.sums.add("loss", loss * positions, batch.positions)
-        self._record(batch, output.logits.detach(), sums, target)
-        if reply is not None:
-            self.sums.add("teacher_queue_ms", reply.queue_us / 1000, 1)
-            self.sums.add("teacher_compute_ms", reply.compute_us / 1000, 1)
-        return True
+        found.add("loss", loss * positions, batch.positions)
+        found.add("loss_next_road", sums["next_road"], item.labels)
+        found.add("loss_time", sums["time"], item.labels)
+        found.add("accuracy", (output.logits.argmax(-1) == batch.label).float().sum(), batch.positions)
+        if reply is not None and target is not None:
+            found.add("loss_kl", sums["kl"], batch.positions)
+            diagnostics = distillation.teacher_diagnostics(output.logits.detach(), target, batch.label)
+            found.add_fields(diagnostics, batch.positions)
+            found.add("teacher_queue_ms", reply.queue_us / 1000, 1)
+            found.add("teacher_compute_ms", reply.compute_us / 1000, 1)
+        return torch.isfinite(loss)
 
     def _loss_sums(
         self, batch: Batch, logits: Tensor, times: Tensor, target: TeacherTarget | None
@@ -173,7 +216,7 @@ class Trainer:
         errors = losses.time_errors(times, batch.seconds, self._scale)
         sums = {
             "next_road": losses.next_road_loss(logits, batch.label),
-            "time": errors[batch.label >= 0].sum(),
+            "time": torch.where(batch.label >= 0, errors, 0).sum(),
         }
         if target is not None:
             config = self._settings.distill
@@ -181,50 +224,52 @@ class Trainer:
             sums["kl"] = kl.sum() * (config.temperature**2 if config.tau_squared else 1.0)
         return sums
 
-    def _record(self, batch: Batch, logits: Tensor, sums: dict[str, Tensor], target: TeacherTarget | None) -> None:
-        count = int((batch.label >= 0).sum())
-        self.sums.add("loss_next_road", sums["next_road"], count)
-        self.sums.add("loss_time", sums["time"], count)
-        self.sums.add("accuracy", (logits.argmax(-1) == batch.label).float().sum(), batch.positions)
-        if target is not None:
-            self.sums.add("loss_kl", sums["kl"], batch.positions)
-            self.sums.add_fields(distillation.teacher_diagnostics(logits, target, batch.label), batch.positions)
-
-    def _update(self) -> bool:
-        """Clips and steps; False, and weights unchanged, if the gradient is not finite."""
+    def _update(self, finite: Tensor, found: Sums) -> bool:
+        """Clips and steps; False, and weights unchanged, if the loss (bool []) or the gradient is not finite."""
         scaler = self._precision.scaler
         scaler.unscale_(self.optimizer)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self._settings.optim.clip_norm)
-        finite = bool(torch.isfinite(norm))
-        if finite or scaler.is_enabled():  # an enabled scaler skips the step itself and lowers its scale
-            scaler.step(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self._parameters, self._settings.optim.clip_norm)
+        loss_is_finite, norm_is_finite = torch.stack([finite, torch.isfinite(norm)]).tolist()
+        if loss_is_finite and (norm_is_finite or scaler.is_enabled()):
+            scaler.step(self.optimizer)  # an enabled scaler skips the step itself and lowers its scale
         scaler.update()
-        if finite:
-            self.sums.add("gradient_norm", norm, 1)
-        return finite or (scaler.is_enabled() and scaler.get_scale() >= 1)
+        if norm_is_finite:
+            found.add("gradient_norm", norm, 1)
+        return loss_is_finite and (norm_is_finite or (scaler.is_enabled() and scaler.get_scale() >= 1))
 
-    def _report_bad_step(self, step: Step) -> None:
-        trips = [int(trip) for item in step.micro_batches for trip in item.batch.trips]
+    def _count_bad_step(self, step: Step) -> None:
+        self.progress.bad_steps += 1
         limit = self._settings.optim.max_bad_steps
-        log.warning(
-            "step %d: loss or gradient is not finite, update skipped (%d of at most %d); training trips %s",
-            step.plan.number, self.progress.bad_steps, limit, trips,
-        )  # fmt: skip
+        if self._ranks.is_first:
+            trips = [int(trip) for index in step.plan.micro_batches for trip in index]
+            log.warning(
+                "step %d: loss or gradient is not finite, update skipped (%d of at most %d); training trips %s",
+                step.plan.number, self.progress.bad_steps, limit, trips,
+            )  # fmt: skip
         if self.progress.bad_steps > limit:
             raise TrainingError(
                 f"{self.progress.bad_steps} steps with a non-finite loss or gradient, more than optim.max_bad_steps "
                 f"{limit}; the last at step {step.plan.number}. Try a lower optim.learning_rate or runtime.amp=off"
             )
 
+    @property
+    def has_metrics(self) -> bool:
+        """Whether this rank has summed anything since the last metrics."""
+        return bool(self.sums)
+
+    def settle_sums(self) -> None:
+        """Hands what was summed since the last metrics to the first rank, which saves it."""
+        totals = self._ranks.gather(self.sums.totals())
+        self.sums = Sums.of(totals) if self._ranks.is_first else Sums()
+
     def take_metrics(self, wall_seconds: float) -> dict[str, float]:
-        """Means since the last call: losses, and milliseconds of each part of a step."""
-        means = self.sums.means()
-        steps = max(self.sums.count("learning_rate"), 1)
+        """Means since the last call: losses of all ranks, and milliseconds of each part of a step of this one."""
+        means = Sums.of(self._ranks.gather(self.sums.totals())).means()
+        steps = max(self.stopwatch.steps, 1)
         metrics = {f"train/{name}": value for name, value in means.items()}
         for name, seconds in self.stopwatch.seconds.items():
             metrics[f"perf/{name}_ms"] = 1000 * seconds / steps
         metrics["perf/step_ms"] = 1000 * wall_seconds / steps
-        metrics["perf/positions_per_s"] = self.sums.count("accuracy") / wall_seconds if wall_seconds else 0.0
+        metrics["perf/positions_per_s"] = self.stopwatch.positions / wall_seconds if wall_seconds else 0.0
         self.sums, self.stopwatch = Sums(), Stopwatch()
         return metrics

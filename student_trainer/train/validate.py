@@ -16,12 +16,13 @@ from student_trainer.train.feed import Feed, Prepared
 from student_trainer.train.loss import TimeScale
 from student_trainer.train.meters import Sums
 from student_trainer.train.optim import Precision
+from student_trainer.train.ranks import ALONE, Ranks
 
 LOOKAHEAD = 4
 
 
 class Validator:
-    """Measures a model on a split.
+    """Measures a model on a split; several ranks measure some batches each.
 
     A frozen teacher gives the same answers every time, so it is asked in the first pass only.
     """
@@ -35,10 +36,11 @@ class Validator:
         scale: TimeScale,
         precision: Precision,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._feed, self._distill, self._scale = feed, distill, scale
-        self._precision, self._device = precision, device
-        self._batches = by_length(trips.lengths, batch_size)
+        self._precision, self._device, self._ranks = precision, device, ranks
+        self._batches = by_length(trips.lengths, batch_size)[ranks.rank :: ranks.world]
         self._replies: list[ScoreReply] = []
 
     @torch.no_grad()
@@ -66,6 +68,7 @@ class Validator:
                 reply = self._replies[number] if self._replies else None
                 self._add(sums, model, network, item, reply)
         model.train()
+        sums = Sums.of(self._ranks.gather(sums.totals()))
         return {"positions": sums.count("accuracy"), **sums.means()}
 
     def _add(
@@ -75,8 +78,7 @@ class Validator:
         with self._precision.autocast():
             output = model(batch, network)
             times = model.label_times(batch, network, output)
-        labelled = batch.label >= 0
-        count = int(labelled.sum())
+        labelled, count = batch.label >= 0, item.labels
         hits = output.logits.argmax(-1) == batch.label
         sums.add("accuracy", hits.float().sum(), batch.positions)
         sums.add("nll", losses.next_road_loss(output.logits, batch.label), count)

@@ -16,7 +16,10 @@ from student_trainer.train.checkpoint import Checkpoint, Progress
 def sample() -> Checkpoint:
     progress = Progress(step=7, bad_steps=1, best_accuracy=0.5, best_epoch=1, history=[{"epoch": 1, "accuracy": 0.5}])
     weights = {"w": torch.randn(3, 2, generator=torch.Generator().manual_seed(0))}
-    return Checkpoint(weights, {"state": {}}, {}, progress, {"seed": 1}, "abc", 2.0, 0.5, "rev")
+    random_state = {"cpu": torch.get_rng_state()}
+    return Checkpoint(
+        weights, {"state": {}}, {}, progress, {"seed": 1}, "abc", 2.0, 0.5, "rev", {"loss": (0.1, 3)}, random_state, "2"
+    )
 
 
 def test_round_trip(tmp_path: Path) -> None:

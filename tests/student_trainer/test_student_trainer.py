@@ -25,6 +25,7 @@ from student_trainer.model.hoser import HOSER
 from student_trainer.train import checkpoint as checkpoints
 from student_trainer.train import run as training
 from student_trainer.train.config import TrainConfig
+from student_trainer.train.meters import Sums
 from student_trainer.train.run import Session
 from student_trainer.train.trainer import PlannedStep
 
@@ -166,19 +167,15 @@ def test_a_signal_in_the_middle_of_an_update_waits_for_its_end(
     session = start(cut, store)
     update = session.trainer._update
 
-    def interrupted_update() -> bool:
-        finite = update()
+    def interrupted_update(finite: torch.Tensor, found: Sums) -> bool:
+        is_finite = update(finite, found)
         if session.progress.step == 5:
             signal.raise_signal(number)
-        return finite
+        return is_finite
 
     session.trainer._update = interrupted_update  # type: ignore[method-assign]
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command line has it
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            session.train()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with session.stop, pytest.raises(KeyboardInterrupt):
+        session.train()
     assert session.progress.step == 6
     resumed = train(cut.model_copy(update={"resume": True}), store)
     assert_same_bits(weights(whole), weights(resumed))
@@ -206,7 +203,7 @@ def test_a_step_learns_what_the_whole_network_would_teach(store: Store, tmp_path
     session = start(settings_of(store, tmp_path / "run", teacher="none"), store)
     plan = next(iter(session.schedule.from_step(0)))
     step = training.prepare_step(session.feed, session.model.graph, plan)
-    assert session.trainer.compute_gradients(step)
+    assert session.trainer.compute_gradients(step, Sums())
     found = {name: p.grad.clone() for name, p in session.model.named_parameters() if p.grad is not None}
     session.model.zero_grad()
     batch = step.micro_batches[0].batch
@@ -229,7 +226,7 @@ def test_accumulation_changes_only_memory(store: Store, tmp_path: Path) -> None:
         optim = {"batch_size": batch_size, "accumulation": accumulation}
         session = start(settings_of(store, tmp_path / f"{batch_size}", optim=optim), store)
         plan = PlannedStep(0, 0, ends_epoch=False, micro_batches=np.split(np.arange(8), accumulation))
-        assert session.trainer.compute_gradients(training.prepare_step(session.feed, session.model.graph, plan))
+        assert session.trainer.compute_gradients(training.prepare_step(session.feed, session.model.graph, plan), Sums())
         gradients.append({n: p.grad.clone() for n, p in session.model.named_parameters() if p.grad is not None})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=2e-4, atol=2e-6)

@@ -1,0 +1,55 @@
+"""What a run has left behind, to compare two of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from student_trainer.train import checkpoint as checkpoints
+
+
+def records(out: Path) -> list[dict[str, float]]:
+    """Lines of metrics without times, which no two runs share."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not is_time(name)} for line in lines]
+
+
+def is_time(name: str) -> bool:
+    """Whether a metric is one of time."""
+    return name.startswith("perf/") or name.endswith(("teacher_queue_ms", "teacher_compute_ms"))
+
+
+def assert_same_bits(a: Any, b: Any, where: str = "") -> None:
+    """Compares nested containers of tensors and plain values."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same_bits(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for number, (left, right) in enumerate(zip(a, b, strict=True)):
+            assert_same_bits(left, right, f"{where}/{number}")
+    else:
+        assert a == b, where
+
+
+def assert_same_runs(a: Path, b: Path) -> None:
+    """Compares all that two runs have learned and written, bit for bit, but times and places."""
+    for name in ("last", "best"):
+        contents = []
+        for out in (a, b):
+            values = dict(vars(checkpoints.load(out / "checkpoints" / f"{name}.pt")))
+            config = dict(values.pop("config"))
+            values["config"] = {key: config[key] for key in config.keys() - {"out", "resume", "log", "teacher"}}
+            values["progress"] = vars(values["progress"])
+            values["sums"] = {key: total for key, total in values["sums"].items() if not is_time(key)}
+            contents.append(values)
+        assert_same_bits(*contents, where=name)
+    assert records(a) == records(b)
+    assert_same_bits(*(checkpoints.load_tensors(out / "hoser.pth") for out in (a, b)), where="hoser.pth")
