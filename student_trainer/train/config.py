@@ -105,6 +105,9 @@ class TrainConfig(Section):
     """Directory of the run: checkpoints, metrics, configuration."""
     resume: bool = False
     """Go on from OUT's last checkpoint."""
+    profile: Literal["off", "table", "trace"] = "off"
+    """table: at the end, say where the time of the steps went (OUT/profile.json); trace: also record a few steps with
+    torch.profiler (OUT/trace.json). On an accelerator each part of a step is then waited for, which costs time."""
     seed: int = 42
     """Seed of initial weights and of the order of trips."""
     model: ModelConfig = ModelConfig()

@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -63,16 +64,18 @@ class Sums:
 class Stopwatch:
     """Wall-clock seconds spent in named parts of a step, as the host sees them.
 
-    An accelerator works asynchronously: its time shows in the part that waits for it.
+    An accelerator works asynchronously: its time shows in the part that waits for it, unless every part does.
 
     Attributes:
         seconds: by part.
         steps, positions: done meanwhile.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, awaited: torch.device | None = None) -> None:
+        """With a CUDA device to wait for at the end of each part, which costs time, or without."""
         self.seconds: dict[str, float] = defaultdict(float)
         self.steps = self.positions = 0
+        self._awaited = awaited
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -81,7 +84,13 @@ class Stopwatch:
         try:
             yield
         finally:
+            if self._awaited is not None:
+                torch.cuda.synchronize(self._awaited)
             self.seconds[name] += time.perf_counter() - start
+
+    def since(self, before: Mapping[str, float]) -> dict[str, float]:
+        """Seconds by part since `seconds` was `before`."""
+        return {part: seconds - before.get(part, 0.0) for part, seconds in self.seconds.items()}
 
 
 class Clock:

@@ -6,6 +6,7 @@ OUT/checkpoints/best.pt   highest validation accuracy
 OUT/hoser.pth             weights of best.pt as public HOSER loads them
 OUT/metrics.jsonl, tensorboard/, wandb/
 OUT/summary.json          result of a finished run
+OUT/profile.json, trace.json   where its time went, if `profile` is set
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from student_trainer.train.logbook import Logbook
 from student_trainer.train.loss import TimeScale
 from student_trainer.train.meters import Clock, Sums
 from student_trainer.train.optim import Precision, build_optimizer, pick_device, random_state, set_random_state
+from student_trainer.train.profiling import Profile
 from student_trainer.train.ranks import ALONE, RankLost, Ranks, join
 from student_trainer.train.stop import StopSignals
 from student_trainer.train.trainer import PlannedStep, Schedule, Step, Trainer, prepare_step
@@ -46,7 +48,7 @@ from student_trainer.train.validate import Validator
 
 log = logging.getLogger(__name__)
 
-FREE_TO_CHANGE = ("resume", "teacher", "client", "log", "runtime", "out", "data")
+FREE_TO_CHANGE = ("resume", "profile", "teacher", "client", "log", "runtime", "out", "data")
 """Settings that a resumed run may change: where and how it runs. Another runtime changes the last bits."""
 
 
@@ -159,6 +161,7 @@ class Session:
     ) -> None:
         self.settings, self.store, self.revision, self.device = settings, store, revision, device
         self.ranks, self.stop = ranks, stop or StopSignals()
+        self._profile: Profile | None = None
         network = RoadNetwork.load(store)
         train, val = store.trips("train", settings.batch.cache), store.trips("val", settings.batch.cache)
         statistics = store.manifest["statistics"]
@@ -209,6 +212,8 @@ class Session:
         self._check_ranks()
         logbook: Logbook | None = None
         if self.ranks.is_first:
+            if self.settings.profile != "off":
+                self._profile = Profile(self.settings.out, trace=self.settings.profile == "trace")
             config.save(self.settings, "train", self.settings.out / "config.yaml")
             logbook = Logbook(self.settings, self.progress.step)
         try:
@@ -221,6 +226,8 @@ class Session:
         finally:
             if logbook is not None:
                 logbook.close()
+            if self._profile is not None:
+                self._profile.close()
         if self.ranks.is_first:
             self._export_best()
 
@@ -242,8 +249,11 @@ class Session:
                 if self.ranks.any(self.stop.requested):
                     self.trainer.settle_sums()
                     raise KeyboardInterrupt
+                before = dict(self.trainer.stopwatch.seconds)
                 self.trainer.stopwatch.seconds["data_wait"] += time.perf_counter() - waited
                 self.trainer.train_step(step)
+                if self._profile is not None:
+                    self._profile.add_step(self.trainer.stopwatch.since(before), time.perf_counter() - waited)
                 bar.update()
                 self._after_step(logbook, bar, clock)
                 if self._is_checkpoint_due():

@@ -113,7 +113,8 @@ class Trainer:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._settings, self._scale = settings, scale
         self._precision, self._device, self._total = precision, device, total_steps
-        self.sums, self.stopwatch = Sums(), Stopwatch()
+        self._awaited = device if settings.profile != "off" and device.type == "cuda" else None
+        self.sums, self.stopwatch = Sums(), Stopwatch(self._awaited)
 
     def train_step(self, step: Step) -> None:
         """One optimizer step, made whole or not at all.
@@ -271,5 +272,5 @@ class Trainer:
             metrics[f"perf/{name}_ms"] = 1000 * seconds / steps
         metrics["perf/step_ms"] = 1000 * wall_seconds / steps
         metrics["perf/positions_per_s"] = self.stopwatch.positions / wall_seconds if wall_seconds else 0.0
-        self.sums, self.stopwatch = Sums(), Stopwatch()
+        self.sums, self.stopwatch = Sums(), Stopwatch(self._awaited)
         return metrics
