@@ -1,4 +1,4 @@
-"""HOSER as its formulas read: all roads embedded in every step, relative keys and values of all pairs, padded candidates.
+"""HOSER as its formulas read: all roads embedded in every step, relative keys and values of all pairs, padding.
 
 Parameters and buffers are named as the student's, whose `state_dict` loads. Nothing is left out and nothing is slowed
 down on purpose: array operations over the whole batch, torch-geometric's own graph layers.
