@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks import cities, meters
 from benchmarks.common import REPOSITORY, TORCH_THREADS, BenchmarkError, Options, Result, Table, rotated, spread
@@ -99,31 +99,38 @@ class Turn:
 class EncoderClock:
     """Seconds that a module spends in forward passes, and in backward passes until its last parameter has its gradient.
 
-    The module's outputs depend on nothing but its parameters, so its backward is the end of the whole.
+    The module runs first and depends on nothing but its parameters: autograd goes back through it last, and through
+    everything else before the first of its outputs.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._began = self._backward_began = 0.0
+        self._forward_began = self._backward_mark = 0.0
         self.forward = self.backward = 0.0
         module.register_forward_pre_hook(self._start_forward)
         module.register_forward_hook(self._end_forward)
-        module.register_full_backward_pre_hook(self._start_backward)
         for parameter in module.parameters():
             parameter.register_post_accumulate_grad_hook(self._reach)  # type: ignore[no-untyped-call]
 
+    def take(self) -> tuple[float, float]:
+        """Seconds forward and backward since the last call."""
+        taken, self.forward, self.backward = (self.forward, self.backward), 0.0, 0.0
+        return taken
+
     def _start_forward(self, *_: object) -> None:
-        self._began = time.perf_counter()
+        self._forward_began = time.perf_counter()
 
-    def _end_forward(self, *_: object) -> None:
-        self.forward += time.perf_counter() - self._began
+    def _end_forward(self, _: nn.Module, __: object, outputs: Sequence[Tensor]) -> None:
+        self.forward += time.perf_counter() - self._forward_began
+        if learning := [output for output in outputs if output.requires_grad]:
+            torch.autograd.graph.register_multi_grad_hook(learning, self._start_backward, mode="any")
 
-    def _start_backward(self, *_: object) -> None:
-        self._backward_began = time.perf_counter()
+    def _start_backward(self, _: Tensor) -> None:
+        self._backward_mark = time.perf_counter()
 
-    def _reach(self, _: torch.Tensor) -> None:
+    def _reach(self, _: Tensor) -> None:
         now = time.perf_counter()
-        self.backward += now - self._backward_began
-        self._backward_began = now
+        self.backward += now - self._backward_mark
+        self._backward_mark = now
 
 
 def run(options: Options) -> Result:
@@ -235,11 +242,10 @@ def _measure(model: nn.Module, steps: Sequence[Step], warm: int) -> Turn:
     taken, parts, losses = [], [], []
     before = meters.reset_peak_rss()
     for step in steps:
-        clock.forward = clock.backward = 0.0
         start = time.perf_counter()
         losses.append(step())
         taken.append(1000 * (time.perf_counter() - start))
-        forward, backward = 1000 * clock.forward, 1000 * clock.backward
+        forward, backward = (1000 * seconds for seconds in clock.take())
         parts.append(dict(zip(PARTS, (forward, backward, taken[-1] - forward - backward), strict=True)))
     medians = {part: statistics.median(step[part] for step in parts[warm:]) for part in PARTS}
     return Turn(taken[warm:], medians, (meters.peak_rss() - before) / MIB, losses)
