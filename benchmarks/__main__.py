@@ -25,6 +25,7 @@ SECTIONS = {
     "fairness": "latency of a light client alone, and beside one that saturates the teacher",
     "memory": "resident size of a server whose cache evicts all the time, and bytes of a remembered position",
     "collate": "time to build a batch against straightforward code, and the share of padding by order",
+    "step": "time and memory of a training step against a straightforward one",
     "hidden": "time of an epoch with a real teacher on its own core, against one without",
 }
 """Names of modules of this package, each with a function `run`."""

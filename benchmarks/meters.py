@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import resource
+import sys
 import urllib.request
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -106,3 +109,23 @@ def mean_of(before: Samples, after: Samples, histogram: str) -> float | None:
     """Mean of what a histogram has observed between two scrapes; None if nothing."""
     count = growth(before, after, f"{histogram}_count")
     return (growth(before, after, f"{histogram}_sum") or 0.0) / count if count else None
+
+
+def reset_peak_rss() -> int:
+    """Forgets the greatest resident size of this process, where the system can; returns the present one, bytes."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_rss() -> int:
+    """Greatest resident size of this process, since it was reset or began: bytes.
+
+    Not `ru_maxrss` where there is better: that is never below the size of the process that started this one.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

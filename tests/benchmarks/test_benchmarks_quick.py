@@ -45,7 +45,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 @pytest.mark.parametrize(
-    "section", ["teacher", "server", "prefixes", "overlap", "peers", "fairness", "memory", "hidden"]
+    "section",
+    ["teacher", "server", "prefixes", "overlap", "peers", "fairness", "memory", "collate", "step", "hidden"],
 )
 def test_a_record_says_what_was_measured_where_and_when(results: Results, section: str) -> None:
     record = results[section]
@@ -141,6 +142,30 @@ def test_memory_is_sampled_under_load(results: Results) -> None:
     assert figures["positions"] > 0
     assert len(figures["samples"]) > 3
     assert figures["most_mib"] >= figures["start_mib"] > 0
+
+
+def test_batches_are_built_faster_than_one_would_and_padded_as_counted(results: Results) -> None:
+    """That all ways build the same batch, the section checks itself."""
+    figures = results["collate"]["figures"]
+    assert all(ratio["min"] > 0 for ratio in figures["build"]["ratio"].values())
+    (padding,) = figures["padding"].values()
+    assert padding.keys() == {"only shuffled", "4, equal trips", "4, equal positions"}
+    assert len({found["batches"] for found in padding.values()}) == 1
+    shares = [padding[order]["padded_share"] for order in ("only shuffled", "4, equal positions")]
+    assert shares[1] < shares[0] < 1
+    assert padding["4, equal positions"]["weight_deviation"] < padding["4, equal trips"]["weight_deviation"]
+
+
+def test_a_step_is_compared_with_the_straightforward_one(results: Results) -> None:
+    """That both learn the same, the section checks itself."""
+    figures = results["step"]["figures"]
+    for way in ("ours", "straightforward"):
+        found = figures[way]
+        parts = [part["median"] for part in found["parts_ms"].values()]
+        assert min(parts) > 0
+        assert found["grown_mib"]["median"] > 0
+        assert len(figures["losses"][way][0]) == 4
+    assert figures["ratio"]["time"]["min"] > 0
 
 
 def test_epochs_with_a_teacher_are_compared_with_epochs_without(results: Results) -> None:

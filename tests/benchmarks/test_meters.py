@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
+import numpy as np
 import psutil
 import pytest
+import torch
+from torch import nn
 
-from benchmarks import hidden, memory, meters
+from benchmarks import hidden, memory, meters, step
 from benchmarks.memory import Sample
+from benchmarks.step import EncoderClock
 
 BEFORE = """
 # TYPE teacher_positions_total counter
@@ -72,3 +77,48 @@ def test_growth_is_judged_on_the_second_half() -> None:
     assert found["slope_mib_per_minute"] == pytest.approx(2.0)
     assert found["bytes_per_position"] == 1024
     assert memory.judge([sample(0, 1, None), sample(1, 1, None), sample(2, 1, None)])["bytes_per_position"] is None
+
+
+def test_the_peak_is_of_what_this_process_held() -> None:
+    """A block of 64 MiB that is gone again is seen, one from before the reset is not."""
+    np.ones(2**25).sum()
+    before = meters.reset_peak_rss()
+    assert meters.peak_rss() - before < 2**24
+    np.ones(2**23).sum()
+    assert meters.peak_rss() - before > 2**25
+    assert psutil.Process().memory_info().rss - before < 2**25
+
+
+def test_the_clock_counts_the_module_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time passes in its forward, in its backward, and behind it on the way forward and back."""
+    now = 0.0
+
+    def pass_time(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def passing_backward(seconds: float) -> Callable[[torch.Tensor], None]:
+        return lambda gradient: pass_time(seconds)
+
+    class Slow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+            self.bias = nn.Parameter(torch.ones(2))
+
+        def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
+            pass_time(1)
+            inner = 2 * self.weight
+            inner.register_hook(passing_backward(2))
+            return 2 * inner, 3 * self.bias
+
+    monkeypatch.setattr(step.time, "perf_counter", lambda: now)
+    module = Slow()
+    clock = EncoderClock(module)
+    weight, bias = module()
+    pass_time(10)
+    outer = 2 * weight
+    outer.register_hook(passing_backward(20))
+    (outer.sum() + bias.sum()).backward()
+    assert clock.take() == (1, 2)
+    assert clock.take() == (0, 0)
