@@ -272,12 +272,12 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 
 @contextlib.contextmanager
-def torchrun(store: Store, out: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
+def torchrun(store: Store, out: Path, *flags: str, settings: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
     """Two ranks on gloo; killed at the end if they still run."""
     small = [f"{part}.{key}={value}" for part, values in SMALL.items() for key, value in values.items()]
-    command = [*TORCHRUN, "-m", "student_trainer", "train", "--data", store.path, "--out", out, *overrides, *small]
+    command = [*TORCHRUN, "-m", "student_trainer", "train", "--data", store.path, "--out", out, *flags, *small]
     process = subprocess.Popen(
-        [sys.executable, *map(str, command), "seed=3"],
+        [sys.executable, *map(str, command), "seed=3", *settings],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -334,17 +334,17 @@ def test_two_processes_learn_what_one_learns(store: Store, tmp_path: Path, runni
 def test_terminated_killed_and_resumed_equals_undisturbed(store: Store, tmp_path: Path) -> None:
     """Two ranks stopped by the launcher, then one of them killed: each leaves a checkpoint; resumed to the bit."""
     more = ("optim.epochs=20", "log.checkpoint_every=7")
-    with torchrun(store, tmp_path / "whole", *more) as process:
+    with torchrun(store, tmp_path / "whole", settings=more) as process:
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
-    with torchrun(store, tmp_path / "cut", *more) as process:
+    with torchrun(store, tmp_path / "cut", settings=more) as process:
         wait_for_steps(tmp_path / "cut", 5)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=120)
     assert process.returncode != 0
     assert ours(err) == ["student-trainer train: interrupted"]
     assert err.count("go on with --resume") == 1
-    with torchrun(store, tmp_path / "cut", "--resume", *more) as process:
+    with torchrun(store, tmp_path / "cut", "--resume", settings=more) as process:
         wait_for_steps(tmp_path / "cut", 20)
         begin = time.monotonic()
         rank_process(process, 1).kill()
@@ -353,7 +353,7 @@ def test_terminated_killed_and_resumed_equals_undisturbed(store: Store, tmp_path
     assert time.monotonic() - begin < 30
     (line,) = ours(err)
     assert "lost contact with another rank" in line and "again with --resume" in line
-    with torchrun(store, tmp_path / "cut", "--resume", *more) as process:
+    with torchrun(store, tmp_path / "cut", "--resume", settings=more) as process:
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
     assert_same_runs(tmp_path / "whole", tmp_path / "cut", but_records=1)  # of a step that the lost rank did not end
