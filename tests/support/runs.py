@@ -39,8 +39,13 @@ def assert_same_bits(a: Any, b: Any, where: str = "") -> None:
         assert a == b, where
 
 
-def assert_same_runs(a: Path, b: Path) -> None:
-    """Compares all that two runs have learned and written, bit for bit, but times and places."""
+def assert_same_runs(a: Path, b: Path, but_records: int = 0) -> None:
+    """Compares all that two runs have learned and written, bit for bit, but times and places.
+
+    Args:
+        a, b: directories of finished runs.
+        but_records: how many lines of metrics may differ.
+    """
     for name in ("last", "best"):
         contents = []
         for out in (a, b):
@@ -51,5 +56,7 @@ def assert_same_runs(a: Path, b: Path) -> None:
             values["sums"] = {key: total for key, total in values["sums"].items() if not is_time(key)}
             contents.append(values)
         assert_same_bits(*contents, where=name)
-    assert records(a) == records(b)
+    ours, theirs = records(a), records(b)
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    assert sum(left != right for left, right in zip(ours, theirs, strict=True)) <= but_records
     assert_same_bits(*(checkpoints.load_tensors(out / "hoser.pth") for out in (a, b)), where="hoser.pth")

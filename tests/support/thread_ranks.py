@@ -14,29 +14,42 @@ T = TypeVar("T")
 
 
 class Table:
-    """Where threads meet and lay down what they bring."""
+    """Where threads lay down what they bring, meeting by meeting."""
 
     def __init__(self, world: int) -> None:
-        self.places: list[Any] = [None] * world
-        self.barrier = threading.Barrier(world, timeout=60)
+        self.world = world
+        self._meetings: list[dict[int, Any]] = []
+        self._met = [0] * world
+        self._gone: set[int] = set()
+        self._changed = threading.Condition()
 
     def exchange(self, rank: int, value: Any) -> list[Any]:
-        """What everyone has brought, in the order of ranks."""
-        try:
-            self.places[rank] = value
-            self.barrier.wait()
-            brought = list(self.places)
-            self.barrier.wait()
-            return brought
-        except threading.BrokenBarrierError:
-            raise RankLost("another thread has gone") from None
+        """What everyone brings to this rank's next meeting, in the order of ranks; a rank that has gone brings none."""
+        with self._changed:
+            number = self._met[rank]
+            self._met[rank] += 1
+            if number == len(self._meetings):
+                self._meetings.append({})
+            brought = self._meetings[number]
+            brought[rank] = value
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: len(brought) == self.world or self._gone - brought.keys(), timeout=60)
+            if len(brought) < self.world:
+                raise RankLost("another thread has gone")
+            return [brought[other] for other in range(self.world)]
+
+    def leave(self, rank: int) -> None:
+        """Lets nobody wait for this rank any more."""
+        with self._changed:
+            self._gone.add(rank)
+            self._changed.notify_all()
 
 
 class ThreadRanks(Ranks):
     """One thread's view; tensors are added up in the order of ranks, so that all get the same bits."""
 
     def __init__(self, rank: int, table: Table) -> None:
-        super().__init__(rank, len(table.places), rank)
+        super().__init__(rank, table.world, rank)
         self.table = table
 
     def gather(self, value: T) -> list[T]:
@@ -70,7 +83,7 @@ def run_together(works: Sequence[Callable[[], T]], ranks: Sequence[Ranks]) -> li
             results[number] = works[number]()
         except BaseException as error:
             results[number] = error
-            ranks[number].table.barrier.abort()  # type: ignore[attr-defined]
+            ranks[number].table.leave(number)  # type: ignore[attr-defined]
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(len(works))]
     for thread in threads:
