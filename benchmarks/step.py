@@ -253,7 +253,7 @@ def _measure(model: nn.Module, steps: Sequence[Step], warm: int) -> Turn:
 
 def _our_steps(session: Session, plan: Sequence[PlannedStep]) -> tuple[nn.Module, list[Step]]:
     def make(planned: PlannedStep) -> Step:
-        prepared = prepare_step(session.feed, planned)
+        prepared = prepare_step(session.feed, session.model.graph, planned)
 
         def step() -> float:
             session.trainer.train_step(prepared)
