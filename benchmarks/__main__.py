@@ -25,6 +25,7 @@ SECTIONS = {
     "fairness": "latency of a light client alone, and beside one that saturates the teacher",
     "memory": "resident size of a server whose cache evicts all the time, and bytes of a remembered position",
     "hidden": "time of an epoch with a real teacher on its own core, against one without",
+    "scaling": "step time of one rank and of two, on the cores of this machine",
 }
 """Names of modules of this package, each with a function `run`."""
 
