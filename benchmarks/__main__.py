@@ -27,6 +27,7 @@ SECTIONS = {
     "collate": "time to build a batch against straightforward code, and the share of padding by order",
     "step": "time and memory of a training step against a straightforward one",
     "hidden": "time of an epoch with a real teacher on its own core, against one without",
+    "scaling": "step time of one rank and of two, on the cores of this machine",
 }
 """Names of modules of this package, each with a function `run`."""
 

@@ -46,7 +46,19 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 @pytest.mark.parametrize(
     "section",
-    ["teacher", "server", "prefixes", "overlap", "peers", "fairness", "memory", "collate", "step", "hidden"],
+    [
+        "teacher",
+        "server",
+        "prefixes",
+        "overlap",
+        "peers",
+        "fairness",
+        "memory",
+        "collate",
+        "step",
+        "hidden",
+        "scaling",
+    ],
 )
 def test_a_record_says_what_was_measured_where_and_when(results: Results, section: str) -> None:
     record = results[section]
@@ -174,6 +186,16 @@ def test_epochs_with_a_teacher_are_compared_with_epochs_without(results: Results
     for found in figures.values():
         assert found["ratio"]["median"] > 0
         assert 0 <= found["teacher_wait_share"]["median"] < 1
+
+
+def test_two_ranks_are_compared_with_one(results: Results) -> None:
+    """That all learn the same, the section checks itself."""
+    figures = results["scaling"]["figures"]
+    assert figures.keys() == {"1 x 1", "1 x 2", "2 x 1"}
+    assert figures["1 x 1"]["speed_ratio"]["median"] == 1
+    for name, found in figures.items():
+        assert found["speed_ratio"]["min"] > 0
+        assert (0 < found["ranks_ms"]["median"] < found["step_ms"]["median"]) == (name == "2 x 1")
 
 
 def test_a_mistaken_section_is_named() -> None:
