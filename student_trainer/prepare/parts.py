@@ -130,7 +130,7 @@ def read(store: Path) -> Parts:
 
 def write(store: Path, parts: Parts) -> None:
     """Writes the list of parts."""
-    files.write_json(store / PARTS_FILE, {name: dataclasses.asdict(part) for name, part in parts.items()})
+    files.write_json(store / PARTS_FILE, {name: dataclasses.asdict(parts[name]) for name in sorted(parts)})
 
 
 def made(store: Path, fingerprint: str, names: Sequence[str], facts: Facts) -> Part:

@@ -162,7 +162,7 @@ def read_trip_blocks(file: TripFile) -> Iterator[bytes]:
     """The text of a split after its header, in blocks of whole records; raises `DataError`."""
     with open(file.path, "rb") as stream:
         records.read_header(stream)
-        yield from records.read_blocks(file.path, stream)
+        yield from records.read_blocks(file.path, stream, records.BLOCK_BYTES)
 
 
 def parse_trips(file: TripFile, text: bytes) -> RawTrips:

@@ -23,7 +23,7 @@ def read_header(stream: BinaryIO) -> bytes:
     return header
 
 
-def read_blocks(path: Path, stream: BinaryIO, size: int = BLOCK_BYTES) -> Iterator[bytes]:
+def read_blocks(path: Path, stream: BinaryIO, size: int) -> Iterator[bytes]:
     """The rest of a file in blocks of about `size` bytes, each of whole records with their line feeds.
 
     A line feed between quotes ends no record.
