@@ -24,8 +24,10 @@ class DataConfig(Section):
     """Keep the last so many steps of longer trips; 0 keeps all."""
     train_trips: int = pydantic.Field(0, ge=0)
     """Train on a sample of so many trips (drawn by sample_seed); 0 trains on all."""
+    val_trips: int = pydantic.Field(0, ge=0)
+    """Validate on a sample of so many trips (drawn by sample_seed); 0 validates on all."""
     sample_seed: int = 0
-    """Seed of that sample, apart from the run's seed so that runs share the sample."""
+    """Seed of these samples, apart from the run's seed so that runs share them."""
     bucket_batches: int = pydantic.Field(32, ge=1)
     """Sort trips by length within so many batches, to pad less; 1 does not sort."""
 
