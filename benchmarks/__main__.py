@@ -24,6 +24,8 @@ SECTIONS = {
     "peers": "requests a second of other servers with the same teacher, and of this one",
     "fairness": "latency of a light client alone, and beside one that saturates the teacher",
     "memory": "resident size of a server whose cache evicts all the time, and bytes of a remembered position",
+    "prepare": "time from raw files to features against straightforward code, and of a whole city by part",
+    "footprint": "memory, time and disk of preparing, opening and training on a city of 629,380 trips",
     "hidden": "time of an epoch with a real teacher on its own core, against one without",
 }
 """Names of modules of this package, each with a function `run`."""
