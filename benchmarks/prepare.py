@@ -198,7 +198,7 @@ def _notes(figures: dict[str, Any], settings: dict[str, Any]) -> list[str]:
         "parts are there (reads and hashes every input, writes train, puts the store in place); then also batches of "
         f"{BATCH_SIZE} trips, each trip once, which hold all features that the files hold, and the candidates' tokens.",
         "The files: rows by the csv module, times by strptime, candidate after candidate in plain Python with `math`, "
-        "one torch.save a trip; the pairwise matrices by numpy a trip at a time, or pair after pair. The successors and "
+        "one torch.save a trip; the pairwise matrices by numpy a trip at a time, or pair after pair. Successors and "
         "points of the roads are given. Both gave the same candidates and labels, and the same distances and angles "
         "within float32's rounding.",
         f"Second table: {counts} trips, from nothing: {whole['seconds']['median']:.1f} s, "
