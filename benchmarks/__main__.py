@@ -24,8 +24,10 @@ SECTIONS = {
     "peers": "requests a second of other servers with the same teacher, and of this one",
     "fairness": "latency of a light client alone, and beside one that saturates the teacher",
     "memory": "resident size of a server whose cache evicts all the time, and bytes of a remembered position",
+    "prepare": "time from raw files to features against straightforward code, and of a whole city by part",
     "collate": "time to build a batch against straightforward code, and the share of padding by order",
     "step": "time and memory of a training step against a straightforward one",
+    "footprint": "memory, time and disk of preparing, opening and training on a city of 629,380 trips",
     "hidden": "time of an epoch with a real teacher on its own core, against one without",
     "scaling": "step time of one rank and of two, on the cores of this machine",
 }

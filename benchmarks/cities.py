@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.common import REPOSITORY, Options
+from shared import files
 from shared.store import Store
 from student_trainer.demo_city import run as demo_city
 from student_trainer.demo_city.config import DemoCityConfig, TripCounts
@@ -25,13 +29,42 @@ def open_store(options: Options, name: str, grid: GridConfig) -> Store:
     """The store of the options, or of the named city, or of the demo city."""
     if options.store is not None:
         return Store(options.store)
-    raw = DATA / name
-    if options.quick or not raw.is_dir():
-        raw, grid = _demo_city(options), DEMO_GRID
+    raw, is_demo = raw_city(options, name)
     out = options.work / raw.name
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
-        prepare.run(PrepareConfig(raw=raw, out=out, grid=grid))
+        prepare.run(PrepareConfig(raw=raw, out=out, grid=DEMO_GRID if is_demo else grid))
     return Store(out)
+
+
+def raw_city(options: Options, name: str) -> tuple[Path, bool]:
+    """The directory of the named city in HOSER format, or of the demo city; whether it is the latter."""
+    raw = DATA / name
+    if options.quick or not raw.is_dir():
+        return _demo_city(options), True
+    return raw, False
+
+
+def sampled_city(raw: Path, out: Path, trips: dict[str, int], seed: int) -> Path:
+    """A city with the roads of another one and so many of its trips, drawn with replacement: made once.
+
+    Args:
+        raw: the other city.
+        out: directory to write.
+        trips: how many, by split.
+        seed: of the draw; the same rows are drawn wherever it is made.
+    """
+    if out.exists():
+        return out
+    with files.atomic_directory(out) as folder:
+        for name in ("roadmap.geo", "roadmap.rel"):
+            shutil.copyfile(raw / name, folder / name)
+        for number, (split, count) in enumerate(trips.items()):
+            header, *rows = (raw / f"{split}.csv").read_bytes().splitlines(keepends=True)
+            drawn = np.random.default_rng((seed, number)).integers(len(rows), size=count)
+            with open(folder / f"{split}.csv", "wb") as stream:
+                stream.write(header)
+                stream.writelines(rows[row] for row in drawn)
+    return out
 
 
 def _demo_city(options: Options) -> Path:

@@ -168,7 +168,8 @@ def rank(store: Store, threads: int, size: Size) -> None:
         session = Session(settings, store, NullTeacher(), "", torch.device("cpu"), None, ranks)
         plan = itertools.islice(session.schedule.from_step(0), size.warm + size.steps)
         lookahead = settings.client.lookahead
-        with Prefetcher(lambda planned: prepare_step(session.feed, planned, ranks), plan, lookahead) as steps:
+        graph = session.model.graph
+        with Prefetcher(lambda planned: prepare_step(session.feed, graph, planned, ranks), plan, lookahead) as steps:
             for number, step in enumerate(steps):
                 if number == size.warm:
                     session.trainer.take_metrics(0.0)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import ReportableError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: nothing is known to be abandoned
+    fcntl = None  # type: ignore[assignment]
+
+PARTIAL, REPLACED = "partial", "replaced"
+"""Kinds of temporary directories beside a target: its next content, and its last."""
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 
 @contextlib.contextmanager
@@ -45,33 +59,128 @@ def atomic_path(target: Path) -> Iterator[Path]:
 def atomic_directory(target: Path) -> Iterator[Path]:
     """A temporary directory beside `target` that takes its place if the block succeeds.
 
+    The bytes are on disk before the names change. Where the system can exchange two names (Linux), a process that is
+    killed at any time leaves the old directory or the new one; elsewhere there is a moment without either, and the
+    next call for the same target puts the old one back. What killed processes have left beside the target is removed
+    by the next call, once it is certain that nobody is writing there any more.
+
     Raises:
         ReportableError: there can be no such directory.
     """
     with _reporting(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        _clear_abandoned(target)
+        temporary, lock = _locked_directory(target, PARTIAL)
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
         with _reporting(target):
+            temporary.chmod(0o777 & ~_umask())
+            _sync_tree(temporary)
             _replace_directory(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        _unlock(lock)
 
 
 def _replace_directory(temporary: Path, target: Path) -> None:
+    """Afterwards `temporary` is gone, or is what `target` was."""
     if not target.exists():
         os.replace(temporary, target)
-        return
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.old.", dir=target.parent) as old:
-        aside = Path(old) / target.name
+    elif target.is_symlink() or not target.is_dir() or not _exchange(temporary, target):
+        _put_aside_and_replace(temporary, target)
+    _sync(target.parent)
+
+
+def _put_aside_and_replace(temporary: Path, target: Path) -> None:
+    old, lock = _locked_directory(target, REPLACED)
+    try:
+        aside = old / target.name
         os.replace(target, aside)
         try:
             os.replace(temporary, target)
         except BaseException:
             os.replace(aside, target)
             raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+        _unlock(lock)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Gives two directories each other's name in one step; False where the system or its file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    return bool(renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0)
+
+
+def _locked_directory(target: Path, kind: str) -> tuple[Path, int | None]:
+    """A new directory beside `target`, and the handle that keeps it locked for as long as this process lives."""
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=f".{target.name}.{kind}-", dir=target.parent))
+        lock = _lock(path)
+        if path.exists():  # else somebody took it for abandoned before it was locked
+            return path, lock
+        _unlock(lock)
+
+
+def _lock(directory: Path) -> int | None:
+    """Locks a directory; None if another process holds it, or if there are no locks here."""
+    if fcntl is None:
+        return None
+    try:
+        handle = os.open(directory, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _unlock(lock: int | None) -> None:
+    if lock is not None:
+        os.close(lock)
+
+
+def _clear_abandoned(target: Path) -> None:
+    """Removes what killed processes left beside `target`, and puts back what they had put aside."""
+    pattern = re.compile(re.escape(f".{target.name}.") + rf"({PARTIAL}|{REPLACED})-\w{{8}}")
+    for path in sorted(target.parent.iterdir()):
+        if not pattern.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+            continue
+        lock = _lock(path)
+        if lock is None:
+            continue
+        aside = path / target.name
+        if not target.exists() and aside.exists() and path.name.startswith(f".{target.name}.{REPLACED}-"):
+            os.replace(aside, target)
+        shutil.rmtree(path, ignore_errors=True)
+        _unlock(lock)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file or a directory is on disk; of a directory where the system can."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:  # a directory, on systems that do not open them
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF):
+            raise
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

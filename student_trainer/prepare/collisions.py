@@ -7,13 +7,14 @@ several cell sizes on the steps of a split, so that the cell size is chosen know
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from student_trainer.prepare.counts import Counts
 from student_trainer.prepare.network import Successors
-from student_trainer.prepare.trips import Steps
 
 CELL_SIZES = (0.002, 0.001, 0.0005, 0.00025)
 """Cell sizes measured beside the chosen one, degrees."""
@@ -43,7 +44,7 @@ class Collisions:
 
 
 def measure(
-    cell: npt.NDArray[np.int64], successors: Successors, steps: Steps, cell_size: float, chosen: bool
+    cell: npt.NDArray[np.int64], successors: Successors, steps: Counts, cell_size: float, chosen: bool
 ) -> Collisions:
     """Measures a grid; `cell` is the cell of each road, int64 [N]."""
     num_cells = int(cell.max()) + 1
@@ -52,12 +53,13 @@ def measure(
     )
     sharing = size[group]  # of each slot: candidates of its road in its cell, itself included
     collides = np.bincount(successors.origin, weights=sharing > 1, minlength=len(cell)) > 0
+    taken = np.bincount(sharing, weights=steps.slot)
     return Collisions(
         cell_size=cell_size,
-        colliding=float(collides[steps.road].mean()),
-        ceiling=float((1 / sharing[steps.slot]).mean()),
+        colliding=int(steps.slot[collides[successors.origin]].sum()) / steps.steps,
+        ceiling=math.fsum(taken[1:] / np.arange(1, len(taken))) / steps.steps,
         occupied=len(np.unique(cell)),
-        same_cell=float((cell[steps.road] == cell[steps.next_road]).mean()),
+        same_cell=int(steps.slot[cell[successors.origin] == cell[successors.roads]].sum()) / steps.steps,
         chosen=chosen,
     )
 

@@ -62,3 +62,5 @@ class PrepareConfig(Section):
     """Cells and tokens."""
     zones: ZonesConfig = ZonesConfig()
     """Zones of the road network."""
+    workers: int = pydantic.Field(0, ge=0)
+    """Threads that read trips at the same time; 0 for one a core. The store does not depend on it."""

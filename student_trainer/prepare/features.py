@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from shared.store import Trips
-from student_trainer.prepare.trips import step_index
+from student_trainer.prepare.counts import Counts
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +39,12 @@ def road_types(highway: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]
     return classes, np.array([index[name] for name in highway], np.int64)
 
 
-def travel_time_statistics(train: Trips) -> tuple[float, float]:
+def travel_time_statistics(train: Counts) -> tuple[float, float]:
     """Mean and population standard deviation of log(1 + seconds) over all steps of `train`."""
-    step = step_index(train.offsets)
-    values = np.log1p((train.times[step + 1] - train.times[step]).astype(np.float64))
-    mu, sigma = float(values.mean()), float(values.std())
-    if sigma == 0:
+    values, weights = np.log1p(train.seconds.astype(np.float64)), train.seconds_count
+    mu = math.fsum(weights * values) / train.steps
+    sigma = math.sqrt(math.fsum(weights * (values - mu) ** 2) / train.steps)
+    if len(values) == 1:
         log.warning("every step of train takes the same time; its deviation is taken as 1")
         sigma = 1.0
     return mu, sigma

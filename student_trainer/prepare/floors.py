@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
 from shared import ragged
+from shared.store import Trips
 from student_trainer.data import geometry
+from student_trainer.prepare.counts import Counts, pair_offsets
 from student_trainer.prepare.network import Successors
-from student_trainer.prepare.trips import Steps
+from student_trainer.prepare.trips import Steps, steps_of
+from student_trainer.prepare.workers import Workers
 
 Int = npt.NDArray[np.int64]
 
 
-def measure(train: Steps, steps: Steps, successors: Successors, centroids: npt.NDArray[np.float64]) -> dict[str, float]:
+def measure(train: Counts, steps: Counts, nearest: int, successors: Successors) -> dict[str, float]:
     """Accuracies in [0, 1]; ties go to the earlier candidate.
 
     `single_successor` is the share of steps without a choice; `nearest_to_destination` takes
-    the candidate whose centroid (float64 [N, 2]) is nearest to the destination's;
-    `first_order_markov` the most frequent successor in `train`, the first one where the road
-    was never seen; `second_order_markov` the most frequent one after the last two roads, and
-    backs off to the first order.
+    the candidate that `count_nearest` counts; `first_order_markov` the most frequent successor
+    in `train`, the first one where the road was never seen; `second_order_markov` the most
+    frequent one after the last two roads, and backs off to the first order.
     """
-    first_order = _most_frequent_slot(train, successors)[steps.road]
-    second_order = _second_order(train, steps, first_order, len(successors.roads))
-    return {
-        "single_successor": float((successors.degree[steps.road] == 1).mean()),
-        "nearest_to_destination": float((_nearest(steps, successors, centroids) == steps.slot).mean()),
-        "first_order_markov": float((first_order == steps.slot).mean()),
-        "second_order_markov": float((second_order == steps.slot).mean()),
+    first_order = _most_frequent_slot(train, successors)
+    hits = {
+        "single_successor": steps.slot[successors.degree[successors.origin] == 1].sum(),
+        "nearest_to_destination": nearest,
+        "first_order_markov": steps.slot[first_order[first_order >= 0]].sum(),
+        "second_order_markov": _second_order_hits(train, steps, first_order, successors),
     }
+    return {name: int(count) / steps.steps for name, count in hits.items()}
+
+
+def count_nearest(
+    blocks: Iterable[Trips], successors: Successors, centroids: npt.NDArray[np.float64], workers: Workers
+) -> int:
+    """Steps to the candidate whose centroid (float64 [N, 2]) is nearest to the destination's."""
+
+    def hits(trips: Trips) -> int:
+        steps = steps_of(trips, successors)
+        return int(np.count_nonzero(_nearest(steps, successors, centroids) == steps.slot))
+
+    return sum(workers.in_order(hits, blocks))
 
 
 def _nearest(steps: Steps, successors: Successors, centroids: npt.NDArray[np.float64]) -> Int:
@@ -42,26 +58,24 @@ def _nearest(steps: Steps, successors: Successors, centroids: npt.NDArray[np.flo
     return slot[_first_largest(-metres, degree)]
 
 
-def _most_frequent_slot(train: Steps, successors: Successors) -> Int:
+def _most_frequent_slot(train: Counts, successors: Successors) -> Int:
     """Slot taken most often from each road, int64 [N]; -1 for a road without successors."""
-    counts = np.bincount(train.slot, minlength=len(successors.roads))
     best = np.full(len(successors.degree), -1, np.int64)
     has_successors = successors.degree > 0
-    best[has_successors] = _first_largest(counts, successors.degree[has_successors])
+    best[has_successors] = _first_largest(train.slot, successors.degree[has_successors])
     return best
 
 
-def _second_order(train: Steps, steps: Steps, first_order: Int, num_slots: int) -> Int:
-    """Slot taken most often after the slot before; `first_order` where that is unknown."""
-    seen = train.previous_slot >= 0
-    pairs, counts = np.unique(train.previous_slot[seen] * num_slots + train.slot[seen], return_counts=True)
-    if not len(pairs):
-        return first_order
-    previous_slot, slot = np.divmod(pairs, num_slots)
-    previous, lengths = np.unique(previous_slot, return_counts=True)
-    best = slot[_first_largest(counts, lengths)]
-    place = np.searchsorted(previous, steps.previous_slot).clip(max=len(previous) - 1)
-    return np.where(previous[place] == steps.previous_slot, best[place], first_order)
+def _second_order_hits(train: Counts, steps: Counts, first_order: Int, successors: Successors) -> int:
+    """Steps to the slot taken most often after the slot before; to the first order's where that is unknown."""
+    next_degree = successors.degree[successors.roads]
+    slot = ragged.slices(successors.offsets[successors.roads], next_degree)  # of each pair, the second
+    before = np.flatnonzero(next_degree)  # slots that another can follow
+    best = _first_largest(train.pair, next_degree[before])
+    backed_off = pair_offsets(successors)[before] + (first_order - successors.offsets[:-1])[successors.roads[before]]
+    chosen = np.where(train.pair[best] > 0, best, backed_off)
+    at_start = steps.slot - np.bincount(slot, weights=steps.pair, minlength=len(steps.slot)).astype(np.int64)
+    return int(steps.pair[chosen].sum() + at_start[first_order[first_order >= 0]].sum())
 
 
 def _first_largest(values: npt.NDArray, lengths: Int) -> Int:

@@ -7,10 +7,12 @@ Nothing is evaluated: coordinates are JSON, lists of road classes are literals.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
+import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,11 +22,13 @@ import polars as pl
 
 from shared import ragged
 from shared.errors import DataError
+from student_trainer.prepare import records, trip_text
 
 Int = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float64]
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+TRIP_COLUMNS = ("rid_list", "time_list")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,24 +57,36 @@ class Roads:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RawTrips:
-    """A split as it is in the file: one trip a row, of any length.
+    """Trips as they are in the file: one a row, of any length.
 
     Attributes:
         path: the file, for messages.
-        roads: int64 [L], known road ids.
+        roads: int32 [L], known road ids.
         times: int64 [L] entry times, seconds since 1970 on the file's clock.
         offsets: int64 [n + 1].
     """
 
     path: Path
-    roads: Int
+    roads: npt.NDArray[np.int32]
     times: Int
     offsets: Int
 
 
+class CellError(DataError):
+    """A cell of a CSV file cannot be used; rows count from 0 after the header."""
+
+    def __init__(self, path: Path, row: int, column: str, problem: str) -> None:
+        super().__init__(f"{path}, row {row} (line {row + 2}), column {column}: {problem}")
+        self.path, self.row, self.column, self.problem = path, row, column, problem
+
+    def further_down(self, rows: int) -> CellError:
+        """The same complaint about a cell that lies so many rows below."""
+        return CellError(self.path, self.row + rows, self.column, self.problem)
+
+
 def refuse(path: Path, row: int | np.integer, column: str, problem: str) -> NoReturn:
-    """Raises the `DataError` of a cell of a CSV file."""
-    raise DataError(f"{path}, row {int(row)} (line {int(row) + 2}), column {column}: {problem}")
+    """Raises the `CellError` of a cell of a CSV file."""
+    raise CellError(path, int(row), column, problem)
 
 
 def read_roads(path: Path) -> Roads:
@@ -113,45 +129,113 @@ def read_successor_pairs(path: Path, num_roads: int) -> tuple[Int, Int]:
     return origin, destination
 
 
-def read_trips(path: Path, num_roads: int) -> RawTrips:
-    """Reads `train.csv`, `val.csv` or `test.csv`.
+@dataclasses.dataclass(frozen=True)
+class TripFile:
+    """How the trips of a split are written.
+
+    Attributes:
+        path: `train.csv`, `val.csv` or `test.csv`.
+        header: its first record, with the line feed.
+        columns: their names.
+        num_roads: roads are 0 to one less.
+    """
+
+    path: Path
+    header: bytes
+    columns: Sequence[str]
+    num_roads: int
+
+
+def open_trips(path: Path, num_roads: int) -> TripFile:
+    """Reads the header of a split.
 
     Raises:
-        DataError: naming file, row and column: a number that is not a road, a time that is
-            not `YYYY-MM-DDTHH:MM:SSZ`, lists of different lengths.
+        DataError: there is no such file, or it lacks a column.
     """
-    frame = _read_csv(path, ["rid_list", "time_list"])
+    _check_exists(path)
+    with open(path, "rb") as stream:
+        header = records.read_header(stream)
+    return TripFile(path, header, _check_columns(path, io.BytesIO(header), TRIP_COLUMNS), num_roads)
+
+
+def read_trip_blocks(file: TripFile) -> Iterator[bytes]:
+    """The text of a split after its header, in blocks of whole records; raises `DataError`."""
+    with open(file.path, "rb") as stream:
+        records.read_header(stream)
+        yield from records.read_blocks(file.path, stream, records.BLOCK_BYTES)
+
+
+def parse_trips(file: TripFile, text: bytes) -> RawTrips:
+    """The trips of a block of whole records.
+
+    Raises:
+        CellError: naming file, row within the block and column: a number that is not a road, a time that is not
+            `YYYY-MM-DDTHH:MM:SSZ`, lists of different lengths.
+        DataError: it is not CSV.
+    """
+    road_column, time_column = (file.columns.index(column) for column in TRIP_COLUMNS)
+    plain = trip_text.read_block(text, len(file.columns), road_column, time_column, file.num_roads)
+    if plain is None:
+        return parse_any_trips(file, text)
+    roads, times, lengths = plain
+    return RawTrips(file.path, roads, times, ragged.offsets(lengths))
+
+
+def parse_any_trips(file: TripFile, text: bytes) -> RawTrips:
+    """As `parse_trips`, for all that CSV allows; slower."""
+    frame = _parse_csv(file.path, io.BytesIO(file.header + text), TRIP_COLUMNS)
     road_tokens, lengths = _split_lists(frame["rid_list"])
     time_tokens, time_counts = _split_lists(frame["time_list"])
     for row in np.flatnonzero(lengths != time_counts):
-        refuse(path, row, "time_list", f"{time_counts[row]} times for {lengths[row]} roads in rid_list")
+        refuse(file.path, row, "time_list", f"{time_counts[row]} times for {lengths[row]} roads in rid_list")
     offsets = ragged.offsets(lengths)
 
     def refuse_token(column: str, tokens: pl.Series, index: int, problem: str) -> NoReturn:
         row = int(np.searchsorted(offsets, index, "right")) - 1
-        refuse(path, row, column, f"{problem} {tokens[index]!r} at place {index - int(offsets[row])}")
+        refuse(file.path, row, column, f"{problem} {tokens[index]!r} at place {index - int(offsets[row])}")
 
     ids = road_tokens.cast(pl.Int64, strict=False)
     for index in ids.is_null().arg_true():
         refuse_token("rid_list", road_tokens, index, "expected road ids as in 12,57,903, not")
     roads = ids.to_numpy()
-    for index in np.flatnonzero((roads < 0) | (roads >= num_roads)):
-        refuse_token("rid_list", road_tokens, int(index), f"roadmap.geo has roads 0..{num_roads - 1}, not")
+    for index in np.flatnonzero((roads < 0) | (roads >= file.num_roads)):
+        refuse_token("rid_list", road_tokens, int(index), f"roadmap.geo has roads 0..{file.num_roads - 1}, not")
     times = time_tokens.str.to_datetime(TIME_FORMAT, time_unit="ms", strict=False)
     for index in times.is_null().arg_true():
         refuse_token("time_list", time_tokens, index, "expected times as in 2008-05-22T13:10:06Z, not")
-    return RawTrips(path, roads, times.dt.epoch("s").to_numpy(), offsets)
+    return RawTrips(file.path, roads.astype(np.int32), times.dt.epoch("s").to_numpy(), offsets)
 
 
-def _read_csv(path: Path, columns: list[str]) -> pl.DataFrame:
-    """The given columns as text; nothing else is interpreted."""
+def _check_exists(path: Path) -> None:
     if not path.is_file():
         raise DataError(f"{path} is missing; a HOSER directory has roadmap.geo, roadmap.rel, train, val and test.csv")
+
+
+def _read_csv(path: Path, columns: Sequence[str]) -> pl.DataFrame:
+    """The given columns of a file as text; nothing else is interpreted."""
+    _check_exists(path)
+    _check_columns(path, path, columns)
+    return _parse_csv(path, path, columns)
+
+
+def _check_columns(path: Path, source: Path | io.BytesIO, wanted: Sequence[str]) -> Sequence[str]:
+    """All columns of the source."""
+    with _reporting(path):
+        present = pl.read_csv(source, n_rows=0, infer_schema=False).columns
+    if missing := [column for column in wanted if column not in present]:
+        raise DataError(f"{path} has no column {', '.join(missing)}; it has {', '.join(present)}")
+    return present
+
+
+def _parse_csv(path: Path, source: Path | io.BytesIO, columns: Sequence[str]) -> pl.DataFrame:
+    with _reporting(path):
+        return pl.read_csv(source, columns=list(columns), infer_schema=False).select(columns)
+
+
+@contextlib.contextmanager
+def _reporting(path: Path) -> Iterator[None]:
     try:
-        present = pl.read_csv(path, n_rows=0, infer_schema=False).columns
-        if missing := [column for column in columns if column not in present]:
-            raise DataError(f"{path} has no column {', '.join(missing)}; it has {', '.join(present)}")
-        return pl.read_csv(path, columns=columns, infer_schema=False).select(columns)
+        yield
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"{path} cannot be read as CSV: {' '.join(str(error).split())[:200]}") from None
 

@@ -1,32 +1,44 @@
 """`student-trainer prepare`: raw HOSER files -> store.
 
-Nothing is written until everything is known, and the store appears in one step. A store
-whose inputs and settings have not changed is left as it is.
+The store appears in one step, when it is whole; an interrupted run leaves the older one. Parts whose inputs, settings
+and code have not changed are taken over from it, and if that is all of them it is left as it is.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
+import dataclasses
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import shared
 from shared import files
 from shared.errors import DataError
 from shared.store import FORMAT, SPLITS
-from student_trainer.prepare import collisions, report, zones
-from student_trainer.prepare.build import Content, build
+from student_trainer.prepare import parts, report
+from student_trainer.prepare.build import Builder
 from student_trainer.prepare.config import PrepareConfig
+from student_trainer.prepare.parts import Parts
 
 log = logging.getLogger(__name__)
 
-CODE_VERSION = 1
-"""Counts the changes after which the same inputs and settings give another store."""
-
 MANIFEST = "store.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A store that is up to date.
+
+    Attributes:
+        manifest: its manifest.
+        seconds: what each part took that had to be made, by name.
+    """
+
+    manifest: dict[str, Any]
+    seconds: Mapping[str, float]
 
 
 def run(config: PrepareConfig) -> int:
@@ -36,20 +48,45 @@ def run(config: PrepareConfig) -> int:
         DataError: a raw file is missing or malformed, or `out` is something else than a store.
         CompatibilityError: the teacher's grid does not fit the roads.
     """
+    print(report.render(prepare(config).manifest))
+    return 0
+
+
+def prepare(config: PrepareConfig) -> Prepared:
+    """Writes the store, or finds it up to date; raises as `run`."""
     try:
         _check_target(config.out)
-        inputs = _input_digests(config)
-        fingerprint = _fingerprint(config, inputs)
-        manifest = _read_current(config.out, fingerprint)
-        if manifest is not None:
-            log.info("%s is up to date", config.out)
-        else:
-            manifest = _write(config, build(config), fingerprint, inputs)
-            log.info("wrote %s", config.out)
+        return _prepare(config)
     except OSError as error:
         raise DataError(f"cannot read {config.raw} or write {config.out}: {error}") from None
-    print(report.render(manifest))
-    return 0
+
+
+def _prepare(config: PrepareConfig) -> Prepared:
+    if not config.raw.is_dir():
+        raise DataError(f"{config.raw} is not a directory; --raw takes one in HOSER format")
+    paths = parts.input_paths(config)
+    seen = _states(paths)
+    inputs = _digests(paths)
+    fingerprints = parts.fingerprints(config, inputs)
+    manifest = _read_manifest(config.out)
+    current = parts.read(config.out) if manifest is not None and manifest.get("format") == FORMAT else {}
+    current = {name: part for name, part in current.items() if part.fingerprint == fingerprints.get(name)}
+    if manifest is not None and current.keys() == fingerprints.keys():
+        log.info("%s is up to date", config.out)
+        return Prepared(manifest, {})
+    with files.atomic_directory(config.out) as folder:
+        for name, part in current.items():
+            log.info("%s has not changed", name)
+            parts.take_over(part, config.out, folder)
+        builder = Builder(config, folder, current, fingerprints)
+        builder.build()
+        if _states(paths) != seen:
+            raise DataError(f"files of {config.raw} changed while they were read; run `prepare` again")
+        parts.write(folder, builder.parts)
+        manifest = _manifest(config, builder.parts, inputs)
+        files.write_json(folder / MANIFEST, manifest)
+    log.info("wrote %s", config.out)
+    return Prepared(manifest, builder.seconds)
 
 
 def _check_target(out: Path) -> None:
@@ -69,48 +106,44 @@ def _read_manifest(out: Path) -> dict[str, Any] | None:
     return manifest if isinstance(manifest, dict) else None
 
 
-def _read_current(out: Path, fingerprint: str) -> dict[str, Any] | None:
-    """The manifest of a whole store of this fingerprint, or None."""
-    manifest = _read_manifest(out)
-    if manifest is None or manifest.get("fingerprint") != fingerprint:
-        return None
-    sizes = manifest["files"].items()
-    whole = all((out / name).is_file() and (out / name).stat().st_size == size for name, size in sizes)
-    return manifest if whole else None
+def _states(paths: Mapping[str, Path]) -> dict[str, tuple[int, int]]:
+    """Size and time of change of files."""
+    return {name: (path.stat().st_size, path.stat().st_mtime_ns) for name, path in paths.items()}
 
 
-def _input_digests(config: PrepareConfig) -> dict[str, str]:
-    """SHA-256 of every file that decides what the store holds, by name."""
-    if not config.raw.is_dir():
-        raise DataError(f"{config.raw} is not a directory; --raw takes one in HOSER format")
-    names = ["roadmap.geo", "roadmap.rel", *(f"{split}.csv" for split in SPLITS), zones.PARTITION_FILE]
-    paths = {name: config.raw / name for name in names}
-    if config.grid.teacher is not None:
-        paths["grid.teacher"] = config.grid.teacher
-    return {name: files.file_digest(path) for name, path in paths.items() if path.is_file()}
+def _digests(paths: Mapping[str, Path]) -> dict[str, str]:
+    """SHA-256 of files."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return dict(zip(paths, pool.map(files.file_digest, paths.values()), strict=True))
 
 
-def _fingerprint(config: PrepareConfig, inputs: dict[str, str]) -> str:
-    """Digest of what decides the store's content; places do not, so equal cities have equal stores."""
-    settings = config.model_dump(mode="json", exclude={"raw": True, "out": True, "grid": {"teacher"}})
-    return files.digest(json.dumps([CODE_VERSION, collisions.CELL_SIZES, settings, inputs], sort_keys=True))
-
-
-def _write(config: PrepareConfig, content: Content, fingerprint: str, inputs: dict[str, str]) -> dict[str, Any]:
-    """Writes arrays and manifest; returns the manifest."""
-    with files.atomic_directory(config.out) as folder:
-        for name, array in content.arrays.items():
-            path = folder / name
-            path.parent.mkdir(exist_ok=True)
-            np.save(path, array, allow_pickle=False)
-        manifest = {
-            "format": FORMAT,
-            "fingerprint": fingerprint,
-            "software": shared.__version__,
-            "settings": config.model_dump(mode="json"),
-            **content.facts,
-            "inputs": inputs,
-            "files": {name: (folder / name).stat().st_size for name in content.arrays},
-        }
-        files.write_json(folder / MANIFEST, manifest)
-    return manifest
+def _manifest(config: PrepareConfig, made: Parts, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """What readers of the store know about it."""
+    roads, tokens, flow = (dict(made[name].facts) for name in ("roads", "tokens", "flow"))
+    splits = {split: dict(made[split].facts) for split in SPLITS}
+    classes, duplicates, outside = (
+        roads.pop("highway_classes"),
+        roads.pop("duplicate_pairs"),
+        tokens.pop("roads_outside_grid"),
+    )
+    dropped = {split: facts.pop("dropped") for split, facts in splits.items()}
+    return {
+        "format": FORMAT,
+        "fingerprint": parts.content_digest(made),
+        "software": shared.__version__,
+        "settings": config.model_dump(mode="json", exclude={"workers"}),
+        **tokens,
+        "statistics": {
+            **flow,
+            **roads,
+            **made["zones"].facts,
+            "road_types": len(classes),
+            "longest_trip": max(facts["longest_trip"] for facts in splits.values()),
+            "roads_outside_grid": outside,
+        },
+        "splits": splits,
+        "dropped": {**dropped, "roadmap.rel": {"duplicate_pairs": duplicates}},
+        "highway_classes": classes,
+        **made["measures"].facts,
+        "inputs": dict(inputs),
+    }

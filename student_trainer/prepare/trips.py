@@ -6,20 +6,16 @@ A step is a road with a next road; a trip of n roads has n - 1 steps.
 from __future__ import annotations
 
 import dataclasses
-import logging
 
 import numpy as np
 import numpy.typing as npt
 
 from shared import ragged
-from shared.errors import DataError
 from shared.store import Trips
 from student_trainer.prepare.network import Successors
 from student_trainer.prepare.raw import RawTrips, refuse
 
 Int = npt.NDArray[np.int64]
-
-log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,15 +64,15 @@ def usable(raw: RawTrips, successors: Successors, strict: bool) -> tuple[Trips, 
     `off_network` (a next road that is no successor), `time_backwards`.
 
     Args:
-        raw: a split.
+        raw: trips of a split; their rows count from its first one.
         successors: the road network.
         strict: refuse a trip that is off the network or goes back in time.
 
     Returns:
-        The trips, and how many were dropped for each reason.
+        The trips, none perhaps, and how many were dropped for each reason.
 
     Raises:
-        DataError: `strict` and such a trip; or no trip is left.
+        CellError: `strict` and such a trip.
     """
     lengths = np.diff(raw.offsets)
     row = ragged.rows(lengths)
@@ -94,10 +90,6 @@ def usable(raw: RawTrips, successors: Successors, strict: bool) -> tuple[Trips, 
     counts = np.bincount(reason, minlength=len(names))
     dropped = {name: int(count) for name, count in zip(names[1:], counts[1:], strict=True)}
     kept = np.flatnonzero(reason == 0)
-    if not len(kept):
-        raise DataError(f"{raw.path} has no usable trip: of {len(lengths)} trips dropped {dropped}")
-    if len(kept) < len(lengths):
-        log.warning("%s: %d of %d trips dropped: %s", raw.path, len(lengths) - len(kept), len(lengths), dropped)
     return _take(raw, kept), dropped
 
 
@@ -115,4 +107,4 @@ def _refuse_first(raw: RawTrips, row: Int, off_network: Int, backwards: Int) -> 
 def _take(raw: RawTrips, kept: Int) -> Trips:
     lengths = np.diff(raw.offsets)[kept]
     index = ragged.slices(raw.offsets[kept], lengths)
-    return Trips(raw.roads[index].astype(np.int32), raw.times[index], ragged.offsets(lengths), kept)
+    return Trips(raw.roads[index], raw.times[index], ragged.offsets(lengths), kept)

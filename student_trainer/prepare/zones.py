@@ -5,16 +5,12 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import kahip
 import numpy as np
 import numpy.typing as npt
 
-from shared import ragged
 from shared.errors import DataError
-from shared.store import Trips
-from student_trainer.prepare.config import ZonesConfig
+from student_trainer.prepare.counts import Counts
 from student_trainer.prepare.network import Successors
-from student_trainer.prepare.trips import step_index
 
 Int = npt.NDArray[np.int64]
 
@@ -22,23 +18,6 @@ log = logging.getLogger(__name__)
 
 PARTITION_FILE = "road_network_partition"
 MATRIX_FILE = "zone_trans_mat.npy"
-
-IMBALANCE = 0.03
-"""How much larger than the average a zone may be; KaHIP's own default."""
-STRONG = 2
-"""KaHIP's number for its strong preconfiguration."""
-
-
-def road_zones(raw: Path, successors: Successors, config: ZonesConfig) -> Int:
-    """Zone of each road, int64 [N]: from the raw directory if it has a partition, else by KaHIP."""
-    path = raw / PARTITION_FILE
-    num_roads = len(successors.degree)
-    if path.exists():
-        return read_partition(path, num_roads)
-    count = min(config.count, max(1, num_roads // config.min_roads))
-    if count < config.count:
-        log.info("%d zones instead of %d: %d roads a zone at least", count, config.count, config.min_roads)
-    return partition(successors, count, config.seed)
 
 
 def read_partition(path: Path, num_roads: int) -> Int:
@@ -58,29 +37,12 @@ def read_partition(path: Path, num_roads: int) -> Int:
     return zones
 
 
-def partition(successors: Successors, count: int, seed: int) -> Int:
-    """Cuts the network, as an undirected graph, into balanced zones with few edges between them."""
-    num_roads = len(successors.degree)
-    if count == 1:
-        return np.zeros(num_roads, np.int64)
-    source = np.concatenate([successors.origin, successors.roads.astype(np.int64)])
-    target = np.concatenate([successors.roads.astype(np.int64), successors.origin])
-    edges = np.unique((source * num_roads + target)[source != target])
-    source, target = np.divmod(edges, num_roads)
-    offsets = ragged.offsets(np.bincount(source, minlength=num_roads))
-    quiet = True
-    _, zones = kahip.kaffpa(
-        [1] * num_roads, offsets.tolist(), [1] * len(target), target.tolist(), count, IMBALANCE, quiet, seed, STRONG
-    )
-    return np.array(zones, np.int64)
-
-
-def transitions(train: Trips, zone: Int) -> Int:
+def transitions(train: Counts, zone: Int, successors: Successors) -> Int:
     """Counts of consecutive roads in different zones: int64 [Z, Z], zero diagonal."""
     num_zones = int(zone.max()) + 1
-    step = step_index(train.offsets)
-    source, target = zone[train.roads[step]], zone[train.roads[step + 1]]
-    counts = np.bincount(source * num_zones + target, minlength=num_zones**2).reshape(num_zones, num_zones)
+    source, target = zone[successors.origin], zone[successors.roads]
+    flow = np.bincount(source * num_zones + target, weights=train.slot, minlength=num_zones**2)
+    counts = flow.astype(np.int64).reshape(num_zones, num_zones)  # exact: far below 2 ** 53
     np.fill_diagonal(counts, 0)
     return counts
 

@@ -24,10 +24,12 @@ class DataConfig(Section):
     """Keep the last so many steps of longer trips; 0 keeps all."""
     train_trips: int = pydantic.Field(0, ge=0)
     """Train on a sample of so many trips (drawn by sample_seed); 0 trains on all."""
+    val_trips: int = pydantic.Field(0, ge=0)
+    """Validate on a sample of so many trips (drawn by sample_seed); 0 validates on all."""
     sample_seed: int = 0
-    """Seed of that sample, apart from the run's seed so that runs share the sample."""
+    """Seed of these samples, apart from the run's seed so that runs share them."""
     bucket_batches: int = pydantic.Field(32, ge=1)
-    """Sort trips by length within so many batches, to pad less; 1 does not sort."""
+    """Sort trips by length within so many batches, to pad less; 1 only shuffles."""
 
 
 class OptimConfig(Section):
@@ -36,7 +38,7 @@ class OptimConfig(Section):
     epochs: int = pydantic.Field(10, ge=1)
     """Passes over the training trips."""
     batch_size: int = pydantic.Field(64, ge=1)
-    """Trips per micro-batch, of all ranks together."""
+    """Trips per micro-batch on average, of all ranks together; batches have about as many steps."""
     accumulation: int = pydantic.Field(1, ge=1)
     """Micro-batches per optimizer step; their positions weigh the same."""
     learning_rate: float = pydantic.Field(1e-3, gt=0)

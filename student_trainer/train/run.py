@@ -23,7 +23,7 @@ import tqdm
 
 from shared import config, files
 from shared.errors import CompatibilityError, ConfigError, TeacherError
-from shared.store import Store, Trips
+from shared.store import SplitName, Store, Trips
 from student_trainer.data.loader import Prefetcher, TripOrder
 from student_trainer.data.network import RoadNetwork
 from student_trainer.distill.client import GrpcTeacher
@@ -164,6 +164,8 @@ class Session:
         self._profile: Profile | None = None
         network = RoadNetwork.load(store)
         train, val = store.trips("train", settings.batch.cache), store.trips("val", settings.batch.cache)
+        if settings.batch.val_trips:
+            val = val.take(_choose_trips(val, settings, "val"))
         statistics = store.manifest["statistics"]
         self.scale = TimeScale(statistics["mu"], statistics["sigma"])
 
@@ -354,11 +356,14 @@ class Session:
         }
 
 
-def _choose_trips(trips: Trips, settings: TrainConfig) -> np.ndarray:
+def _choose_trips(trips: Trips, settings: TrainConfig, split: SplitName = "train") -> np.ndarray:
     """All trips, or a sample of them that depends on the sample's seed alone."""
-    wanted = settings.batch.train_trips
+    wanted, kind = {
+        "train": (settings.batch.train_trips, "training"),
+        "val": (settings.batch.val_trips, "validation"),
+    }[split]
     if wanted > len(trips):
-        raise ConfigError(f"batch.train_trips is {wanted}, but the store has {len(trips)} training trips")
+        raise ConfigError(f"batch.{split}_trips is {wanted}, but the store has {len(trips)} {kind} trips")
     if not wanted:
         return np.arange(len(trips))
     return np.sort(np.random.default_rng(settings.batch.sample_seed).permutation(len(trips))[:wanted])

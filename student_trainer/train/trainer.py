@@ -202,6 +202,7 @@ class Trainer:
         found.add("loss_next_road", sums["next_road"], item.labels)
         found.add("loss_time", sums["time"], item.labels)
         found.add("accuracy", (output.logits.argmax(-1) == batch.label).float().sum(), batch.positions)
+        found.add("padded_share", batch.road.numel() - batch.positions, batch.road.numel())
         if reply is not None and target is not None:
             found.add("loss_kl", sums["kl"], batch.positions)
             diagnostics = distillation.teacher_diagnostics(output.logits.detach(), target, batch.label)

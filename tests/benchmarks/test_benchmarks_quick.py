@@ -54,6 +54,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         "peers",
         "fairness",
         "memory",
+        "prepare",
+        "footprint",
         "collate",
         "step",
         "hidden",
@@ -178,6 +180,30 @@ def test_a_step_is_compared_with_the_straightforward_one(results: Results) -> No
         assert found["grown_mib"]["median"] > 0
         assert len(figures["losses"][way][0]) == 4
     assert figures["ratio"]["time"]["min"] > 0
+
+
+def test_preparing_is_compared_with_files_made_trip_by_trip(results: Results) -> None:
+    """That both give the same features the section checks itself."""
+    figures = results["prepare"]["figures"]
+    assert len(figures["some_trips"]["seconds"]) == 4
+    assert len(figures["some_trips"]["ratio"]) == 4
+    assert all(ratio["min"] > 0 for ratio in figures["some_trips"]["ratio"].values())
+    whole = figures["whole_city"]
+    assert {"roads", "train", "zones"} < whole["parts"].keys()
+    assert sum(part["median"] for part in whole["parts"].values()) <= whole["seconds"]["median"]
+    assert whole["under_90_s"] == (whole["seconds"]["max"] < 90)
+
+
+def test_the_footprint_of_two_cities_is_measured(results: Results) -> None:
+    few, many = results["footprint"]["figures"].values()
+    assert (few["trips"], many["trips"]) == (449, 1000)
+    assert few["store_mib"] < many["store_mib"]
+    for found in (few, many):
+        assert found["prepare"]["peak_mib"] > 10
+        assert found["use"].keys() == {"mmap", "ram"}
+        for use in found["use"].values():
+            assert 0 < use["open_s"] < use["train_seconds"]
+            assert use["train_peak_mib"] > use["open_peak_mib"] > 10
 
 
 def test_epochs_with_a_teacher_are_compared_with_epochs_without(results: Results) -> None:

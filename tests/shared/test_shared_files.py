@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
 from shared import files
 from shared.errors import ReportableError
@@ -93,10 +97,91 @@ def test_a_directory_that_cannot_take_its_place_leaves_the_old_one(
             raise PermissionError(13, "Permission denied")
         replace(source, destination)
 
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)  # a system that cannot
     monkeypatch.setattr(os, "replace", refuse_the_new)
     with pytest.raises(ReportableError, match="store: Permission denied"), files.atomic_directory(target) as temporary:
         (temporary / "new").write_text("1")
     assert content(tmp_path) == {"store/old": "0"}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from shared import files
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+moment = sys.argv[2]
+if moment == "while the old one is aside":
+    files._exchange = lambda *_: False
+    replace = os.replace
+    os.replace = lambda source, target: replace(source, target) if Path(source).name == "store" else die()
+with files.atomic_directory(Path(sys.argv[1])) as temporary:
+    (temporary / "new").write_text("1")
+    if moment == "while it writes":
+        die()
+"""
+
+
+@pytest.mark.parametrize("moment", ["while it writes", "while the old one is aside"])
+def test_what_a_killed_process_leaves_is_cleared_and_the_old_directory_is_back(tmp_path: Path, moment: str) -> None:
+    target = tmp_path / "store"
+    target.mkdir()
+    (target / "old").write_text("0")
+    done = subprocess.run([sys.executable, "-c", KILLED, str(target), moment], cwd=REPOSITORY, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert any(name.startswith(".store.partial-") for name in content(tmp_path))
+    assert target.exists() == (moment == "while it writes")
+    with pytest.raises(ValueError), files.atomic_directory(target):
+        raise ValueError
+    assert content(tmp_path) == {"store/old": "0"}
+
+
+def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
+    target = tmp_path / "store"
+    similar = tmp_path / ".store.partial-mine"
+    similar.mkdir()
+    with files.atomic_directory(target) as slow:
+        (slow / "slow").write_text("1")
+        with files.atomic_directory(target) as fast:
+            (fast / "fast").write_text("1")
+        assert content(target) == {"fast": "1"}
+        assert (slow / "slow").exists()
+    assert content(tmp_path) == {"store/slow": "1"}
+    assert similar.is_dir()
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+@pytest.mark.parametrize("kind", ["directory", "link", "file"])
+def test_whatever_is_there_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool, kind: str
+) -> None:
+    if not exchanges:
+        monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    folder, target = tmp_path / "folder", tmp_path / "folder" / "store"
+    folder.mkdir()
+    if kind == "link":
+        (tmp_path / "elsewhere").mkdir()
+        target.symlink_to(tmp_path / "elsewhere")
+    elif kind == "directory":
+        target.mkdir()
+    else:
+        target.touch()
+    with files.atomic_directory(target) as temporary:
+        (temporary / "new").write_text("1")
+    assert content(folder) == {"store/new": "1"}
+    assert [path.name for path in folder.iterdir()] == ["store"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux exchanges two names in one step")
+def test_two_directories_take_each_others_name(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text("")
+    assert files._exchange(tmp_path / "a", tmp_path / "b")
+    assert content(tmp_path) == {"a/b": "", "b/a": ""}
+    assert not files._exchange(tmp_path / "a", tmp_path / "none")
 
 
 @pytest.mark.parametrize("writer", [files.atomic_path, files.atomic_directory])

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from shared import ragged
 from shared.store import Store, Trips
 from student_trainer.data.geometry import haversine_m
-from student_trainer.prepare import collisions, features, floors, zones
+from student_trainer.prepare import collisions, counts, features, floors, zones
 from student_trainer.prepare.config import PrepareConfig
+from student_trainer.prepare.counts import Counts
 from student_trainer.prepare.network import Successors
 from student_trainer.prepare.report import render
 from student_trainer.prepare.run import run
-from student_trainer.prepare.trips import Steps, steps_of
+from student_trainer.prepare.workers import Workers
 
 ROADS = 12
 
@@ -49,6 +50,11 @@ def random_city(seed: int) -> tuple[Successors, Trips, Trips, np.ndarray]:
 
 def trips_as_lists(trips: Trips) -> list[list[int]]:
     return [trips.roads[a:b].tolist() for a, b in zip(trips.offsets[:-1], trips.offsets[1:], strict=True)]
+
+
+def counted(trips: Trips, successors: Successors) -> Counts:
+    with Workers(1) as workers:
+        return counts.count([trips], successors, workers)
 
 
 def choose(counter: Counter[int], candidates: list[int]) -> int:
@@ -80,7 +86,9 @@ def test_floors_by_counting(seed: int) -> None:
             hits["first_order_markov"] += by_first == truth
             hits["second_order_markov"] += (choose(known, candidates) if known else by_first) == truth
             total += 1
-    found = floors.measure(steps_of(train, successors), steps_of(val, successors), successors, centroids)
+    with Workers(1) as workers:
+        nearest = floors.count_nearest([val], successors, centroids, workers)
+    found = floors.measure(counted(train, successors), counted(val, successors), nearest, successors)
     assert found == pytest.approx({name: hits[name] / total for name in found})
 
 
@@ -98,7 +106,7 @@ def test_collisions_by_counting(seed: int, cells: int) -> None:
             ceiling += 1 / there[int(cell[truth])]
             same += cell[road] == cell[truth]
             total += 1
-    found = collisions.measure(cell, successors, steps_of(val, successors), 0.1, chosen=False)
+    found = collisions.measure(cell, successors, counted(val, successors), 0.1, chosen=False)
     assert found.colliding == pytest.approx(colliding / total)
     assert found.ceiling == pytest.approx(ceiling / total)
     assert found.same_cell == pytest.approx(same / total)
@@ -116,15 +124,15 @@ def test_recommendation_is_the_coarsest_that_clears_the_floor() -> None:
 
 
 def test_zone_flow_by_counting() -> None:
-    _, train, _, _ = random_city(3)
+    successors, train, _, _ = random_city(3)
     zone = np.array([0, 1, 2] * 4)
     expected = np.zeros((3, 3), int)
     for trip in trips_as_lists(train):
         for a, b in itertools.pairwise(trip):
             expected[zone[a], zone[b]] += zone[a] != zone[b]
-    counts = zones.transitions(train, zone)
-    np.testing.assert_array_equal(counts, expected)
-    edges, weight = zones.zone_graph(counts)
+    flow = zones.transitions(counted(train, successors), zone, successors)
+    np.testing.assert_array_equal(flow, expected)
+    edges, weight = zones.zone_graph(flow)
     rows = np.maximum(expected.sum(1), 1)
     for i, j, w in zip(*edges, weight, strict=True):
         assert w == pytest.approx(expected[i, j] / np.sqrt(rows[i] * rows[j]), rel=1e-6)
@@ -146,17 +154,55 @@ def test_constant_column_has_zero_scores(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_constant_travel_time_has_a_deviation_to_divide_by(caplog: pytest.LogCaptureFixture) -> None:
+    successors = Successors.from_pairs(np.array([0]), np.array([0]), 1)
     trips = Trips(np.zeros(3, np.int32), np.array([0, 5, 10]), np.array([0, 3]), np.zeros(1, np.int64))
-    mu, sigma = features.travel_time_statistics(trips)
+    mu, sigma = features.travel_time_statistics(counted(trips, successors))
     assert (mu, sigma) == (pytest.approx(np.log(6)), 1.0)
     assert "deviation" in caplog.text
 
 
+def test_travel_time_statistics_are_those_of_all_steps() -> None:
+    successors, train, _, _ = random_city(5)
+    seconds = [
+        b - a
+        for first, last in itertools.pairwise(train.offsets)
+        for a, b in itertools.pairwise(train.times[first:last])
+    ]
+    mu, sigma = features.travel_time_statistics(counted(train, successors))
+    assert mu == pytest.approx(np.log1p(seconds).mean(), rel=1e-14)
+    assert sigma == pytest.approx(np.log1p(seconds).std(), rel=1e-14)
+
+
 def test_no_history_at_all_falls_back_to_the_first_order() -> None:
     successors = Successors.from_pairs(np.array([0, 0]), np.array([1, 2]), 3)
-    one = Steps(*(np.array([value]) for value in (0, 2, 2, 1, -1)))
-    found = floors.measure(one, one, successors, np.zeros((3, 2)))
+    one = counted(
+        Trips(np.array([0, 2], np.int32), np.array([0, 1]), np.array([0, 2]), np.zeros(1, np.int64)), successors
+    )
+    found = floors.measure(one, one, 0, successors)
     assert found["second_order_markov"] == found["first_order_markov"] == 1.0
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10**6), st.integers(1, 4))
+def test_counts_by_counting(seed: int, blocks: int) -> None:
+    successors, train, _, _ = random_city(seed)
+    slot, pair, seconds = Counter[tuple[int, int]](), Counter[tuple[int, int, int]](), Counter[int]()
+    for trip in trips_as_lists(train):
+        slot.update(itertools.pairwise(trip))
+        pair.update(zip(trip[:-2], trip[1:-1], trip[2:], strict=True))
+    for first, last in itertools.pairwise(train.offsets):
+        seconds.update(np.diff(train.times[first:last]).tolist())
+    parts = [train.take(index) for index in np.array_split(np.arange(len(train)), blocks)]
+    with Workers(2) as workers:
+        found = counts.count(parts, successors, workers)
+    names = list(zip(successors.origin.tolist(), successors.roads.tolist(), strict=True))
+    assert {name: n for name, n in zip(names, found.slot, strict=True) if n} == slot
+    pairs = [
+        (a, b, int(c)) for a, b in names for c in successors.roads[successors.offsets[b] : successors.offsets[b + 1]]
+    ]
+    assert {name: n for name, n in zip(pairs, found.pair, strict=True) if n} == pair
+    assert dict(zip(found.seconds.tolist(), found.seconds_count.tolist(), strict=True)) == seconds
+    assert found.steps == slot.total()
 
 
 @pytest.mark.integration

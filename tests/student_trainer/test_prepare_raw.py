@@ -9,8 +9,9 @@ import pytest
 from support.tiny_city import TINY, write_tiny_city
 
 from shared.errors import DataError
+from student_trainer.prepare import raw as raw_files
 from student_trainer.prepare.config import PrepareConfig
-from student_trainer.prepare.raw import read_roads, read_trips
+from student_trainer.prepare.raw import read_roads
 from student_trainer.prepare.run import run
 
 TIMES = '"2020-01-01T00:00:00Z,2020-01-01T00:00:01Z"'
@@ -132,7 +133,9 @@ def test_lists_may_have_spaces_and_any_length(tmp_path: Path) -> None:
     path.write_text(
         f'time_list,extra,rid_list\n"{time.format(0)}, {time.format(7)}",[1],"3, 4"\n,,\n{time.format(1)},{{}},2\n'
     )
-    raw = read_trips(path, 5)
+    file = raw_files.open_trips(path, 5)
+    (text,) = raw_files.read_trip_blocks(file)
+    raw = raw_files.parse_trips(file, text)
     np.testing.assert_array_equal(raw.offsets, [0, 2, 2, 3])
     np.testing.assert_array_equal(raw.roads, [3, 4, 2])
     np.testing.assert_array_equal(raw.times - raw.times[0], [0, 7, 1])

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from conftest import reference_path
+from conftest import REPOSITORY, reference_path
 from support.tiny_city import write_tiny_city
+from test_conventions import imports_of
 
 from shared import teacher_file
 from shared.errors import CompatibilityError, ConfigError, DataError
@@ -16,6 +23,7 @@ from shared.store import Store
 from shared.vocab import Tokeniser, Vocabulary
 from student_trainer.__main__ import JOBS
 from student_trainer.data.network import RoadNetwork
+from student_trainer.prepare import build, parts, records, splits
 from student_trainer.prepare import run as prepare_run
 from student_trainer.prepare.config import GridConfig, PrepareConfig, ZonesConfig
 from student_trainer.prepare.run import run
@@ -94,6 +102,177 @@ def test_manifest_is_strict_json_and_names_its_inputs(city_store: Store) -> None
     assert manifest["highway_classes"] == sorted(manifest["highway_classes"])
 
 
+def append(path: Path) -> None:
+    """One more trip."""
+    with open(path, "a") as file:
+        file.write('7,"0,1","2020-01-01T00:00:00Z,2020-01-01T00:00:09Z"\n')
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def prepared_anew(config: PrepareConfig) -> dict[str, bytes]:
+    """What the store holds if there was none before."""
+    shutil.rmtree(config.out)
+    run(config)
+    return content(config.out)
+
+
+@pytest.mark.parametrize("block_bytes", [300, 2**22])
+def test_the_store_does_not_depend_on_workers_or_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    raw = tmp_path / "raw"
+    shutil.copytree(reference_path("fixtures", "hoser", "city"), raw)
+    (raw / "road_network_partition").unlink()
+    config = PrepareConfig(raw=raw, out=tmp_path / "store", workers=1)
+    run(config)
+    expected = content(config.out)
+    monkeypatch.setattr(records, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(splits, "BLOCK_ROADS", block_bytes)
+    for count in (1, 2, 5):
+        assert prepared_anew(config.model_copy(update={"workers": count})) == expected
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object] | dict[str, Any], set[str]]] = {
+    "test.csv": (lambda raw: append(raw / "test.csv"), {"test"}),
+    "val.csv": (lambda raw: append(raw / "val.csv"), {"val", "measures"}),
+    "train.csv": (lambda raw: append(raw / "train.csv"), {"train", "measures", "flow"}),
+    "partition": (lambda raw: (raw / "road_network_partition").write_text("0\n1\n0\n1\n0\n"), {"zones", "flow"}),
+    "roads": (
+        lambda raw: (raw / "roadmap.geo").write_text((raw / "roadmap.geo").read_text().replace("71.5", "71.6")),
+        set(build.ORDER),
+    ),
+    "grid": ({"grid": GridConfig(cell_size=0.001)}, {"tokens", "measures"}),
+    "zones": ({"zones": ZonesConfig(count=2, min_roads=1)}, {"zones", "flow"}),
+    "strict": ({"strict": True}, {"train", "val", "test", "measures", "flow"}),
+    "workers": ({"workers": 2}, set()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_only_what_a_change_concerns_is_made_again(tmp_path: Path, tiny_city: Path, change: str) -> None:
+    config = PrepareConfig(raw=tiny_city, out=tmp_path / "store", workers=1)
+    assert prepare_run.prepare(config).seconds.keys() == set(build.ORDER)
+    inode = (config.out / "network" / "vertices.npy").stat().st_ino
+    what, expected = CHANGES[change]
+    if isinstance(what, dict):
+        config = config.model_copy(update=what)
+    else:
+        what(tiny_city)
+    assert prepare_run.prepare(config).seconds.keys() == expected
+    if "roads" not in expected:
+        assert (config.out / "network" / "vertices.npy").stat().st_ino == inode
+    assert content(config.out) == prepared_anew(config)
+
+
+def test_a_damaged_part_is_made_again_and_no_other(tmp_path: Path, tiny_city: Path) -> None:
+    config = PrepareConfig(raw=tiny_city, out=tmp_path / "store", workers=1)
+    run(config)
+    expected = content(config.out)
+    (config.out / "train" / "times.npy").write_bytes(b"half")
+    assert prepare_run.prepare(config).seconds.keys() == {"train"}
+    assert content(config.out) == expected
+    (config.out / "parts.json").write_text('{"train": {"files": 3}}')
+    assert prepare_run.prepare(config).seconds.keys() == set(build.ORDER)
+    assert content(config.out) == expected
+
+
+def test_other_code_makes_all_again_and_equal_content_keeps_its_fingerprint(
+    tmp_path: Path, tiny_city: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = PrepareConfig(raw=tiny_city, out=tmp_path / "store", workers=1)
+    run(config)
+    before = Store(config.out).fingerprint
+    monkeypatch.setattr(parts, "code_digest", lambda: "another")
+    assert prepare_run.prepare(config).seconds.keys() == set(build.ORDER)
+    assert Store(config.out).fingerprint == before
+
+
+def test_all_code_that_prepare_imports_decides_or_is_known_not_to() -> None:
+    known = {"shared", "shared.compiled", "shared.config", "shared.errors"}
+    deciding = {f"{package}.{name}" for package, names in parts.DECIDING.items() for name in names or ()}
+    for path in (REPOSITORY / "student_trainer" / "prepare").glob("*.py"):
+        for imported in imports_of(path):
+            if imported.startswith(("shared", "student_trainer")) and "prepare" not in imported:
+                assert imported in deciding | known | {"student_trainer.data"}, path.name
+
+
+def test_every_change_of_deciding_source_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    packages = {}
+    for package, names in parts.DECIDING.items():
+        packages[package] = tmp_path / package
+        shutil.copytree(REPOSITORY.joinpath(*package.split(".")), packages[package])
+        assert all((packages[package] / f"{name}.py").is_file() for name in names or ())
+    before = parts.code_digest()
+    monkeypatch.setattr(parts.importlib.resources, "files", packages.__getitem__)
+    assert parts.code_digest() == before
+    (packages["shared"] / "wire.py").write_text("")
+    assert parts.code_digest() == before
+    (packages["shared"] / "grid.py").write_text("")
+    without_grid = parts.code_digest()
+    (packages["student_trainer.prepare"] / "floors.py").unlink()
+    assert len({before, without_grid, parts.code_digest()}) == 3
+
+
+def test_input_that_changes_meanwhile_is_refused(
+    tmp_path: Path, tiny_city: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = parts.made
+
+    def and_meanwhile(*arguments: Any) -> parts.Part:
+        append(tiny_city / "train.csv")
+        return write(*arguments)
+
+    monkeypatch.setattr(parts, "made", and_meanwhile)
+    with pytest.raises(DataError, match="changed while they were read"):
+        run(PrepareConfig(raw=tiny_city, out=tmp_path / "store"))
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
+
+
+ENDLESS = """
+import contextlib, itertools, os, sys
+from pathlib import Path
+from student_trainer.prepare.config import GridConfig, PrepareConfig
+from student_trainer.prepare.run import prepare
+
+raw, out = map(Path, sys.argv[1:])
+configs = [PrepareConfig(raw=raw, out=out, grid=GridConfig(cell_size=size), workers=2) for size in (0.001, 0.0005)]
+for config in itertools.cycle(configs):
+    prepare(config)
+    print("ready", flush=True)
+"""
+
+
+@pytest.mark.integration
+def test_a_run_that_is_killed_leaves_a_whole_store(tmp_path: Path, tiny_city: Path) -> None:
+    for split in ("train", "val", "test"):
+        for _ in range(300):
+            append(tiny_city / f"{split}.csv")
+    configs = [
+        PrepareConfig(raw=tiny_city, out=tmp_path / "store", grid=GridConfig(cell_size=size))
+        for size in (0.001, 0.0005)
+    ]
+    run(configs[0])
+    whole = [prepared_anew(config) for config in configs]
+    delays, found = np.random.default_rng(0).uniform(0, 0.2, 10), []
+    for delay in delays:
+        process = subprocess.Popen(
+            [sys.executable, "-c", ENDLESS, tiny_city, configs[0].out], cwd=REPOSITORY, stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        found.append(whole.index(content(configs[0].out)))  # ValueError if it is neither
+    run(configs[1 - found[-1]])
+    assert content(configs[0].out) == whole[1 - found[-1]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "tiny"]
+
+
 def test_same_input_is_up_to_date_and_other_settings_replace(tmp_path: Path, tiny_city: Path) -> None:
     config = PrepareConfig(raw=tiny_city, out=tmp_path / "store")
     run(config)
@@ -111,8 +290,7 @@ def test_changed_input_and_damaged_store_are_prepared_again(tmp_path: Path, tiny
     (config.out / "train" / "roads.npy").unlink()
     run(config)
     assert len(Store(config.out).trips("train")) == 2
-    with open(tiny_city / "val.csv", "a") as file:
-        file.write('7,"0,1","2020-01-01T00:00:00Z,2020-01-01T00:00:09Z"\n')
+    append(tiny_city / "val.csv")
     run(config)
     assert Store(config.out).fingerprint != before
 

@@ -21,7 +21,7 @@ SUCCESSORS = Successors.from_pairs(np.array([0, 0, 0, 1, 3]), np.array([4, 1, 3,
 
 
 def raw_trips(*trips: tuple[list[int], list[int]]) -> RawTrips:
-    roads = np.array([road for trip, _ in trips for road in trip], np.int64)
+    roads = np.array([road for trip, _ in trips for road in trip], np.int32)
     times = np.array([time for _, trip in trips for time in trip], np.int64)
     return RawTrips(Path("some.csv"), roads, times, ragged.offsets(np.array([len(trip) for trip, _ in trips])))
 

@@ -85,6 +85,21 @@ def test_every_parameter_learns_in_every_step(store: Store, tmp_path: Path) -> N
     assert all(name.startswith("navigator.time_estimator.") for name in frozen)  # dead in upstream, too
 
 
+def test_validation_on_a_sample(store: Store, tmp_path: Path) -> None:
+    """A sample of trips is validated, always the same for the same seed; too large a one is refused."""
+    trips = store.trips("val")
+    positions = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        settings = settings_of(store, tmp_path / name, "none", batch={"val_trips": 5, "sample_seed": seed})
+        chosen = np.random.default_rng(seed).permutation(len(trips))[:5]
+        session = start(settings, store)
+        positions.append(session.validator.measure(session.model)["positions"])
+        assert positions[-1] == (trips.lengths[chosen] - 1).sum()
+    assert positions[0] == positions[1] != positions[2]
+    with pytest.raises(ConfigError, match=r"batch\.val_trips is 999, but the store has 20 validation trips"):
+        start(settings_of(store, tmp_path / "d", "none", batch={"val_trips": 999}), store)
+
+
 def test_the_teacher_is_asked_about_every_position(store: Store, tmp_path: Path) -> None:
     teacher = FakeTeacher()
     session = train(settings_of(store, tmp_path / "run"), store, teacher)

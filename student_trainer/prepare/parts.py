@@ -1,0 +1,160 @@
+"""The parts of a store: each is made anew only if what decides its content has changed.
+
+    roads      geometry, attributes, successors, road graph
+    tokens     the cell of each road
+    train, val, test
+    zones      the partition of the roads
+    flow       transitions between zones in train, and the statistics of its travel times
+    measures   floors and collisions, facts only
+
+Beside the arrays lies `parts.json`: of each part its fingerprint, its files and its facts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import importlib.resources
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import shared
+from shared import files
+from shared.store import SPLITS
+from student_trainer.prepare import collisions, zones
+from student_trainer.prepare.config import PrepareConfig
+
+PARTS_FILE = "parts.json"
+
+DECIDING = {
+    "shared": ("files", "grid", "ragged", "store", "teacher_file", "vocab"),
+    "student_trainer.data": ("geometry",),
+    "student_trainer.prepare": None,
+}
+"""Packages, and the modules in them, whose source decides what a store holds; None: all of the package."""
+
+Facts = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One part of a store.
+
+    Attributes:
+        fingerprint: digest of all that decides its content.
+        files: SHA-256 and size of its arrays, by path within the store.
+        facts: what else is known about it, as JSON.
+    """
+
+    fingerprint: str
+    files: Mapping[str, tuple[str, int]]
+    facts: Facts
+
+
+Parts = dict[str, Part]
+
+
+def input_paths(config: PrepareConfig) -> dict[str, Path]:
+    """Every file that decides what the store holds, by name; those that exist."""
+    names = ["roadmap.geo", "roadmap.rel", *(f"{split}.csv" for split in SPLITS), zones.PARTITION_FILE]
+    paths = {name: config.raw / name for name in names}
+    if config.grid.teacher is not None:
+        paths["grid.teacher"] = config.grid.teacher
+    return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def fingerprints(config: PrepareConfig, inputs: Mapping[str, str]) -> dict[str, str]:
+    """Of each part, the digest of what decides its content: inputs, settings, parts that it is made from, and code.
+
+    Places decide nothing, so equal cities have equal stores.
+
+    Args:
+        config: the settings.
+        inputs: SHA-256 of the files of `input_paths`.
+    """
+    code = code_digest()
+
+    def of(*deciding: Any) -> str:
+        return files.digest(json.dumps([code, *deciding], sort_keys=True))
+
+    network = [inputs.get("roadmap.geo"), inputs.get("roadmap.rel")]
+    grid = config.grid.model_dump(mode="json", exclude={"teacher"})
+    cut: Any = inputs.get(zones.PARTITION_FILE)
+    if cut is None:
+        cut = [config.zones.model_dump(mode="json"), importlib.metadata.version("kahip")]
+    result = {
+        "roads": of("roads", network),
+        "tokens": of("tokens", network, grid, inputs.get("grid.teacher")),
+        "zones": of("zones", network, cut),
+    }
+    for split in SPLITS:
+        result[split] = of(split, network, inputs.get(f"{split}.csv"), config.strict)
+    result["flow"] = of("flow", result["zones"], result["train"])
+    result["measures"] = of("measures", result["tokens"], result["train"], result["val"], collisions.CELL_SIZES)
+    return result
+
+
+def code_digest() -> str:
+    """Digest of the source that decides what a store holds, so that no change of it can be forgotten.
+
+    An installation without sources has the software's version instead.
+    """
+    sources: list[str | bytes] = []
+    for package, modules in DECIDING.items():
+        for path in sorted(importlib.resources.files(package).iterdir(), key=lambda path: path.name):
+            stem, dot, suffix = path.name.rpartition(".")
+            if dot and suffix == "py" and (modules is None or stem in modules):
+                sources += [f"{package}.{stem}", path.read_bytes().replace(b"\r\n", b"\n")]
+    return files.digest(*sources) if sources else shared.__version__
+
+
+def read(store: Path) -> Parts:
+    """The parts of a store whose files are there in their sizes; none where it has no such list."""
+    try:
+        document = json.loads((store / PARTS_FILE).read_text(encoding="utf-8"))
+        parts = {
+            name: Part(
+                part["fingerprint"], {file: (sha, size) for file, (sha, size) in part["files"].items()}, part["facts"]
+            )
+            for name, part in document.items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return {name: part for name, part in parts.items() if _is_whole(store, part)}
+
+
+def write(store: Path, parts: Parts) -> None:
+    """Writes the list of parts."""
+    files.write_json(store / PARTS_FILE, {name: dataclasses.asdict(parts[name]) for name in sorted(parts)})
+
+
+def made(store: Path, fingerprint: str, names: Sequence[str], facts: Facts) -> Part:
+    """A part whose files have just been written."""
+    found = {name: (files.file_digest(store / name), (store / name).stat().st_size) for name in names}
+    return Part(fingerprint, found, facts)
+
+
+def take_over(part: Part, old: Path, new: Path) -> None:
+    """Puts a part's files into another store, as links where the file system has them; both only ever read them."""
+    for name in part.files:
+        (new / name).parent.mkdir(exist_ok=True)
+        try:
+            os.link(old / name, new / name)
+        except OSError:
+            shutil.copyfile(old / name, new / name)
+
+
+def content_digest(parts: Parts) -> str:
+    """Digest of what the store holds; however it came about."""
+    return files.digest(json.dumps([[parts[name].files, parts[name].facts] for name in sorted(parts)], sort_keys=True))
+
+
+def _is_whole(store: Path, part: Part) -> bool:
+    with contextlib.suppress(OSError):
+        return all((store / name).stat().st_size == size for name, (_, size) in part.files.items())
+    return False
