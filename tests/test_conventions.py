@@ -10,8 +10,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from conftest import REPOSITORY
 from support.command_lines import PACKAGES, parsed_settings
 
@@ -223,17 +225,46 @@ def test_generated_code_is_not_in_the_repository() -> None:
     assert subprocess.run(ignored, check=False, cwd=REPOSITORY).returncode == 0
 
 
-def command_lines(page: Path) -> list[str]:
-    """The commands of both programs in the ``` blocks of a page."""
-    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    lines = itertools.chain.from_iterable(block.replace("\\\n", " ").splitlines() for block in blocks)
+def blocks_of(page: Path, kind: str = "[^\n]*") -> list[str]:
+    """The ``` blocks of a page, or those of a language."""
+    return re.findall(rf"^```{kind}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def command_lines(page: Path) -> list[list[str]]:
+    """The commands of both programs in the ``` blocks of a page, by themselves, by torchrun or in a container."""
+    lines = itertools.chain.from_iterable(block.replace("\\\n", " ").splitlines() for block in blocks_of(page))
     pattern = re.compile(rf"^\s*(?:\$ )?(?:\.venv/bin/)?((?:{'|'.join(PACKAGES)}) .*?)\s*&?$")
-    return [match[1] for line in lines if (match := pattern.match(line))]
+    launched = re.compile(r"^\s*(?:srun )?torchrun .*-m (student_trainer .*)$")
+    found = [match[1] for line in lines if (match := pattern.match(line) or launched.match(line))]
+    return [*(shlex.split(line, comments=True) for line in found), *container_commands(page)]
+
+
+def container_commands(page: Path) -> Iterator[list[str]]:
+    """What the trainer's containers in the manifests of a page run."""
+    for block in blocks_of(page, "yaml"):
+        for args in arguments_in(yaml.safe_load(block)):
+            yield ["student-trainer", *args[args.index("train") :]]
+
+
+def arguments_in(manifest: Any) -> Iterator[list[str]]:
+    if isinstance(manifest, dict):
+        if isinstance(manifest.get("image"), str) and "trainer" in manifest["image"]:
+            yield [str(arg) for arg in manifest["args"]]
+        manifest = list(manifest.values())
+    if isinstance(manifest, list):
+        for value in manifest:
+            yield from arguments_in(value)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_documented_commands_are_real(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
-    for line in command_lines(page):
-        program, *argv = shlex.split(line, comments=True)
-        parsed_settings(program, argv, monkeypatch)
+    for program, *argv in command_lines(page):
+        parsed_settings(program.replace("_", "-"), argv, monkeypatch)
+
+
+def test_launchers_are_documented_with_commands() -> None:
+    """Two torchrun lines, one of Slurm, and a container (twice in a PyTorchJob) for each kind of Kubernetes job."""
+    commands = command_lines(REPOSITORY / "docs" / "training.md")
+    assert [program for program, *_ in commands].count("student_trainer") == 3
+    assert len(list(container_commands(REPOSITORY / "docs" / "training.md"))) == 3
