@@ -68,13 +68,15 @@ class Stopwatch:
 
     Attributes:
         seconds: by part.
-        steps, positions: done meanwhile.
+        steps, positions: done meanwhile, on all ranks.
+        places, filled: steps of trips that this rank has computed, padding included, and without it.
     """
 
     def __init__(self, awaited: torch.device | None = None) -> None:
         """With a CUDA device to wait for at the end of each part, which costs time, or without."""
         self.seconds: dict[str, float] = defaultdict(float)
         self.steps = self.positions = 0
+        self.places = self.filled = 0
         self._awaited = awaited
 
     @contextlib.contextmanager

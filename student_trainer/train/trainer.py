@@ -185,6 +185,8 @@ class Trainer:
         """Adds a micro-batch's gradients; whether its loss is finite, bool []."""
         with self.stopwatch.part("transfer"):
             batch = item.batch.to(self._device)
+        self.stopwatch.places += batch.road.numel()
+        self.stopwatch.filled += batch.positions
         with self.stopwatch.part("forward"), self._precision.autocast():
             output = self.model(batch, network)
             times = self.model.label_times(batch, network, output)
@@ -202,7 +204,6 @@ class Trainer:
         found.add("loss_next_road", sums["next_road"], item.labels)
         found.add("loss_time", sums["time"], item.labels)
         found.add("accuracy", (output.logits.argmax(-1) == batch.label).float().sum(), batch.positions)
-        found.add("padded_share", batch.road.numel() - batch.positions, batch.road.numel())
         if reply is not None and target is not None:
             found.add("loss_kl", sums["kl"], batch.positions)
             diagnostics = distillation.teacher_diagnostics(output.logits.detach(), target, batch.label)
@@ -273,5 +274,7 @@ class Trainer:
             metrics[f"perf/{name}_ms"] = 1000 * seconds / steps
         metrics["perf/step_ms"] = 1000 * wall_seconds / steps
         metrics["perf/positions_per_s"] = self.stopwatch.positions / wall_seconds if wall_seconds else 0.0
+        if self.stopwatch.places:
+            metrics["perf/padded_share"] = 1 - self.stopwatch.filled / self.stopwatch.places
         self.sums, self.stopwatch = Sums(), Stopwatch(self._awaited)
         return metrics
