@@ -22,9 +22,8 @@ from student_trainer.data.batch import Batch, build_batch
 from student_trainer.data.network import RoadNetwork
 from student_trainer.distill.teacher import NullTeacher
 from student_trainer.train.config import TrainConfig
-from student_trainer.train.feed import Prepared
 from student_trainer.train.run import Session
-from student_trainer.train.trainer import PlannedStep, Step
+from student_trainer.train.trainer import PlannedStep, prepare_step
 
 
 @settings(deadline=None, max_examples=40)
@@ -81,7 +80,8 @@ def session_of(store: Store, out: Path, **model: Any) -> Session:
 def doubled(batch: Batch) -> Batch:
     """The batch in float64."""
     fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-    return Batch(**{name: t.double() if t.is_floating_point() else t for name, t in fields.items()})
+    floats = {name: value for name, value in fields.items() if torch.is_tensor(value) and value.is_floating_point()}
+    return dataclasses.replace(batch, **{name: value.double() for name, value in floats.items()})
 
 
 @pytest.mark.parametrize("temporal", ["freqs", "time_emb"])
@@ -96,9 +96,10 @@ def test_losses_and_gradients_agree(store: Store, tmp_path: Path, temporal: str,
     next_road, time = student.losses(*plain(batch), batch, session.scale)
     (next_road + time).backward()
 
-    ours = Prepared(doubled(build_batch(network, trips, index)), None)
-    step = Step(PlannedStep(0, 0, False, [index]), [ours])
-    session.trainer.train_step(step)
+    step = prepare_step(session.feed, session.model.graph, PlannedStep(0, 0, False, [index]))
+    (ours,) = step.micro_batches
+    ours = dataclasses.replace(ours, batch=doubled(ours.batch))
+    session.trainer.train_step(dataclasses.replace(step, micro_batches=[ours]))
     metrics = session.trainer.take_metrics(1.0)
     assert metrics["train/loss_next_road"] == pytest.approx(next_road.item(), rel=1e-6)
     assert metrics["train/loss_time"] == pytest.approx(time.item(), rel=1e-6)
@@ -121,4 +122,4 @@ def test_logits_agree(store: Store, tmp_path: Path) -> None:
         logits, _ = plain(padded)
         output = session.model(batch, session.model.embed_network())
     exists = torch.arange(logits.shape[2]) < padded.candidate_length[..., None]
-    torch.testing.assert_close(output.logits[output.layout.exists], logits[exists].float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(output.logits[batch.layout.exists], logits[exists].float(), rtol=1e-5, atol=1e-6)
