@@ -8,6 +8,7 @@
     |-- TrainingError           a run that cannot go on (non-finite losses, dead teacher)
     `-- TeacherError            what a teacher answers instead of scores; has a status
         |-- InvalidRequest      INVALID_ARGUMENT    never retried
+        |-- Unauthenticated     UNAUTHENTICATED     no token, or a wrong one; never retried
         |-- Overloaded          RESOURCE_EXHAUSTED  queue full; retried with backoff
         |-- Unavailable         UNAVAILABLE         draining, loading, unreachable; retried
         |-- DeadlineExceeded    DEADLINE_EXCEEDED   dropped before compute; retried
@@ -65,6 +66,12 @@ class InvalidRequest(TeacherError):
     status, code, retryable = "INVALID_ARGUMENT", 3, False
 
 
+class Unauthenticated(TeacherError):
+    """The caller has not shown who it is."""
+
+    status, code, retryable = "UNAUTHENTICATED", 16, False
+
+
 class Overloaded(TeacherError):
     """The queue is full."""
 
@@ -97,6 +104,7 @@ class InternalError(TeacherError):
 
 _KINDS: tuple[type[TeacherError], ...] = (
     InvalidRequest,
+    Unauthenticated,
     Overloaded,
     Unavailable,
     DeadlineExceeded,

@@ -41,6 +41,7 @@ JOBS = (
         (
             Flag("--teacher", "teacher", "teacher file", "TEACHER"),
             Flag("--listen", "listen", "HOST:PORT or unix:PATH (default 127.0.0.1:50051)", "ADDRESS"),
+            Flag("--insecure", "insecure", "listen beyond this machine without encryption", is_switch=True),
             Flag("--metrics-listen", "metrics_listen", "HOST:PORT or off (default 127.0.0.1:9464)", "ADDRESS"),
         ),
     ),

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
+from shared.channel import ChannelConfig
 from shared.config import Section
 from teacher_server.address import Address
 
@@ -18,6 +19,12 @@ def _check_address(text: str) -> str:
 
 def _off_or_address(value: Any) -> Any:
     return value if value == "off" or not isinstance(value, str) else _check_address(value)
+
+
+def _switch_or_address(value: Any) -> Any:
+    if isinstance(value, bool):  # YAML
+        return "on" if value else "off"
+    return value if value == "on" else _off_or_address(value)
 
 
 def _split_tokens(value: Any) -> Any:
@@ -112,6 +119,8 @@ class InfoConfig(Section):
     """A teacher file."""
     address: AddressText | None = None
     """HOST:PORT or unix:PATH of a running server."""
+    channel: ChannelConfig = ChannelConfig()
+    """How to reach it."""
     timeout: float = pydantic.Field(10.0, gt=0)
     """Seconds to wait for the server's answer."""
 
@@ -221,6 +230,25 @@ class CacheConfig(Section):
     of other weights or another device. none: not kept."""
 
 
+class TlsConfig(Section):
+    """Encryption, and who may call: PEM files, read again when they change, for connections that come later."""
+
+    certificate: Path | None = None
+    """The teacher's certificate, followed by those that lead to a certificate authority; none: not encrypted."""
+    key: Path | None = None
+    """Its private key, unencrypted."""
+    client_ca: Path | None = None
+    """Certificate authorities: every caller must show a certificate that one of them has signed; none: any caller."""
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> TlsConfig:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key go together: give both or neither")
+        if self.client_ca is not None and self.certificate is None:
+            raise ValueError("client_ca needs the teacher's own certificate and key")
+        return self
+
+
 class ServeConfig(Section):
     """`serve`: the daemon."""
 
@@ -230,6 +258,15 @@ class ServeConfig(Section):
     """HOST:PORT or unix:PATH; port 0: the system chooses."""
     metrics_listen: Annotated[str, pydantic.BeforeValidator(_off_or_address)] = "127.0.0.1:9464"
     """HOST:PORT of the Prometheus metrics over HTTP, or off."""
+    reflection: Annotated[str, pydantic.BeforeValidator(_switch_or_address)] = "on"
+    """gRPC reflection, which tells any caller the methods: on, off, or HOST:PORT or unix:PATH of a listener of its
+    own, unencrypted."""
+    insecure: bool = False
+    """Listen beyond this machine without encryption, on a network where everybody is trusted."""
+    tls: TlsConfig = TlsConfig()
+    tokens: Path | None = None
+    """File of bearer tokens, one a line: callers must send one of them. Read again when it changes; without it the
+    environment's TEACHER_TOKEN holds them, separated by blanks, and if that is not set callers need none."""
     engine: EngineConfig = EngineConfig()
     batching: BatchingConfig = BatchingConfig()
     cache: CacheConfig = CacheConfig()
@@ -261,6 +298,8 @@ class QueryConfig(Section):
     """Cell tokens to compare, separated by commas."""
     candidate_mass: bool = False
     """Also ask for the teacher's total probability of the candidates, among all tokens."""
+    channel: ChannelConfig = ChannelConfig()
+    """How to reach it."""
     timeout: float = pydantic.Field(10.0, gt=0)
     """Seconds to wait for the answer."""
 

@@ -7,19 +7,23 @@ from collections.abc import Iterator
 
 import grpc
 
+from shared.channel import ChannelConfig
 from shared.errors import from_status
+from shared.rpc.credentials import Metadata, authorization, open_channel
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 
 
 @contextlib.contextmanager
-def dialled(address: str) -> Iterator[rpc.TeacherServiceStub]:
-    """The methods of the server at an address, without transport security.
+def dialled(address: str, config: ChannelConfig) -> Iterator[tuple[rpc.TeacherServiceStub, Metadata]]:
+    """The methods of the server at an address, and the metadata of their calls.
 
     Raises:
+        ConfigError: a file of the channel's settings cannot be used.
         TeacherError: a call failed; `Unavailable` if nothing listens there. Names the address.
     """
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    metadata = authorization(config, [address])()
+    with open_channel(address, config) as channel:
         try:
-            yield rpc.TeacherServiceStub(channel)
+            yield rpc.TeacherServiceStub(channel), metadata
         except grpc.RpcError as error:
             raise from_status(error.code().name, f"{address}: {error.details()}") from None

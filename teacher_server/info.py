@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shared import teacher_file, wire
+from shared.channel import ChannelConfig
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.vocab import Tokeniser
 from shared.wire import TeacherInfo
@@ -21,7 +22,7 @@ def run(settings: InfoConfig) -> None:
         description = describe_file(settings.teacher)
     else:
         assert settings.address is not None  # the schema demands one of the two
-        description = describe_server(ask(settings.address, settings.timeout))
+        description = describe_server(ask(settings.address, settings.timeout, settings.channel))
     print(json.dumps(description, indent=2))
 
 
@@ -56,15 +57,15 @@ def describe_server(info: TeacherInfo) -> dict[str, Any]:
     }
 
 
-def ask(address: str, timeout: float) -> TeacherInfo:
-    """Asks a server, without transport security, what it serves.
+def ask(address: str, timeout: float, channel: ChannelConfig) -> TeacherInfo:
+    """Asks a server what it serves.
 
     Raises:
         TeacherError: it did not answer in time, or refused; `Unavailable` if nothing listens there.
         CompatibilityError: what it answered is malformed.
     """
-    with dialled(address) as teacher:
-        response = teacher.GetTeacher(pb.GetTeacherRequest(), timeout=timeout)
+    with dialled(address, channel) as (teacher, metadata):
+        response = teacher.GetTeacher(pb.GetTeacherRequest(), timeout=timeout, metadata=metadata)
     return wire.decode_info(response)
 
 

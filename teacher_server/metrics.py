@@ -52,7 +52,7 @@ class Metrics:
         )
         self.rejected = Counter(
             "teacher_rejected_total",
-            "Requests refused, by reason: queue_full, draining, loading, invalid.",
+            "Requests refused, by reason: queue_full, draining, loading, invalid, unauthenticated.",
             ["reason"],
             registry=registry,
         )
@@ -106,7 +106,7 @@ class Metrics:
         )
         self.model = Info("teacher_model", "What is served.", registry=registry)
 
-        for reason in ("queue_full", "draining", "loading", "invalid"):
+        for reason in ("queue_full", "draining", "loading", "invalid", "unauthenticated"):
             self.rejected.labels(reason)
         for reason in ("idle", "full", "deadline", "drain"):
             self.batches.labels(reason)

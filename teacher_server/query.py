@@ -25,8 +25,8 @@ def run(settings: QueryConfig) -> None:
         candidate_lengths=np.array([len(settings.candidates)], np.int32),
         include_candidate_mass=settings.candidate_mass,
     )
-    with dialled(settings.address) as teacher:
-        response = teacher.Score(encode_query(query, request_id=1), timeout=settings.timeout)
+    with dialled(settings.address, settings.channel) as (teacher, metadata):
+        response = teacher.Score(encode_query(query, request_id=1), timeout=settings.timeout, metadata=metadata)
     reply = decode_reply(response, query)
     log_probs = reply.log_probs.astype(np.float64)
     answer = {

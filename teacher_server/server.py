@@ -25,9 +25,10 @@ from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
+from shared.channel import Tokens
 from shared.errors import ConfigError
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
-from teacher_server import cache_file
+from teacher_server import cache_file, security
 from teacher_server.address import Address, check_free
 from teacher_server.batcher import Batcher
 from teacher_server.config import CacheConfig, ServeConfig
@@ -47,6 +48,8 @@ T = TypeVar("T")
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 HEALTH_NAMES = ("", SERVICE)
+DESCRIBED = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+"""What reflection tells of."""
 FLUSH_SECONDS = 1.0
 """How long the last answers may take to leave after the drain; open health watches last as long."""
 
@@ -63,16 +66,21 @@ def serve(settings: ServeConfig) -> int:
 
 async def _serve(settings: ServeConfig) -> int:
     stop = _stop_on_signal()
+    tokens = Tokens(settings.tokens)
+    security.check(settings, tokens)
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter
     metrics = Metrics(CollectorRegistry())
     service: TeacherService[Any] = TeacherService(settings, metrics)
     health = health_aio.HealthServicer()
     await _set_health(health, NOT_SERVING)
-    server, address = build(settings, service, health, metrics)
+    server, address = build(settings, service, health, metrics, tokens)
     exposition = _expose(settings, metrics)
+    described = _describe(settings, health)
     model_thread = ThreadPoolExecutor(1, "model")
     try:
         await server.start()
+        if described is not None:
+            await described.start()
         log.info("listening on %s, loading %s", address, settings.teacher)
         loaded = await _unless(stop, _load(settings, model_thread))
         if loaded is None:
@@ -88,34 +96,58 @@ async def _serve(settings: ServeConfig) -> int:
         return code
     finally:
         await server.stop(FLUSH_SECONDS)
+        if described is not None:
+            await described.stop(None)
         if exposition is not None:
             exposition.close()
         model_thread.shutdown(wait=False)
 
 
 def build(
-    settings: ServeConfig, service: TeacherService[Any], health: health_aio.HealthServicer, metrics: Metrics
+    settings: ServeConfig,
+    service: TeacherService[Any],
+    health: health_aio.HealthServicer,
+    metrics: Metrics,
+    tokens: Tokens | None = None,
 ) -> tuple[grpc.aio.Server, Address]:
     """The gRPC server, bound but not started, and where it listens.
 
     Raises:
-        ConfigError: the address is taken or not of this machine.
+        ConfigError: the address is taken or not of this machine, or a file of `tls` cannot be used.
     """
-    server = grpc.aio.server(interceptors=[TeacherInterceptor(metrics)], options=_options(settings))
+    interceptors: list[grpc.aio.ServerInterceptor] = [TeacherInterceptor(metrics)]
+    if tokens:
+        interceptors.insert(0, security.TokenInterceptor(tokens, metrics))
+    server = grpc.aio.server(interceptors=interceptors, options=_options(settings))
     rpc.add_TeacherServiceServicer_to_server(service, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    reflection.enable_server_reflection(
-        (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME), server
-    )
-    address = Address.parse(settings.listen)
-    if not address.is_loopback:
-        log.warning("%s is reachable from other machines; the channel is neither encrypted nor authenticated", address)
+    if settings.reflection == "on":
+        reflection.enable_server_reflection(DESCRIBED, server)
+    return server, _bind(server, settings.listen, security.server_credentials(settings.tls))
+
+
+def _describe(settings: ServeConfig, health: health_aio.HealthServicer) -> grpc.aio.Server | None:
+    """A server of its own for reflection, if it was asked for."""
+    if settings.reflection in ("on", "off"):
+        return None
+    server = grpc.aio.server(options=_options(settings))
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    reflection.enable_server_reflection(DESCRIBED, server)
+    log.info("reflection on %s", _bind(server, settings.reflection, None))
+    return server
+
+
+def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> Address:
+    address = Address.parse(listen)
     check_free(address)
     try:
-        port = server.add_insecure_port(str(address))
+        if credentials is None:
+            port = server.add_insecure_port(str(address))
+        else:
+            port = server.add_secure_port(str(address), credentials)
     except RuntimeError as error:
         raise ConfigError(f"cannot listen on {address}: {error}; choose another address") from None
-    return server, address if address.path else address.with_port(port)
+    return address if address.path else address.with_port(port)
 
 
 def _options(settings: ServeConfig) -> list[tuple[str, int]]:

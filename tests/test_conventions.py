@@ -57,7 +57,7 @@ MAY_IMPORT = {
 """Which part of the trainer knows which: data flows one way."""
 
 STACKS = {"torch", "torch_geometric", "grpc", "polars", "kahip", "optuna"}
-"""What `shared` must not drag in."""
+"""What `shared` must not drag in, but for gRPC in `shared.rpc`."""
 
 BANNED = (
     r"(?<![.\w])(eval|exec)\(",
@@ -115,7 +115,7 @@ def test_imports_go_one_way(path: Path) -> None:
     package = name.partition(".")[0]
     assert not roots & (set(ROOTS) - {package, "shared"}), "the two packages never import each other"
     if package == "shared":
-        assert not roots & STACKS
+        assert not roots & (STACKS - {"grpc"} if name.startswith("shared.rpc") else STACKS)
     if name in ALLOWED:
         assert {other for other in imported if other.partition(".")[0] == "shared"} <= ALLOWED[name]
     assert not {other for other in imported if other.endswith("__main__")}
@@ -137,7 +137,7 @@ def test_no_module_imports_itself_through_others() -> None:
 
 
 def test_shared_is_imported_without_either_stack() -> None:
-    modules = [name for name in sorted(NAMES) if name.partition(".")[0] == "shared"]
+    modules = [name for name in sorted(NAMES) if name.startswith("shared") and not name.startswith("shared.rpc")]
     code = f"import sys, {', '.join(modules)}; print(*sorted({STACKS!r} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert done.stdout == "\n"

@@ -6,6 +6,7 @@ from typing import Literal
 
 import pydantic
 
+from shared.channel import ChannelConfig
 from shared.config import Section
 
 Collisions = Literal["marginal", "duplicate"]
@@ -50,6 +51,8 @@ class ClientConfig(Section):
     name: str = pydantic.Field("", pattern=r"^[ -~]*$", max_length=NAME_LENGTH)
     """What the teacher knows this trainer by; it shares its time evenly among names. Empty: made from the host's.
     Several ranks add theirs."""
+    channel: ChannelConfig = ChannelConfig()
+    """Encryption and proof of identity."""
     lookahead: int = pydantic.Field(4, ge=1)
     """Optimizer steps whose requests are sent ahead of the student."""
     max_in_flight: int = pydantic.Field(64, ge=1, le=500)

@@ -14,13 +14,14 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Protocol
 
 import grpc
 import numpy as np
 
 from shared.errors import CompatibilityError, ConfigError, Overloaded, TeacherError, Unavailable
+from shared.rpc.credentials import authorization, open_aio_channel
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import TeacherInfo, decode_info
@@ -43,7 +44,6 @@ OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.enable_http_proxy", 0),
 )
 NAME_SCHEMES = ("dns://", "ipv4:", "ipv6:", "xds://")
 SHARDS = 16
@@ -84,12 +84,17 @@ def open_fleet(text: str, config: ClientConfig, caller: str) -> Fleet:
     """What `--teacher` names.
 
     Raises:
-        ConfigError: it names nothing.
+        ConfigError: it names nothing, or the channel's settings cannot be used for it.
     """
-    metadata = (("teacher-client", caller),)
-    if text.startswith(NAME_SCHEMES):
+    is_name = text.startswith(NAME_SCHEMES)
+    addresses = [text] if is_name else list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    token = authorization(config.channel, addresses)
+
+    def metadata() -> Sequence[tuple[str, str]]:
+        return (("teacher-client", caller), *token())
+
+    if is_name:
         return Named(text, config, metadata)
-    addresses = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if not addresses:
         raise ConfigError(f"teacher: {text!r} has no address; expected HOST:PORT[,HOST:PORT...]")
     return Replicas(addresses, config, metadata)
@@ -117,6 +122,7 @@ class Replicas:
 
     def __init__(self, addresses: list[str], config: ClientConfig, metadata: Metadata) -> None:
         self._replicas = [_dial_replica(address, config, metadata) for address in addresses]
+        self._metadata = metadata
         self._names = routing.seeds(addresses)
         self._revision = ""
         self._changed = asyncio.Event()
@@ -127,7 +133,7 @@ class Replicas:
         addresses = ",".join(replica.address for replica in self._replicas)
         deadline, announced = time.monotonic() + seconds, False
         for pause in pauses():
-            found = await asyncio.gather(*(_try_info(replica.stub) for replica in self._replicas))
+            found = await asyncio.gather(*(_try_info(replica.stub, self._metadata) for replica in self._replicas))
             infos = {
                 replica.address: info
                 for replica, info in zip(self._replicas, found, strict=True)
@@ -243,7 +249,7 @@ class Replicas:
         for pause in pauses(replica.failures):
             replica.failures += 1
             await asyncio.sleep(pause)
-            info = await _try_info(replica.stub)
+            info = await _try_info(replica.stub, self._metadata)
             if isinstance(info, TeacherError):
                 if replica.state == "out":
                     replica.reason = str(info)
@@ -270,7 +276,7 @@ class Named:
     def __init__(self, target: str, config: ClientConfig, metadata: Metadata) -> None:
         os.environ.setdefault(RING_HASH, "true")
         self._target, self._config = target, config
-        self._metadata = [(*metadata, (SHARD_KEY, str(shard))) for shard in range(config.streams or SHARDS)]
+        self._metadata = [_of_shard(metadata, shard) for shard in range(config.streams or SHARDS)]
         self._revision = ""
         self._channel, self._transports = self._dial()
         self._renewal: asyncio.Task[None] | None = None
@@ -335,7 +341,7 @@ class Named:
             "healthCheckConfig": {"serviceName": SERVICE},
         }
         options = (*OPTIONS, ("grpc.service_config", json.dumps(service_config)))
-        channel = grpc.aio.insecure_channel(self._target, options=options)
+        channel = open_aio_channel(self._target, self._config.channel, options)
         make = _transport_of(self._config)
         return channel, [make(rpc.TeacherServiceStub(channel), metadata) for metadata in self._metadata]
 
@@ -344,7 +350,11 @@ class Named:
         while True:
             await asyncio.sleep(RENEW_SECONDS)
             channel, transports = self._channel, self._transports
-            self._channel, self._transports = self._dial()
+            try:
+                self._channel, self._transports = self._dial()
+            except ConfigError as error:
+                log.error("%s; the connections that are there stay in use", error)
+                continue
             try:
                 while any(transport.in_flight for transport in transports):
                     await asyncio.sleep(0.1)
@@ -356,17 +366,21 @@ def _transport_of(config: ClientConfig) -> Callable[[rpc.TeacherServiceStub, Met
     return StreamTransport if config.transport == "stream" else UnaryTransport
 
 
+def _of_shard(metadata: Metadata, shard: int) -> Metadata:
+    return lambda: (*metadata(), (SHARD_KEY, str(shard)))
+
+
 def _dial_replica(address: str, config: ClientConfig, metadata: Metadata) -> _Replica:
-    channel = grpc.aio.insecure_channel(address, options=OPTIONS)
+    channel = open_aio_channel(address, config.channel, OPTIONS)
     stub = rpc.TeacherServiceStub(channel)
     make = _transport_of(config)
     return _Replica(address, channel, stub, [make(stub, metadata) for _ in range(config.streams or 1)])
 
 
-async def _try_info(stub: rpc.TeacherServiceStub, metadata: Metadata = ()) -> TeacherInfo | TeacherError:
+async def _try_info(stub: rpc.TeacherServiceStub, metadata: Metadata) -> TeacherInfo | TeacherError:
     try:
         return decode_info(
-            await stub.GetTeacher(pb.GetTeacherRequest(), timeout=INFO_SECONDS, metadata=tuple(metadata))
+            await stub.GetTeacher(pb.GetTeacherRequest(), timeout=INFO_SECONDS, metadata=tuple(metadata()))
         )
     except grpc.aio.AioRpcError as error:
         return from_rpc(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import grpc
@@ -13,7 +13,8 @@ from shared.errors import DeadlineExceeded, TeacherError, Unavailable, from_code
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 
-Metadata = Sequence[tuple[str, str]]
+Metadata = Callable[[], Sequence[tuple[str, str]]]
+"""Asked for at each call: a token in it may change."""
 
 
 class Transport(Protocol):
@@ -36,13 +37,15 @@ class UnaryTransport:
     def __init__(self, stub: rpc.TeacherServiceStub, metadata: Metadata) -> None:
         self.in_flight = 0
         self._stub = stub
-        self._metadata = tuple(metadata)
+        self._metadata = metadata
 
     async def score(self, request: pb.ScoreRequest, positions: int, timeout: float) -> pb.ScoreResponse:
         """See `Transport`."""
         self.in_flight += positions
         try:
-            response: pb.ScoreResponse = await self._stub.Score(request, timeout=timeout, metadata=self._metadata)
+            response: pb.ScoreResponse = await self._stub.Score(
+                request, timeout=timeout, metadata=tuple(self._metadata())
+            )
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error) from None
         finally:
@@ -56,13 +59,13 @@ class StreamTransport:
     def __init__(self, stub: rpc.TeacherServiceStub, metadata: Metadata) -> None:
         self.in_flight = 0
         self._stub = stub
-        self._metadata = tuple(metadata)
+        self._metadata = metadata
         self._stream: _Stream | None = None
 
     async def score(self, request: pb.ScoreRequest, positions: int, timeout: float) -> pb.ScoreResponse:
         """See `Transport`."""
         if self._stream is None or self._stream.has_ended:
-            self._stream = _Stream(self._stub.StreamScore(metadata=self._metadata))
+            self._stream = _Stream(self._stub.StreamScore(metadata=tuple(self._metadata())))
         self.in_flight += positions
         try:
             return await self._stream.ask(request, max(1, positions), timeout)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TeacherStarter, write_tiny_teacher
+from support.certificates import reads_of_a_channel
 from support.random_city import write_random_store
 from support.setting_reads import Setting, recorded_reads, settings_of
 from support.tiny_city import write_tiny_city
@@ -138,6 +139,7 @@ def test_train_and_predict_read_all(tmp_path: Path, running_teacher: TeacherStar
         "project": "p", "name": "n", "tags": ["t"], "mode": "offline",
     }  # fmt: skip
     reads |= reads_of_an_accelerator() | reads_of_a_run_that_diverges(store.path, tmp_path / "diverging")
+    reads |= reads_of_a_channel(tmp_path)
     assert settings_of(TrainConfig) <= reads
 
     places = {"data": store.path, "weights": tmp_path / "run" / "hoser.pth", "out": tmp_path / "out.npz"}

@@ -14,15 +14,17 @@ import grpc
 import numpy as np
 import pytest
 import torch
+from support.certificates import Authority, reads_of_a_channel
 from support.setting_reads import Setting, recorded_reads, settings_of
 from test_teacher_export import write_checkpoint
 from test_teacher_pretrain import circular_trips, write_store
 
 from shared import wire
+from shared.channel import Tokens
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import HistoryMode, ScoreQuery
-from teacher_server import export, info, pretrain, query, server
+from teacher_server import export, info, pretrain, query, security, server
 from teacher_server.__main__ import JOBS
 from teacher_server.config import ExportConfig, InfoConfig, PretrainConfig, QueryConfig, ServeConfig
 
@@ -106,6 +108,17 @@ def reads_of_a_served_teacher(settings: ServeConfig, monkeypatch: pytest.MonkeyP
     return reads
 
 
+def reads_of_a_secured_port(directory: Path, teacher: Path) -> set[Setting]:
+    authority = Authority(directory / "server")
+    certificate, key = authority.issue("server")
+    tls = {"certificate": certificate, "key": key, "client_ca": authority.ca}
+    secured = ServeConfig.model_validate({"teacher": teacher, "tls": tls})
+    with recorded_reads() as reads:
+        assert security.server_credentials(secured.tls) is not None
+        security.check(ServeConfig(teacher=teacher, listen="0.0.0.0:0", insecure=True), Tokens(None, {}))
+    return reads
+
+
 @pytest.mark.integration
 def test_serve_info_and_query_read_all(tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ServeConfig.model_validate(
@@ -117,5 +130,6 @@ def test_serve_info_and_query_read_all(tiny_teacher: Path, tmp_path: Path, monke
         }
     )
     reads = reads_of_a_served_teacher(settings, monkeypatch)
+    reads |= reads_of_a_channel(tmp_path) | reads_of_a_secured_port(tmp_path, tiny_teacher)
     for schema in (ServeConfig, InfoConfig, QueryConfig):
         assert settings_of(schema) <= reads

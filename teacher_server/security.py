@@ -1,0 +1,118 @@
+"""Who may call, and over what: the port's credentials, and the check of bearer tokens."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn, cast
+
+import grpc
+
+from shared.channel import Tokens, Watched, check_pair, read_pem
+from shared.errors import ConfigError, Unauthenticated
+from teacher_server.address import Address
+from teacher_server.config import ServeConfig, TlsConfig
+from teacher_server.interceptors import SERVICE
+from teacher_server.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+SCHEME = "Bearer "
+
+
+def check(settings: ServeConfig, tokens: Tokens) -> None:
+    """Refuses to serve other machines in the clear unless that was asked for.
+
+    Raises:
+        ConfigError: it was not; or tokens would travel unencrypted.
+    """
+    address = Address.parse(settings.listen)
+    if address.is_loopback or settings.tls.certificate is not None:
+        return
+    if not settings.insecure:
+        raise ConfigError(
+            f"{address} is reachable from other machines and nothing is encrypted: give tls.certificate and tls.key, "
+            "or --insecure if everybody on that network is trusted"
+        )
+    if tokens:
+        raise ConfigError(
+            f"tokens would travel unencrypted to {address}, for all to read: give tls.certificate and tls.key"
+        )
+    log.warning("%s is reachable from other machines; the channel is neither encrypted nor authenticated", address)
+
+
+def server_credentials(settings: TlsConfig) -> grpc.ServerCredentials | None:
+    """The credentials of the port, which follow their files; None: in the clear.
+
+    Raises:
+        ConfigError: a file cannot be used; names the setting.
+    """
+    if settings.certificate is None:
+        return None
+    files = Watched(*(path for path in (settings.certificate, settings.key, settings.client_ca) if path is not None))
+    files.changed()
+    first = _configuration(settings)
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        """Called at every handshake; None keeps what is there."""
+        if not files.changed():
+            return None
+        try:
+            fresh = _configuration(settings)
+        except ConfigError as error:
+            log.error("%s; the certificate read before stays in use", error)
+            return None
+        log.info("read the certificate in %s again", settings.certificate)
+        return fresh
+
+    return grpc.dynamic_ssl_server_credentials(
+        first,
+        fetch,  # type: ignore[arg-type]  # None is allowed, the stubs lack it
+        require_client_authentication=settings.client_ca is not None,
+    )
+
+
+def _configuration(settings: TlsConfig) -> grpc.ServerCertificateConfiguration:
+    assert settings.certificate is not None and settings.key is not None  # the schema demands both
+    pair = [(read_pem(settings.key, "tls.key"), read_pem(settings.certificate, "tls.certificate"))]
+    check_pair(settings.certificate, settings.key, "tls.certificate")
+    roots = None if settings.client_ca is None else read_pem(settings.client_ca, "tls.client_ca")
+    return grpc.ssl_server_certificate_configuration(pair, roots)
+
+
+class TokenInterceptor(grpc.aio.ServerInterceptor):
+    """Lets callers of the teacher service pass who send a token; health and reflection tell no secrets.
+
+    A stream is checked when it is opened: it outlives its token.
+    """
+
+    def __init__(self, tokens: Tokens, metrics: Metrics) -> None:
+        self._tokens, self._metrics = tokens, metrics
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        """See `grpc.aio.ServerInterceptor`."""
+        handler: Any = await continuation(handler_call_details)
+        service = handler_call_details.method.strip("/").partition("/")[0]
+        if handler is None or service != SERVICE or self._may_pass(handler_call_details):
+            return cast(grpc.RpcMethodHandler, handler)
+        self._metrics.rejected.labels("unauthenticated").inc()
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(_refuse)
+        return grpc.unary_unary_rpc_method_handler(_refuse)
+
+    def _may_pass(self, details: grpc.HandlerCallDetails) -> bool:
+        sent = dict(details.invocation_metadata or ()).get("authorization", "")
+        return isinstance(sent, str) and sent.startswith(SCHEME) and self._tokens.holds(sent.removeprefix(SCHEME))
+
+
+async def _refuse(_: Any, context: grpc.aio.ServicerContext) -> NoReturn:
+    await context.abort(
+        grpc.StatusCode[Unauthenticated.status],
+        "this teacher wants a token that it knows: set client.channel.token_file (trainers), channel.token_file "
+        "(info, query) or TEACHER_TOKEN",
+    )
+    raise AssertionError("abort raises")

@@ -1,0 +1,263 @@
+"""Who may ask a teacher, over what, and what those are told who may not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import grpc
+import pytest
+from conftest import REPOSITORY, start_teacher
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from support.certificates import Authority
+
+from shared.channel import ChannelConfig
+from shared.errors import ConfigError, TeacherError, Unauthenticated, Unavailable
+from shared.rpc.credentials import authorization
+from student_trainer.distill.client import GrpcTeacher
+from student_trainer.distill.config import ClientConfig
+from teacher_server import healthcheck, info
+from teacher_server.__main__ import main
+
+pytestmark = pytest.mark.integration
+
+TOKEN, OTHER = "a-token-of-thirty-two-characters", "another-token-of-many-characters"
+
+
+def ask(address: str, **channel: object) -> str:
+    """The revision that a server tells."""
+    return info.ask(address, 10, ChannelConfig.model_validate(channel)).weights_revision
+
+
+def train_client(address: str, transport: str = "stream", **channel: object) -> str:
+    """The revision that a trainer's client learns when it connects."""
+    settings = {"channel": channel, "connect_seconds": 3, "transport": transport}
+    client = GrpcTeacher(address, ClientConfig.model_validate(settings))
+    try:
+        return client.info.weights_revision
+    finally:
+        client.close()
+
+
+def refused(address: str, **channel: object) -> bool:
+    try:
+        ask(address, **channel)
+    except TeacherError:
+        return True
+    return False
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "pki")
+
+
+def tls(pair: tuple[Path, Path]) -> list[str]:
+    return [f"tls.certificate={pair[0]}", f"tls.key={pair[1]}"]
+
+
+def test_encrypted_and_only_so(tiny_teacher: Path, authority: Authority, tmp_path: Path) -> None:
+    stranger = Authority(tmp_path / "other", "stranger")
+    with start_teacher(tiny_teacher, *tls(authority.issue("server"))) as server:
+        revision = server.ready["weights_revision"]
+        assert ask(server.address, ca=authority.ca) == revision
+        assert train_client(server.address, ca=authority.ca) == revision
+        assert train_client(f"ipv4:{server.address}", ca=authority.ca, server_name="teacher.test") == revision
+        for wrong in ({}, {"tls": True}, {"ca": stranger.ca}, {"ca": authority.ca, "server_name": "elsewhere.test"}):
+            with pytest.raises(Unavailable):
+                ask(server.address, **wrong)
+        with pytest.raises(Unavailable, match=r"(?i)certificate|handshake|ssl"):
+            train_client(server.address, ca=stranger.ca)
+        assert healthcheck.main([server.address, "--ca", str(authority.ca)]) == 0
+        assert healthcheck.main([server.address, "--ca", str(stranger.ca)]) == 1
+
+
+def test_an_expired_certificate_is_refused(tiny_teacher: Path, authority: Authority) -> None:
+    with start_teacher(tiny_teacher, *tls(authority.issue("server", hours=-1))) as server:
+        assert refused(server.address, ca=authority.ca)
+
+
+def test_callers_show_certificates(tiny_teacher: Path, authority: Authority, tmp_path: Path) -> None:
+    stranger = Authority(tmp_path / "other", "stranger")
+    with start_teacher(tiny_teacher, *tls(authority.issue("server")), f"tls.client_ca={authority.ca}") as server:
+        for name, pair, welcome in (
+            ("right", authority.issue("trainer"), True),
+            ("of another authority", stranger.issue("trainer"), False),
+            ("expired", authority.issue("late", hours=-1), False),
+        ):
+            channel = {"ca": authority.ca, "certificate": pair[0], "key": pair[1]}
+            assert refused(server.address, **channel) != welcome, name
+        assert refused(server.address, ca=authority.ca), "none"
+
+
+def test_certificates_are_renewed_without_a_restart(tiny_teacher: Path, authority: Authority, tmp_path: Path) -> None:
+    """Also one that cannot be used, which changes nothing."""
+    pair, successor = authority.issue("server"), Authority(tmp_path / "next", "successor")
+    with start_teacher(tiny_teacher, *tls(pair)) as server:
+        assert not refused(server.address, ca=authority.ca)
+        pair[1].write_text("damaged")
+        assert not refused(server.address, ca=authority.ca)
+        for path, fresh in zip(pair, successor.issue("server"), strict=True):
+            path.write_bytes(fresh.read_bytes())
+        assert refused(server.address, ca=authority.ca)
+        assert not refused(server.address, ca=successor.ca)
+        assert server.process.poll() is None
+
+
+@pytest.mark.parametrize("transport", ["stream", "unary"])
+def test_tokens(tiny_teacher: Path, tmp_path: Path, transport: str) -> None:
+    known, mine = tmp_path / "tokens", tmp_path / "token"
+    known.write_text(f"# of trainers\n{TOKEN}\n")
+    mine.write_text(TOKEN)
+    with start_teacher(tiny_teacher, f"tokens={known}") as server:
+        assert train_client(server.address, transport, token_file=mine) == server.ready["weights_revision"]
+        assert healthcheck.main([server.address]) == 0
+        with pytest.raises(Unauthenticated, match="token_file"):
+            ask(server.address)
+        mine.write_text(OTHER)
+        with pytest.raises(TeacherError, match="token"):
+            train_client(server.address, transport, token_file=mine)
+        page = urllib.request.urlopen(f"http://{server.metrics}/metrics").read().decode()
+        assert 'teacher_rejected_total{reason="unauthenticated"} 0.0' not in page
+        assert TOKEN not in page and OTHER not in page
+
+
+def test_tokens_rotate_without_a_restart(tiny_teacher: Path, tmp_path: Path) -> None:
+    """The new one beside the old, then without it; a file that became unusable changes nothing."""
+    known, old, new = (tmp_path / name for name in ("tokens", "old", "new"))
+    known.write_text(TOKEN)
+    old.write_text(TOKEN)
+    new.write_text(OTHER)
+    with start_teacher(tiny_teacher, f"tokens={known}") as server:
+        assert refused(server.address, token_file=new)
+        known.write_text(f"{TOKEN}\n{OTHER}\n")
+        assert not refused(server.address, token_file=new)
+        assert not refused(server.address, token_file=old)
+        known.write_text("short")
+        assert not refused(server.address, token_file=new)
+        known.write_text(OTHER)
+        assert refused(server.address, token_file=old)
+        assert not refused(server.address, token_file=new)
+
+
+def test_a_token_of_the_environment(tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEACHER_TOKEN", f"{TOKEN} {OTHER}")
+    with start_teacher(tiny_teacher) as server:
+        assert not refused(server.address)
+        monkeypatch.setenv("TEACHER_TOKEN", OTHER)
+        assert not refused(server.address)
+        monkeypatch.delenv("TEACHER_TOKEN")
+        assert refused(server.address)
+
+
+def test_reflection_elsewhere_or_off(tiny_teacher: Path, tmp_path: Path) -> None:
+    def services(address: str) -> list[str]:
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        with grpc.insecure_channel(address) as channel:
+            stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+            (answer,) = stub.ServerReflectionInfo(iter([request]), timeout=10)
+        return [service.name for service in answer.list_services_response.service]
+
+    elsewhere = f"unix:{tmp_path / 'reflection.sock'}"
+    with start_teacher(tiny_teacher, f"reflection={elsewhere}") as server:
+        assert "teacher.v1.TeacherService" in services(elsewhere)
+        with pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
+            services(server.address)
+    with start_teacher(tiny_teacher, "reflection=off") as server, pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
+        services(server.address)
+
+
+def serve_refusal(tiny_teacher: Path, capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What `serve` says when it does not start."""
+    assert main(["serve", "--teacher", str(tiny_teacher), "--metrics-listen", "off", *arguments]) == 2
+    return capfd.readouterr().err
+
+
+def test_off_loopback_needs_encryption_or_consent(
+    tiny_teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text(TOKEN)
+    assert "--insecure" in serve_refusal(tiny_teacher, capfd, "--listen", "0.0.0.0:0")
+    message = serve_refusal(tiny_teacher, capfd, "--listen", "0.0.0.0:0", "--insecure", f"tokens={tokens}")
+    assert "unencrypted" in message and TOKEN not in message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("tls.certificate={a.crt}", "go together"),
+        ("tls.client_ca={ca}", "needs the teacher's own"),
+        ("tls.certificate={a.crt} tls.key={b.key}", "no certificate and its unencrypted key"),
+        ("tls.certificate={nowhere} tls.key={b.key}", "cannot read"),
+        ("tls.certificate={text} tls.key={b.key}", "not a PEM file"),
+        ("tls.certificate={a.crt} tls.key={a.key} tls.client_ca={text}", "not a PEM file"),
+        ("tokens={nowhere}", "cannot read the tokens"),
+        ("tokens={empty}", "holds no token"),
+        ("tokens={text}", "token 1 has 5 characters; 16 are the least"),
+        ("tokens={blank}", "printable"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_at_the_start(
+    tiny_teacher: Path,
+    authority: Authority,
+    tmp_path: Path,
+    override: str,
+    message: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    places = {f"{name}{path.suffix}": path for name in "ab" for path in authority.issue(name)} | {"ca": authority.ca}
+    for name, text in {"text": "short", "empty": "# nothing\n", "blank": "sixteen characters with blanks"}.items():
+        places[name] = tmp_path / name
+        places[name].write_text(text)
+    places["nowhere"] = tmp_path / "nowhere"
+    for name, path in places.items():
+        override = override.replace(f"{{{name}}}", str(path))
+    assert message in serve_refusal(tiny_teacher, capfd, "--listen", "127.0.0.1:0", *override.split())
+
+
+@pytest.mark.parametrize(
+    ("target", "stays"),
+    [
+        ("127.0.0.1:1", True),
+        ("[::1]:1", True),
+        ("localhost:1", True),
+        ("unix:/x", True),
+        ("dns:///localhost:1", True),
+        ("ipv4:127.0.0.1:1,127.0.0.2:1", True),
+        ("ipv4:127.0.0.1:1,10.0.0.1:1", False),
+        ("dns:///teacher:1", False),
+        ("10.0.0.1:1", False),
+        ("xds:///127.0.0.1:1", False),
+    ],
+)
+def test_a_token_never_leaves_the_machine_in_the_clear(target: str, stays: bool, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(TOKEN)
+    if stays:
+        assert authorization(ChannelConfig(token_file=file), [target])() == (("authorization", f"Bearer {TOKEN}"),)
+    else:
+        with pytest.raises(ConfigError, match="unencrypted") as caught:
+            authorization(ChannelConfig(token_file=file), ["127.0.0.1:1", target])
+        assert TOKEN not in str(caught.value)
+    assert authorization(ChannelConfig(token_file=file, tls=True), [target])()
+
+
+def test_no_secret_is_shown(tiny_teacher: Path, tmp_path: Path) -> None:
+    """Neither in the log at its most talkative nor in what is printed."""
+    known = tmp_path / "tokens"
+    known.write_text(TOKEN)
+    command = [sys.executable, "-m", "teacher_server", "query", "--log-level", "debug", "--candidates", "1,2"]
+    with start_teacher(tiny_teacher, f"tokens={known}") as server:
+        for token, code in ((TOKEN, 0), (OTHER, 2)):
+            mine = tmp_path / "mine"
+            mine.write_text(token)
+            asked = [*command, "--address", server.address, f"channel.token_file={mine}"]
+            done = subprocess.run(asked, capture_output=True, text=True, check=False, cwd=REPOSITORY)
+            assert done.returncode == code, done.stderr
+            assert token not in done.stdout + done.stderr
+            if code == 0:
+                assert "probabilities" in json.loads(done.stdout)
