@@ -29,6 +29,7 @@ ALLOWED = {
     "shared.errors": set(),
     "shared.ragged": set(),
     "shared.log": set(),
+    "shared.provenance": {"shared", "shared.files"},
     "shared.files": {"shared.errors"},
     "shared.config": {"shared", "shared.errors", "shared.files"},
     "shared.cli": {"shared", "shared.config", "shared.errors", "shared.log"},

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from shared.provenance import cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -17,7 +18,7 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         """A pool of `count` threads; 0: one for each core that this process may use."""
-        self.count = count or _cores()
+        self.count = count or cores()
         self._pool = ThreadPoolExecutor(self.count, "prepare")
 
     def __enter__(self) -> Workers:
@@ -52,9 +53,3 @@ class Workers:
                 yield failed
                 return
             yield self._pool.submit(function, item)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

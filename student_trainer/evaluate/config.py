@@ -1,0 +1,79 @@
+"""Settings of `evaluate` and `compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+
+from shared.config import Section
+from shared.store import Cache
+
+
+def _split_paths(value: Any) -> Any:
+    """A,B,C as a command line gives it."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Paths = Annotated[tuple[Path, ...], pydantic.BeforeValidator(_split_paths)]
+
+
+class BootstrapConfig(Section):
+    """Resampling of trips, for intervals."""
+
+    draws: int = pydantic.Field(2000, ge=100)
+    """How often the trips are drawn again, with replacement."""
+    confidence: float = pydantic.Field(0.95, gt=0.5, lt=1)
+    """Share of the draws that an interval covers."""
+    seed: int = 0
+    """Seed of the draws."""
+
+
+class EvaluateConfig(Section):
+    """`evaluate`: measures generated trips against real ones."""
+
+    data: Path
+    """Store that `prepare` wrote."""
+    trips: Path
+    """Directory that `generate` wrote."""
+    out: Path
+    """Directory to write."""
+    weights: Path | None = None
+    """A checkpoint or a `state_dict` of public HOSER: its next-road predictions on the split are measured, too."""
+    name: str = ""
+    """What the report calls it; empty: as the generated trips are called."""
+    bootstrap: BootstrapConfig = BootstrapConfig()
+    """Intervals."""
+    bins: int = pydantic.Field(15, ge=2, le=100)
+    """Bins of equal width of the confidence, for the calibration error and the reliability curve."""
+    candidate_top_k: int = pydantic.Field(64, ge=0)
+    """Of the next-road predictions, as in training: at most so many candidates; 0 keeps all."""
+    max_steps: int = pydantic.Field(0, ge=0)
+    """Of the next-road predictions, as in training: the last so many steps of longer trips; 0 keeps all."""
+    cache: Cache = "auto"
+    """Where the split is held: ram, mmap, or auto."""
+    batch_size: int = pydantic.Field(64, ge=1)
+    """Trips per forward pass of the next-road predictions."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N, for the next-road predictions."""
+
+
+class CompareConfig(Section):
+    """`compare`: evaluations of the same OD pairs, pair by pair."""
+
+    evaluations: Paths
+    """Directories that `evaluate` wrote, separated by commas: first the baseline, then those compared with it."""
+    out: Path
+    """Directory to write."""
+    bootstrap: BootstrapConfig = BootstrapConfig()
+    """Intervals of the differences."""
+    significance: float = pydantic.Field(0.05, gt=0, lt=1)
+    """Largest p-value, after Holm's correction, of a difference that is called real."""
+
+    @pydantic.field_validator("evaluations")
+    @classmethod
+    def _at_least_two(cls, paths: tuple[Path, ...]) -> tuple[Path, ...]:
+        if len(paths) < 2:
+            raise ValueError("give two or more, separated by commas: BASELINE,OTHER")
+        return paths

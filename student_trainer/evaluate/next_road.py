@@ -1,0 +1,105 @@
+"""Next-road predictions of a model on a split: right, sure, calibrated, and on time.
+
+Shapes: P positions with K candidates, n trips.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+from shared import ragged
+from shared.store import Trips
+
+Float = npt.NDArray[np.float64]
+Int = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Positions:
+    """Of each of P positions.
+
+    Attributes:
+        trip: int64 [P] index in the split.
+        is_hit: bool [P], whether the first most likely candidate is the next road.
+        confidence: float64 [P], its probability.
+        nll_nats: float64 [P], -log probability of the next road; NaN where it is not among the candidates.
+        seconds_error: float64 [P], predicted minus true seconds to the next road; NaN likewise.
+        seconds: float64 [P], the true ones.
+    """
+
+    trip: Int
+    is_hit: Bool
+    confidence: Float
+    nll_nats: Float
+    seconds_error: Float
+    seconds: Float
+
+
+def positions_of(arrays: dict[str, npt.NDArray], trips: Trips) -> Positions:
+    """Reads the arrays of `student_trainer.predict.predict`, in float64."""
+    offsets, label, logit = arrays["candidate_offsets"], arrays["label"], arrays["logit"].astype(np.float64)
+    start, length = offsets[:-1], np.diff(offsets)
+    top = np.maximum.reduceat(logit, start)
+    log_sum = top + np.log(np.add.reduceat(np.exp(logit - np.repeat(top, length)), start))
+    slot = np.where(logit == np.repeat(top, length), ragged.positions(length), len(logit))
+    is_known = label >= 0
+    chosen = start + np.where(is_known, label, 0)
+    at = trips.offsets[arrays["trip"]] + arrays["step"]
+    seconds = (trips.times[at + 1] - trips.times[at]).astype(np.float64)
+    return Positions(
+        trip=arrays["trip"],
+        is_hit=np.minimum.reduceat(slot, start) == label,
+        confidence=np.exp(top - log_sum),
+        nll_nats=np.where(is_known, log_sum - logit[chosen], np.nan),
+        seconds_error=np.where(is_known, arrays["seconds"][chosen] - seconds, np.nan),
+        seconds=seconds,
+    )
+
+
+def per_trip(positions: Positions, values: npt.NDArray, n: int) -> tuple[Float, Float]:
+    """Sum of the known values of each of n trips, and how many they are: float64 [n] each."""
+    values = values.astype(np.float64)
+    known = np.isfinite(values)
+    trip = positions.trip[known]
+    return np.bincount(trip, values[known], n).astype(np.float64), np.bincount(trip, minlength=n).astype(np.float64)
+
+
+def binned_confidence(positions: Positions, bins: int, n: int) -> Float:
+    """What each trip adds to each bin of confidence, bins of equal width.
+
+    Returns:
+        [n, 3 * bins]: sums of confidence, sums of hits, numbers of positions.
+    """
+    place = np.minimum((positions.confidence * bins).astype(np.int64), bins - 1)
+    flat = positions.trip * bins + place
+    parts = (positions.confidence, positions.is_hit, np.ones(len(flat)))
+    return np.concatenate([np.bincount(flat, part, n * bins).reshape(n, bins) for part in parts], axis=1)
+
+
+def expected_calibration_error(sums: Float) -> Float:
+    """Mean over positions of |accuracy - confidence| of their bin (Naeini et al. 2015).
+
+    Args:
+        sums: [..., 3 * bins] as in `binned_confidence`.
+    """
+    confidence, hits, counts = np.split(sums, 3, axis=-1)
+    return np.asarray(np.abs(hits - confidence).sum(axis=-1) / counts.sum(axis=-1))
+
+
+def reliability(sums: Float) -> dict[str, list[float]]:
+    """Mean confidence and accuracy of each bin that holds positions, and how many.
+
+    Args:
+        sums: [3 * bins].
+    """
+    confidence, hits, counts = np.split(sums, 3)
+    used = counts > 0
+    return {
+        "confidence": (confidence[used] / counts[used]).tolist(),
+        "accuracy": (hits[used] / counts[used]).tolist(),
+        "count": counts[used].astype(int).tolist(),
+    }
