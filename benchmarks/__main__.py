@@ -30,6 +30,7 @@ SECTIONS = {
     "footprint": "memory, time and disk of preparing, opening and training on a city of 629,380 trips",
     "hidden": "time of an epoch with a real teacher on its own core, against one without",
     "scaling": "step time of one rank and of two, on the cores of this machine",
+    "generation": "trips a second of beam search, batched and incremental, against one trip and all steps anew",
 }
 """Names of modules of this package, each with a function `run`."""
 

@@ -22,7 +22,9 @@ from pydantic_core import PydanticUndefined
 from shared import files
 from shared.errors import ConfigError
 
-JOBS = frozenset({"demo-city", "prepare", "train", "predict", "pretrain", "export", "serve", "info", "query"})
+JOBS = frozenset(
+    {"demo-city", "prepare", "train", "predict", "generate", "pretrain", "export", "serve", "info", "query"}
+)
 """The sections that a YAML file may have."""
 
 

@@ -55,6 +55,18 @@ JOBS = (
             Flag("--out", "out", "file to write", "FILE.npz"),
         ),
     ),
+    Job(
+        name="generate",
+        summary="search trips for the OD pairs of a split",
+        schema="student_trainer.generate.config:GenerateConfig",
+        run="student_trainer.generate.run:run",
+        flags=(
+            Flag("--data", "data", "store to read", "STORE"),
+            Flag("--weights", "weights", "checkpoint of a run, an upstream state_dict, or none", "FILE"),
+            Flag("--split", "split", "train, val or test", "SPLIT"),
+            Flag("--out", "out", "directory to write", "GEN"),
+        ),
+    ),
 )
 
 

@@ -125,23 +125,25 @@ def matrices_by_trip(points: Sequence[Point], temporal: Sequence[float]) -> tupl
 def _trip_features(network: RoadNetwork, trips: Trips, trip: int, matrices: Matrices, top_k: int) -> Features:
     part = slice(trips.offsets[trip], trips.offsets[trip + 1])
     roads, times = trips.roads[part].tolist(), trips.times[part].tolist()
-    temporal = _times_of_day(times[:-1])
+    temporal = times_of_day(times[:-1])
     points = [network.line_centroid[road].tolist() for road in roads[:-1]]
     distance, interval = matrices(points, temporal)
     candidates = [
-        _candidates(network, road, next_road, roads[-1], top_k) for road, next_road in itertools.pairwise(roads)
+        candidates_of(network, road, next_road, roads[-1], top_k) for road, next_road in itertools.pairwise(roads)
     ]
     seconds = [after - before for before, after in itertools.pairwise(times)]
     return Features(roads[:-1], temporal, distance, interval, roads[-1], candidates, seconds)
 
 
-def _times_of_day(times: Sequence[int]) -> list[float]:
+def times_of_day(times: Sequence[int]) -> list[float]:
+    """Time of day of each step of a trip that enters its roads at these seconds."""
     clock = [datetime.datetime.fromtimestamp(time, datetime.UTC) for time in times]
     sign = -1 if clock[0].weekday() >= 5 else 1
     return [sign * (c.hour * 60 + c.minute + c.second / 60) / 1440 for c in clock]
 
 
-def _candidates(network: RoadNetwork, road: int, next_road: int, destination: int, top_k: int) -> Candidates:
+def candidates_of(network: RoadNetwork, road: int, next_road: int, destination: int, top_k: int) -> Candidates:
+    """The candidates of a step on `road`; arguments as `build_batch` has them."""
     roads = network.successors[network.successor_offsets[road] : network.successor_offsets[road + 1]].tolist()
     there = network.line_centroid[destination].tolist()
     metres = [_metres(network.line_centroid[candidate].tolist(), there) for candidate in roads]

@@ -122,7 +122,15 @@ class Batch:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Candidates:
+class Candidates:
+    """What the student may choose from at P positions, K roads in all.
+
+    Attributes:
+        length: int64 [P] candidates per position.
+        road: int64 [K]; distance, angle: float32 [K], the navigator's two metrics.
+        label: int64 [P] index of the next road among the position's candidates, or -100.
+    """
+
     length: npt.NDArray[np.int64]
     road: npt.NDArray[np.int64]
     distance: npt.NDArray[np.float32]
@@ -151,13 +159,11 @@ def build_batch(
 
     road, time = chosen.roads[step].astype(np.int64), chosen.times[step]
     destination = chosen.roads[last].astype(np.int64)
-    weekend = (chosen.times[first] // SECONDS_PER_DAY + 3) % 7 >= 5  # 1970-01-01 was a Thursday
-    candidates = _candidates(network, road, chosen.roads[step + 1], np.repeat(destination, kept))
-    if top_k:
-        candidates = _keep_nearest(candidates, top_k)
+    weekend = is_weekend(chosen.times[first])
+    candidates = candidates_of(network, road, chosen.roads[step + 1], np.repeat(destination, kept), top_k)
 
     width = int(kept.max())
-    temporal = _time_of_day(time, np.repeat(weekend, kept))
+    temporal = time_of_day(time, np.repeat(weekend, kept))
     distance, interval = _pairs(network, road, temporal, kept)
     arrays = {
         "trips": index.astype(np.int64),
@@ -180,9 +186,25 @@ def build_batch(
     return Batch(layout=CandidateLayout.of(candidates.length), **tensors)
 
 
-def _time_of_day(time: npt.NDArray[np.int64], weekend: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+def is_weekend(departure: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Whether trips with these first times, seconds since 1970, are of a Saturday or a Sunday."""
+    return np.asarray((departure // SECONDS_PER_DAY + 3) % 7 >= 5)  # 1970-01-01 was a Thursday
+
+
+def time_of_day(time: npt.NDArray[np.int64], weekend: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    """Time of day in [0, 1), negated in trips of a weekend.
+
+    Args:
+        time: int64 [P] entry times, seconds since 1970.
+        weekend: bool [P] whether the step's trip began at one.
+    """
     fraction = (time % SECONDS_PER_DAY / 60 / MINUTES_PER_DAY).astype(np.float32)
     return np.where(weekend, -fraction, fraction)
+
+
+def minutes_of_day(temporal: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """What `time_of_day` gives, in minutes: the intervals between steps are differences of these."""
+    return temporal * np.float32(MINUTES_PER_DAY)
 
 
 def _pairs(
@@ -194,23 +216,33 @@ def _pairs(
     """
     width = int(length.max())
     distance, interval = np.zeros((2, len(length), width, width), np.float32)
-    minutes = temporal * MINUTES_PER_DAY
+    minutes = minutes_of_day(temporal)
     point = network.centroid_on_sphere[road]
     kernels.fill_pairs(distance, interval, point, minutes, length)
     return distance, interval
 
 
-def _candidates(
+def candidates_of(
     network: RoadNetwork,
     road: npt.NDArray[np.int64],
     next_road: npt.NDArray[np.int32],
     destination: npt.NDArray[np.int64],
-) -> _Candidates:
+    top_k: int = 0,
+) -> Candidates:
+    """The successors of roads, with their metrics.
+
+    Args:
+        network: the road network.
+        road: int64 [P].
+        next_road: int32 [P], for the labels; -1 where there is none.
+        destination: int64 [P].
+        top_k: as for `build_batch`.
+    """
     slot = network.successor_offsets[road]
     length = network.successor_offsets[road + 1] - slot
     count = int(length.sum())
     distance = np.empty(count, np.float32)
-    found = _Candidates(
+    found = Candidates(
         length=length,
         road=np.empty(count, np.int64),
         distance=distance,
@@ -232,10 +264,10 @@ def _candidates(
         network.centroid_on_sphere,
     )
     np.log1p(distance, out=distance)
-    return found
+    return _keep_nearest(found, top_k) if top_k else found
 
 
-def _keep_nearest(candidates: _Candidates, k: int) -> _Candidates:
+def _keep_nearest(candidates: Candidates, k: int) -> Candidates:
     """Keeps the k candidates with the smallest distance per position, in their old order.
 
     Ties keep the earlier candidate; where there are at most k, nothing changes.
@@ -251,10 +283,12 @@ def _keep_nearest(candidates: _Candidates, k: int) -> _Candidates:
     new_length = np.minimum(length, k)
     new_slot = np.full(len(kept), IGNORED_LABEL, np.int64)
     new_slot[kept] = ragged.positions(new_length)
-    return _Candidates(
+    labelled = candidates.label >= 0
+    place = ragged.offsets(length)[:-1] + np.where(labelled, candidates.label, 0)
+    return Candidates(
         length=new_length,
         road=candidates.road[kept],
         distance=candidates.distance[kept],
         angle=candidates.angle[kept],
-        label=new_slot[ragged.offsets(length)[:-1] + candidates.label],
+        label=np.where(labelled, new_slot[np.minimum(place, len(kept) - 1)], IGNORED_LABEL),
     )

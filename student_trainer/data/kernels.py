@@ -54,6 +54,18 @@ def _metres(point1: Float64, point2: Float64) -> float:
 
 
 @compiled
+def _clipped_distance(metres: float) -> float:
+    """Metres between two steps as the trip encoder reads them."""
+    return min(metres, DISTANCE_CLIP_M) / DISTANCE_CLIP_M
+
+
+@compiled
+def _clipped_interval(minutes1: np.float32, minutes2: np.float32) -> np.float32:
+    """Minutes between two steps as the trip encoder reads them."""
+    return min(abs(minutes1 - minutes2), INTERVAL_CLIP_MIN) / INTERVAL_CLIP_MIN
+
+
+@compiled
 def fill_pairs(
     distance: Float32,
     interval: Float32,
@@ -79,18 +91,45 @@ def fill_pairs(
         for i in range(1, steps):
             if wide:
                 for j in range(i):
-                    metres = _metres(point[first + j], point[first + i])
-                    distance[trip, i, j] = min(metres, DISTANCE_CLIP_M) / DISTANCE_CLIP_M
+                    distance[trip, i, j] = _clipped_distance(_metres(point[first + j], point[first + i]))
             else:  # no branch within: the loop runs on vector registers
                 for j in range(i):
                     half_dphi, half_dlambda = (phi[i] - phi[j]) / 2, (lamda[i] - lamda[j]) / 2
                     a = _sine(half_dphi) ** 2 + cosine[j] * cosine[i] * _sine(half_dlambda) ** 2
-                    metres = 2 * EARTH_RADIUS_M * _arcsine(math.sqrt(a))
-                    distance[trip, i, j] = min(metres, DISTANCE_CLIP_M) / DISTANCE_CLIP_M
+                    distance[trip, i, j] = _clipped_distance(2 * EARTH_RADIUS_M * _arcsine(math.sqrt(a)))
             for j in range(i):
-                late = abs(minutes[first + i] - minutes[first + j])
-                interval[trip, i, j] = min(late, INTERVAL_CLIP_MIN) / INTERVAL_CLIP_MIN
+                interval[trip, i, j] = _clipped_interval(minutes[first + i], minutes[first + j])
         first += steps
+
+
+@compiled
+def fill_last_pairs(
+    distance: Float32,
+    interval: Float32,
+    path: npt.NDArray[np.int32],
+    length: Int64,
+    road: Int64,
+    minutes: Float32,
+    point: Float64,
+) -> None:
+    """The last row of `fill_pairs` for each of many paths whose steps are kept in a table.
+
+    Args:
+        distance, interval: float32 [R, W] to fill up to each path's last step, where they are 0.
+        path: int32 [R, W] places of each path's steps in the table.
+        length: int64 [R] steps of each path.
+        road: int64 [M] road of each step in the table; minutes: float32 [M].
+        point: float64 [N, 3] as for `fill_pairs`, of each road.
+    """
+    for row in range(len(length)):
+        last = path[row, length[row] - 1]
+        here = point[road[last]]
+        for j in range(length[row] - 1):
+            step = path[row, j]
+            distance[row, j] = _clipped_distance(_metres(point[road[step]], here))
+            interval[row, j] = _clipped_interval(minutes[last], minutes[step])
+        distance[row, length[row] - 1] = 0
+        interval[row, length[row] - 1] = 0
 
 
 @compiled

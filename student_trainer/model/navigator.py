@@ -50,18 +50,34 @@ class Navigator(nn.Module):
             candidate: [K, d] road embeddings; distance, angle: [K] metrics.
             position: int64 [K], the position of each candidate.
         """
-        query = self.q_proj(torch.cat([state, destination_zone], dim=-1))
+        query = self.queries(state, destination_zone).index_select(0, position)
+        return self.logits(query, self.road_keys(candidate), distance, angle)
+
+    def queries(self, state: Tensor, destination_zone: Tensor) -> Tensor:
+        """What a position brings to its candidates' logits, [P, d]."""
+        query: Tensor = self.q_proj(torch.cat([state, destination_zone], dim=-1))
+        return query
+
+    def road_keys(self, road: Tensor) -> Tensor:
+        """What a road [..., d] brings to its logit wherever it is a candidate: [..., d]."""
         # W_k splits by columns; its products with the metrics' projections are a vector each.
         on_road, on_distance, on_angle = self.k_proj.weight.chunk(3, dim=1)
         constant = on_distance @ self.metric_distance_proj.bias + on_angle @ self.metric_angle_proj.bias
-        key = F.linear(candidate, on_road, constant)
+        return F.linear(road, on_road, constant)
+
+    def logits(self, query: Tensor, key: Tensor, distance: Tensor, angle: Tensor) -> Tensor:
+        """Logits [K] of candidates with these queries and keys [K, d] and metrics [K]."""
+        _, on_distance, on_angle = self.k_proj.weight.chunk(3, dim=1)
         key = key + distance[:, None] * (on_distance @ self.metric_distance_proj.weight).T
         key = key + angle[:, None] * (on_angle @ self.metric_angle_proj.weight).T
-        logits: Tensor = self.v_proj(torch.tanh(query.index_select(0, position) + key))
+        logits: Tensor = self.v_proj(torch.tanh(query + key))
         return logits.squeeze(-1)
 
     def times(self, state: Tensor, road: Tensor) -> Tensor:
         """Standardised log1p seconds to enter `road` [M, d] from `state` [M, 2d]: [M]."""
-        features = torch.cat([self.time_estimator_linear_1(state), self.time_estimator_linear_2(road)], dim=-1)
-        times: Tensor = self.time_estimator_linear_3(F.gelu(features))
+        return self.times_of(self.time_estimator_linear_1(state), self.time_estimator_linear_2(road))
+
+    def times_of(self, state: Tensor, road: Tensor) -> Tensor:
+        """As `times`, of what the estimator's first layers make of the state and of the road, [M, 64] each."""
+        times: Tensor = self.time_estimator_linear_3(F.gelu(torch.cat([state, road], dim=-1)))
         return times.squeeze(-1)

@@ -118,8 +118,7 @@ class TrajectoryEncoder(nn.Module):
             road, zone: [B, T, d] embeddings of each step's road and its zone.
             temporal: [B, T]; distance, interval: [B, T, T]; length: int64 [B].
         """
-        gate = torch.sigmoid(self.road_zone_fusion_mlp(torch.cat([road, zone], dim=-1)))
-        x = torch.cat([road + gate * zone, self.temporal_encoder(temporal)], dim=-1)
+        x = torch.cat([self.fuse(road, zone), self.temporal_encoder(temporal)], dim=-1)
         step = torch.arange(x.shape[1], device=x.device)
         hidden = (step > step[:, None]) | (step >= length[:, None, None])
         pairs = (distance[:, None], interval[:, None], hidden[:, None])
@@ -129,3 +128,8 @@ class TrajectoryEncoder(nn.Module):
             else:
                 x = block(x, *pairs)
         return x
+
+    def fuse(self, road: Tensor, zone: Tensor) -> Tensor:
+        """The spatial half of a step's input: embeddings of its road and its zone, [..., d]."""
+        gate = torch.sigmoid(self.road_zone_fusion_mlp(torch.cat([road, zone], dim=-1)))
+        return road + gate * zone

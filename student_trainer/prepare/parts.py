@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
-import importlib.resources
 import json
 import os
 import shutil
@@ -23,8 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import shared
-from shared import files
+from shared import files, provenance
 from shared.store import SPLITS
 from student_trainer.prepare import collisions, zones
 from student_trainer.prepare.config import PrepareConfig
@@ -100,17 +98,8 @@ def fingerprints(config: PrepareConfig, inputs: Mapping[str, str]) -> dict[str, 
 
 
 def code_digest() -> str:
-    """Digest of the source that decides what a store holds, so that no change of it can be forgotten.
-
-    An installation without sources has the software's version instead.
-    """
-    sources: list[str | bytes] = []
-    for package, modules in DECIDING.items():
-        for path in sorted(importlib.resources.files(package).iterdir(), key=lambda path: path.name):
-            stem, dot, suffix = path.name.rpartition(".")
-            if dot and suffix == "py" and (modules is None or stem in modules):
-                sources += [f"{package}.{stem}", path.read_bytes().replace(b"\r\n", b"\n")]
-    return files.digest(*sources) if sources else shared.__version__
+    """Digest of the source that decides what a store holds."""
+    return provenance.source_digest(DECIDING)
 
 
 def read(store: Path) -> Parts:

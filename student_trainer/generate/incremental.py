@@ -1,0 +1,289 @@
+"""The student, one step at a time, of many paths at once.
+
+A path is a list of steps; steps lie in a table with what later steps read of them: keys and values of every block,
+and what the time estimator makes of the state. Paths that branch share the steps before, so nothing is copied when
+they do, and no step is computed twice. The network is embedded once, and what a road brings to a path's input, to a
+candidate's logit and to its time is computed once a road.
+
+A step's numbers do not depend, not by a bit, on the steps that are computed with it: all matrix products are of tiles
+of `TILE` rows (or `CANDIDATES`), each row of which is summed by itself in an order that only the tile's shape decides;
+attention is computed path by path.
+
+Shapes: R paths, W most steps of a path, M steps in the table, D = 2d width, N roads, K candidates.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from shared.errors import DataError
+from student_trainer.data import kernels as feature_kernels
+from student_trainer.data.batch import Candidates, candidates_of, minutes_of_day, time_of_day
+from student_trainer.data.network import RoadNetwork
+from student_trainer.generate import kernels
+from student_trainer.model.hoser import HOSER
+from student_trainer.model.trajectory import Block
+from student_trainer.train.loss import TimeScale
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+T = TypeVar("T")
+
+TILE = 128
+"""Rows of every product with a weight of the trip encoder."""
+CANDIDATES = 512
+"""Rows of every product over candidates."""
+
+
+class StepTable:
+    """Steps of paths and what later steps read of them; grows as needed.
+
+    Attributes:
+        parent: int64 [M] the step before, -1 for none.
+        road, time: int64 [M]; log_prob: float64 [M] of the path up to the step.
+        minutes: float32 [M] time of day, as `minutes_of_day`.
+        time_part: float32 [M, 64], the state as the time estimator's first layer has it.
+        keys, values: float32 [M, D] of each block.
+    """
+
+    def __init__(self, layers: int, width: int, time_width: int, capacity: int = 1024) -> None:
+        self.parent, self.road, self.time = np.zeros((3, capacity), np.int64)
+        self.log_prob = np.zeros(capacity)
+        self.minutes = np.zeros(capacity, np.float32)
+        self.time_part = np.zeros((capacity, time_width), np.float32)
+        self.keys = [np.zeros((capacity, width), np.float32) for _ in range(layers)]
+        self.values = [np.zeros((capacity, width), np.float32) for _ in range(layers)]
+        self._free = np.arange(capacity)[::-1]
+        self._count = capacity
+
+    @property
+    def capacity(self) -> int:
+        """M."""
+        return len(self.road)
+
+    @property
+    def free(self) -> int:
+        """How many more steps there is room for."""
+        return self._count
+
+    @property
+    def used(self) -> int:
+        """Steps that are kept."""
+        return self.capacity - self._count
+
+    def take(self, count: int) -> Int64:
+        """Places for new steps."""
+        if count > self._count:
+            self._grow(count - self._count)
+        self._count -= count
+        return self._free[self._count : self._count + count].copy()
+
+    def paths(self, place: Int64, length: Int64) -> Int32:
+        """The steps of the paths that end at places [R] and have so many: int32 [R, W]."""
+        path = np.zeros((len(place), int(length.max())), np.int32)
+        kernels.trace(path, self.parent, place, length)
+        return path
+
+    def roads_and_times(self, place: int) -> tuple[Int64, Int64]:
+        """Of the path that ends at a place."""
+        steps = []
+        while place >= 0:
+            steps.append(place)
+            place = int(self.parent[place])
+        return self.road[steps[::-1]], self.time[steps[::-1]]
+
+    def release(self, places: Int64) -> None:
+        """Gives places back."""
+        self._free[self._count : self._count + len(places)] = places
+        self._count += len(places)
+
+    def keep(self, *places: Int64) -> None:
+        """Gives back all places but those of the paths that end at these; -1 is none."""
+        alive = np.zeros(self.capacity, np.bool_)
+        for ends in places:
+            kernels.mark(alive, self.parent, ends)
+        free = np.flatnonzero(~alive)[::-1]
+        self._free[: len(free)] = free
+        self._count = len(free)
+
+    def _grow(self, missing: int) -> None:
+        old = self.capacity
+        more = max(old, missing)
+
+        def grown(array: npt.NDArray) -> npt.NDArray:
+            return np.concatenate([array, np.zeros((more, *array.shape[1:]), array.dtype)])
+
+        for name in ("parent", "road", "time", "log_prob", "minutes", "time_part"):
+            setattr(self, name, grown(getattr(self, name)))
+        for layers in (self.keys, self.values):
+            layers[:] = [grown(layer) for layer in layers]
+        free = np.empty(old + more, np.int64)
+        free[:more] = np.arange(old + more - 1, old - 1, -1)
+        free[more : more + self._count] = self._free[: self._count]
+        self._free, self._count = free, self._count + more
+
+
+class IncrementalStudent:
+    """A student that goes on from what it knows of a path.
+
+    Attributes:
+        network: the road network.
+        forward_calls, forward_rows: passes through the trip encoder so far, and steps computed in them.
+    """
+
+    def __init__(self, model: HOSER, network: RoadNetwork, scale: TimeScale, top_k: int, threads: int = 1) -> None:
+        """Embeds the network.
+
+        Args:
+            model: on the CPU.
+            network: the store's.
+            scale: how travel times were standardised.
+            top_k: candidates per position, as for `build_batch`.
+            threads: tiles that are computed at once.
+        """
+        self.network = network
+        self.forward_calls = self.forward_rows = 0
+        self._model, self._scale, self._top_k = model, scale, top_k
+        self._blocks = model.trajectory_encoder.blocks
+        self._relative = [_relative_weights(block) for block in self._blocks]
+        self._pool = concurrent.futures.ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        embedded = self._pool.submit(self._embed_roads).result()
+        self._road_input, self._road_zone, self._road_key, self._road_time = embedded
+
+    @torch.inference_mode()  # which counts for one thread
+    def _embed_roads(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What each road brings to a path's input, its zone, and what it brings to its logit and to its time: [N, .]"""
+        encoder, navigator = self._model.trajectory_encoder, self._model.navigator
+        embedding = self._model.embed_network()
+        road = embedding.roads(torch.arange(self.network.num_roads))
+        zone = embedding.zones(self._model.road2zone)
+        return encoder.fuse(road, zone), zone, navigator.road_keys(road), navigator.time_estimator_linear_2(road)
+
+    def table(self) -> StepTable:
+        """An empty table of steps."""
+        config = self._model.config
+        return StepTable(config.num_layers, 2 * config.road_dim, self._road_time.shape[1])
+
+    def advance(
+        self, table: StepTable, place: Int64, length: Int64, weekend: Bool, destination: Int64
+    ) -> tuple[Candidates, Float64]:
+        """Computes the last step of every path; all steps before have been computed.
+
+        Args:
+            table: the steps.
+            place: int64 [R] of the last steps; length: int64 [R] steps of their paths.
+            weekend: bool [R] whether the path began at one.
+            destination: int64 [R] roads.
+
+        Returns:
+            The candidates of the last steps, and the logarithm of each one's probability, float64 [K].
+
+        Raises:
+            DataError: the weights give logits that are not finite.
+        """
+        rows = len(length)
+        self.forward_calls += 1
+        self.forward_rows += rows
+        path, road = table.paths(place, length), table.road[place]
+        temporal = time_of_day(table.time[place], weekend)
+        table.minutes[place] = minutes_of_day(temporal)
+        query = torch.cat(
+            self._in_parts(
+                lambda part: self._queries(table, path[part], length[part], temporal[part], destination[part]), rows
+            )
+        )
+        no_label = np.full(rows, -1, np.int32)
+        candidates = candidates_of(self.network, road, no_label, destination, self._top_k)
+        logit = self._logits(query, candidates)
+        if not np.isfinite(logit).all():
+            raise DataError("the weights give logits that are not finite: they are damaged, or training diverged")
+        log_prob = np.empty(len(logit))
+        kernels.log_softmax(log_prob, logit, candidates.length)
+        return candidates, log_prob
+
+    def seconds(self, table: StepTable, place: Int64, road: Int64) -> Int64:
+        """Travel times from computed steps [R] to the entry of roads [R]: whole seconds, not negative, int64 [R].
+
+        Rounded to the nearest second (halves to even), as upstream does; the steps that follow read the rounded time,
+        and training too has read whole seconds.
+        """
+        parts = self._in_parts(lambda part: self._times(table.time_part[place[part]], road[part]), len(place))
+        standardised = np.concatenate([np.empty(0, np.float32), *parts])
+        log1p = np.minimum(standardised.astype(np.float64) * self._scale.sigma + self._scale.mu, MOST_LOG_SECONDS)
+        return np.asarray(np.rint(np.expm1(log1p).clip(min=0)), np.int64)
+
+    def _in_parts(self, function: Callable[[slice], T], count: int, size: int = TILE) -> list[T]:
+        """What a function gives for each tile of so many rows."""
+        return list(self._pool.map(function, [slice(i, min(i + size, count)) for i in range(0, count, size)]))
+
+    @torch.inference_mode()
+    def _times(self, time_part: Float32, road: Int64) -> Float32:
+        state, of_road = torch.from_numpy(_filled(time_part)), self._road_time[torch.from_numpy(_filled(road))]
+        return self._model.navigator.times_of(state, of_road)[: len(road)].numpy()
+
+    @torch.inference_mode()
+    def _queries(self, table: StepTable, path: Int32, length: Int64, temporal: Float32, destination: Int64) -> Tensor:
+        """What up to `TILE` paths bring to their candidates' logits, [R, d]; their last steps go into the table."""
+        rows = len(length)
+        place = path[np.arange(rows), length - 1]
+        longest = int(length.max())
+        distance, interval = np.empty((2, rows, longest), np.float32)
+        point = self.network.centroid_on_sphere
+        feature_kernels.fill_last_pairs(distance, interval, path, length, table.road, table.minutes, point)
+        encoder, navigator = self._model.trajectory_encoder, self._model.navigator
+        road = torch.from_numpy(_filled(table.road[place]))
+        time = encoder.temporal_encoder(torch.from_numpy(_filled(temporal)))
+        x = torch.cat([self._road_input[road], time], dim=-1)
+        attended = torch.zeros_like(x)
+        for layer, block in enumerate(self._blocks):
+            kernels.attend_paths(
+                attended.numpy(), block.attn.c_attn(block.ln_1(x)).numpy(), table.keys[layer], table.values[layer],
+                path, length, distance, interval, *self._relative[layer], block.attn.num_heads,
+            )  # fmt: skip
+            x = x + block.attn.c_proj(attended)
+            x = x + block.mlp(block.ln_2(x))
+        table.time_part[place] = navigator.time_estimator_linear_1(x)[:rows].numpy()
+        goal = torch.from_numpy(_filled(destination))
+        return navigator.queries(x, self._road_zone[goal])[:rows]
+
+    def _logits(self, query: Tensor, candidates: Candidates) -> Float32:
+        row = np.repeat(np.arange(len(candidates.length)), candidates.length)
+        arrays = (row, candidates.road, candidates.distance, candidates.angle)
+
+        @torch.inference_mode()
+        def logits(part: slice) -> Float32:
+            of, road, distance, angle = (torch.from_numpy(_filled(array[part], CANDIDATES)) for array in arrays)
+            found = self._model.navigator.logits(query[of], self._road_key[road], distance, angle)
+            return found[: part.stop - part.start].numpy()
+
+        return np.concatenate([np.empty(0, np.float32), *self._in_parts(logits, len(row), CANDIDATES)])
+
+
+MOST_LOG_SECONDS = 20.0
+"""Some 15 years: what keeps an untrained model's times within the range of whole numbers."""
+
+
+def _relative_weights(block: Block) -> tuple[Float32, Float32, Float32]:
+    attention = block.attn
+    key, value = attention.relative_position_emb_k, attention.relative_position_emb_v
+    return key.weight.detach().numpy(), value.weight.detach().numpy(), value.bias.detach().numpy()
+
+
+def _filled(values: npt.NDArray, size: int = TILE) -> npt.NDArray:
+    """The values and zeros up to the tile's size."""
+    if len(values) == size:
+        return np.ascontiguousarray(values)
+    filled = np.zeros((size, *values.shape[1:]), values.dtype)
+    filled[: len(values)] = values
+    return filled

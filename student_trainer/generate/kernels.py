@@ -1,0 +1,224 @@
+"""The compiled half of the searches: attention along paths, and the choice of beams.
+
+Every row is computed by itself and in one order, so its bits do not depend on the rows beside it.
+
+Shapes: R rows (paths), W most steps of a path, M steps in the table, D width, h heads of width e = D / h; N roads;
+L trips that are searched at once; K candidates of all rows.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.compiled import compiled, compiled_sums
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+
+ANY, NEVER, BEST = 0, 1, 2
+"""Which roads a path may enter again; see `config.Repeats`."""
+
+
+@compiled_sums
+def attend_paths(
+    out: Float32,
+    qkv: Float32,
+    keys: Float32,
+    values: Float32,
+    path: Int32,
+    length: Int64,
+    distance: Float32,
+    interval: Float32,
+    relative_key: Float32,
+    relative_value: Float32,
+    value_bias: Float32,
+    heads: int,
+) -> None:
+    """`RelativeAttention` of each path's last step, whose key and value it puts into the table.
+
+    The bias of the relative keys is left out: it is the same for all keys of a query, so no weight depends on it.
+
+    Args:
+        out: float32 [R, D] to fill.
+        qkv: float32 [R, 3 D] query, key and value of the last steps.
+        keys, values: float32 [M, D] of the steps in the table.
+        path: int32 [R, W] places of each path's steps in the table; length: int64 [R].
+        distance, interval: float32 [R, W] of the last step to each step.
+        relative_key, relative_value: float32 [e, 2] weights; value_bias: float32 [e].
+        heads: h.
+    """
+    width = out.shape[1]
+    head_width = width // heads
+    scale = np.float32(1 / math.sqrt(head_width))
+    weight = np.empty(path.shape[1], np.float32)
+    for row in range(len(length)):
+        steps = length[row]
+        last = path[row, steps - 1]
+        for c in range(width):
+            keys[last, c] = qkv[row, width + c]
+            values[last, c] = qkv[row, 2 * width + c]
+        for head in range(heads):
+            first = head * head_width
+            on_distance, on_interval = np.float32(0), np.float32(0)
+            for c in range(head_width):
+                on_distance += qkv[row, first + c] * relative_key[c, 0]
+                on_interval += qkv[row, first + c] * relative_key[c, 1]
+            greatest = np.float32(-np.inf)
+            for j in range(steps):
+                step = path[row, j]
+                score = np.float32(0)
+                for c in range(head_width):
+                    score += qkv[row, first + c] * keys[step, first + c]
+                score = (score + distance[row, j] * on_distance + interval[row, j] * on_interval) * scale
+                weight[j] = score
+                greatest = max(greatest, score)
+            total, of_distance, of_interval = np.float32(0), np.float32(0), np.float32(0)
+            for j in range(steps):
+                weight[j] = math.exp(weight[j] - greatest)
+                total += weight[j]
+                of_distance += weight[j] * distance[row, j]
+                of_interval += weight[j] * interval[row, j]
+            of_distance, of_interval = of_distance / total, of_interval / total
+            for c in range(head_width):
+                out[row, first + c] = (
+                    value_bias[c] + relative_value[c, 0] * of_distance + relative_value[c, 1] * of_interval
+                )
+            for j in range(steps):
+                step, share = path[row, j], weight[j] / total
+                for c in range(head_width):
+                    out[row, first + c] += share * values[step, first + c]
+
+
+@compiled
+def log_softmax(log_prob: Float64, logit: Float32, length: Int64) -> None:
+    """Log-probabilities [K] of each row's candidates, whose logits [K] lie back to back; length: int64 [R]."""
+    end = 0
+    for row in range(len(length)):
+        start, end = end, end + length[row]
+        greatest = -np.inf
+        for i in range(start, end):
+            greatest = max(greatest, np.float64(logit[i]))
+        total = 0.0
+        for i in range(start, end):
+            total += math.exp(logit[i] - greatest)
+        for i in range(start, end):
+            log_prob[i] = logit[i] - greatest - math.log(total)
+
+
+@compiled
+def choose(
+    chosen_row: Int64,
+    chosen_road: Int64,
+    chosen_log_prob: Float64,
+    lane: Int64,
+    offset: Int64,
+    road: Int64,
+    log_prob: Float64,
+    parent: Int64,
+    road_of: Int64,
+    place: Int64,
+    destination: Int64,
+    least: Float64,
+    best: Float64,
+    width: int,
+    rule: int,
+) -> int:
+    """The next beams: of each trip, the `width` most probable candidates of its beams that are admitted.
+
+    Ties go to the earlier beam, then to the earlier candidate.
+
+    Args:
+        chosen_row, chosen_road, chosen_log_prob: [R * width] to fill: beam and road of each new one, by lane and
+            falling log-probability.
+        lane: int64 [R] trip of each beam; beams of a trip are neighbours.
+        offset: int64 [R + 1] candidates of each beam; road, log_prob: [K], log_prob that of the whole path.
+        parent, road_of: int64 [M] step before and road of each step in the table.
+        place: int64 [R] last step of each beam.
+        destination: int64 [L].
+        least: float64 [L] log-probability that a new beam must exceed.
+        best: float64 [L, N] highest log-probability with which a beam of the trip has entered a road; kept up.
+        width: beams of a trip.
+        rule: ANY, NEVER or BEST.
+
+    Returns:
+        How many there are.
+    """
+    count, first, rows = 0, 0, len(lane)
+    taken = np.zeros(len(road), np.bool_)
+    while first < rows:
+        trip, end = lane[first], first
+        while end < rows and lane[end] == trip:
+            end += 1
+        found = 0
+        while found < width:
+            at, row_at, highest = -1, -1, least[trip]
+            for row in range(first, end):
+                for i in range(offset[row], offset[row + 1]):
+                    if not taken[i] and log_prob[i] > highest:
+                        at, row_at, highest = i, row, log_prob[i]
+            if at < 0:
+                break
+            taken[at] = True
+            entered = road[at]
+            admitted = True
+            if entered != destination[trip]:
+                if rule == BEST:
+                    admitted = highest > best[trip, entered]
+                    if admitted:
+                        best[trip, entered] = highest
+                elif rule == NEVER:
+                    step = place[row_at]
+                    while step >= 0 and admitted:
+                        admitted = road_of[step] != entered
+                        step = parent[step]
+            if admitted:
+                chosen_row[count], chosen_road[count], chosen_log_prob[count] = row_at, entered, highest
+                count += 1
+                found += 1
+        first = end
+    return count
+
+
+@compiled
+def trace(path: Int32, parent: Int64, place: Int64, length: Int64) -> None:
+    """Fills in the places of each path's steps, int32 [R, W], from its last one back.
+
+    Args:
+        path: to fill, up to each path's length [R].
+        parent: int64 [M] the step before each step.
+        place: int64 [R] last steps.
+    """
+    for row in range(len(place)):
+        step = place[row]
+        for j in range(length[row] - 1, -1, -1):
+            path[row, j] = step
+            step = parent[step]
+
+
+@compiled
+def mark(alive: Bool, parent: Int64, place: Int64) -> None:
+    """Marks in `alive` [M] the steps of the paths that end at these places; -1 is none."""
+    for row in range(len(place)):
+        step = place[row]
+        while step >= 0 and not alive[step]:
+            alive[step] = True
+            step = parent[step]
+
+
+@compiled
+def keep_nearest(nearest: Int64, metres: Float64, lane: Int64, place: Int64, distance: Float64) -> None:
+    """Keeps for each trip the place [L] of the step nearest to its destination, and how near [L]; ties the earlier.
+
+    Args:
+        nearest, metres: to keep up.
+        lane, place: int64 [R] trip and place of each new step; distance: float64 [R] metres to the destination.
+    """
+    for row in range(len(lane)):
+        if distance[row] < metres[lane[row]]:
+            nearest[lane[row]], metres[lane[row]] = place[row], distance[row]

@@ -1,0 +1,63 @@
+"""OD pairs: origin, destination and departure of trips of a split."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.errors import ConfigError, DataError
+from shared.store import Trips
+from student_trainer.data.batch import is_weekend
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pairs:
+    """Q OD pairs, each of a real trip.
+
+    Attributes:
+        trip: int64 [Q] index of the trip in its split; row: int64 [Q] its row in the CSV file.
+        origin, destination: int64 [Q] roads.
+        departure: int64 [Q] the trip's first time, seconds.
+    """
+
+    trip: Int64
+    row: Int64
+    origin: Int64
+    destination: Int64
+    departure: Int64
+
+    def __len__(self) -> int:
+        return len(self.trip)
+
+    @property
+    def weekend(self) -> npt.NDArray[np.bool_]:
+        """bool [Q]: whether the departure is at one."""
+        return is_weekend(self.departure)
+
+
+def draw(trips: Trips, count: int, seed: int, split: str) -> Pairs:
+    """OD pairs of `count` trips, drawn without replacement; 0: of all, in their order.
+
+    The same split, count and seed give the same pairs; a longer draw begins with a shorter one.
+
+    Raises:
+        DataError: the split has no trips.
+        ConfigError: it has fewer.
+    """
+    if not len(trips):
+        raise DataError(f"the {split} split has no trips, so there are no OD pairs to generate for")
+    if count > len(trips):
+        raise ConfigError(f"pairs: the {split} split has {len(trips)} trips, fewer than {count}; 0 takes all")
+    trip = np.random.default_rng(seed).permutation(len(trips))[:count] if count else np.arange(len(trips))
+    first, last = trips.offsets[trip], trips.offsets[trip + 1] - 1
+    return Pairs(
+        trip=trip.astype(np.int64),
+        row=trips.source_rows[trip].astype(np.int64),
+        origin=trips.roads[first].astype(np.int64),
+        destination=trips.roads[last].astype(np.int64),
+        departure=trips.times[first].astype(np.int64),
+    )

@@ -1,0 +1,294 @@
+"""`student-trainer generate`: OD pairs of a split -> trips.
+
+OUT/trips.parquet   a trip per OD pair, whatever became of it; see `records.SCHEMA` and `found.Found`
+OUT/trips.csv       the same in upstream's columns
+OUT/summary.json    what was asked, how many arrived, what the search took
+OUT/config.yaml     the settings
+OUT/parts/          finished trips of a run that was stopped: the same command goes on from there
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import polars as pl
+import torch
+import tqdm
+
+from shared import config, files, provenance
+from shared.errors import ConfigError, FileFormatError
+from shared.store import Store
+from student_trainer.data.network import RoadNetwork
+from student_trainer.generate import graph, records
+from student_trainer.generate.beam import BeamSearch
+from student_trainer.generate.best_first import BestFirstSearch
+from student_trainer.generate.config import GenerateConfig
+from student_trainer.generate.found import STATUSES, Found
+from student_trainer.generate.incremental import IncrementalStudent
+from student_trainer.generate.pairs import Pairs, draw
+from student_trainer.generate.records import Parts
+from student_trainer.generate.shortest import ShortestPathSearch, class_paces
+from student_trainer.predict import load_model
+
+log = logging.getLogger(__name__)
+
+FORMAT = "hoser-generated/1"
+DECIDING = {
+    "shared": ("compiled", "ragged"),
+    "student_trainer.data": None,
+    "student_trainer.generate": None,
+    "student_trainer.model": None,
+}
+"""Packages, and the modules in them, whose source decides what is generated; None: all of the package."""
+NOT_DECIDING = {"data", "weights", "out", "name", "batch_trips", "block_trips", "threads", "cache", "replace"}
+"""Settings that no trip depends on; data and weights count by their content."""
+
+
+class Search(Protocol):
+    """A way to find trips."""
+
+    def run(self, todo: Iterable[int]) -> Iterator[Found]:
+        """The trips of these pairs, in the order in which they are found."""
+        ...
+
+
+def run(settings: GenerateConfig) -> int:
+    """Generates and writes, or finds it done; prints the summary as JSON on stdout.
+
+    Raises:
+        ConfigError: settings do not fit the data, or OUT holds something else.
+        CompatibilityError: the weights are of another network or store.
+        DataError, FileFormatError: a file is missing or damaged, or the split is empty.
+    """
+    print(json.dumps(generate(settings), indent=2))
+    return 0
+
+
+def generate(settings: GenerateConfig) -> dict[str, Any]:
+    """Generates and writes, or finds it done; returns the summary. Raises as `run`."""
+    store = Store(settings.data)
+    parts = Parts(settings.out)
+    weights = _weights(settings)
+    fingerprint = _fingerprint(settings, store, weights)
+    if (done := _finished(settings, fingerprint)) is not None:
+        return done
+    _check_target(settings, parts, fingerprint)
+    trips = store.trips(settings.split, settings.cache)
+    pairs = draw(trips, settings.pairs, settings.seed, settings.split)
+    before = torch.get_num_threads()
+    try:
+        searcher = _Searcher(settings, store, pairs)  # reads the weights before anything is written
+        if parts.fingerprint != fingerprint:
+            parts.remove()
+            parts.start(fingerprint)
+        found, took = _search(settings, searcher, pairs, parts)
+    finally:
+        torch.set_num_threads(before)
+    summary = _summary(settings, store, weights, found, took) | {"fingerprint": fingerprint}
+    config.save(settings, "generate", settings.out / "config.yaml")
+    records.write_csv(settings.out / "trips.csv", found)
+    records.write_parquet(settings.out / "trips.parquet", found)
+    files.write_json(settings.out / "summary.json", summary)
+    parts.remove()
+    log.info("wrote %s: %s", settings.out, summary["statuses"])
+    return summary
+
+
+def _weights(settings: GenerateConfig) -> dict[str, str] | None:
+    """The file of the weights and its digest."""
+    if not settings.has_weights:
+        return None
+    try:
+        return {"file": settings.weights, "sha256": files.file_digest(Path(settings.weights))}
+    except OSError as error:
+        raise FileFormatError(f"cannot read the weights {settings.weights}: {error.strerror}") from None
+
+
+def _fingerprint(settings: GenerateConfig, store: Store, weights: dict[str, str] | None) -> str:
+    """Digest of all that decides the trips; places and pace do not."""
+    values = settings.model_dump(mode="json", exclude=NOT_DECIDING)
+    sha = weights and weights["sha256"]
+    return files.digest(json.dumps([FORMAT, code_version(), store.fingerprint, sha, values], sort_keys=True))
+
+
+def code_version() -> str:
+    """Digest of the source that decides what is generated."""
+    return provenance.source_digest(DECIDING)
+
+
+def _finished(settings: GenerateConfig, fingerprint: str) -> dict[str, Any] | None:
+    """The summary in OUT if it is of these settings, under the name that they give."""
+    path = settings.out / "summary.json"
+    wanted = ("trips.parquet", "trips.csv", "config.yaml")
+    if records.fingerprint_of(path) != fingerprint or not all((settings.out / name).is_file() for name in wanted):
+        return None
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if summary["name"] != _name(settings):
+        summary["name"] = _name(settings)
+        files.write_json(path, summary)
+    Parts(settings.out).remove()
+    log.info("%s is up to date", settings.out)
+    return summary
+
+
+def _check_target(settings: GenerateConfig, parts: Parts, fingerprint: str) -> None:
+    """Refuses to replace what the user may still want."""
+    out = settings.out
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is not a directory; choose another --out")
+    if not out.exists() or not any(out.iterdir()) or parts.fingerprint == fingerprint:
+        return
+    if parts.fingerprint is None and records.fingerprint_of(out / "summary.json") is None:
+        raise ConfigError(f"{out} exists and holds no generated trips, so it is left alone; choose another --out")
+    if not settings.replace:
+        raise ConfigError(
+            f"{out} holds trips of other settings, weights, data or software; choose another --out, or replace=true"
+        )
+
+
+def _name(settings: GenerateConfig) -> str:
+    return settings.name or settings.out.resolve().name
+
+
+class _Searcher:
+    """The search of the settings, and the pairs that need none.
+
+    Attributes:
+        student: the model, if there is one.
+    """
+
+    def __init__(self, settings: GenerateConfig, store: Store, pairs: Pairs) -> None:
+        self._pairs, self._has_choice = pairs, settings.method != "shortest_path"
+        network = RoadNetwork.load(store)
+        self.student: IncrementalStudent | None = None
+        if settings.has_weights:
+            model, scale = load_model(Path(settings.weights), store)
+            threads = settings.threads or provenance.cores()
+            self.student = IncrementalStudent(model, network, scale, settings.candidate_top_k, threads)
+        self._here = pairs.origin == pairs.destination
+        self._open = graph.reachable(network, pairs.origin, pairs.destination)
+        self._search = self._make(settings, store, network)
+
+    def _make(self, settings: GenerateConfig, store: Store, network: RoadNetwork) -> Search:
+        pairs, student = self._pairs, self.student
+        if settings.method == "shortest_path":
+            length = store.network("length").astype(np.float64)
+            seconds = np.zeros(network.num_roads)
+            if student is None:
+                seconds = length * class_paces(network, length, store.trips("train", settings.cache))
+            ways = graph.shortest_paths(network, length, pairs.origin, pairs.destination)
+            return ShortestPathSearch(ways, pairs, seconds, student, settings.batch_trips)
+        assert student is not None
+        if settings.method == "best_first":
+            return BestFirstSearch(student, pairs, settings.search, settings.batch_trips)
+        search = settings.search
+        if settings.method == "greedy":
+            search = search.model_copy(update={"width": 1, "finish": "first"})
+        return BeamSearch(student, pairs, search, settings.batch_trips)
+
+    def run(self, todo: Sequence[int]) -> Iterator[Found]:
+        """The trips of these pairs; those that begin where they end, and those without a way, need no search."""
+        log_prob = 0.0 if self._has_choice else None
+        for pair in todo:
+            if self._here[pair] or not self._open[pair]:
+                roads, times = self._pairs.origin[[pair]], self._pairs.departure[[pair]]
+                yield Found(pair, "arrived" if self._here[pair] else "unreachable", roads, times, log_prob, 0)
+        yield from self._search.run([pair for pair in todo if self._open[pair] and not self._here[pair]])
+
+
+def _search(
+    settings: GenerateConfig, searcher: _Searcher, pairs: Pairs, parts: Parts
+) -> tuple[pl.DataFrame, list[dict[str, Any]]]:
+    """All trips, those of an earlier run of the same settings included, and what each part took."""
+    known = parts.read()[0]["pair"].to_list()
+    if known:
+        log.info("%s: going on from %d finished trips", parts.folder, len(known))
+    todo = np.setdiff1d(np.arange(len(pairs)), np.array(known, np.int64)).tolist()
+    block = _Block(parts, pairs, searcher.student)
+    arrived = 0
+    with tqdm.tqdm(total=len(pairs), initial=len(known), unit="trip", disable=None) as bar:
+        try:
+            for number, found in enumerate(searcher.run(todo), 1):
+                block.add(found)
+                if len(block) >= settings.block_trips:
+                    block.write()
+                arrived += found.status == "arrived"
+                bar.set_postfix(arrived=f"{arrived / number:.1%}", refresh=False)
+                bar.update()
+        finally:
+            block.write()
+    return parts.read()
+
+
+class _Block:
+    """Finished trips that are not on disk yet, and what they have taken."""
+
+    def __init__(self, parts: Parts, pairs: Pairs, student: IncrementalStudent | None) -> None:
+        self._parts, self._pairs, self._student = parts, pairs, student
+        self._found: list[Found] = []
+        self._start = self._state()
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def add(self, found: Found) -> None:
+        """Adds a trip."""
+        self._found.append(found)
+
+    def write(self) -> None:
+        """Writes them as a part."""
+        if not self._found:
+            return
+        state = self._state()
+        self._parts.write(
+            records.table(self._found, self._pairs), {name: state[name] - self._start[name] for name in state}
+        )
+        self._found, self._start = [], state
+
+    def _state(self) -> dict[str, float]:
+        calls, rows = (self._student.forward_calls, self._student.forward_rows) if self._student else (0, 0)
+        return {"seconds": time.perf_counter(), "forward_calls": calls, "forward_rows": rows}
+
+
+def _summary(
+    settings: GenerateConfig,
+    store: Store,
+    weights: dict[str, str] | None,
+    found: pl.DataFrame,
+    took: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+    statuses = Counter(found["status"].to_list())
+    totals = {name: sum(part[name] for part in took) for name in ("seconds", "forward_calls", "forward_rows")}
+    seconds = totals.pop("seconds")
+    expanded, steps = found["expanded"].to_numpy(), found["steps"].to_numpy()
+    return {
+        "format": FORMAT,
+        "name": _name(settings),
+        "store": store.fingerprint,
+        "split": settings.split,
+        "method": settings.method,
+        "weights": weights,
+        "settings": settings.model_dump(mode="json"),
+        "code_version": code_version(),
+        "pairs": len(found),
+        "statuses": {status: statuses[status] for status in STATUSES},
+        "seconds": seconds,
+        "trips_per_s": len(found) / seconds,
+        "search": {
+            **totals,
+            "expanded": int(expanded.sum()),
+            "expanded_per_trip": {
+                "mean": float(expanded.mean()),
+                **{f"p{share}": float(np.percentile(expanded, share)) for share in (5, 50, 95, 100)},
+            },
+            "steps_per_trip": float(steps.mean()),
+        },
+        "environment": provenance.environment(),
+    }
