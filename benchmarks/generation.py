@@ -132,7 +132,16 @@ def _train(store: Store, size: Size, work: Path) -> Path:
 
 
 def _turn(way: str, store: Store, weights: Path, quick: bool) -> Turn:
-    command = [sys.executable, "-m", "benchmarks.generation", way, "--store", str(store.path), "--weights", str(weights)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.generation",
+        way,
+        "--store",
+        str(store.path),
+        "--weights",
+        str(weights),
+    ]
     command += ["--quick"] if quick else []
     done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, check=False)
     if done.returncode:

@@ -23,7 +23,20 @@ from shared import files
 from shared.errors import ConfigError
 
 JOBS = frozenset(
-    {"demo-city", "prepare", "train", "predict", "generate", "pretrain", "export", "serve", "info", "query"}
+    {
+        "demo-city",
+        "prepare",
+        "train",
+        "predict",
+        "generate",
+        "evaluate",
+        "compare",
+        "pretrain",
+        "export",
+        "serve",
+        "info",
+        "query",
+    }
 )
 """The sections that a YAML file may have."""
 

@@ -67,6 +67,28 @@ JOBS = (
             Flag("--out", "out", "directory to write", "GEN"),
         ),
     ),
+    Job(
+        name="evaluate",
+        summary="measure generated trips against real ones",
+        schema="student_trainer.evaluate.config:EvaluateConfig",
+        run="student_trainer.evaluate.run:run",
+        flags=(
+            Flag("--data", "data", "store that the trips were generated on", "STORE"),
+            Flag("--trips", "trips", "directory that `generate` wrote", "GENERATED"),
+            Flag("--weights", "weights", "also measure these weights' next-road predictions", "FILE"),
+            Flag("--out", "out", "directory to write", "EVALUATION"),
+        ),
+    ),
+    Job(
+        name="compare",
+        summary="compare evaluations pair by pair: is the difference real?",
+        schema="student_trainer.evaluate.config:CompareConfig",
+        run="student_trainer.evaluate.compare:run",
+        flags=(
+            Flag("--evaluations", "evaluations", "directories that `evaluate` wrote", "BASELINE,OTHER[,OTHER...]"),
+            Flag("--out", "out", "directory to write", "COMPARISON"),
+        ),
+    ),
 )
 
 

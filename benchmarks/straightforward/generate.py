@@ -63,7 +63,9 @@ class Student:
         model, navigator = self._model, self._model.navigator
         state = model.trajectory_encoder(*self._steps(paths))[:, -1]
         options = [
-            candidates_of(self._network, path.roads[-1], self._first_successor(path.roads[-1]), destination, self._top_k)
+            candidates_of(
+                self._network, path.roads[-1], self._first_successor(path.roads[-1]), destination, self._top_k
+            )
             for path in paths
             if self._has_successors(path.roads[-1])
         ]

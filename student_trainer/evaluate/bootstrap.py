@@ -1,7 +1,8 @@
 """Intervals by resampling trips: what another sample of trips from the same city would have given.
 
-Efron & Tibshirani, An Introduction to the Bootstrap (1993): percentile intervals (ch. 13) for means; for
-divergences, which noise only makes larger, the basic interval 2 t - q of Davison & Hinkley (1997, ch. 5).
+Efron & Tibshirani, An Introduction to the Bootstrap (1993), ch. 13: percentile intervals. Quantities that noise only
+makes larger (divergences, calibration errors) are larger still in a resample, so their draws are shifted by what they
+are too large on average: the interval is that of the value at this number of trips, its floor included.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Bootstrap:
     def statistic(
         self, contributions: Float, function: Callable[[Float], Float], n: int, is_distance: bool = False
     ) -> Estimate:
-        """A function of sums over trips; percentile interval, or the basic one for what noise only makes larger.
+        """A function of sums over trips; percentile interval, shifted for what noise only makes larger.
 
         Args:
             contributions: [n, k] what each trip adds.
@@ -83,24 +84,33 @@ class Bootstrap:
         """
         draws = np.concatenate([function(weights @ contributions) for weights in self.weights()])
         value = float(function(contributions.sum(axis=0)))
-        return self._basic(value, draws, n) if is_distance else self._estimate(value, draws, n)
+        return self._shifted(value, draws, n) if is_distance else self._estimate(value, draws, n)
 
     def divergence(
         self, real: scipy.sparse.csr_array, generated: scipy.sparse.csr_array, function: Callable[[Float, Float], Float]
-    ) -> Estimate:
-        """A divergence of two histograms that both sides of the trips add to; basic interval, not below 0.
+    ) -> tuple[Estimate, float]:
+        """A divergence of two histograms that both sides of the trips add to, and its floor.
 
         Args:
             real, generated: [n, bins] what each trip adds.
             function: counts [..., bins] of both -> values [...].
+
+        Returns:
+            The estimate with a shifted interval, not below 0; and what chance alone gives: the mean over draws that
+            exchange the two sides of each pair with probability 1/2.
         """
         value = float(function(totals(real), totals(generated)))
         draws = np.concatenate([function(weights @ real, weights @ generated) for weights in self.weights()])
-        return self._basic(value, draws, real.shape[0])
+        swap = (
+            np.random.default_rng([self._config.seed, self._n, 1]).integers(0, 2, (BLOCK, self._n)).astype(np.float64)
+        )
+        mixed = swap @ real + (1 - swap) @ generated, swap @ generated + (1 - swap) @ real
+        return self._shifted(value, draws, real.shape[0]), float(np.mean(function(*mixed)))
 
-    def _basic(self, value: float, draws: Float, n: int) -> Estimate:
+    def _shifted(self, value: float, draws: Float, n: int) -> Estimate:
         low, high = self._quantiles(draws)
-        return Estimate(value, max(0.0, 2 * value - high), max(0.0, 2 * value - low), n)
+        excess = float(np.nanmean(draws)) - value
+        return Estimate(value, max(0.0, low - excess), max(0.0, high - excess), n)
 
     def _estimate(self, value: float, draws: Float, n: int) -> Estimate:
         return Estimate(value, *self._quantiles(draws), n) if n else Estimate(np.nan, np.nan, np.nan, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -28,6 +28,19 @@ class BootstrapConfig(Section):
     """Share of the draws that an interval covers."""
     seed: int = 0
     """Seed of the draws."""
+
+
+class SinkConfig(Section):
+    """Where the values go beside OUT."""
+
+    tensorboard: bool = False
+    """Write event files to OUT/tensorboard."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Weights & Biases; offline needs no network."""
+    wandb_project: str = "lmtad-hoser-distill"
+    """Its project."""
+    wandb_tags: tuple[str, ...] = ()
+    """Its tags."""
 
 
 class EvaluateConfig(Section):
@@ -57,6 +70,8 @@ class EvaluateConfig(Section):
     """Trips per forward pass of the next-road predictions."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N, for the next-road predictions."""
+    log: SinkConfig = SinkConfig()
+    """Other places for the values."""
 
 
 class CompareConfig(Section):

@@ -160,7 +160,7 @@ def read_parquet(path: Path, columns: dict[str, Any]) -> pl.DataFrame:
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise FileFormatError(f"{path} lacks the columns {', '.join(missing)}")
-    frame = frame.select(columns)
+    frame = frame.select(list(columns))
     for name, dtype in columns.items():
         if frame.schema[name] != dtype:
             raise FileFormatError(f"{path}, column {name}: expected {dtype}, found {frame.schema[name]}")

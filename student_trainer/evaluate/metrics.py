@@ -131,12 +131,13 @@ def global_metrics(
         sides = [_values(side, field) for side in (real, whole, generated)]
         edges = distributions.edges_of(sides[0].flat)
         own, made = sides[0].binned(edges), sides[2].binned(edges)
-        nats = bootstrap.divergence(own, made, jensen_shannon_nats)
+        nats, floor = bootstrap.divergence(own, made, jensen_shannon_nats)
         metrics.append(
             Metric(
                 f"jsd_{name}_bits", "global", f"{label}, divergence", "bit", "lower",
                 f"Jensen-Shannon divergence (0 to 1) between the distributions of {label.lower()} of generated trips "
-                "and of the same pairs' real trips; 99 equal bins up to the largest real value and one above.",
+                "and of the same pairs' real trips; 99 equal bins up to the largest real value and one above. "
+                f"With so many pairs, chance alone gives {floor / math.log(2):.3g}.",
                 _scaled(nats, 1 / math.log(2)),
             )
         )  # fmt: skip
@@ -157,7 +158,7 @@ def global_metrics(
 
 LOCAL = (
     ("hausdorff", "Hausdorff distance", "km", "hausdorff_km", "largest distance of a point of one trip from the other"),
-    ("dtw", "Dynamic time warping", "km", "dtw_km", "sum of distances along the best warping of the one onto the other"),
+    ("dtw", "Dynamic time warping", "km", "dtw_km", "sum of distances along the best warping of one onto the other"),
     (
         "dtw_per_point",
         "Dynamic time warping per road",
@@ -216,7 +217,7 @@ def time_metrics(real: TripMeasures, generated: TripMeasures, arrived: Bool, boo
             "trip_duration_error_relative", "Trip duration, relative error", "share", relative,
             "Mean absolute difference divided by the real duration, where that is above 0.",
         ),
-        ("trip_distance_error_km", "Trip distance, error", "km", distance, "Mean absolute difference from the real one."),
+        ("trip_distance_error_km", "Trip distance, error", "km", distance, "Mean absolute difference from the real's."),
     ):  # fmt: skip
         yield Metric(name, "time", label, unit, "lower", description, bootstrap.mean(values))
     yield Metric(

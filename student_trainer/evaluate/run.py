@@ -1,0 +1,235 @@
+"""`student-trainer evaluate`: generated trips, and a model's next-road predictions, against real trips.
+
+OUT/metrics.json      every metric with its interval, histograms, the reliability curve
+OUT/pairs.parquet     what was measured of each pair
+OUT/next_road.parquet what was measured of each trip of the split, with weights
+OUT/config.yaml       settings
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from shared import config, files, provenance
+from shared.errors import DataError
+from shared.store import Store, Trips
+from student_trainer.data.network import RoadNetwork
+from student_trainer.evaluate import generated, metrics, next_road, publish
+from student_trainer.evaluate.bootstrap import Bootstrap
+from student_trainer.evaluate.config import EvaluateConfig
+from student_trainer.evaluate.generated import Generated
+from student_trainer.evaluate.measures import (
+    Cells,
+    PairMeasures,
+    TripMeasures,
+    measure_pairs,
+    measure_trips,
+    same_routes,
+    shared_cell_pairs,
+)
+from student_trainer.evaluate.metrics import Histogram, Metric
+from student_trainer.evaluate.next_road import Positions
+
+log = logging.getLogger(__name__)
+
+FORMAT = "hoser-evaluation/1"
+DECIDING = {
+    "shared": ("files", "ragged", "store"),
+    "student_trainer.data": None,
+    "student_trainer.evaluate": None,
+    "student_trainer.model": None,
+    "student_trainer": ("predict",),
+}
+"""Source that decides what an evaluation holds."""
+
+
+def run(settings: EvaluateConfig) -> int:
+    """Measures, writes, prints a table on stderr and the values as JSON on stdout."""
+    document = evaluate(settings)
+    print(table(document), file=sys.stderr)
+    print(json.dumps({"out": str(settings.out), **metrics.flat(document)}))
+    return 0
+
+
+def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
+    """Writes an evaluation and returns its `metrics.json`.
+
+    Raises:
+        FileFormatError: the trips or the weights cannot be read.
+        CompatibilityError: they are of another store.
+        DataError: the split is empty.
+    """
+    store = Store(settings.data)
+    network = RoadNetwork.load(store)
+    found = generated.read(settings.trips, store)
+    whole = store.trips(found.split, settings.cache)
+    real = whole.take(found.source_trip)
+    log.info("%d pairs of %s, %d arrived", len(found.pair), found.split, int(found.arrived.sum()))
+    measured, histograms, pairs = _measure_trips(network, whole, real, found, settings)
+    curve = None
+    next_roads: pl.DataFrame | None = None
+    if settings.weights is not None:
+        positions = _predict(settings, store, network, whole)
+        bootstrap = Bootstrap(settings.bootstrap, len(whole))
+        more, curve = metrics.next_road_metrics(positions, len(whole), settings.bins, bootstrap)
+        measured += more
+        next_roads = _next_road_table(positions, len(whole))
+    document = {
+        "format": FORMAT,
+        "name": settings.name or str(found.summary["name"]),
+        "store": store.fingerprint,
+        "trips": str(settings.trips),
+        "generated": found.summary,
+        "weights": None if settings.weights is None else _weights(settings.weights),
+        "settings": settings.model_dump(mode="json"),
+        "code_version": code_version(),
+        "environment": provenance.environment(),
+        "metrics": {metric.name: metric.as_dict() for metric in measured},
+        "histograms": {histogram.name: histogram.as_dict() for histogram in histograms},
+        "reliability": curve,
+    }
+    _write(settings, document, pairs, next_roads)
+    publish.publish(settings, document)
+    return document
+
+
+def code_version() -> str:
+    """Digest of the source that decides what an evaluation holds."""
+    return provenance.source_digest(DECIDING)
+
+
+def _weights(path: Path) -> dict[str, str]:
+    return {"file": str(path), "sha256": files.file_digest(path)}
+
+
+def _measure_trips(
+    network: RoadNetwork, whole: Trips, real: Trips, found: Generated, settings: EvaluateConfig
+) -> tuple[list[Metric], list[Histogram], pl.DataFrame]:
+    bootstrap = Bootstrap(settings.bootstrap, len(found.pair))
+    sides = measure_trips(network, real), measure_trips(network, found.trips)
+    pairs = measure_pairs(network, real, found.trips)
+    longer = whole.take(np.flatnonzero(whole.lengths >= 2))
+    if len(longer) == 0:
+        raise DataError(f"the {found.split} split has no trip of two or more roads")
+    everything = measure_trips(network, longer)
+    cells = Cells.over(network)
+    real_ends, ends = cells.ends(longer), cells.ends(found.trips)
+    in_cell = ends[:, 1] == cells.of_road[found.destination]
+    moved = np.flatnonzero(found.trips.lengths >= 2)
+    left, right = shared_cell_pairs(real_ends, ends[moved])
+    in_cells = measure_pairs(network, longer.take(left), found.trips.take(moved[right])) if len(left) else None
+    same = same_routes(real, found.trips)
+    global_, histograms = metrics.global_metrics(sides[0], everything, sides[1], bootstrap)
+    measured = [
+        *metrics.arrival_metrics(found.arrived, in_cell, same, bootstrap),
+        metrics.od_pair_match_metric(real_ends, ends[moved]),
+        *metrics.local_metrics(pairs, in_cells, found.arrived, bootstrap),
+        *metrics.time_metrics(*sides, found.arrived, bootstrap),
+        *global_,
+    ]
+    return measured, histograms, _pairs_table(found, sides, pairs, in_cell, same)
+
+
+def _pairs_table(
+    found: Generated,
+    sides: tuple[TripMeasures, TripMeasures],
+    pairs: PairMeasures,
+    in_cell: npt.NDArray[np.bool_],
+    same: npt.NDArray[np.bool_],
+) -> pl.DataFrame:
+    real, made = sides
+    columns: dict[str, Any] = {
+        "pair": found.pair,
+        "source_trip": found.source_trip,
+        "origin": found.origin,
+        "destination": found.destination,
+        "status": found.status,
+        "arrived": found.arrived,
+        "in_destination_cell": in_cell,
+        "same_route": same,
+    }
+    for name in ("distance_km", "radius_km", "duration_s"):
+        columns |= {f"real_{name}": getattr(real, name), name: getattr(made, name)}
+    columns |= {field.name: getattr(pairs, field.name) for field in dataclasses.fields(pairs)}
+    columns["distance_error_km"] = np.abs(made.distance_km - real.distance_km)
+    columns["duration_error_s"] = np.abs(made.duration_s - real.duration_s)
+    return pl.DataFrame(columns).sort("pair")
+
+
+def _predict(settings: EvaluateConfig, store: Store, network: RoadNetwork, trips: Trips) -> Positions:
+    from student_trainer import predict  # torch takes seconds to import, and trips alone need none
+    from student_trainer.train.optim import pick_device
+
+    assert settings.weights is not None
+    device = pick_device(settings.device)
+    model, scale = predict.load_model(settings.weights, store)
+    asked = predict.PredictConfig(
+        data=settings.data,
+        weights=settings.weights,
+        out=settings.out / "unused.npz",
+        candidate_top_k=settings.candidate_top_k,
+        max_steps=settings.max_steps,
+        batch_size=settings.batch_size,
+    )
+    longer = np.flatnonzero(trips.lengths >= 2)
+    arrays = predict.predict(model.to(device), network, trips.take(longer), scale, asked, device)
+    arrays["trip"] = longer[arrays["trip"]]
+    return next_road.positions_of(arrays, trips)
+
+
+def _next_road_table(positions: Positions, n: int) -> pl.DataFrame:
+    """What the steps of each trip of the split sum up to."""
+    columns: dict[str, Any] = {"trip": np.arange(n)}
+    for name, values in (
+        ("hits", positions.is_hit),
+        ("nll_nats", positions.nll_nats),
+        ("time_error_s", np.abs(positions.seconds_error)),
+    ):
+        columns[name], columns[f"{name}_count"] = next_road.per_trip(positions, np.asarray(values), n)
+    return pl.DataFrame(columns)
+
+
+def _write(
+    settings: EvaluateConfig, document: dict[str, Any], pairs: pl.DataFrame, next_roads: pl.DataFrame | None
+) -> None:
+    settings.out.mkdir(parents=True, exist_ok=True)
+    write_parquet(settings.out / "pairs.parquet", pairs)
+    if next_roads is None:
+        (settings.out / "next_road.parquet").unlink(missing_ok=True)
+    else:
+        write_parquet(settings.out / "next_road.parquet", next_roads)
+    config.save(settings, "evaluate", settings.out / "config.yaml")
+    files.write_json(settings.out / "metrics.json", document)  # last: it says that the rest is there
+
+
+def write_parquet(path: Path, frame: pl.DataFrame) -> None:
+    """Writes a table atomically."""
+    with files.atomic_path(path) as temporary:
+        frame.write_parquet(temporary)
+
+
+def table(document: dict[str, Any]) -> str:
+    """The metrics for people."""
+    rows: list[Sequence[str]] = []
+    for name, metric in document["metrics"].items():
+        interval = "" if metric["low"] is None else f"{metric['low']:.4g} .. {metric['high']:.4g}"
+        value = "-" if metric["value"] is None else f"{metric['value']:.4g}"
+        rows.append((metric["group"], name, value, metric["unit"], interval, f"{metric['n']:,}"))
+    header = ("", "metric", "value", "unit", f"{document['settings']['bootstrap']['confidence']:.0%} interval", "n")
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines, group = [], ""
+    for row in [header, *rows]:
+        shown = [row[0] if row[0] != group else "", *row[1:]]
+        group = row[0]
+        lines.append("  ".join(cell.ljust(width) for cell, width in zip(shown, widths, strict=True)).rstrip())
+    return "\n".join(lines)
