@@ -1,0 +1,264 @@
+"""`evaluate` and `compare` as jobs: what they write, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from support.generated_trips import write_generated
+from support.random_city import write_random_store
+
+from shared.store import Store
+from student_trainer.__main__ import main as _main
+from student_trainer.data.network import RoadNetwork
+from student_trainer.evaluate import metrics
+from student_trainer.model import upstream
+from student_trainer.model.config import ModelConfig
+from student_trainer.model.hoser import HOSER
+from student_trainer.train import checkpoint as checkpoints
+
+PAIRS = 15
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return write_random_store(tmp_path_factory.mktemp("city") / "store", trips=60)
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    def run(*argv: object) -> int:
+        monkeypatch.setattr("sys.argv", ["student-trainer", *map(str, argv)])
+        return _main()
+
+    return run
+
+
+def weights_of(store: Store, path: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    model = HOSER(ModelConfig(road_id_dim=8, road_attr_dim=2, mask_size=64), RoadNetwork.load(store))
+    checkpoints.save_tensors(path, upstream.export(model))
+    return path
+
+
+def document(path: Path, name: str = "metrics.json") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((path / name).read_text())
+    return found
+
+
+def test_real_trips_are_perfect(store: Store, tmp_path: Path, main: Callable[..., int]) -> None:
+    """But for the upstream metrics of other pairs, which have other trips in the same cells."""
+    frame = write_generated(tmp_path / "gen", store, PAIRS, spoiled=0)
+    real = store.trips("val").take(np.arange(PAIRS))
+    times = [real.times[real.offsets[k] : real.offsets[k + 1]].tolist() for k in range(PAIRS)]
+    frame.with_columns(pl.Series("times", times)).write_parquet(tmp_path / "gen" / "trips.parquet")
+    assert main("evaluate", "--data", store.path, "--trips", tmp_path / "gen", "--out", tmp_path / "e") == 0
+    found = document(tmp_path / "e")["metrics"]
+    for name in ("arrival_rate", "od_cell_match_rate", "same_route_rate", "od_pair_match_rate_upstream"):
+        assert found[name]["value"] == 1
+    zero = [name for name in found if found[name]["group"] in ("local", "time") and not name.endswith("upstream")]
+    assert len(zero) == 13
+    for name in (*zero, *(name for name in found if name.endswith("_bits"))):
+        assert found[name]["value"] == pytest.approx(0, abs=1e-12), name
+    pairs = pl.read_parquet(tmp_path / "e" / "pairs.parquet")
+    assert pairs["pair"].to_list() == list(range(PAIRS))
+    assert pairs["distance_km"].to_numpy() == pytest.approx(pairs["real_distance_km"].to_numpy())
+
+
+def test_what_is_written(
+    store: Store, tmp_path: Path, main: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Values agree with the pairs' table, intervals hold them, and the same again gives the same."""
+    frame = write_generated(tmp_path / "gen", store, PAIRS)
+    weights = weights_of(store, tmp_path / "w.pth")
+    arguments = ("evaluate", "--data", store.path, "--trips", tmp_path / "gen", "--weights", weights, "name=mine")
+    assert main(*arguments, "--out", tmp_path / "e") == 0
+    printed = capsys.readouterr()
+    found = document(tmp_path / "e")
+    assert json.loads(printed.out) == {"out": str(tmp_path / "e"), **metrics.flat(found)}
+    assert all(name in printed.err for name in found["metrics"])
+    assert found["name"] == "mine"
+    pairs = pl.read_parquet(tmp_path / "e" / "pairs.parquet")
+    arrived = (frame["status"] == "arrived").to_numpy()
+    assert 0 < arrived.sum() < PAIRS
+    values = found["metrics"]
+    assert values["arrival_rate"]["value"] == pytest.approx(arrived.mean())
+    assert values["dtw_km"]["value"] == pytest.approx(pairs["dtw_km"].mean())
+    assert values["dtw_km_arrived"]["value"] == pytest.approx(pairs["dtw_km"].to_numpy()[arrived].mean())
+    assert values["trip_duration_error_s_median"]["value"] == pytest.approx(pairs["duration_error_s"].median())
+    for name, metric in values.items():
+        assert metric.keys() == {"value", "low", "high", "n", "unit", "group", "better", "label", "description"}
+        if not name.endswith("upstream") or name.startswith("next_road"):
+            assert metric["low"] <= metric["value"] <= metric["high"], name
+    steps = pl.read_parquet(tmp_path / "e" / "next_road.parquet")
+    assert steps["hits"].sum() / steps["hits_count"].sum() == pytest.approx(values["next_road_accuracy"]["value"])
+    assert sum(found["reliability"]["count"]) == values["next_road_accuracy"]["n"] == steps["hits_count"].sum()
+    for histogram in found["histograms"].values():
+        assert len(histogram["edges"]) == len(histogram["real"]) == len(histogram["generated"]) == 100
+        assert sum(histogram["real"]) == pytest.approx(1)
+    assert main(*arguments, "--out", tmp_path / "again") == 0
+    assert document(tmp_path / "again")["metrics"] == values
+
+
+def test_values_go_to_tensorboard_and_wandb(
+    store: Store, tmp_path: Path, main: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    write_generated(tmp_path / "gen", store, PAIRS)
+    sinks = ("log.tensorboard=true", "log.wandb=offline", "bootstrap.draws=100")
+    assert main("evaluate", "--data", store.path, "--trips", tmp_path / "gen", "--out", tmp_path / "e", *sinks) == 0
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "e" / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == set(metrics.flat(document(tmp_path / "e")))
+    assert list((tmp_path / "e" / "wandb").glob("offline-run-*"))
+
+
+def evaluated(store: Store, path: Path, main: Callable[..., int], name: str, **options: Any) -> Path:
+    write_generated(path / f"{name}-gen", store, PAIRS, **options)
+    weights = weights_of(store, path / f"{name}.pth", options.get("seed", 0))
+    arguments = ("--data", store.path, "--trips", path / f"{name}-gen", "--out", path / name, "--weights", weights)
+    assert main("evaluate", *arguments, f"name={name}") == 0
+    return path / name
+
+
+def test_comparison(store: Store, tmp_path: Path, main: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    """A much worse model is found to be worse; the same model is not different from itself."""
+    good = evaluated(store, tmp_path, main, "good", spoiled=0.0)
+    bad = evaluated(store, tmp_path, main, "bad", spoiled=1.0, seed=1)
+    same = evaluated(store, tmp_path, main, "same", spoiled=0.0)
+    capsys.readouterr()
+    assert main("compare", "--evaluations", f"{good},{bad},{same}", "--out", tmp_path / "c") == 0
+    verdicts = capsys.readouterr().err
+    found = document(tmp_path / "c", "comparison.json")
+    assert (found["baseline"], found["models"], found["pairs"]) == ("good", ["good", "bad", "same"], PAIRS)
+    tables = {path: pl.read_parquet(path / "pairs.parquet") for path in (good, bad)}
+    for name, column in (("arrival_rate", "arrived"), ("dtw_km", "dtw_km"), ("hausdorff_km", "hausdorff_km")):
+        worse, equal = (found["metrics"][name]["models"][model] for model in ("bad", "same"))
+        means = {path: float(tables[path][column].cast(pl.Float64).mean() or 0) for path in tables}  # type: ignore[arg-type]
+        assert worse["difference"] == pytest.approx(means[bad] - means[good])
+        assert worse["low"] <= worse["difference"] <= worse["high"]
+        assert worse["significant"] and worse["p_holm"] >= worse["p"]
+        assert equal["difference"] == 0 and not equal["significant"] and equal["p_holm"] == 1
+    assert "bad is worse than good" in verdicts
+    assert "same is" not in verdicts
+    accuracy = found["metrics"]["next_road_accuracy"]["models"]["bad"]
+    values = [document(path)["metrics"]["next_road_accuracy"]["value"] for path in (good, bad)]
+    assert (accuracy["baseline_value"], accuracy["value"]) == pytest.approx(tuple(values))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"roads": [[99]] * PAIRS, "times": [[0]] * PAIRS}, "unknown road"),
+        ({"roads": [[]] * PAIRS, "times": [[]] * PAIRS}, "no road"),
+        ({"times": [[0]] * PAIRS}, "one time for each road"),
+        ({"status": ["arrived"] * PAIRS}, "says arrived where it is not"),
+        ({"origin": np.zeros(PAIRS, np.int32)}, "does not start at its origin"),
+        ({"source_trip": np.full(PAIRS, 10**6)}, "outside the 20 trips"),
+        ({"source_trip": np.arange(PAIRS)[::-1].copy()}, "another origin or destination"),
+        ({"pair": np.zeros(PAIRS, np.int64)}, "occur twice"),
+        ({"pair": np.full(PAIRS, math.nan)}, "expected Int64, found Float64"),
+        ({"departure": [None] * (PAIRS - 1) + [1]}, "values that are missing"),
+    ],
+)
+def test_trips_that_cannot_be_are_refused(
+    store: Store,
+    tmp_path: Path,
+    main: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    if "roads" in changes:
+        changes = changes | {"roads": pl.Series(changes["roads"], dtype=pl.List(pl.Int32))}
+    if "times" in changes:
+        changes = changes | {"times": pl.Series(changes["times"], dtype=pl.List(pl.Int64))}
+    write_generated(tmp_path / "gen", store, PAIRS, changes=changes)
+    assert main("evaluate", "--data", store.path, "--trips", tmp_path / "gen", "--out", tmp_path / "e") == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "e").exists()
+
+
+def damaged(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def changed(name: str, value: Any) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("trips.parquet", damaged, "missing or damaged"),
+        ("trips.parquet", Path.unlink, "missing or damaged"),
+        ("summary.json", damaged, "cannot be read"),
+        ("summary.json", Path.unlink, "student-trainer generate"),
+        ("summary.json", changed("format", "hoser-generated/0"), "hoser-generated/1"),
+        ("summary.json", changed("store", "another"), "another store"),
+        ("summary.json", changed("split", "nights"), "names no split"),
+        (
+            "trips.parquet",
+            lambda path: pl.read_parquet(path).drop("roads").write_parquet(path),
+            "lacks the columns roads",
+        ),
+        ("trips.parquet", lambda path: pl.read_parquet(path).clear().write_parquet(path), "holds no trip"),
+    ],
+)
+def test_files_that_are_not_what_they_should_be_are_refused(
+    store: Store,
+    tmp_path: Path,
+    main: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    change: Callable[[Path], Any],
+    message: str,
+) -> None:
+    write_generated(tmp_path / "gen", store, PAIRS)
+    change(tmp_path / "gen" / file)
+    assert main("evaluate", "--data", store.path, "--trips", tmp_path / "gen", "--out", tmp_path / "e") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_weights_of_another_city_are_refused(
+    store: Store, tmp_path: Path, main: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_generated(tmp_path / "gen", store, PAIRS)
+    weights = weights_of(store, tmp_path / "w.pth")
+    values = torch.load(weights, weights_only=True)
+    values = {name: value[:-1] if "road_id" in name else value for name, value in values.items()}
+    torch.save(values, weights)
+    arguments = ("--data", store.path, "--trips", tmp_path / "gen", "--out", tmp_path / "e", "--weights", weights)
+    assert main("evaluate", *arguments) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_comparisons_that_make_no_sense_are_refused(
+    store: Store, tmp_path: Path, main: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = (evaluated(store, tmp_path, main, name) for name in ("one", "two"))
+    write_generated(tmp_path / "few", store, PAIRS - 1)
+    assert main("evaluate", "--data", store.path, "--trips", tmp_path / "few", "--out", tmp_path / "e", "name=x") == 0
+    capsys.readouterr()
+    for evaluations, message in (
+        (f"{one},{tmp_path / 'e'}", "not about the same OD pairs"),
+        (f"{one},{one}", "same name"),
+        (f"{one}", "two or more"),
+        (f"{one},{tmp_path / 'nowhere'}", "does not exist"),
+    ):
+        assert main("compare", "--evaluations", evaluations, "--out", tmp_path / "c") == 2
+        assert message in capsys.readouterr().err
+    changed("store", "another")(two / "metrics.json")
+    assert main("compare", "--evaluations", f"{one},{two}", "--out", tmp_path / "c") == 2
+    assert "different stores" in capsys.readouterr().err
