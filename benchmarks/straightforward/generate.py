@@ -1,7 +1,8 @@
 """Beam search as it is commonly written: one trip after another, and at every depth the whole of each beam anew.
 
 A depth makes the features of all beams from their first road on, runs the model over all their steps, and reads the
-last one. The network is embedded once. Lists and dictionaries of Python; `student_trainer.generate` is not used.
+last one: over one beam after another, or over all beams of the trip at once. The network is embedded once. Lists and
+dictionaries of Python; `student_trainer.generate` is not used.
 """
 
 from __future__ import annotations
@@ -125,6 +126,8 @@ class Rules:
     repeats: str = "best"
     max_steps: int = 300
     max_seconds: float = 14_400.0
+    together: bool = True
+    """Run the model over all beams of a depth at once."""
 
 
 def beam_search(student: Student, rules: Rules, origin: int, destination: int, departure: int) -> Path | None:
@@ -132,14 +135,16 @@ def beam_search(student: Student, rules: Rules, origin: int, destination: int, d
     beams = [Path([origin], [departure], 0.0)]
     best_of_road = {origin: 0.0}
     finished: Path | None = None
-    for steps in range(1, rules.max_steps + 1):
+    for _ in range(1, rules.max_steps + 1):
         children = []
-        for beam, choices in zip(beams, student.choices(beams, destination), strict=True):
+        groups = [beams] if rules.together else [[beam] for beam in beams]
+        found = [choices for group in groups for choices in student.choices(group, destination)]
+        for beam, choices in zip(beams, found, strict=True):
             for road, log_prob, seconds in zip(choices.road, choices.log_prob, choices.seconds, strict=True):
                 child = Path([*beam.roads, road], [*beam.times, beam.times[-1] + seconds], beam.log_prob + log_prob)
                 children.append(child)
         beams = []
-        arrived = []
+        arrived: list[Path] = []
         for child in sorted(children, key=lambda child: -child.log_prob):
             road = child.roads[-1]
             if len(beams) + len(arrived) == rules.width or not _beats(child, finished, rules):
@@ -167,4 +172,4 @@ def _beats(path: Path, finished: Path | None, rules: Rules) -> bool:
 
 
 def _score(path: Path, rules: Rules) -> float:
-    return path.log_prob / (len(path.roads) - 1) ** rules.length_power
+    return path.log_prob / float((len(path.roads) - 1) ** rules.length_power)

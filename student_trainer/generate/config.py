@@ -68,11 +68,11 @@ class GenerateConfig(Section):
     candidate_top_k: int = pydantic.Field(64, ge=0)
     """As in training: keep at most this many candidates per position; 0 keeps all."""
     batch_trips: int = pydantic.Field(128, ge=1)
-    """Trips that are searched at once. No trip depends on it."""
+    """Trips that a thread searches at once. No trip depends on it."""
     block_trips: int = pydantic.Field(256, ge=1)
     """Finished trips per part on disk: what a killed run loses at most, beside the trips under way."""
     threads: int = pydantic.Field(0, ge=0)
-    """Tiles of the student that are computed at once; 0 for one a core. No trip depends on it."""
+    """Threads of the search; 0 for one a core. No trip depends on it."""
     cache: Cache = "auto"
     """As in training: where the split is held."""
     replace: bool = False

@@ -5,17 +5,20 @@ and what the time estimator makes of the state. Paths that branch share the step
 they do, and no step is computed twice. The network is embedded once, and what a road brings to a path's input, to a
 candidate's logit and to its time is computed once a road.
 
-A step's numbers do not depend, not by a bit, on the steps that are computed with it: all matrix products are of tiles
-of `TILE` rows (or `CANDIDATES`), each row of which is summed by itself in an order that only the tile's shape decides;
-attention is computed path by path.
+A step's numbers do not depend, not by a bit, on the steps that are computed with it. All matrix products are of tiles
+of a few fixed numbers of rows, each row of which is summed by itself; of these sizes only those are used that give a
+row the same bits as the largest one wherever in the tile it lies. That is tried out at the start with the model's own
+layers: the order of summation does not depend on the data. Attention is computed path by path. For all this torch must
+have one thread in the threads that use a student; `workers` has.
 
 Shapes: R paths, W most steps of a path, M steps in the table, D = 2d width, N roads, K candidates.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
-from collections.abc import Callable
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -40,10 +43,10 @@ Bool = npt.NDArray[np.bool_]
 
 T = TypeVar("T")
 
-TILE = 128
-"""Rows of every product with a weight of the trip encoder."""
-CANDIDATES = 512
-"""Rows of every product over candidates."""
+TILE = 256
+"""Rows of the largest tile."""
+UNIT = 16
+"""Tiles are of multiples of so many rows."""
 
 
 class StepTable:
@@ -140,9 +143,10 @@ class IncrementalStudent:
     Attributes:
         network: the road network.
         forward_calls, forward_rows: passes through the trip encoder so far, and steps computed in them.
+        tiles: sizes of tile, ascending.
     """
 
-    def __init__(self, model: HOSER, network: RoadNetwork, scale: TimeScale, top_k: int, threads: int = 1) -> None:
+    def __init__(self, model: HOSER, network: RoadNetwork, scale: TimeScale, top_k: int) -> None:
         """Embeds the network.
 
         Args:
@@ -150,18 +154,43 @@ class IncrementalStudent:
             network: the store's.
             scale: how travel times were standardised.
             top_k: candidates per position, as for `build_batch`.
-            threads: tiles that are computed at once.
         """
         self.network = network
         self.forward_calls = self.forward_rows = 0
         self._model, self._scale, self._top_k = model, scale, top_k
         self._blocks = model.trajectory_encoder.blocks
         self._relative = [_relative_weights(block) for block in self._blocks]
-        self._pool = concurrent.futures.ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-        embedded = self._pool.submit(self._embed_roads).result()
-        self._road_input, self._road_zone, self._road_key, self._road_time = embedded
+        self._lock = threading.Lock()
+        with one_thread():
+            self._road_input, self._road_zone, self._road_key, self._road_time = self._embed_roads()
+            self.tiles = self._exact_tiles()
 
-    @torch.inference_mode()  # which counts for one thread
+    @torch.inference_mode()
+    def _exact_tiles(self) -> tuple[int, ...]:
+        """Sizes of tile, ascending, that give each row the bits that it has in the largest one."""
+        random = torch.Generator().manual_seed(0)
+        x, z = (torch.randn(TILE, self._road_input.shape[1] * width, generator=random) for width in (2, 1))
+        expected = self._products(x, z)
+        sizes = []
+        for size in range(UNIT, TILE + 1, UNIT):
+            rows = torch.randperm(TILE, generator=random)[:size]
+            found = self._products(x[rows], z[rows])
+            if all(torch.equal(ours, theirs[rows]) for ours, theirs in zip(found, expected, strict=True)):
+                sizes.append(size)
+        return (*(size for size in sizes if size < TILE), TILE)
+
+    def _products(self, x: Tensor, z: Tensor) -> list[Tensor]:
+        """Everything whose bits could depend on the number of rows, of random states [R, D] and keys [R, d]."""
+        navigator = self._model.navigator
+        products = [navigator.queries(x, z), navigator.logits(z, z, z[:, 0], z[:, 1])]
+        time_part = navigator.time_estimator_linear_1(x)
+        products += [time_part, navigator.times_of(time_part, time_part)]
+        products.append(self._model.trajectory_encoder.temporal_encoder(z[:, 0].contiguous()))
+        for block in self._blocks:
+            products += [block.attn.c_attn(block.ln_1(x)), block.attn.c_proj(x), block.mlp(block.ln_2(x))]
+        return products
+
+    @torch.inference_mode()
     def _embed_roads(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What each road brings to a path's input, its zone, and what it brings to its logit and to its time: [N, .]"""
         encoder, navigator = self._model.trajectory_encoder, self._model.navigator
@@ -193,14 +222,18 @@ class IncrementalStudent:
             DataError: the weights give logits that are not finite.
         """
         rows = len(length)
-        self.forward_calls += 1
-        self.forward_rows += rows
+        with self._lock:
+            self.forward_calls += 1
+            self.forward_rows += rows
         path, road = table.paths(place, length), table.road[place]
         temporal = time_of_day(table.time[place], weekend)
         table.minutes[place] = minutes_of_day(temporal)
         query = torch.cat(
             self._in_parts(
-                lambda part: self._queries(table, path[part], length[part], temporal[part], destination[part]), rows
+                lambda part, size: self._queries(
+                    table, path[part], length[part], temporal[part], destination[part], size
+                ),
+                rows,
             )
         )
         no_label = np.full(rows, -1, np.int32)
@@ -218,23 +251,30 @@ class IncrementalStudent:
         Rounded to the nearest second (halves to even), as upstream does; the steps that follow read the rounded time,
         and training too has read whole seconds.
         """
-        parts = self._in_parts(lambda part: self._times(table.time_part[place[part]], road[part]), len(place))
+        parts = self._in_parts(
+            lambda part, size: self._times(table.time_part[place[part]], road[part], size), len(place)
+        )
         standardised = np.concatenate([np.empty(0, np.float32), *parts])
         log1p = np.minimum(standardised.astype(np.float64) * self._scale.sigma + self._scale.mu, MOST_LOG_SECONDS)
         return np.asarray(np.rint(np.expm1(log1p).clip(min=0)), np.int64)
 
-    def _in_parts(self, function: Callable[[slice], T], count: int, size: int = TILE) -> list[T]:
-        """What a function gives for each tile of so many rows."""
-        return list(self._pool.map(function, [slice(i, min(i + size, count)) for i in range(0, count, size)]))
+    def _in_parts(self, function: Callable[[slice, int], T], count: int) -> list[T]:
+        """What a function gives for each tile: which of so many rows it holds, and its size."""
+        parts = [slice(first, min(first + TILE, count)) for first in range(0, count, TILE)]
+        sizes = [next(size for size in self.tiles if size >= part.stop - part.start) for part in parts]
+        return [function(part, size) for part, size in zip(parts, sizes, strict=True)]
 
     @torch.inference_mode()
-    def _times(self, time_part: Float32, road: Int64) -> Float32:
-        state, of_road = torch.from_numpy(_filled(time_part)), self._road_time[torch.from_numpy(_filled(road))]
+    def _times(self, time_part: Float32, road: Int64, size: int) -> Float32:
+        state = torch.from_numpy(_filled(time_part, size))
+        of_road = self._road_time[torch.from_numpy(_filled(road, size))]
         return self._model.navigator.times_of(state, of_road)[: len(road)].numpy()
 
     @torch.inference_mode()
-    def _queries(self, table: StepTable, path: Int32, length: Int64, temporal: Float32, destination: Int64) -> Tensor:
-        """What up to `TILE` paths bring to their candidates' logits, [R, d]; their last steps go into the table."""
+    def _queries(
+        self, table: StepTable, path: Int32, length: Int64, temporal: Float32, destination: Int64, size: int
+    ) -> Tensor:
+        """What the paths of a tile bring to their candidates' logits, [R, d]; their last steps go into the table."""
         rows = len(length)
         place = path[np.arange(rows), length - 1]
         longest = int(length.max())
@@ -242,8 +282,8 @@ class IncrementalStudent:
         point = self.network.centroid_on_sphere
         feature_kernels.fill_last_pairs(distance, interval, path, length, table.road, table.minutes, point)
         encoder, navigator = self._model.trajectory_encoder, self._model.navigator
-        road = torch.from_numpy(_filled(table.road[place]))
-        time = encoder.temporal_encoder(torch.from_numpy(_filled(temporal)))
+        road = torch.from_numpy(_filled(table.road[place], size))
+        time = encoder.temporal_encoder(torch.from_numpy(_filled(temporal, size)))
         x = torch.cat([self._road_input[road], time], dim=-1)
         attended = torch.zeros_like(x)
         for layer, block in enumerate(self._blocks):
@@ -254,7 +294,7 @@ class IncrementalStudent:
             x = x + block.attn.c_proj(attended)
             x = x + block.mlp(block.ln_2(x))
         table.time_part[place] = navigator.time_estimator_linear_1(x)[:rows].numpy()
-        goal = torch.from_numpy(_filled(destination))
+        goal = torch.from_numpy(_filled(destination, size))
         return navigator.queries(x, self._road_zone[goal])[:rows]
 
     def _logits(self, query: Tensor, candidates: Candidates) -> Float32:
@@ -262,16 +302,27 @@ class IncrementalStudent:
         arrays = (row, candidates.road, candidates.distance, candidates.angle)
 
         @torch.inference_mode()
-        def logits(part: slice) -> Float32:
-            of, road, distance, angle = (torch.from_numpy(_filled(array[part], CANDIDATES)) for array in arrays)
+        def logits(part: slice, size: int) -> Float32:
+            of, road, distance, angle = (torch.from_numpy(_filled(array[part], size)) for array in arrays)
             found = self._model.navigator.logits(query[of], self._road_key[road], distance, angle)
             return found[: part.stop - part.start].numpy()
 
-        return np.concatenate([np.empty(0, np.float32), *self._in_parts(logits, len(row), CANDIDATES)])
+        return np.concatenate([np.empty(0, np.float32), *self._in_parts(logits, len(row))])
 
 
 MOST_LOG_SECONDS = 20.0
 """Some 15 years: what keeps an untrained model's times within the range of whole numbers."""
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for the operations of torch in this thread, so that sums have one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _relative_weights(block: Block) -> tuple[Float32, Float32, Float32]:
@@ -280,7 +331,7 @@ def _relative_weights(block: Block) -> tuple[Float32, Float32, Float32]:
     return key.weight.detach().numpy(), value.weight.detach().numpy(), value.bias.detach().numpy()
 
 
-def _filled(values: npt.NDArray, size: int = TILE) -> npt.NDArray:
+def _filled(values: npt.NDArray, size: int) -> npt.NDArray:
     """The values and zeros up to the tile's size."""
     if len(values) == size:
         return np.ascontiguousarray(values)

@@ -60,21 +60,21 @@ def attend_paths(
     for row in range(len(length)):
         steps = length[row]
         last = path[row, steps - 1]
-        for c in range(width):
-            keys[last, c] = qkv[row, width + c]
-            values[last, c] = qkv[row, 2 * width + c]
+        keys[last, :] = qkv[row, width : 2 * width]
+        values[last, :] = qkv[row, 2 * width :]
         for head in range(heads):
-            first = head * head_width
+            part = slice(head * head_width, (head + 1) * head_width)
+            query, result = qkv[row, part], out[row, part]  # slices, so that the loops run on vector registers
             on_distance, on_interval = np.float32(0), np.float32(0)
             for c in range(head_width):
-                on_distance += qkv[row, first + c] * relative_key[c, 0]
-                on_interval += qkv[row, first + c] * relative_key[c, 1]
+                on_distance += query[c] * relative_key[c, 0]
+                on_interval += query[c] * relative_key[c, 1]
             greatest = np.float32(-np.inf)
             for j in range(steps):
-                step = path[row, j]
+                key = keys[path[row, j], part]
                 score = np.float32(0)
                 for c in range(head_width):
-                    score += qkv[row, first + c] * keys[step, first + c]
+                    score += query[c] * key[c]
                 score = (score + distance[row, j] * on_distance + interval[row, j] * on_interval) * scale
                 weight[j] = score
                 greatest = max(greatest, score)
@@ -86,13 +86,11 @@ def attend_paths(
                 of_interval += weight[j] * interval[row, j]
             of_distance, of_interval = of_distance / total, of_interval / total
             for c in range(head_width):
-                out[row, first + c] = (
-                    value_bias[c] + relative_value[c, 0] * of_distance + relative_value[c, 1] * of_interval
-                )
+                result[c] = value_bias[c] + relative_value[c, 0] * of_distance + relative_value[c, 1] * of_interval
             for j in range(steps):
-                step, share = path[row, j], weight[j] / total
+                value, share = values[path[row, j], part], weight[j] / total
                 for c in range(head_width):
-                    out[row, first + c] += share * values[step, first + c]
+                    result[c] += share * value[c]
 
 
 @compiled

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import collections
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
@@ -33,7 +33,7 @@ class Lanes:
 
     def __init__(self, count: int, pairs: Pairs, todo: Iterable[int], network: RoadNetwork) -> None:
         self._pairs, self._network = pairs, network
-        self._queue = collections.deque(todo)
+        self._queue = iter(todo)
         self._free = list(range(count))[::-1]
         self.pair, self.origin, self.destination, self.departure, self.expanded, self.nearest = np.zeros(
             (6, count), np.int64
@@ -44,20 +44,14 @@ class Lanes:
 
     def admit(self, most: int) -> Int64:
         """Lets up to `most` trips start; returns their lanes."""
-        count = min(most, len(self._free), len(self._queue))
-        lane = np.array([self._free.pop() for _ in range(count)], np.int64)
-        pair = np.array([self._queue.popleft() for _ in range(count)], np.int64)
+        pair = np.fromiter(itertools.islice(self._queue, min(most, len(self._free))), np.int64)
+        lane = np.array([self._free.pop() for _ in pair], np.int64)
         self.pair[lane] = pair
         self.origin[lane], self.destination[lane] = self._pairs.origin[pair], self._pairs.destination[pair]
         self.departure[lane], self.weekend[lane] = self._pairs.departure[pair], self._pairs.weekend[pair]
         self.expanded[lane], self.by_steps[lane], self.by_time[lane] = 0, False, False
         self.nearest[lane], self.metres[lane] = NOWHERE, np.inf
         return lane
-
-    @property
-    def is_full(self) -> bool:
-        """Whether nobody can start."""
-        return not self._free or not self._queue
 
     def note(self, lane: Int64, place: Int64, road: Int64) -> None:
         """Counts steps [R] that are computed, and keeps the nearest to the destination."""

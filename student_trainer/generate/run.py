@@ -19,14 +19,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
-import torch
 import tqdm
 
 from shared import config, files, provenance
 from shared.errors import ConfigError, FileFormatError
 from shared.store import Store
 from student_trainer.data.network import RoadNetwork
-from student_trainer.generate import graph, records
+from student_trainer.generate import graph, records, workers
 from student_trainer.generate.beam import BeamSearch
 from student_trainer.generate.best_first import BestFirstSearch
 from student_trainer.generate.config import GenerateConfig
@@ -82,15 +81,11 @@ def generate(settings: GenerateConfig) -> dict[str, Any]:
     _check_target(settings, parts, fingerprint)
     trips = store.trips(settings.split, settings.cache)
     pairs = draw(trips, settings.pairs, settings.seed, settings.split)
-    before = torch.get_num_threads()
-    try:
-        searcher = _Searcher(settings, store, pairs)  # reads the weights before anything is written
-        if parts.fingerprint != fingerprint:
-            parts.remove()
-            parts.start(fingerprint)
-        found, took = _search(settings, searcher, pairs, parts)
-    finally:
-        torch.set_num_threads(before)
+    searcher = _Searcher(settings, store, pairs)  # reads the weights before anything is written
+    if parts.fingerprint != fingerprint:
+        parts.remove()
+        parts.start(fingerprint)
+    found, took = _search(settings, searcher, pairs, parts)
     summary = _summary(settings, store, weights, found, took) | {"fingerprint": fingerprint}
     config.save(settings, "generate", settings.out / "config.yaml")
     records.write_csv(settings.out / "trips.csv", found)
@@ -170,11 +165,11 @@ class _Searcher:
         self.student: IncrementalStudent | None = None
         if settings.has_weights:
             model, scale = load_model(Path(settings.weights), store)
-            threads = settings.threads or provenance.cores()
-            self.student = IncrementalStudent(model, network, scale, settings.candidate_top_k, threads)
+            self.student = IncrementalStudent(model, network, scale, settings.candidate_top_k)
         self._here = pairs.origin == pairs.destination
         self._open = graph.reachable(network, pairs.origin, pairs.destination)
-        self._search = self._make(settings, store, network)
+        threads = settings.threads or provenance.cores()
+        self._searches = [self._make(settings, store, network) for _ in range(threads)]
 
     def _make(self, settings: GenerateConfig, store: Store, network: RoadNetwork) -> Search:
         pairs, student = self._pairs, self.student
@@ -183,8 +178,7 @@ class _Searcher:
             seconds = np.zeros(network.num_roads)
             if student is None:
                 seconds = length * class_paces(network, length, store.trips("train", settings.cache))
-            ways = graph.shortest_paths(network, length, pairs.origin, pairs.destination)
-            return ShortestPathSearch(ways, pairs, seconds, student, settings.batch_trips)
+            return ShortestPathSearch(network, length, pairs, seconds, student, settings.batch_trips)
         assert student is not None
         if settings.method == "best_first":
             return BestFirstSearch(student, pairs, settings.search, settings.batch_trips)
@@ -200,7 +194,8 @@ class _Searcher:
             if self._here[pair] or not self._open[pair]:
                 roads, times = self._pairs.origin[[pair]], self._pairs.departure[[pair]]
                 yield Found(pair, "arrived" if self._here[pair] else "unreachable", roads, times, log_prob, 0)
-        yield from self._search.run([pair for pair in todo if self._open[pair] and not self._here[pair]])
+        runs = [search.run for search in self._searches]
+        yield from workers.search(runs, [pair for pair in todo if self._open[pair] and not self._here[pair]])
 
 
 def _search(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -42,36 +43,46 @@ class ShortestPathSearch:
     """The shortest way of each pair; times by road class, or by a student that follows the way."""
 
     def __init__(
-        self, ways: list[Int64], pairs: Pairs, seconds: Float64, student: IncrementalStudent | None, lanes: int
+        self,
+        network: RoadNetwork,
+        length: Float64,
+        pairs: Pairs,
+        seconds: Float64,
+        student: IncrementalStudent | None,
+        lanes: int,
     ) -> None:
         """
         Args:
-            ways: roads of each pair, origin and destination included.
+            network: the roads; length: float64 [N] metres.
             pairs: the pairs.
             seconds: float64 [N] that a road takes, without a student.
             student: tells the times, if there is one.
-            lanes: ways that the student follows at once.
+            lanes: ways that are looked for at once, and that the student follows at once.
         """
-        self._ways, self._pairs, self._seconds = ways, pairs, seconds
+        self._network, self._length, self._pairs, self._seconds = network, length, pairs, seconds
         self._student, self._count = student, lanes
 
     def run(self, todo: Iterable[int]) -> Iterator[Found]:
         """The trips of these pairs, all of which have a way."""
-        if self._student is not None:
-            yield from self._follow(self._student, todo)
-            return
-        for pair in todo:
-            roads = self._ways[pair]
+        source = iter(todo)
+        while block := list(itertools.islice(source, self._count)):
+            origin, destination = self._pairs.origin[block], self._pairs.destination[block]
+            ways = graph.shortest_paths(self._network, self._length, origin, destination)
+            found = dict(zip(block, ways, strict=True))
+            yield from self._by_class(found) if self._student is None else self._follow(self._student, found)
+
+    def _by_class(self, ways: dict[int, Int64]) -> Iterator[Found]:
+        for pair, roads in ways.items():
             passed = np.append(0, np.cumsum(self._seconds[roads[:-1]]))
             times = self._pairs.departure[pair] + np.rint(passed).astype(np.int64)
             yield Found(pair, "arrived", roads, times, None, 0)
 
-    def _follow(self, student: IncrementalStudent, todo: Iterable[int]) -> Iterator[Found]:
+    def _follow(self, student: IncrementalStudent, ways: dict[int, Int64]) -> Iterator[Found]:
         table = student.table()
-        lanes = Lanes(self._count, self._pairs, todo, student.network)
+        lanes = Lanes(len(ways), self._pairs, ways, student.network)
         lane, place, steps = np.empty((3, 0), np.int64)
         while True:
-            new = lanes.admit(self._count)
+            new = lanes.admit(len(ways))
             start = table.take(len(new))
             table.parent[start], table.road[start], table.time[start] = -1, lanes.origin[new], lanes.departure[new]
             lane, place = np.concatenate([lane, new]), np.concatenate([place, start])
@@ -80,12 +91,12 @@ class ShortestPathSearch:
                 return
             student.advance(table, place, steps + 1, lanes.weekend[lane], lanes.destination[lane])
             lanes.note(lane, place, table.road[place])
-            road = np.array([self._ways[lanes.pair[one]][step + 1] for one, step in zip(lane, steps, strict=True)])
+            road = np.array([ways[int(lanes.pair[one])][step + 1] for one, step in zip(lane, steps, strict=True)])
             time = table.time[place] + student.seconds(table, place, road)
             there = road == lanes.destination[lane]
             for i in np.flatnonzero(there):
                 _, times = table.roads_and_times(int(place[i]))
-                roads = self._ways[lanes.pair[lane[i]]]
+                roads = ways[int(lanes.pair[lane[i]])]
                 yield lanes.arrived(int(lane[i]), roads, np.append(times, time[i]), None)
             before, lane, steps = place[~there], lane[~there], steps[~there] + 1
             if len(lane) > table.free:
