@@ -31,6 +31,7 @@ SECTIONS = {
     "hidden": "time of an epoch with a real teacher on its own core, against one without",
     "scaling": "step time of one rank and of two, on the cores of this machine",
     "generation": "trips a second of beam search, batched and incremental, against one trip and all steps anew",
+    "evaluation": "time to measure generated trips, against plain loops",
 }
 """Names of modules of this package, each with a function `run`."""
 

@@ -46,6 +46,8 @@ LAYERS = (
     "student_trainer.model",
     "student_trainer.distill",
     "student_trainer.train",
+    "student_trainer.generate",
+    "student_trainer.evaluate",
 )
 MAY_IMPORT = {
     "student_trainer.demo_city": {"student_trainer.data"},
@@ -54,6 +56,13 @@ MAY_IMPORT = {
     "student_trainer.model": {"student_trainer.data"},
     "student_trainer.distill": {"student_trainer.data", "student_trainer.model"},
     "student_trainer.train": {"student_trainer.data", "student_trainer.model", "student_trainer.distill"},
+    "student_trainer.generate": {
+        "student_trainer.data",
+        "student_trainer.model",
+        "student_trainer.train",
+        "student_trainer.predict",
+    },
+    "student_trainer.evaluate": {"student_trainer.data", "student_trainer.train", "student_trainer.predict"},
 }
 """Which part of the trainer knows which: data flows one way."""
 
@@ -199,6 +208,9 @@ PRINTERS = {
     "shared.cli",
     "shared.demo",
     "student_trainer.demo_city.run",
+    "student_trainer.evaluate.compare",
+    "student_trainer.evaluate.run",
+    "student_trainer.generate.run",
     "student_trainer.predict",
     "student_trainer.prepare.run",
     "student_trainer.train.run",

@@ -60,6 +60,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         "step",
         "hidden",
         "scaling",
+        "evaluation",
     ],
 )
 def test_a_record_says_what_was_measured_where_and_when(results: Results, section: str) -> None:
@@ -235,3 +236,10 @@ def test_a_store_that_is_none_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith(f"benchmarks: {tmp_path} is not a store")
     assert done.stderr.count("\n") == 1
+
+
+def test_evaluation_is_compared_with_plain_loops(results: Results) -> None:
+    """That both measure the same, the section checks itself."""
+    figures = results["evaluation"]["figures"]
+    assert figures["ratio"]["min"] > 0
+    assert figures["pairs_per_s"].keys() == {"ours", "plain loops"}

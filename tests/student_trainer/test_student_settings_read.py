@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import types
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 import torch
 from conftest import TeacherStarter, write_tiny_teacher
 from support.certificates import reads_of_a_channel
+from support.generated_trips import write_generated
 from support.random_city import write_random_store
 from support.setting_reads import Setting, recorded_reads, settings_of
 from support.tiny_city import write_tiny_city
@@ -19,18 +21,27 @@ from support.tiny_city import write_tiny_city
 from shared.errors import TrainingError
 from student_trainer import predict
 from student_trainer.__main__ import JOBS
+from student_trainer.data.network import RoadNetwork
 from student_trainer.demo_city.config import DemoCityConfig
 from student_trainer.demo_city.run import run as run_demo_city
+from student_trainer.evaluate import compare
+from student_trainer.evaluate import run as evaluation
+from student_trainer.evaluate.config import CompareConfig, EvaluateConfig
+from student_trainer.model import upstream
+from student_trainer.model.config import ModelConfig
+from student_trainer.model.hoser import HOSER
 from student_trainer.predict import PredictConfig
 from student_trainer.prepare.config import PrepareConfig
 from student_trainer.prepare.run import run as run_prepare
+from student_trainer.train import checkpoint as checkpoints
 from student_trainer.train.config import RuntimeConfig, TrainConfig
 from student_trainer.train.optim import Precision
 from student_trainer.train.run import run as run_train
 
 
 def test_every_job_is_covered_here() -> None:
-    assert {job.name for job in JOBS} == {"demo-city", "prepare", "train", "predict"}
+    covered = {"demo-city", "prepare", "train", "predict", "generate", "evaluate", "compare"}
+    assert {job.name for job in JOBS} == covered
 
 
 def test_a_read_is_an_attribute_and_no_dump() -> None:
@@ -67,13 +78,24 @@ def test_prepare_reads_all(tmp_path: Path) -> None:
     assert settings_of(PrepareConfig) <= reads
 
 
+class _Run(contextlib.nullcontext["_Run"]):
+    """Takes what a run of Weights & Biases takes."""
+
+    def __enter__(self) -> _Run:
+        return self
+
+    def log(self, *_: Any, **__: Any) -> None: ...
+
+    def finish(self) -> None: ...
+
+
 @pytest.fixture
 def wandb(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What a stand-in for Weights & Biases was started with."""
     started: dict[str, Any] = {}
-    run = types.SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None)
+    run = _Run()
 
-    def init(**arguments: Any) -> types.SimpleNamespace:
+    def init(**arguments: Any) -> _Run:
         started.update(arguments)
         return run
 
@@ -147,3 +169,32 @@ def test_train_and_predict_read_all(tmp_path: Path, running_teacher: TeacherStar
     with recorded_reads() as reads:
         predict.run(prediction)
     assert settings_of(PredictConfig) <= reads
+
+
+def test_evaluate_and_compare_read_all(tmp_path: Path, wandb: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    store = write_random_store(tmp_path / "store", trips=30)
+    weights = tmp_path / "weights.pth"
+    model = HOSER(ModelConfig(road_id_dim=8, road_attr_dim=2, mask_size=64), RoadNetwork.load(store))
+    checkpoints.save_tensors(weights, upstream.export(model))
+    for name in ("one", "two"):
+        write_generated(tmp_path / f"trips-{name}", store, 5)
+        settings = EvaluateConfig.model_validate(
+            {
+                "data": store.path,
+                "trips": tmp_path / f"trips-{name}",
+                "out": tmp_path / name,
+                "weights": weights,
+                "name": name,
+                "device": "cpu",
+                "bootstrap": {"draws": 100},
+                "log": {"tensorboard": True, "wandb": "offline"},
+            }
+        )
+        with recorded_reads() as reads:
+            evaluation.run(settings)
+        assert settings_of(EvaluateConfig) <= reads
+    assert wandb["project"] == "lmtad-hoser-distill"
+    comparison = CompareConfig(evaluations=(tmp_path / "one", tmp_path / "two"), out=tmp_path / "both")
+    with recorded_reads() as reads:
+        compare.run(comparison)
+    assert settings_of(CompareConfig) <= reads
