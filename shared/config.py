@@ -31,6 +31,8 @@ JOBS = frozenset(
         "generate",
         "evaluate",
         "compare",
+        "report",
+        "bundle",
         "pretrain",
         "export",
         "serve",

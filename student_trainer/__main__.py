@@ -89,6 +89,31 @@ JOBS = (
             Flag("--out", "out", "directory to write", "COMPARISON"),
         ),
     ),
+    Job(
+        name="report",
+        summary="tables, charts and a map of evaluated trips in one HTML file",
+        schema="student_trainer.report.config:ReportConfig",
+        run="student_trainer.report.run:run",
+        flags=(
+            Flag("--data", "data", "store that the trips were generated on", "STORE"),
+            Flag("--evaluations", "evaluations", "directories that `evaluate` wrote", "BASELINE[,OTHER...]"),
+            Flag("--comparison", "comparison", "directory that `compare` wrote", "COMPARISON"),
+            Flag("--runs", "runs", "directories that `train` wrote, for training curves", "RUN[,RUN...]"),
+            Flag("--out", "out", "directory to write", "REPORT"),
+        ),
+    ),
+    Job(
+        name="bundle",
+        summary="a report and what it is about in one archive",
+        schema="student_trainer.report.config:BundleConfig",
+        run="student_trainer.report.bundle:run",
+        flags=(
+            Flag("--report", "report", "directory that `report` wrote", "REPORT"),
+            Flag("--weights", "weights", "files of weights to add", "FILE[,FILE...]"),
+            Flag("--runs", "runs", "directories that `train` wrote, to add", "RUN[,RUN...]"),
+            Flag("--out", "out", "archive to write", "FILE.zip"),
+        ),
+    ),
 )
 
 

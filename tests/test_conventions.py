@@ -210,6 +210,8 @@ PRINTERS = {
     "student_trainer.demo_city.run",
     "student_trainer.evaluate.compare",
     "student_trainer.evaluate.run",
+    "student_trainer.report.bundle",
+    "student_trainer.report.run",
     "student_trainer.generate.run",
     "student_trainer.predict",
     "student_trainer.prepare.run",

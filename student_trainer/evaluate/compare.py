@@ -41,6 +41,8 @@ MEASURES = {
     "trip_duration_error_s": "duration_error_s",
     "trip_distance_error_km": "distance_error_km",
 }
+SHOWN = ("real_distance_km", "distance_km", "duration_s")
+"""Columns of pairs that reports show beside these."""
 STEPS = {"next_road_accuracy": "hits", "next_road_nll_nats": "nll_nats", "next_road_time_error_s": "time_error_s"}
 """Metrics of `evaluate` that are compared, and the columns that hold them: of pairs (yes or no, and numbers), and of
 the split's trips (sums over steps)."""
@@ -85,7 +87,7 @@ def compare(settings: CompareConfig) -> dict[str, Any]:
     if len(set(names)) < len(names):
         raise ConfigError(f"evaluations of the same name: {', '.join(names)}; give each a `name` when it is made")
     for other in others:
-        _check_same(baseline, other)
+        check_same(baseline, other)
     metrics: dict[str, Any] = {}
     for other in others:
         found = list(_differences(baseline, other, settings))
@@ -127,7 +129,8 @@ def code_version() -> str:
 def read(path: Path) -> Evaluation:
     """An evaluation; raises `FileFormatError`."""
     document = read_document(path / "metrics.json", evaluation.FORMAT, "evaluate")
-    columns = {**KEYS, **dict.fromkeys(FLAGS.values(), pl.Boolean), **dict.fromkeys(MEASURES.values(), pl.Float64)}
+    numbers = (*MEASURES.values(), *SHOWN)
+    columns = {**KEYS, **dict.fromkeys(FLAGS.values(), pl.Boolean), **dict.fromkeys(numbers, pl.Float64)}
     pairs = read_parquet(path / "pairs.parquet", columns)
     steps = path / "next_road.parquet"
     if document["reliability"] is None:
@@ -136,7 +139,8 @@ def read(path: Path) -> Evaluation:
     return Evaluation(path, document, pairs, read_parquet(steps, {"trip": pl.Int64, **sums}))
 
 
-def _check_same(baseline: Evaluation, other: Evaluation) -> None:
+def check_same(baseline: Evaluation, other: Evaluation) -> None:
+    """Raises `CompatibilityError` if two evaluations are not about the same OD pairs of the same store."""
     if baseline.document["store"] != other.document["store"]:
         raise CompatibilityError(f"{baseline.path} and {other.path} are evaluations on different stores")
     splits = [evaluation.document["generated"]["split"] for evaluation in (baseline, other)]

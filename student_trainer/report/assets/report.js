@@ -1,0 +1,222 @@
+"use strict";
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const byId = (id) => document.getElementById(id);
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const colourOf = (name) => DATA.palette[Math.max(DATA.names.indexOf(name), 0) % DATA.palette.length];
+const baseline = DATA.names[0];
+
+function label(name) {
+  const dot = el("span", { class: "dot" });
+  dot.style.background = colourOf(name);
+  return el("span", { class: "name" }, dot, name);
+}
+
+function shown(value, unit) {
+  if (value === null || value === undefined) return "–";
+  return unit === "share" ? `${format(100 * value)} %` : format(value);
+}
+
+/* ---- theme ---- */
+let map = null;
+function setTheme(theme) {
+  document.documentElement.dataset.theme = theme;
+  byId("theme").textContent = theme === "dark" ? "☀ Light" : "☾ Dark";
+  if (map) map.draw();
+}
+const media = matchMedia("(prefers-color-scheme: dark)");
+setTheme(media.matches ? "dark" : "light");
+media.addEventListener("change", (event) => setTheme(event.matches ? "dark" : "light"));
+byId("theme").addEventListener("click", () => setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
+
+/* ---- summary ---- */
+byId("brand").textContent = byId("title").textContent = DATA.title;
+byId("lead").textContent = `${DATA.pairs.toLocaleString("en")} origin–destination pairs of the ${DATA.split} split; ` +
+  `each model made a trip for each, ${DATA.names.length > 1 ? `compared pair by pair with ${baseline}` : "compared with the real one"}.`;
+for (const name of ["arrival_rate", "hausdorff_km", "dtw_per_point_km", "edr", "trip_duration_error_s", "next_road_accuracy"]) {
+  const metric = DATA.metrics[name];
+  if (!metric) continue;
+  const rows = DATA.names.filter((model) => metric.models[model]).map((model) =>
+    el("div", {}, label(model), el("b", {}, shown(metric.models[model].value, metric.unit))));
+  const unit = metric.unit === "share" ? "" : `, ${metric.unit}`;
+  byId("cards").append(el("div", { class: "card" }, el("h3", {}, metric.label + unit), ...rows));
+}
+if (DATA.comparison) {
+  const items = { real: [], none: [] };
+  for (const metric of Object.values(DATA.comparison.metrics)) for (const found of Object.values(metric.models)) {
+    const better = found.difference > 0 === (metric.better === "higher");
+    const item = el("li", { class: found.significant ? (better ? "better" : "worse") : "" }, found.verdict);
+    items[found.significant ? "real" : "none"].push(item);
+  }
+  const box = byId("verdicts");
+  box.append(el("h3", {}, "Differences"));
+  if (items.real.length) box.append(el("ul", { class: "verdicts" }, ...items.real));
+  else box.append(el("p", {}, "No difference between the models is shown to be real on these trips."));
+  if (items.none.length) box.append(el("details", {}, el("summary", {}, `${items.none.length} metrics without a real difference`), el("ul", { class: "verdicts" }, ...items.none)));
+}
+
+/* ---- metrics ---- */
+const GROUPS = { arrival: "Arrival", local: "Distance from the real trip", time: "Length and duration", global: "Distributions", next_road: "Next road" };
+function metricsTable() {
+  const head = el("tr", {}, el("th", {}, "Metric"), ...DATA.names.map((name) => el("th", {}, label(name))), el("th", {}, "n"));
+  const body = el("tbody");
+  const groups = [...new Set(Object.values(DATA.metrics).map((metric) => metric.group))];
+  for (const group of groups) {
+    body.append(el("tr", { class: "group" }, el("td", { colspan: DATA.names.length + 2 }, GROUPS[group] || group)));
+    for (const [name, metric] of Object.entries(DATA.metrics).filter(([, m]) => m.group === group)) {
+      const arrow = metric.better === "higher" ? "↑" : "↓", unit = metric.unit === "share" ? "" : metric.unit;
+      const row = el("tr", { "data-metric": name }, el("td", {}, el("abbr", { title: metric.description }, metric.label), " ", el("span", { class: "unit" }, `${unit} ${arrow}`)));
+      for (const model of DATA.names) row.append(metricCell(name, metric, model));
+      const first = metric.models[baseline];
+      row.append(el("td", {}, first ? format(first.n) : "–"));
+      body.append(row);
+    }
+  }
+  return el("div", { class: "scroll" }, el("table", {}, el("thead", {}, head), body));
+}
+
+function metricCell(name, metric, model) {
+  const found = metric.models[model];
+  if (!found) return el("td", {}, "–");
+  const cell = el("td", {}, shown(found.value, metric.unit));
+  const compared = DATA.comparison && DATA.comparison.metrics[name] && DATA.comparison.metrics[name].models[model];
+  if (compared && compared.significant) {
+    const better = compared.difference > 0 === (metric.better === "higher");
+    cell.append(" ", el("span", { class: better ? "better" : "worse", title: compared.verdict }, better ? "▲" : "▼"));
+  }
+  if (found.low !== null) cell.append(el("small", {}, `${shown(found.low, metric.unit)} to ${shown(found.high, metric.unit)}`));
+  return cell;
+}
+byId("table").append(metricsTable());
+
+/* ---- charts ---- */
+for (const [quantity, first] of Object.entries(DATA.histograms[baseline])) {
+  const steps = first.edges, series = [{ name: "real", colour: "var(--real)", x: steps, y: first.real.slice(0, -1), step: true, fill: true }];
+  for (const name of DATA.names) series.push({ name, colour: colourOf(name), x: steps, y: DATA.histograms[name][quantity].generated.slice(0, -1), step: true });
+  const most = Math.max(...series.flatMap((s) => s.y)), total = first.real.reduce((s, v) => s + v, 0);
+  let sum = 0;
+  const last = first.real.findIndex((v) => (sum += v) >= 0.995 * total);
+  const end = steps[Math.min(Math.max(last + 1, 5), steps.length - 1)];
+  const cut = series.map((s) => { const kept = s.y.filter((_, i) => steps[i] < end); return { ...s, y: kept, x: s.x.slice(0, kept.length + 1) }; });
+  byId("histograms").append(chart(`${first.label}, ${first.unit}`, cut, { x: [0, end], y: [0, most * 1.05], xlabel: `${first.unit} (99.5 % of the real values are shown)` }));
+}
+if (Object.keys(DATA.reliability).length) {
+  const series = [{ name: "calibrated", colour: "var(--soft)", x: [0, 1], y: [0, 1], dash: "3 4" }];
+  for (const [name, curve] of Object.entries(DATA.reliability)) series.push({ name, colour: colourOf(name), x: curve.confidence, y: curve.accuracy, points: true });
+  byId("calibration").append(el("h3", {}, "Are the next-road probabilities right?"), el("div", { class: "charts" }, chart("Share right, by confidence", series, { x: [0, 1], y: [0, 1], xlabel: "confidence" })));
+}
+for (const [record, words] of Object.entries(DATA.curve_labels)) {
+  const series = Object.entries(DATA.curves).filter(([, curves]) => curves[record]).map(([run, curves], i) =>
+    ({ name: run, colour: DATA.names.includes(run) ? colourOf(run) : DATA.palette[i % DATA.palette.length], x: curves[record][0], y: curves[record][1], points: curves[record][0].length < 30 }));
+  if (series.length) byId("curves").append(chart(words.unit === "share" ? words.label : `${words.label}, ${words.unit}`, series, { xlabel: "step" }));
+}
+if (!byId("curves").children.length) byId("training").remove();
+
+/* ---- search ---- */
+{
+  const kinds = Object.keys(DATA.search[baseline].statuses);
+  const head = el("tr", {}, ...["Model", "Method", ...kinds.map((kind) => kind.replace(/_/g, " ")), "roads expanded a trip", "forward rows", "trips/s"].map((text) => el("th", {}, text)));
+  const rows = DATA.names.map((name) => {
+    const found = DATA.search[name], each = found.search.expanded / found.pairs;
+    return el("tr", {}, el("td", {}, label(name)), el("td", {}, found.method.replace(/_/g, " ")), ...kinds.map((kind) => el("td", {}, format(found.statuses[kind] || 0))),
+      el("td", {}, format(each)), el("td", {}, format(found.search.forward_rows)), el("td", {}, format(found.trips_per_s)));
+  });
+  byId("search-table").append(el("div", { class: "scroll" }, el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows))));
+}
+
+/* ---- about ---- */
+const notes = ["Trips that did not arrive count in every metric, but for those named after arrived trips or shared OD cells.",
+  `The map shows ${DATA.map.pairs.length} of the ${DATA.pairs} pairs: failures and the worst are more frequent there than among all.`,
+  ...(DATA.comparison ? DATA.comparison.notes : ["Nothing was compared: differences between the models may be chance."])];
+byId("notes").append(el("ul", {}, ...notes.map((note) => el("li", {}, note))));
+byId("commands").append(el("pre", {}, DATA.commands.join("\n\n")));
+byId("environment").append(el("pre", {}, JSON.stringify({ report: DATA.environment, store: DATA.store, ...DATA.environments }, null, 2)));
+
+/* ---- map ---- */
+map = new TripMap(DATA.map, colourOf);
+const ORDERS = { "number": (p) => p.pair };
+for (const [key, text] of [["hausdorff_km", "farthest first"], ["duration_error_s", "time most wrong first"]])
+  ORDERS[text] = (p) => -Math.max(...Object.values(p.models).map((m) => m.metrics[key] ?? 0));
+const FILTERS = { "all": () => true, "not arrived": (p) => Object.values(p.models).some((m) => !m.arrived), "arrived": (p) => Object.values(p.models).every((m) => m.arrived) };
+if (DATA.names.length > 1) FILTERS["models differ"] = (p) => new Set(Object.values(p.models).map((m) => m.roads.join())).size > 1;
+for (const [id, options] of [["order", ORDERS], ["filter", FILTERS]]) {
+  byId(id).append(...Object.keys(options).map((text) => el("option", { value: text }, text)));
+  byId(id).addEventListener("change", listTrips);
+}
+
+function minutes(seconds) { return `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`; }
+function duration(trip) { return trip.times[trip.times.length - 1]; }
+
+let listed = [];
+function listTrips() {
+  const order = ORDERS[byId("order").value];
+  listed = DATA.map.pairs.filter(FILTERS[byId("filter").value]).sort((a, b) => order(a) - order(b));
+  byId("trips").replaceChildren(...listed.map((pair) => {
+    const worst = Math.max(...Object.values(pair.models).map((m) => m.metrics.hausdorff_km ?? 0));
+    const failed = Object.values(pair.models).filter((m) => !m.arrived).length;
+    const button = el("button", { type: "button", role: "option", "data-pair": pair.pair, "aria-selected": String(map.selected === pair), tabindex: "-1" },
+      `Pair ${pair.pair}`, el("small", {}, `${pair.real.roads.length} roads, ${minutes(duration(pair.real))} · ${format(worst, 3)} km off${failed ? ` · ${failed} not arrived` : ""}`));
+    button.addEventListener("click", () => select(pair));
+    return button;
+  }));
+  if (!listed.length) byId("trips").append(el("p", { class: "hint" }, " No such trip among those of the map."));
+}
+
+let playing = null;
+function select(pair) {
+  stop();
+  map.select(pair);
+  for (const button of byId("trips").querySelectorAll("button")) {
+    const chosen = pair !== null && button.dataset.pair === String(pair.pair);
+    button.setAttribute("aria-selected", String(chosen));
+    if (chosen) button.scrollIntoView({ block: "nearest" });
+  }
+  byId("details").replaceChildren(pair ? details(pair) : el("p", { class: "hint" }, "Pick a trip from the list, or a dot on the map: each is the origin of one."));
+  byId("legend").replaceChildren(...(pair ? legend([{ name: "real trip", colour: "var(--real)" }, ...DATA.names.map((name, i) => ({ name, colour: colourOf(name), dash: i > 0 }))]).childNodes : []));
+  byId("clock").disabled = byId("play").disabled = !pair;
+  byId("clock").value = 1000;
+  byId("now").textContent = pair ? minutes(longest()) : "";
+}
+
+function details(pair) {
+  const head = el("tr", {}, ...["", "ended", "roads", "km", "duration", "Hausdorff km", "DTW km", "EDR"].map((text) => el("th", {}, text)));
+  const when = new Date(1000 * pair.departure).toISOString().slice(0, 16).replace("T", " ");
+  const real = el("tr", {}, el("td", {}, "real trip"), el("td", {}, ""), ...[pair.real.roads.length, format(pair.real.distance_km, 3), minutes(duration(pair.real))].map((v) => el("td", {}, String(v))), ...["", "", ""].map(() => el("td")));
+  const rows = DATA.names.map((name) => {
+    const m = pair.models[name];
+    return el("tr", {}, el("td", {}, label(name)), el("td", {}, m.status.replace(/_/g, " ")), el("td", {}, String(m.roads.length)), el("td", {}, format(m.metrics.distance_km, 3)), el("td", {}, minutes(duration(m))),
+      ...["hausdorff_km", "dtw_km", "edr"].map((key) => el("td", {}, format(m.metrics[key], 3))));
+  });
+  return el("div", {}, el("p", { class: "hint" }, `Pair ${pair.pair}: road ${pair.origin} → ${pair.destination}, departure ${when}.`), el("div", { class: "scroll" }, el("table", {}, el("thead", {}, head), el("tbody", {}, real, ...rows))));
+}
+
+function longest() { return Math.max(...map.trips().map(duration), 1); }
+function seek(seconds) { map.setTime(seconds); byId("now").textContent = minutes(seconds); byId("clock").value = 1000 * seconds / longest(); }
+function stop() { if (playing) cancelAnimationFrame(playing.frame); playing = null; byId("play").textContent = "▶"; byId("play").setAttribute("aria-label", "Play"); }
+function play() {
+  const from = map.time >= longest() ? 0 : map.time;
+  playing = { since: performance.now(), from, frame: 0 };
+  byId("play").textContent = "⏸"; byId("play").setAttribute("aria-label", "Pause");
+  const step = (now) => {
+    const seconds = playing.from + Number(byId("speed").value) * (now - playing.since) / 1000;
+    if (seconds >= longest()) { seek(longest()); stop(); return; }
+    seek(Math.max(seconds, 0));
+    playing.frame = requestAnimationFrame(step);
+  };
+  playing.frame = requestAnimationFrame(step);
+}
+byId("play").addEventListener("click", () => (playing ? stop() : play()));
+byId("speed").addEventListener("change", () => { if (playing) { stop(); play(); } });
+byId("clock").addEventListener("input", () => { stop(); seek(longest() * byId("clock").value / 1000); });
+byId("zoom-in").addEventListener("click", () => map.zoom(1.5));
+byId("zoom-out").addEventListener("click", () => map.zoom(1 / 1.5));
+byId("fit").addEventListener("click", () => map.fit());
+byId("trips").addEventListener("keydown", (event) => {
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  if (!step || !listed.length) return;
+  event.preventDefault();
+  const at = listed.indexOf(map.selected);
+  select(listed[Math.min(Math.max(at + step, 0), listed.length - 1)]);
+});
+map.onPick = select;
+listTrips();
+select(null);

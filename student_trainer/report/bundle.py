@@ -1,0 +1,84 @@
+"""`student-trainer bundle`: a report and what it is about in one archive, with a manifest of checksums.
+
+The same content gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import shared
+from shared import files
+from shared.errors import ConfigError, FileFormatError
+from student_trainer.report.config import BundleConfig
+from student_trainer.report.run import REPORT
+
+FORMAT = "hoser-bundle/1"
+MANIFEST = "manifest.json"
+EPOCH = (1980, 1, 1, 0, 0, 0)
+"""The time of every member: ZIP knows none before."""
+OF_A_RUN = ("config.yaml", "summary.json", "metrics.jsonl", "profile.json")
+
+
+def run(settings: BundleConfig) -> int:
+    """Writes the archive; prints what is in it as JSON on stdout.
+
+    Raises:
+        ConfigError: the name of the archive does not end in .zip, or two files would have the same place in it.
+        FileFormatError: a file is missing.
+    """
+    if settings.out.suffix != ".zip":
+        raise ConfigError(f"out must end in .zip, got {settings.out}")
+    members: dict[str, Path] = {}
+    for name, path in _members(settings):
+        if name in members:
+            raise ConfigError(f"{members[name]} and {path} would both be {name} in the archive; rename one")
+        members[name] = path
+    manifest = {
+        "format": FORMAT,
+        "software": shared.__version__,
+        "files": {
+            name: {"sha256": files.file_digest(path), "bytes": path.stat().st_size}
+            for name, path in sorted(members.items())
+        },
+    }
+    with files.atomic_path(settings.out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        _add(archive, MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
+        for name, path in sorted(members.items()):
+            _add(archive, name, path.read_bytes())
+    size = settings.out.stat().st_size
+    print(json.dumps({"out": str(settings.out), "files": len(members) + 1, "bytes": size}))
+    return 0
+
+
+def _members(settings: BundleConfig) -> Iterator[tuple[str, Path]]:
+    """Names in the archive, with forward slashes and below it, and the files."""
+    if not (settings.report / REPORT).is_file():
+        raise FileFormatError(f"{settings.report} is no report; make one with `student-trainer report`")
+    for path in sorted(settings.report.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            yield str(PurePosixPath("report", *path.relative_to(settings.report).parts)), path
+    for path in settings.weights:
+        yield f"weights/{_existing(path).name}", path
+    for run_ in settings.runs:
+        found = [run_ / name for name in OF_A_RUN if (run_ / name).is_file()]
+        if not found:
+            raise FileFormatError(f"{run_} is no directory that `train` wrote")
+        for path in found:
+            yield f"runs/{run_.resolve().name}/{path.name}", path
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise FileFormatError(f"there is no file {path}")
+    return path
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    info = zipfile.ZipInfo(name, EPOCH)
+    info.compress_type = zipfile.ZIP_DEFLATED
+    info.external_attr = 0o644 << 16
+    archive.writestr(info, content)

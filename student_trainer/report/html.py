@@ -1,0 +1,52 @@
+"""One HTML file without anything from elsewhere: style, script and data are in it."""
+
+from __future__ import annotations
+
+import html
+import importlib.resources
+import json
+import math
+from typing import Any
+
+from student_trainer.report.figures import PALETTE
+
+ASSETS = "student_trainer.report.assets"
+
+
+def render(content: dict[str, Any], network: dict[str, Any], pairs: list[dict[str, Any]]) -> str:
+    """The page.
+
+    Args:
+        content: `Content.as_dict`.
+        network, pairs: of `map_data`.
+    """
+    data = {**content, "palette": PALETTE, "map": {"network": network, "pairs": pairs}}
+    page = _asset("report.html")
+    for mark, text in (
+        ("<!--TITLE-->", html.escape(content["title"])),
+        ("/*STYLE*/", _asset("report.css")),
+        ("/*SCRIPT*/", "\n".join(_asset(name) for name in ("charts.js", "map.js", "report.js"))),
+        ("/*DATA*/", embedded(data)),
+    ):
+        before, found, after = page.partition(mark)
+        assert found, f"the template lacks {mark}"
+        page = before + text + after
+    return page
+
+
+def embedded(value: Any) -> str:
+    """JSON that may stand in a script element: it holds no < that could end it, and no number that JSON lacks."""
+    text = json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _asset(name: str) -> str:
+    return importlib.resources.files(ASSETS).joinpath(name).read_text(encoding="utf-8")
