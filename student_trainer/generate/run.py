@@ -140,9 +140,10 @@ def _check_target(settings: GenerateConfig, parts: Parts, fingerprint: str) -> N
         raise ConfigError(f"{out} is not a directory; choose another --out")
     if not out.exists() or not any(out.iterdir()) or parts.fingerprint == fingerprint:
         return
-    if parts.fingerprint is None and records.fingerprint_of(out / "summary.json") is None:
+    has_trips = records.fingerprint_of(out / "summary.json") is not None
+    if parts.fingerprint is None and not has_trips:
         raise ConfigError(f"{out} exists and holds no generated trips, so it is left alone; choose another --out")
-    if not settings.replace:
+    if (has_trips or parts.holds_trips) and not settings.replace:
         raise ConfigError(
             f"{out} holds trips of other settings, weights, data or software; choose another --out, or replace=true"
         )

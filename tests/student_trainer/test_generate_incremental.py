@@ -71,7 +71,7 @@ def test_a_step_at_a_time_equals_the_whole_path(temporal: str, top_k: int) -> No
 @settings(deadline=None, max_examples=15)
 @given(st.integers(0, 10_000), st.integers(1, 299))
 def test_a_step_has_the_same_bits_whatever_it_is_computed_with(seed: int, companions: int) -> None:
-    network, trips, student = CITY
+    _, trips, student = CITY
     rng = np.random.default_rng(seed)
     alone = int(rng.integers(len(trips)))
     others = rng.permutation(np.setdiff1d(np.arange(len(trips)), alone))[:companions]

@@ -17,7 +17,7 @@ from support.students import both_ways, random_model, random_pairs
 from benchmarks.straightforward import generate as plain
 from shared import ragged
 from student_trainer.data.network import RoadNetwork
-from student_trainer.generate import workers
+from student_trainer.generate import graph, workers
 from student_trainer.generate.beam import BeamSearch
 from student_trainer.generate.best_first import BestFirstSearch
 from student_trainer.generate.config import SearchConfig
@@ -30,7 +30,12 @@ Kind = type[BeamSearch] | type[BestFirstSearch]
 
 
 def search(
-    kind: Kind, student: IncrementalStudent, pairs: Pairs, lanes: int = 16, todo: list[int] | None = None, **rules: object
+    kind: Kind,
+    student: IncrementalStudent,
+    pairs: Pairs,
+    lanes: int = 16,
+    todo: list[int] | None = None,
+    **rules: object,
 ) -> list[Found]:
     """Trips of all pairs, by pair."""
     found = kind(student, pairs, SearchConfig.model_validate(rules), lanes)
@@ -100,7 +105,9 @@ def all_paths(
             (choices,) = student.choices([path], destination)
             for road, log_prob, seconds in zip(choices.road, choices.log_prob, choices.seconds, strict=True):
                 if loops or road not in path.roads:
-                    child = plain.Path([*path.roads, road], [*path.times, path.times[-1] + seconds], path.log_prob + log_prob)
+                    child = plain.Path(
+                        [*path.roads, road], [*path.times, path.times[-1] + seconds], path.log_prob + log_prob
+                    )
                     children.append(child)
         yield from (path for path in children if path.roads[-1] == destination)
         open_paths = [path for path in children if path.roads[-1] != destination]
@@ -115,6 +122,43 @@ def test_best_first_finds_the_most_probable_of_all_paths(seed: int, repeats: str
     for trip in search(BestFirstSearch, ours, pairs, repeats=repeats, max_steps=most):
         paths = all_paths(reference, network, *arguments(pairs, trip.pair), repeats == "any", most)
         assert_same(trip, max(paths, key=lambda path: path.log_prob, default=None))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_bound_never_exceeds_what_is_left(seed: int) -> None:
+    """At every step of every path; and it says something."""
+    network, _ = random_network(8, seed=seed, max_degree=3)
+    ours, reference = both_ways(network, random_model(network, seed=seed, gain=0.5))
+    pairs = random_pairs(network, 4, seed=seed)
+    highest = 0.0
+    for one in range(4):
+        origin, destination, departure = arguments(pairs, one)
+        candidates, cost = ours.least_costs(destination)
+        assert (cost >= -1e-9).all() and (cost[np.repeat(candidates.length == 1, candidates.length)] < 1e-9).all()
+        left = graph.costs_to(destination, candidates.length, candidates.road, cost)
+        for path in all_paths(reference, network, origin, destination, departure, True, 4):
+            passed = 0.0
+            for number, road in enumerate(path.roads[:-1]):
+                assert left[road] <= passed - path.log_prob + 1e-5
+                prefix = plain.Path(path.roads[: number + 1], path.times[: number + 1], 0.0)
+                (choices,) = reference.choices([prefix], destination)
+                passed += choices.log_prob[choices.road.index(path.roads[number + 1])]
+            highest = max(highest, left[origin])
+    assert highest > 0.3
+
+
+@pytest.mark.parametrize("repeats", ["never", "any"])
+def test_the_bound_changes_no_trip_and_expands_no_more(repeats: str) -> None:
+    network, _ = random_network(10, seed=2, max_degree=3)
+    ours, _ = both_ways(network, random_model(network, seed=2, gain=0.7))
+    pairs = random_pairs(network, 20)
+    plainly, bound = (
+        search(BestFirstSearch, ours, pairs, repeats=repeats, heuristic=heuristic, max_steps=9)
+        for heuristic in ("none", "bound")
+    )
+    for a, b in zip(plainly, bound, strict=True):
+        assert (a.status, a.roads.tolist(), a.log_prob) == (b.status, b.roads.tolist(), b.log_prob)
+    assert sum(trip.expanded for trip in bound) < 0.9 * sum(trip.expanded for trip in plainly)
 
 
 def forgetful(model: HOSER) -> HOSER:
@@ -155,7 +199,7 @@ def test_where_the_path_before_matters_it_is_not_exact_and_never_better() -> Non
 @pytest.mark.parametrize("kind", [BeamSearch, BestFirstSearch])
 def test_a_trip_does_not_depend_on_the_others(kind: Kind, data: st.DataObject) -> None:
     """Alone, among any others, in any order, with any number under way, in any thread: the same bits."""
-    network, ours, pairs = CITY
+    _, ours, pairs = CITY
     rules = {"max_steps": 20, "max_expanded": 60}
     todo = data.draw(st.lists(st.integers(0, len(pairs) - 1), unique=True, min_size=1))
     lanes, threads = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 3))
