@@ -196,6 +196,7 @@ PRINTERS = {
     "shared.cli",
     "shared.demo",
     "student_trainer.demo_city.run",
+    "student_trainer.generate.run",
     "student_trainer.predict",
     "student_trainer.prepare.run",
     "student_trainer.train.run",

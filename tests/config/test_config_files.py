@@ -16,7 +16,7 @@ from student_trainer.prepare.config import PrepareConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILES = sorted((REPOSITORY / "config").glob("*.yaml"))
-PER_JOB = {"demo-city", "prepare", "pretrain", "serve", "train", "distill", "predict"}
+PER_JOB = {"demo-city", "prepare", "pretrain", "serve", "train", "distill", "predict", "generate"}
 PER_DATA_SET = {"beijing", "porto", "san_francisco"}
 
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -53,6 +53,7 @@ def test_the_schemas_take_every_setting_of_every_section(path: Path, monkeypatch
         "prepare": ["--raw", "r", "--out", "o"],
         "train": ["--data", "d", "--out", "o"],
         "predict": ["--data", "d", "--weights", "w", "--out", "o.npz"],
+        "generate": ["--data", "d", "--weights", "w", "--out", "o"],
         "pretrain": ["--data", "d", "--out", "o"],
         "export": ["--checkpoint", "c", "--out", "o"],
         "serve": ["--teacher", "t"],
