@@ -9,7 +9,7 @@ A step's numbers do not depend, not by a bit, on the steps that are computed wit
 of a few fixed numbers of rows, each row of which is summed by itself; of these sizes only those are used that give a
 row the same bits as the largest one wherever in the tile it lies. That is tried out at the start with the model's own
 layers: the order of summation does not depend on the data. Attention is computed path by path. For all this torch must
-have one thread in the threads that use a student; `workers` has.
+have one thread in the threads that use a student; `workers` has. All runs on the CPU: attention follows pointers.
 
 Shapes: R paths, W most steps of a path, M steps in the table, D = 2d width, N roads, K candidates.
 """

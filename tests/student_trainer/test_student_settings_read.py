@@ -29,7 +29,7 @@ from student_trainer.train.run import run as run_train
 
 
 def test_every_job_is_covered_here() -> None:
-    assert {job.name for job in JOBS} == {"demo-city", "prepare", "train", "predict"}
+    assert {job.name for job in JOBS} == {"demo-city", "prepare", "train", "predict", "generate"}
 
 
 def test_a_read_is_an_attribute_and_no_dump() -> None:
