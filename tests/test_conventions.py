@@ -48,6 +48,7 @@ LAYERS = (
     "student_trainer.train",
     "student_trainer.generate",
     "student_trainer.evaluate",
+    "student_trainer.report",
 )
 MAY_IMPORT = {
     "student_trainer.demo_city": {"student_trainer.data"},
@@ -63,6 +64,7 @@ MAY_IMPORT = {
         "student_trainer.predict",
     },
     "student_trainer.evaluate": {"student_trainer.data", "student_trainer.train", "student_trainer.predict"},
+    "student_trainer.report": {"student_trainer.data", "student_trainer.evaluate"},
 }
 """Which part of the trainer knows which: data flows one way."""
 

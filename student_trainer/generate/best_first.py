@@ -5,6 +5,11 @@ the destination is the most probable of all (loop-free, or any) paths, whatever 
 With repeats=best, upstream's rule, a road goes on only once, from the first path taken up there. That is exact where a
 step's probability depends on the road and the destination alone, not on the path before; the student's does depend on
 it, and the rule is then a good and much cheaper approximation.
+
+heuristic=bound puts a lower bound of what is left beside what a path has cost: the least sum, over all ways to the
+destination, of the least -log p that the student can give a step of it after any path (`least_costs`). It never
+exceeds what is left, so what is exact without it is exact with it, and no more is expanded. The bound needs a pass over
+all roads for every trip.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shared import ragged
+from student_trainer.generate import graph
 from student_trainer.generate.config import SearchConfig
 from student_trainer.generate.found import Found
 from student_trainer.generate.incremental import IncrementalStudent, StepTable
@@ -24,9 +30,13 @@ from student_trainer.generate.lanes import NOWHERE, Lanes
 from student_trainer.generate.pairs import Pairs
 
 Int64 = npt.NDArray[np.int64]
+Float64 = npt.NDArray[np.float64]
 
 TABLE_STEPS = 200_000
 """No further trip starts while so many steps are kept: with HOSER's widths some 4 KiB each."""
+
+ROUNDING = 1e-5
+"""By how much the bound is lowered, relatively and absolutely, so that it holds for rounded logits too."""
 
 Open = tuple[float, int, float, int, int, int]
 """Cost, number in the order of discovery, log-probability, road, place of the step before, steps."""
@@ -46,10 +56,19 @@ class BestFirstSearch:
         self._trees: dict[int, _Tree] = {}
         while True:
             for lane in self._lanes.admit(self._count if self._table.used < TABLE_STEPS else not self._trees):
-                self._trees[int(lane)] = _Tree(int(self._lanes.origin[lane]), self._settings.repeats == "best")
+                self._trees[int(lane)] = self._plant(int(lane))
             if not self._trees:
                 return
             yield from self._go_on()
+
+    def _plant(self, lane: int) -> _Tree:
+        origin, destination = int(self._lanes.origin[lane]), int(self._lanes.destination[lane])
+        left = None
+        if self._settings.heuristic == "bound":
+            candidates, cost = self._student.least_costs(destination)
+            exact = graph.costs_to(destination, candidates.length, candidates.road, cost)
+            left = np.maximum(exact * (1 - ROUNDING) - ROUNDING, 0)
+        return _Tree(origin, self._settings.repeats == "best", left)
 
     def _go_on(self) -> Iterator[Found]:
         """Takes one path up in every trip."""
@@ -120,13 +139,15 @@ class BestFirstSearch:
 class _Tree:
     """The paths of one trip: those that may go on, and the places of the steps that have.
 
+    With `left`, float64 [N], a lower bound of what is left from each road, the least sum goes on first.
+
     Attributes:
         places: of all steps that are kept.
     """
 
-    def __init__(self, origin: int, once: bool) -> None:
+    def __init__(self, origin: int, once: bool, left: Float64 | None) -> None:
         self.places: list[int] = []
-        self._once = once
+        self._once, self._left = once, left
         self._order = itertools.count()
         self._open: list[Open] = []
         self._best: dict[int, float] = {}
@@ -139,7 +160,8 @@ class _Tree:
             if road in self._closed or log_prob <= self._best.get(road, -np.inf):
                 return
             self._best[road] = log_prob
-        heapq.heappush(self._open, (-log_prob, next(self._order), log_prob, road, before, steps))
+        cost = -log_prob if self._left is None else float(self._left[road]) - log_prob
+        heapq.heappush(self._open, (cost, next(self._order), log_prob, road, before, steps))
 
     def pop(self) -> Open | None:
         """The most probable open path, the earliest of equals; None without one."""

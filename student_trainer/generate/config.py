@@ -39,7 +39,8 @@ class SearchConfig(Section):
     """Predicted travel time, in seconds, that a path may take; beyond it ends with time_limit. It is not the time of
     the search: that would make trips depend on the machine."""
     heuristic: Heuristic = "none"
-    """best_first: bound adds a lower bound of -log p of what is left, exact and costly; none is upstream's."""
+    """best_first: none goes on from the most probable path (upstream's way); bound adds a lower bound of -log p of what
+    is left, which is exact and expands no more, but needs a pass over all roads for every trip."""
 
 
 class GenerateConfig(Section):

@@ -7,6 +7,7 @@ import numpy.typing as npt
 from scipy import sparse
 from scipy.sparse import csgraph
 
+from shared import ragged
 from student_trainer.data.network import RoadNetwork
 
 Int64 = npt.NDArray[np.int64]
@@ -48,7 +49,6 @@ def shortest_paths(network: RoadNetwork, length: Float64, origin: Int64, destina
         length: float64 [N] metres.
         origin, destination: int64 [Q].
     """
-    # scipy takes an edge of cost 0 for none: shift every cost by less than any difference that counts
     graph = reversed_graph(network, np.maximum(length, LEAST_M)[network.successors])
     ways: list[Int64] = [np.empty(0, np.int64)] * len(origin)
     goals, goal = np.unique(destination, return_inverse=True)
@@ -61,7 +61,23 @@ def shortest_paths(network: RoadNetwork, length: Float64, origin: Int64, destina
 
 
 LEAST_M = 1e-6
-"""Metres of a road of no length."""
+"""Metres of a road of no length; an edge must cost something."""
+
+
+def costs_to(destination: int, degree: Int64, successor: Int64, cost: Float64) -> Float64:
+    """Least cost from every road to one, float64 [N]; infinite without a way.
+
+    Args:
+        destination: the road.
+        degree: int64 [N] successors per road; successor: int64 [S] these; cost: float64 [S] of going there.
+    """
+    size = len(degree)
+    graph = sparse.csr_matrix((np.maximum(cost, LEAST_COST), successor, ragged.offsets(degree)), shape=(size, size))
+    return np.asarray(csgraph.dijkstra(graph.T.tocsr(), indices=[destination])[0])
+
+
+LEAST_COST = 1e-12
+"""As `LEAST_M`."""
 
 
 def _way(following: npt.NDArray[np.int32], road: int, destination: int) -> Int64:

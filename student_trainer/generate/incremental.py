@@ -9,7 +9,7 @@ A step's numbers do not depend, not by a bit, on the steps that are computed wit
 of a few fixed numbers of rows, each row of which is summed by itself; of these sizes only those are used that give a
 row the same bits as the largest one wherever in the tile it lies. That is tried out at the start with the model's own
 layers: the order of summation does not depend on the data. Attention is computed path by path. For all this torch must
-have one thread in the threads that use a student; `workers` has.
+have one thread in the threads that use a student; `workers` has. All runs on the CPU: attention follows pointers.
 
 Shapes: R paths, W most steps of a path, M steps in the table, D = 2d width, N roads, K candidates.
 """
@@ -26,6 +26,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from shared import ragged
 from shared.errors import DataError
 from student_trainer.data import kernels as feature_kernels
 from student_trainer.data.batch import Candidates, candidates_of, minutes_of_day, time_of_day
@@ -42,6 +43,9 @@ Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 
 T = TypeVar("T")
+
+PAIRS = 65_536
+"""Pairs of candidates that are compared at once."""
 
 TILE = 256
 """Rows of the largest tile."""
@@ -257,6 +261,32 @@ class IncrementalStudent:
         standardised = np.concatenate([np.empty(0, np.float32), *parts])
         log1p = np.minimum(standardised.astype(np.float64) * self._scale.sigma + self._scale.mu, MOST_LOG_SECONDS)
         return np.asarray(np.rint(np.expm1(log1p).clip(min=0)), np.int64)
+
+    @torch.inference_mode()
+    def least_costs(self, destination: int) -> tuple[Candidates, Float64]:
+        """For every road, its candidates and a lower bound of -log p of each, whatever path leads to the road: [K].
+
+        p is largest where the others' logits are lowest beside its own. A logit is v . tanh(q + k), of which only q
+        depends on the path, and tanh(q + a) - tanh(q + b) <= 2 tanh(|a - b| / 2) for all q. So no other candidate's
+        logit is lower than a candidate's own by more than D = sum |v| 2 tanh(|k - k'| / 2), and -log p is at least
+        log(1 + sum of e^-D over the others).
+        """
+        roads = np.arange(self.network.num_roads)
+        no_label = np.full(len(roads), -1, np.int32)
+        candidates = candidates_of(self.network, roads, no_label, np.full(len(roads), destination), self._top_k)
+        metrics = (torch.from_numpy(metric) for metric in (candidates.distance, candidates.angle))
+        navigator = self._model.navigator
+        key = navigator.keys(self._road_key[torch.from_numpy(candidates.road)], *metrics)
+        weight = 2 * navigator.v_proj.weight.abs().squeeze(0)
+        others = np.repeat(candidates.length, candidates.length)
+        first = np.repeat(ragged.offsets(candidates.length)[:-1], candidates.length)
+        one, other = ragged.rows(others), ragged.slices(first, others)
+        likeness = np.zeros(len(one))
+        for start in range(0, len(one), PAIRS):
+            part = slice(start, start + PAIRS)
+            apart = key[torch.from_numpy(one[part])] - key[torch.from_numpy(other[part])]
+            likeness[part] = torch.exp(-torch.tanh(apart.abs() / 2) @ weight).numpy()
+        return candidates, np.log(np.bincount(one, weights=likeness, minlength=len(others)))
 
     def _in_parts(self, function: Callable[[slice, int], T], count: int) -> list[T]:
         """What a function gives for each tile: which of so many rows it holds, and its size."""

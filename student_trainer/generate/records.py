@@ -99,6 +99,11 @@ class Parts:
         """Of the run that the parts belong to; None without one."""
         return fingerprint_of(self.folder / "settings.json")
 
+    @property
+    def holds_trips(self) -> bool:
+        """Whether any part is finished."""
+        return bool(self._whole())
+
     def start(self, fingerprint: str) -> None:
         """Makes the folder for parts of a run."""
         files.write_json(self.folder / "settings.json", {"fingerprint": fingerprint})

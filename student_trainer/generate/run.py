@@ -46,6 +46,7 @@ DECIDING = {
     "student_trainer.model": None,
 }
 """Packages, and the modules in them, whose source decides what is generated; None: all of the package."""
+RESULTS = ("summary.json", "trips.parquet", "trips.csv", "config.yaml")
 NOT_DECIDING = {"data", "weights", "out", "name", "batch_trips", "block_trips", "threads", "cache", "replace"}
 """Settings that no trip depends on; data and weights count by their content."""
 
@@ -84,6 +85,8 @@ def generate(settings: GenerateConfig) -> dict[str, Any]:
     searcher = _Searcher(settings, store, pairs)  # reads the weights before anything is written
     if parts.fingerprint != fingerprint:
         parts.remove()
+        for name in RESULTS:  # nobody may take what is replaced for what is asked
+            (settings.out / name).unlink(missing_ok=True)
         parts.start(fingerprint)
     found, took = _search(settings, searcher, pairs, parts)
     summary = _summary(settings, store, weights, found, took) | {"fingerprint": fingerprint}
@@ -121,8 +124,7 @@ def code_version() -> str:
 def _finished(settings: GenerateConfig, fingerprint: str) -> dict[str, Any] | None:
     """The summary in OUT if it is of these settings, under the name that they give."""
     path = settings.out / "summary.json"
-    wanted = ("trips.parquet", "trips.csv", "config.yaml")
-    if records.fingerprint_of(path) != fingerprint or not all((settings.out / name).is_file() for name in wanted):
+    if records.fingerprint_of(path) != fingerprint or not all((settings.out / name).is_file() for name in RESULTS):
         return None
     summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if summary["name"] != _name(settings):
@@ -140,9 +142,10 @@ def _check_target(settings: GenerateConfig, parts: Parts, fingerprint: str) -> N
         raise ConfigError(f"{out} is not a directory; choose another --out")
     if not out.exists() or not any(out.iterdir()) or parts.fingerprint == fingerprint:
         return
-    if parts.fingerprint is None and records.fingerprint_of(out / "summary.json") is None:
+    has_trips = records.fingerprint_of(out / "summary.json") is not None
+    if parts.fingerprint is None and not has_trips:
         raise ConfigError(f"{out} exists and holds no generated trips, so it is left alone; choose another --out")
-    if not settings.replace:
+    if (has_trips or parts.holds_trips) and not settings.replace:
         raise ConfigError(
             f"{out} holds trips of other settings, weights, data or software; choose another --out, or replace=true"
         )
@@ -168,7 +171,7 @@ class _Searcher:
             self.student = IncrementalStudent(model, network, scale, settings.candidate_top_k)
         self._here = pairs.origin == pairs.destination
         self._open = graph.reachable(network, pairs.origin, pairs.destination)
-        threads = settings.threads or provenance.cores()
+        threads = (settings.threads or provenance.cores()) if self.student is not None else 1
         self._searches = [self._make(settings, store, network) for _ in range(threads)]
 
     def _make(self, settings: GenerateConfig, store: Store, network: RoadNetwork) -> Search:

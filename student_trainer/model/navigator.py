@@ -67,11 +67,14 @@ class Navigator(nn.Module):
 
     def logits(self, query: Tensor, key: Tensor, distance: Tensor, angle: Tensor) -> Tensor:
         """Logits [K] of candidates with these queries and keys [K, d] and metrics [K]."""
+        logits: Tensor = self.v_proj(torch.tanh(query + self.keys(key, distance, angle)))
+        return logits.squeeze(-1)
+
+    def keys(self, key: Tensor, distance: Tensor, angle: Tensor) -> Tensor:
+        """What candidates bring to their logits, [K, d]: their `road_keys` and their metrics [K]."""
         _, on_distance, on_angle = self.k_proj.weight.chunk(3, dim=1)
         key = key + distance[:, None] * (on_distance @ self.metric_distance_proj.weight).T
-        key = key + angle[:, None] * (on_angle @ self.metric_angle_proj.weight).T
-        logits: Tensor = self.v_proj(torch.tanh(query + key))
-        return logits.squeeze(-1)
+        return key + angle[:, None] * (on_angle @ self.metric_angle_proj.weight).T
 
     def times(self, state: Tensor, road: Tensor) -> Tensor:
         """Standardised log1p seconds to enter `road` [M, d] from `state` [M, 2d]: [M]."""

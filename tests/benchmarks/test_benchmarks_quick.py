@@ -61,6 +61,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         "hidden",
         "scaling",
         "evaluation",
+        "generation",
     ],
 )
 def test_a_record_says_what_was_measured_where_and_when(results: Results, section: str) -> None:
@@ -223,6 +224,16 @@ def test_two_ranks_are_compared_with_one(results: Results) -> None:
     for name, found in figures.items():
         assert found["speed_ratio"]["min"] > 0
         assert (0 < found["ranks_ms"]["median"] < found["step_ms"]["median"]) == (name == "2 x 1")
+
+
+def test_searches_find_the_same_trips(results: Results) -> None:
+    """That they do, the section checks itself."""
+    figures = results["generation"]["figures"]
+    assert figures["ratio"].keys() == {"ours, alone", "by prefix", "by depth"}
+    for way in ("ours", *figures["ratio"]):
+        assert figures[way]["trips_per_s"]["median"] > 0 and figures[way]["arrived"] > 0.5
+        assert figures[way]["grown_mib"]["median"] >= 0
+    assert figures["same_roads"]["min"] >= 0.98
 
 
 def test_a_mistaken_section_is_named() -> None:

@@ -17,6 +17,7 @@ from support.generated_trips import write_generated
 from support.random_city import write_random_store
 from support.setting_reads import Setting, recorded_reads, settings_of
 from support.tiny_city import write_tiny_city
+from test_report import city
 
 from shared.errors import TrainingError
 from student_trainer import predict
@@ -33,14 +34,19 @@ from student_trainer.model.hoser import HOSER
 from student_trainer.predict import PredictConfig
 from student_trainer.prepare.config import PrepareConfig
 from student_trainer.prepare.run import run as run_prepare
+from student_trainer.report import bundle
+from student_trainer.report import run as report
+from student_trainer.report.config import BundleConfig, ReportConfig
 from student_trainer.train import checkpoint as checkpoints
 from student_trainer.train.config import RuntimeConfig, TrainConfig
 from student_trainer.train.optim import Precision
 from student_trainer.train.run import run as run_train
 
+__all__ = ["city"]
+
 
 def test_every_job_is_covered_here() -> None:
-    covered = {"demo-city", "prepare", "train", "predict", "generate", "evaluate", "compare"}
+    covered = {"demo-city", "prepare", "train", "predict", "generate", "evaluate", "compare", "report", "bundle"}
     assert {job.name for job in JOBS} == covered
 
 
@@ -198,3 +204,15 @@ def test_evaluate_and_compare_read_all(tmp_path: Path, wandb: dict[str, Any], mo
     with recorded_reads() as reads:
         compare.run(comparison)
     assert settings_of(CompareConfig) <= reads
+
+
+def test_report_and_bundle_read_all(city: Path, tmp_path: Path) -> None:
+    """Of the city that the report's own tests have."""
+    given: dict[str, Any] = {"evaluations": [city / "first", city / "second"], "runs": [city / "run"]}
+    given |= {"data": city / "store", "comparison": city / "comparison", "out": tmp_path / "report"}
+    with recorded_reads() as reads:
+        report.run(ReportConfig.model_validate(given))
+    assert settings_of(ReportConfig) <= reads
+    with recorded_reads() as reads:
+        bundle.run(BundleConfig(report=tmp_path / "report", out=tmp_path / "b.zip"))
+    assert settings_of(BundleConfig) <= reads

@@ -72,6 +72,7 @@ def write_random_store(path: Path, trips: int = 60, seed: int = 0) -> store.Stor
     for field in dataclasses.fields(network):
         np.save(path / "network" / f"{field.name}.npy", getattr(network, field.name))
     np.save(path / "network" / "occupied_cells.npy", tokeniser.vocabulary.occupied)
+    np.save(path / "network" / "length.npy", np.random.default_rng((seed, 2)).uniform(20, 300, network.num_roads))
     for number, split in enumerate(store.SPLITS):
         content = random_trips(network, trips if split == "train" else trips // 3, seed=10 * seed + number)
         (path / split).mkdir()
