@@ -18,19 +18,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 FILES = sorted((REPOSITORY / "config").glob("*.yaml"))
 PER_JOB = {"demo-city", "prepare", "pretrain", "serve", "train", "distill", "predict"}
 PER_JOB |= {"generate", "evaluate", "compare", "report", "bundle"}
-    "demo-city",
-    "prepare",
-    "pretrain",
-    "serve",
-    "train",
-    "distill",
-    "predict",
-    "generate",
-    "evaluate",
-    "compare",
-    "report",
-    "bundle",
-}
 PER_DATA_SET = {"beijing", "porto", "san_francisco"}
 
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
