@@ -33,6 +33,7 @@ JOBS = frozenset(
         "compare",
         "report",
         "bundle",
+        "pipeline",
         "pretrain",
         "export",
         "serve",

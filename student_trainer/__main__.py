@@ -114,6 +114,19 @@ JOBS = (
             Flag("--out", "out", "archive to write", "FILE.zip"),
         ),
     ),
+    Job(
+        name="pipeline",
+        summary="all models of a directory: trips, metrics, comparisons, reports; only what is not done",
+        schema="student_trainer.pipeline.config:PipelineConfig",
+        run="student_trainer.pipeline.run:run",
+        flags=(
+            Flag("--data", "data", "store that `prepare` wrote", "STORE"),
+            Flag("--models", "models", "directory of runs, or of .pth files", "DIR"),
+            Flag("--only", "only", "phases: generate, evaluate, compare, report", "PHASE[,PHASE...]"),
+            Flag("--force", "force", "run again what is done", is_switch=True),
+            Flag("--out", "out", "directory to write", "OUT"),
+        ),
+    ),
 )
 
 

@@ -49,6 +49,7 @@ LAYERS = (
     "student_trainer.generate",
     "student_trainer.evaluate",
     "student_trainer.report",
+    "student_trainer.pipeline",
 )
 MAY_IMPORT = {
     "student_trainer.demo_city": {"student_trainer.data"},
@@ -65,6 +66,7 @@ MAY_IMPORT = {
     },
     "student_trainer.evaluate": {"student_trainer.data", "student_trainer.train", "student_trainer.predict"},
     "student_trainer.report": {"student_trainer.data", "student_trainer.evaluate"},
+    "student_trainer.pipeline": {"student_trainer.generate", "student_trainer.evaluate", "student_trainer.report"},
 }
 """Which part of the trainer knows which: data flows one way."""
 
@@ -215,6 +217,7 @@ PRINTERS = {
     "student_trainer.report.bundle",
     "student_trainer.report.run",
     "student_trainer.generate.run",
+    "student_trainer.pipeline.run",
     "student_trainer.predict",
     "student_trainer.prepare.run",
     "student_trainer.train.run",

@@ -31,14 +31,25 @@ REPORT = "report.html"
 
 def run(settings: ReportConfig) -> int:
     """Writes the report; prints where it is and how large as JSON on stdout."""
+    page = write(settings)
+    print(json.dumps({"out": str(settings.out), "report": str(page), "bytes": page.stat().st_size}))
+    return 0
+
+
+def write(settings: ReportConfig) -> Path:
+    """Writes the report and returns its page.
+
+    Raises:
+        FileFormatError, CompatibilityError, ConfigError: see `contents.read`.
+        ConfigError: OUT holds something else than a report.
+    """
     content = contents.read(settings)
     _check_target(settings.out)
     with files.atomic_directory(settings.out) as folder:
         _write(content, settings, folder)
     page = settings.out / REPORT
     log.info("wrote %s; open it in a browser", page)
-    print(json.dumps({"out": str(settings.out), "report": str(page), "bytes": page.stat().st_size}))
-    return 0
+    return page
 
 
 def _write(content: Content, settings: ReportConfig, folder: Path) -> None:
@@ -75,5 +86,6 @@ def file_name(name: str) -> str:
 
 
 def _check_target(out: Path) -> None:
-    if out.exists() and not (out.is_dir() and ((out / REPORT).exists() or not any(out.iterdir()))):
+    is_ours = out.is_dir() and ((out / REPORT).exists() or (out / "evaluations").is_dir() or not any(out.iterdir()))
+    if out.exists() and not is_ours:
         raise ConfigError(f"{out} exists and is no report, so it is left alone; choose another --out or remove it")

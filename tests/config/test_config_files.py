@@ -17,7 +17,7 @@ from student_trainer.prepare.config import PrepareConfig
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILES = sorted((REPOSITORY / "config").glob("*.yaml"))
 PER_JOB = {"demo-city", "prepare", "pretrain", "serve", "train", "distill", "predict"}
-PER_JOB |= {"generate", "evaluate", "compare", "report", "bundle"}
+PER_JOB |= {"generate", "evaluate", "compare", "report", "bundle", "pipeline"}
 PER_DATA_SET = {"beijing", "porto", "san_francisco"}
 
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -58,6 +58,7 @@ def test_the_schemas_take_every_setting_of_every_section(path: Path, monkeypatch
         "compare": ["--evaluations", "a,b", "--out", "o"],
         "report": ["--data", "d", "--evaluations", "a,b", "--out", "o"],
         "bundle": ["--report", "r", "--out", "o.zip"],
+        "pipeline": ["--data", "d", "--models", "m", "--out", "o"],
         "generate": ["--data", "d", "--weights", "w", "--out", "o"],
         "pretrain": ["--data", "d", "--out", "o"],
         "export": ["--checkpoint", "c", "--out", "o"],

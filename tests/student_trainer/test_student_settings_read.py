@@ -20,6 +20,7 @@ from support.tiny_city import write_tiny_city
 from test_report import city
 
 from shared.errors import TrainingError
+from shared.store import Store
 from student_trainer import predict
 from student_trainer.__main__ import JOBS
 from student_trainer.data.network import RoadNetwork
@@ -28,12 +29,15 @@ from student_trainer.demo_city.run import run as run_demo_city
 from student_trainer.evaluate import compare
 from student_trainer.evaluate import run as evaluation
 from student_trainer.evaluate.config import CompareConfig, EvaluateConfig
+from student_trainer.generate.config import SearchConfig
 from student_trainer.model import upstream
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.hoser import HOSER
 from student_trainer.predict import PredictConfig
 from student_trainer.prepare.config import PrepareConfig
 from student_trainer.prepare.run import run as run_prepare
+from student_trainer.pipeline import run as pipeline
+from student_trainer.pipeline.config import PipelineConfig
 from student_trainer.report import bundle
 from student_trainer.report import run as report
 from student_trainer.report.config import BundleConfig, ReportConfig
@@ -46,7 +50,19 @@ __all__ = ["city"]
 
 
 def test_every_job_is_covered_here() -> None:
-    covered = {"demo-city", "prepare", "train", "predict", "generate", "evaluate", "compare", "report", "bundle"}
+    covered = {"demo-city", "prepare", "train", "predict"}
+    covered |= {"generate", "evaluate", "compare", "report", "bundle", "pipeline"}
+        "demo-city",
+        "prepare",
+        "train",
+        "predict",
+        "generate",
+        "evaluate",
+        "compare",
+        "report",
+        "bundle",
+        "pipeline",
+    }
     assert {job.name for job in JOBS} == covered
 
 
@@ -216,3 +232,15 @@ def test_report_and_bundle_read_all(city: Path, tmp_path: Path) -> None:
     with recorded_reads() as reads:
         bundle.run(BundleConfig(report=tmp_path / "report", out=tmp_path / "b.zip"))
     assert settings_of(BundleConfig) <= reads
+
+
+def test_pipeline_reads_all(city: Path, tmp_path: Path) -> None:
+    store = Store(city / "store")
+    model = HOSER(ModelConfig(road_id_dim=8, road_attr_dim=2, mask_size=64), RoadNetwork.load(store))
+    (tmp_path / "models").mkdir()
+    checkpoints.save_tensors(tmp_path / "models" / "a.pth", upstream.export(model))
+    given = {"data": store.path, "models": tmp_path / "models", "out": tmp_path / "out", "splits": "val", "pairs": 5}
+    settings = PipelineConfig.model_validate(given | {"bootstrap": {"draws": 100}})
+    with recorded_reads() as reads:
+        assert pipeline.run(settings) == 0
+    assert settings_of(PipelineConfig) <= reads | settings_of(SearchConfig)  # its own test has those

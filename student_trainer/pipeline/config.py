@@ -1,0 +1,75 @@
+"""Settings of `pipeline`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from shared.config import Section
+from shared.store import SplitName
+from student_trainer.evaluate.config import BootstrapConfig
+from student_trainer.generate.config import Method, SearchConfig
+
+Phase = Literal["generate", "evaluate", "compare", "report"]
+
+
+def _split_list(value: Any) -> Any:
+    """A,B as a command line gives it; one value is a list of one."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return [value] if isinstance(value, int) else value
+
+
+Phases = Annotated[tuple[Phase, ...], pydantic.BeforeValidator(_split_list)]
+Splits = Annotated[tuple[SplitName, ...], pydantic.BeforeValidator(_split_list)]
+Seeds = Annotated[tuple[int, ...], pydantic.BeforeValidator(_split_list)]
+
+
+class PipelineConfig(Section):
+    """All models x splits x seeds -> trips, metrics, comparisons, reports."""
+
+    data: Path
+    """Store that `prepare` wrote."""
+    models: Path
+    """Directory: every checkpoints/best.pt below it is a model, named as its run's directory, and so is every .pth
+    file directly in it."""
+    out: Path
+    """Directory to write."""
+    splits: Splits = ("train", "test")
+    """Where OD pairs come from: train, val, test, separated by commas."""
+    seeds: Seeds = (42,)
+    """Seeds of the draws of OD pairs, separated by commas."""
+    baseline: str = ""
+    """Model that the others are compared with; empty: vanilla if there is one, otherwise the first by name."""
+    shortest_path: bool = True
+    """Also shortest paths, which need no model."""
+    only: Phases = ()
+    """Phases to run, separated by commas: generate, evaluate, compare, report; empty: all. Others must be done."""
+    force: bool = False
+    """Run again what is done."""
+    method: Method = "beam"
+    """Search of the models' trips: greedy, beam, best_first."""
+    pairs: int = pydantic.Field(1000, ge=0)
+    """OD pairs of each split and seed; 0: all."""
+    search: SearchConfig = SearchConfig()
+    """Search."""
+    candidate_top_k: int = pydantic.Field(64, ge=0)
+    """As in training: keep at most this many candidates per position; 0 keeps all."""
+    next_road: bool = True
+    """Also measure next-road predictions, on every trip of the split."""
+    bootstrap: BootstrapConfig = BootstrapConfig()
+    """Intervals."""
+    significance: float = pydantic.Field(0.05, gt=0, lt=1)
+    """Largest p-value, after Holm's correction, of a difference that is called real."""
+    map_pairs: int = pydantic.Field(200, ge=1)
+    """OD pairs on a report's map."""
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> PipelineConfig:
+        if not self.splits or not self.seeds:
+            raise ValueError("splits and seeds: give at least one of each")
+        if self.method == "shortest_path":
+            raise ValueError("method=shortest_path needs no models; see shortest_path")
+        return self
