@@ -358,7 +358,9 @@ def one_thread() -> Iterator[None]:
 def _relative_weights(block: Block) -> tuple[Float32, Float32, Float32]:
     attention = block.attn
     key, value = attention.relative_position_emb_k, attention.relative_position_emb_v
-    return key.weight.detach().numpy(), value.weight.detach().numpy(), value.bias.detach().numpy()
+    weights = (key.weight.T.contiguous(), value.weight.T.contiguous(), value.bias)
+    of_key, of_value, bias = (weight.detach().numpy() for weight in weights)
+    return of_key, of_value, bias
 
 
 def _filled(values: npt.NDArray, size: int) -> npt.NDArray:

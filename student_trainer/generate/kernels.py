@@ -50,28 +50,28 @@ def attend_paths(
         keys, values: float32 [M, D] of the steps in the table.
         path: int32 [R, W] places of each path's steps in the table; length: int64 [R].
         distance, interval: float32 [R, W] of the last step to each step.
-        relative_key, relative_value: float32 [e, 2] weights; value_bias: float32 [e].
+        relative_key, relative_value: float32 [2, e] weights of distance and interval; value_bias: float32 [e].
         heads: h.
     """
     width = out.shape[1]
     head_width = width // heads
     scale = np.float32(1 / math.sqrt(head_width))
-    weight = np.empty(path.shape[1], np.float32)
+    weight, mean = np.empty(path.shape[1], np.float32), np.empty(head_width, np.float32)
     for row in range(len(length)):
         steps = length[row]
         last = path[row, steps - 1]
         keys[last, :] = qkv[row, width : 2 * width]
         values[last, :] = qkv[row, 2 * width :]
         for head in range(heads):
-            part = slice(head * head_width, (head + 1) * head_width)
-            query, result = qkv[row, part], out[row, part]  # slices, so that the loops run on vector registers
+            first, end = head * head_width, (head + 1) * head_width
+            query = qkv[row][first:end]  # slices, so that the loops run on vector registers
             on_distance, on_interval = np.float32(0), np.float32(0)
             for c in range(head_width):
-                on_distance += query[c] * relative_key[c, 0]
-                on_interval += query[c] * relative_key[c, 1]
+                on_distance += query[c] * relative_key[0, c]
+                on_interval += query[c] * relative_key[1, c]
             greatest = np.float32(-np.inf)
             for j in range(steps):
-                key = keys[path[row, j], part]
+                key = keys[path[row, j]][first:end]
                 score = np.float32(0)
                 for c in range(head_width):
                     score += query[c] * key[c]
@@ -86,11 +86,12 @@ def attend_paths(
                 of_interval += weight[j] * interval[row, j]
             of_distance, of_interval = of_distance / total, of_interval / total
             for c in range(head_width):
-                result[c] = value_bias[c] + relative_value[c, 0] * of_distance + relative_value[c, 1] * of_interval
+                mean[c] = value_bias[c] + relative_value[0, c] * of_distance + relative_value[1, c] * of_interval
             for j in range(steps):
-                value, share = values[path[row, j], part], weight[j] / total
+                value, share = values[path[row, j]][first:end], weight[j] / total
                 for c in range(head_width):
-                    result[c] += share * value[c]
+                    mean[c] += share * value[c]
+            out[row, first:end] = mean
 
 
 @compiled
