@@ -37,9 +37,8 @@ def find(folder: Path, baseline: str, shortest_path: bool) -> list[Model]:
         ConfigError: there is none, two have the same name, or none has the baseline's.
     """
     found: dict[str, tuple[Path, Path | None]] = {}
-    candidates: list[tuple[str, Path, Path | None]] = [
-        (_name(path.parents[1], folder), path, path.parents[1]) for path in sorted(folder.rglob(str(BEST)))
-    ]
+    runs = [path.parents[1] for path in sorted(folder.rglob(str(BEST)))]
+    candidates: list[tuple[str, Path, Path | None]] = [(_name(run, folder), run / BEST, run) for run in runs]
     candidates += [(path.stem, path, None) for path in sorted(folder.glob("*.pth"))]
     for name, path, run in candidates:
         if name in found:
