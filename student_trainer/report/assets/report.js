@@ -11,9 +11,16 @@ function label(name) {
   return el("span", { class: "name" }, dot, name);
 }
 
+/* Three digits or more, zeros at the end kept: what stands below each other is compared. */
+function precise(value) {
+  const size = Math.abs(value);
+  if (value === 0 || size >= 1000) return format(value);
+  return size < 1e-3 ? value.toExponential(1) : value.toPrecision(size >= 10 ? 4 : 3);
+}
+
 function shown(value, unit) {
   if (value === null || value === undefined) return "–";
-  return unit === "share" ? `${format(100 * value)} %` : format(value);
+  return unit === "share" ? `${precise(100 * value)} %` : precise(value);
 }
 
 /* ---- theme ---- */
