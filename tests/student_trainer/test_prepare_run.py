@@ -191,7 +191,7 @@ def test_other_code_makes_all_again_and_equal_content_keeps_its_fingerprint(
 
 
 def test_all_code_that_prepare_imports_decides_or_is_known_not_to() -> None:
-    known = {"shared", "shared.compiled", "shared.config", "shared.errors"}
+    known = {"shared", "shared.compiled", "shared.config", "shared.errors", "shared.provenance"}
     deciding = {f"{package}.{name}" for package, names in parts.DECIDING.items() for name in names or ()}
     for path in (REPOSITORY / "student_trainer" / "prepare").glob("*.py"):
         for imported in imports_of(path):
