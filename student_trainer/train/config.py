@@ -89,13 +89,34 @@ class LogConfig(Section):
     """Its project."""
     wandb_name: str | None = None
     """Its run name; none for the name of OUT."""
+    wandb_group: str | None = None
+    """Runs of the same group are shown together."""
     wandb_tags: tuple[str, ...] = ()
     """Its tags."""
     progress: bool = True
     """Show a progress bar where stderr is a terminal."""
 
 
-class TrainConfig(Section):
+class RecipeConfig(Section):
+    """How a student is trained, wherever its data and its teacher are."""
+
+    model: ModelConfig = ModelConfig()
+    """Architecture."""
+    batch: DataConfig = DataConfig()
+    """Data."""
+    distill: DistillConfig = DistillConfig()
+    """Distillation."""
+    optim: OptimConfig = OptimConfig()
+    """Optimisation."""
+    runtime: RuntimeConfig = RuntimeConfig()
+    """Arithmetic."""
+    client: ClientConfig = ClientConfig()
+    """Connection to the teacher."""
+    log: LogConfig = LogConfig()
+    """Logging."""
+
+
+class TrainConfig(RecipeConfig):
     """A training run."""
 
     data: Path
@@ -112,20 +133,6 @@ class TrainConfig(Section):
     torch.profiler (OUT/trace.json). On an accelerator each part of a step is then waited for, which costs time."""
     seed: int = 42
     """Seed of initial weights and of the order of trips."""
-    model: ModelConfig = ModelConfig()
-    """Architecture."""
-    batch: DataConfig = DataConfig()
-    """Data."""
-    distill: DistillConfig = DistillConfig()
-    """Distillation."""
-    optim: OptimConfig = OptimConfig()
-    """Optimisation."""
-    runtime: RuntimeConfig = RuntimeConfig()
-    """Arithmetic."""
-    client: ClientConfig = ClientConfig()
-    """Connection to the teacher."""
-    log: LogConfig = LogConfig()
-    """Logging."""
 
     @property
     def distils(self) -> bool:

@@ -63,6 +63,7 @@ def _start_wandb(settings: TrainConfig) -> Any:
     return wandb.init(
         project=settings.log.wandb_project,
         name=settings.log.wandb_name or settings.out.name,
+        group=settings.log.wandb_group,
         tags=list(settings.log.wandb_tags),
         mode=settings.log.wandb if settings.log.wandb != "off" else "disabled",
         dir=str(settings.out),

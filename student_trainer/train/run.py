@@ -15,6 +15,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,7 @@ def _run(settings: TrainConfig, ranks: Ranks) -> int:
         torch.set_num_threads(settings.runtime.threads)
     device, store, resumed = ranks.together(lambda: _open(settings, ranks))
     resumed = ranks.broadcast(resumed)
-    teacher, revision = ranks.together(lambda: _connect(settings, store, ranks))
+    teacher, revision = ranks.together(lambda: connect(settings, store, ranks))
     with StopSignals() as stop:
         try:
             session = Session(settings, store, teacher, revision, device, resumed, ranks, stop)
@@ -72,10 +73,16 @@ def _run(settings: TrainConfig, ranks: Ranks) -> int:
         finally:
             teacher.close()
     if ranks.is_first:
-        summary = session.summary() | {"seconds": round(time.monotonic() - start, 1)}
-        files.write_json(settings.out / "summary.json", summary)
+        summary = write_summary(session, time.monotonic() - start)
         print(json.dumps(summary))
     return 0
+
+
+def write_summary(session: Session, seconds: float) -> dict[str, Any]:
+    """Writes and returns the result of a finished run, which took so long."""
+    summary = session.summary() | {"seconds": round(seconds, 1)}
+    files.write_json(session.settings.out / "summary.json", summary)
+    return summary
 
 
 def _open(settings: TrainConfig, ranks: Ranks) -> tuple[torch.device, Store, Checkpoint | None]:
@@ -88,11 +95,16 @@ def _open(settings: TrainConfig, ranks: Ranks) -> tuple[torch.device, Store, Che
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store = Store(settings.data)
-    return device, store, _claim_directory(settings, store) if ranks.is_first else None
+    return device, store, claim_directory(settings, store) if ranks.is_first else None
 
 
-def _connect(settings: TrainConfig, store: Store, ranks: Ranks = ALONE) -> tuple[Teacher, str]:
-    """The teacher and its weights revision; refuses one that does not fit before anything is computed."""
+def connect(settings: TrainConfig, store: Store, ranks: Ranks = ALONE) -> tuple[Teacher, str]:
+    """The teacher and its weights revision.
+
+    Raises:
+        Unavailable: it does not answer in time.
+        CompatibilityError: it does not fit the store or the settings.
+    """
     if not settings.distils:
         log.info("training without a teacher (%s)", "teacher=none" if settings.teacher == "none" else "weight 0")
         return NullTeacher(), ""
@@ -117,8 +129,14 @@ def _client_of(client: ClientConfig, ranks: Ranks) -> ClientConfig:
     return client.model_copy(update={"name": client.name[: NAME_LENGTH - len(suffix)] + suffix})
 
 
-def _claim_directory(settings: TrainConfig, store: Store) -> Checkpoint | None:
-    """The checkpoint to resume from, if any; refuses to mix two runs in one directory."""
+def claim_directory(settings: TrainConfig, store: Store) -> Checkpoint | None:
+    """The checkpoint to resume from, if any.
+
+    Raises:
+        ConfigError: OUT holds a run, and it is not resumed or has other settings.
+        CompatibilityError: it was trained on another store.
+        FileFormatError: none of its checkpoints can be read.
+    """
     if settings.resume:
         last = settings.out / "checkpoints" / "last.pt"
         for name in ("last", "best"):
@@ -211,6 +229,14 @@ class Session:
 
     def train(self) -> None:
         """Trains from where the run stands to the end; what ends it between two steps leaves a checkpoint."""
+        for _ in self.epochs():
+            pass
+
+    def epochs(self) -> Iterator[dict[str, float]]:
+        """Trains as `train` does, and yields the validation metrics of each epoch once its checkpoint is written.
+
+        Who stops early closes the iterator; the run can be resumed. Other runs may go on in between.
+        """
         self._check_ranks()
         logbook: Logbook | None = None
         if self.ranks.is_first:
@@ -219,7 +245,7 @@ class Session:
             config.save(self.settings, "train", self.settings.out / "config.yaml")
             logbook = Logbook(self.settings, self.progress.step)
         try:
-            self._loop(logbook)
+            yield from self._loop(logbook)
         except (KeyboardInterrupt, TeacherError, RankLost) as error:
             self._save("last")
             reason = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped"
@@ -233,7 +259,7 @@ class Session:
         if self.ranks.is_first:
             self._export_best()
 
-    def _loop(self, logbook: Logbook | None) -> None:
+    def _loop(self, logbook: Logbook | None) -> Iterator[dict[str, float]]:
         lookahead = self.settings.client.lookahead
         bar = tqdm.tqdm(
             total=self.schedule.total_steps,
@@ -245,7 +271,7 @@ class Session:
         clock = Clock()
         plan = self.schedule.from_step(self.progress.step)
         with bar, Prefetcher(self._prepare, plan, lookahead) as steps:
-            self._after_step(logbook, bar, clock)  # what an interrupted run has left undone
+            yield from self._after_step(logbook, bar, clock)  # what an interrupted run has left undone
             waited = time.perf_counter()
             for step in steps:
                 if self.ranks.any(self.stop.requested):
@@ -257,7 +283,7 @@ class Session:
                 if self._profile is not None:
                     self._profile.add_step(self.trainer.stopwatch.since(before), time.perf_counter() - waited)
                 bar.update()
-                self._after_step(logbook, bar, clock)
+                yield from self._after_step(logbook, bar, clock)
                 if self._is_checkpoint_due():
                     self.trainer.settle_sums()
                     self._save("last")
@@ -266,8 +292,8 @@ class Session:
     def _prepare(self, plan: PlannedStep) -> Step:
         return prepare_step(self.feed, self.model.graph, plan, self.ranks)
 
-    def _after_step(self, logbook: Logbook | None, bar: tqdm.tqdm, clock: Clock) -> None:
-        """Metrics and validation that are due at this step and not done yet."""
+    def _after_step(self, logbook: Logbook | None, bar: tqdm.tqdm, clock: Clock) -> Iterator[dict[str, float]]:
+        """Metrics and validation that are due at this step and not done yet; yields after an epoch."""
         step = self.progress.step
         ends_epoch = step > 0 and step % self.schedule.steps_per_epoch == 0
         is_due = step % self.settings.log.every == 0 or ends_epoch
@@ -279,6 +305,7 @@ class Session:
             bar.set_postfix(_brief(metrics))
         if ends_epoch and len(self.progress.history) < step // self.schedule.steps_per_epoch:
             self._end_epoch(logbook)
+            yield self.progress.history[-1]
             clock.lap()
 
     def _is_checkpoint_due(self) -> bool:

@@ -58,7 +58,7 @@ def settings_of(store: Store, out: Path, resume: bool = False, **changed: dict[s
 
 def sessions(settings: TrainConfig, store: Store, ranks: Sequence[Ranks]) -> list[Session]:
     """One session a rank, as `run` makes them."""
-    resumed = training._claim_directory(settings, store)
+    resumed = training.claim_directory(settings, store)
     device = torch.device("cpu")
     return [Session(settings, store, FakeTeacher(), "fake", device, copy.deepcopy(resumed), rank) for rank in ranks]
 

@@ -55,7 +55,7 @@ def train(settings: TrainConfig, store: Store, teacher: FakeTeacher | None = Non
 
 
 def start(settings: TrainConfig, store: Store, teacher: FakeTeacher | None = None) -> Session:
-    resumed = training._claim_directory(settings, store)
+    resumed = training.claim_directory(settings, store)
     revision = "fake" if settings.distils else ""
     return Session(settings, store, teacher or FakeTeacher(), revision, torch.device("cpu"), resumed)
 
@@ -327,12 +327,12 @@ def test_refuses_to_resume_with_another_teacher_or_store(store: Store, tmp_path:
     settings = settings_of(store, tmp_path / "run")
     train(settings, store)
     resumed = settings.model_copy(update={"resume": True})
-    checkpoint = training._claim_directory(resumed, store)
+    checkpoint = training.claim_directory(resumed, store)
     with pytest.raises(CompatibilityError, match="teacher weights fake"):
         Session(resumed, store, FakeTeacher(), "other", torch.device("cpu"), checkpoint)
     other = write_random_store(tmp_path / "other", seed=1)
     with pytest.raises(CompatibilityError, match="another store"):
-        training._claim_directory(resumed, other)
+        training.claim_directory(resumed, other)
 
 
 def test_sub_sample_depends_on_its_own_seed(store: Store, tmp_path: Path) -> None:
