@@ -27,6 +27,7 @@ JOBS = frozenset(
         "demo-city",
         "prepare",
         "train",
+        "tune",
         "predict",
         "generate",
         "evaluate",

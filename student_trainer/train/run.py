@@ -15,7 +15,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -232,7 +232,7 @@ class Session:
         for _ in self.epochs():
             pass
 
-    def epochs(self) -> Iterator[dict[str, float]]:
+    def epochs(self) -> Generator[dict[str, float]]:
         """Trains as `train` does, and yields the validation metrics of each epoch once its checkpoint is written.
 
         Who stops early closes the iterator; the run can be resumed. Other runs may go on in between.

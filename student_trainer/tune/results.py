@@ -1,0 +1,210 @@
+"""What a study has found: OUT/optuna_results/<study>/.
+
+best_trial           link to the best trial's folder, if it is on this machine
+best_params.yaml     settings that `train --config` loads
+study_summary.json   every phase and every trial
+final_results.json   the best setting against vanilla, seed by seed, and whether the difference is real
+figures/             HTML and PNG
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from shared import config, files, provenance
+from student_trainer.tune import figures, phases, samplers, statistics
+from student_trainer.tune.config import TuneConfig
+from student_trainer.tune.phases import Phase
+from student_trainer.tune.samplers import GENERATION
+
+FORMAT = "tune-study/1"
+METRICS = {
+    "accuracy": ("next road right", 100.0, "points", True),
+    "nll": ("negative log-likelihood", 1.0, "nat", False),
+}
+"""Of final runs: label, scale and unit of what is shown, whether more is better."""
+
+
+def folder_of(settings: TuneConfig) -> Path:
+    """Where a study's results are."""
+    return settings.out / "optuna_results" / settings.study
+
+
+def seconds_per_epoch(found: Sequence[Phase]) -> float | None:
+    """How long an epoch of one seed has taken on average; None if nothing has ended."""
+    seconds = epochs = 0.0
+    for phase in found:
+        for trial in phase.slots.ended():
+            if (result := trial.user_attrs.get("result")) is not None:
+                seconds += result["seconds"]
+                epochs += result["epochs"] * len(result["runs"])
+    return seconds / epochs if epochs else None
+
+
+def write(settings: TuneConfig, found: Sequence[Phase]) -> dict[str, Any]:
+    """Writes what is known so far; returns the findings in short, as JSON."""
+    folder = folder_of(settings)
+    by_number = {phase.number: phase for phase in found}
+    summary = summarise(settings, found)
+    final = final_results(settings, by_number.get(2), by_number.get(3))
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(folder / "study_summary.json", _finite(summary))
+    short: dict[str, Any] = {"out": str(folder), "phases": {p["phase"]: p["states"] for p in summary["phases"]}}
+    search = by_number.get(1)
+    if search is not None and (best := phases.best_trial(search.slots.study)) is not None:
+        _link(folder / "best_trial", search.find(best))
+        config.save(phases.final_recipe(settings, best.params), "train", folder / "best_params.yaml")
+        short["best"] = {"trial": search.name(best), "values": best.values, "params": best.params}
+        vanilla = _vanilla_values(by_number.get(0))
+        figures.write(search.slots.study, folder / "figures", settings.objective, vanilla)
+    if final is not None:
+        files.write_json(folder / "final_results.json", _finite(final))
+        short["verdict"], short["sentences"] = final["verdict"], final["sentences"]
+    return short
+
+
+def summarise(settings: TuneConfig, found: Sequence[Phase]) -> dict[str, Any]:
+    """Every phase and trial, as JSON."""
+    search = next((phase for phase in found if phase.number == 1), None)
+    best = None if search is None else phases.best_trial(search.slots.study)
+    return {
+        "format": FORMAT,
+        "study": settings.study,
+        "settings": settings.model_dump(mode="json"),
+        "best_trial": None if search is None or best is None else search.name(best),
+        "best_values": None if best is None else best.values,
+        "best_params": None if best is None else best.params,
+        "pareto_front": _pareto(search),
+        "generations": _generations(search),
+        "phases": [_phase(phase) for phase in found],
+        "environment": provenance.environment(),
+    }
+
+
+def _phase(phase: Phase) -> dict[str, Any]:
+    ended = [trial for trial in phase.slots.ended() if not phase.slots.is_due(trial)]
+    attempts = phase.slots.study.get_trials(deepcopy=False)
+    return {
+        "phase": phase.number,
+        "arm": phase.arm,
+        "study": phase.slots.study.study_name,
+        "slots": len(phase.fixed),
+        "filled": len(ended),
+        "attempts": len(attempts),
+        "states": dict(Counter(phases.STATES[trial.state] for trial in ended)),
+        "lost": sum("lost" in trial.user_attrs for trial in attempts),
+        "trials": [_trial(phase, trial) for trial in attempts],
+    }
+
+
+def _trial(phase: Phase, trial: FrozenTrial) -> dict[str, Any]:
+    attrs = trial.user_attrs
+    result = attrs.get("result", {})
+    return {
+        "number": trial.number,
+        "name": phase.name(trial),
+        "slot": attrs["slot"],
+        "attempt": attrs["attempt"],
+        "state": trial.state.name.lower(),
+        "fills_its_slot": trial.state.is_finished() and "lost" not in attrs,
+        "params": trial.params,
+        "given": bool(trial.system_attrs.get("fixed_params")),
+        "generation": trial.system_attrs.get(GENERATION),
+        "values": result.get("values"),
+        "epochs": result.get("epochs"),
+        "intermediate": trial.intermediate_values,
+        "seconds": result.get("seconds"),
+        "teacher_seconds": result.get("teacher_seconds"),
+        "teacher_positions": result.get("teacher_positions"),
+        "runs": result.get("runs"),
+        "final": result.get("final"),
+        "error": attrs.get("error"),
+        "started": None if trial.datetime_start is None else trial.datetime_start.isoformat(),
+        "ended": None if trial.datetime_complete is None else trial.datetime_complete.isoformat(),
+    }
+
+
+def _pareto(search: Phase | None) -> list[str] | None:
+    if search is None or len(search.slots.study.directions) < 2:
+        return None
+    return [search.name(trial) for trial in search.slots.study.best_trials]
+
+
+def _generations(search: Phase | None) -> dict[str, Any] | None:
+    if search is None or not search.population:
+        return None
+    counts = samplers.generations(search.slots.study)
+    complete = sum(count >= search.population for count in counts.values())
+    return {"population": search.population, "trials": counts, "complete": complete}
+
+
+def _vanilla_values(phase: Phase | None) -> list[float] | None:
+    """What the search's trials must beat."""
+    if phase is None:
+        return None
+    ended = [trial for trial in phase.slots.ended() if trial.state == TrialState.COMPLETE]
+    return ended[0].user_attrs["result"]["values"] if ended else None
+
+
+def final_results(settings: TuneConfig, distilled: Phase | None, vanilla: Phase | None) -> dict[str, Any] | None:
+    """The best setting against vanilla over the same seeds, as JSON; None while runs are missing."""
+    if distilled is None or vanilla is None:
+        return None
+    arms = {phase.arm: _final_runs(phase) for phase in (distilled, vanilla)}
+    if any(run is None for runs in arms.values() for run in runs):
+        return None
+    final = settings.final
+    metrics, sentences = {}, {}
+    for name, (label, scale, unit, higher) in METRICS.items():
+        values = {arm: [run[name] for run in runs if run is not None] for arm, runs in arms.items()}
+        found = statistics.compare(values["distilled"], values["vanilla"], final.draws, final.confidence)
+        sentences[name] = statistics.sentence(label, found, final.significance, scale, unit, higher)
+        metrics[name] = {
+            "label": label, "unit": unit, "scale": scale, "higher_is_better": higher,
+            "is_real": found.is_real(final.significance), **dataclasses.asdict(found), "values": values,
+        }  # fmt: skip
+    return {
+        "format": FORMAT,
+        "study": settings.study,
+        "params": distilled.point,
+        "split": final.split,
+        "epochs": final.epochs,
+        "seeds": list(final.seeds),
+        "metrics": metrics,
+        "verdict": sentences["nll" if settings.objective == "nll" else "accuracy"],
+        "sentences": sentences,
+    }
+
+
+def _final_runs(phase: Phase) -> list[dict[str, float] | None]:
+    """Each seed's metrics."""
+    found: list[dict[str, float] | None] = [None] * len(phase.fixed)
+    for trial in phase.slots.ended():
+        if trial.state == TrialState.COMPLETE:
+            (measured,) = trial.user_attrs["result"]["final"].values()
+            found[trial.user_attrs["slot"]] = measured
+    return found
+
+
+def _link(path: Path, target: Path | None) -> None:
+    """Points `path` to a folder, or to nothing if it is elsewhere."""
+    path.unlink(missing_ok=True)
+    if target is not None:
+        path.symlink_to(os.path.relpath(target, path.parent), target_is_directory=True)
+
+
+def _finite(value: Any) -> Any:
+    """Numbers that JSON lacks as null."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,267 @@
+"""`student-trainer tune`: plan, slots, workers, results.
+
+OUT/config.yaml               settings
+OUT/optuna.db                 the study, unless `storage.url` says where it is
+OUT/optuna_trials/            a folder a trial, named after its number, arm and state
+OUT/optuna_results/<study>/   best_trial, best_params.yaml, study_summary.json, final_results.json, figures/
+OUT/logs/worker-<number>.log  what the workers say
+
+The same command goes on with a study that was stopped, or adds this machine's workers to one that is under way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import tqdm
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from shared import config, provenance
+from shared.errors import ConfigError, TrainingError
+from shared.store import Store
+from student_trainer.train import run as training
+from student_trainer.tune import phases, plan, results
+from student_trainer.tune.config import TuneConfig
+from student_trainer.tune.phases import SUFFIXES, Phase, open_phase
+from student_trainer.tune.plan import Plan
+from student_trainer.tune.storage import open_storage, url_of
+from student_trainer.tune.trial import Task
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+"""Between two looks at the workers."""
+END_SECONDS = 60.0
+"""How long workers may take to stop between two steps and write their checkpoints."""
+MAX_DEATHS = 5
+"""Workers that may be killed in a row, without a trial ended in between, before `tune` gives up."""
+
+
+def run(settings: TuneConfig) -> int:
+    """Runs the phases that are not left out; prints the findings as JSON on stdout."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    planned = plan.make(settings)
+    revision = _check_teacher(settings)
+    storage = None if settings.dry_run else open_storage(settings.storage, settings.out)
+    known = [] if storage is None else existing(planned, storage, revision)
+    for line in planned.lines(results.seconds_per_epoch(known)):
+        print(line, file=sys.stderr)
+    if note := plan.processors_note(settings, provenance.cores()):
+        print(note, file=sys.stderr)
+    if storage is None:
+        return 0
+    _claim(settings)
+    print(f"storage {url_of(settings.storage, settings.out)}", file=sys.stderr)
+    try:
+        for phase in existing(planned, storage, revision):
+            phases.tidy(phase)
+            phase.slots.reap()
+            phase.slots.fill(phase.fixed, again="lost" if phase.number == 1 else "all")
+        with _Workers(settings, revision) as workers:
+            for number in settings.phases:
+                phase = open_phase(number, planned, storage, revision)
+                phase.slots.fill(phase.fixed)
+                _watch(phase, workers)
+    except KeyboardInterrupt:
+        log.info("stopped; the same command goes on")
+        raise
+    finally:
+        found = existing(planned, storage, revision)
+        for phase in found:
+            phases.tidy(phase)
+        findings = results.write(settings, found)
+    print(json.dumps(findings))
+    return 0
+
+
+def existing(planned: Plan, storage: BaseStorage, revision: str) -> list[Phase]:
+    """The phases that have begun, here or elsewhere."""
+    names = optuna.get_all_study_names(storage)
+    numbers = [n for n in planned.settings.phases if planned.settings.study + SUFFIXES[n] in names]
+    return [open_phase(number, planned, storage, revision) for number in numbers]
+
+
+def _check_teacher(settings: TuneConfig) -> str:
+    """The weights that the teacher serves; refuses one that does not fit before anything is started."""
+    task = Task(
+        data=settings.data, teacher=settings.teacher, recipe=settings.train, epochs=settings.epochs,
+        seeds=settings.seeds, objective=settings.objective, group=settings.study, name="",
+    )  # fmt: skip
+    store = Store(settings.data)
+    needed = max([p.high for n, p in settings.space.items() if n == "distill.window" and p.high], default=0)
+    checked = task.settings(settings.out, settings.seeds[0])
+    if needed:
+        distill = checked.distill.model_copy(update={"window": int(needed)})
+        checked = checked.model_copy(update={"distill": distill})
+    teacher, revision = training.connect(checked, store)
+    teacher.close()
+    return revision
+
+
+def _claim(settings: TuneConfig) -> None:
+    """Makes OUT this study's; the settings are saved for the workers.
+
+    Raises:
+        ConfigError: it is another study's, or something else.
+    """
+    saved = settings.out / "config.yaml"
+    if saved.exists():
+        before = config.load(TuneConfig, "tune", [saved])
+        if before.study != settings.study:
+            raise ConfigError(f"{settings.out} is the directory of study {before.study}; choose another --out")
+    elif settings.out.exists() and any(p.name != "optuna.db" for p in settings.out.iterdir()):
+        raise ConfigError(f"{settings.out} is not empty and holds no study; choose another --out")
+    (settings.out / "optuna_trials").mkdir(parents=True, exist_ok=True)
+    (settings.out / "logs").mkdir(exist_ok=True)
+    config.save(settings, "tune", saved)
+
+
+def _watch(phase: Phase, workers: _Workers) -> None:
+    """Waits until every slot of a phase is filled, here or elsewhere; a line for every trial that ends."""
+    done = {trial.number for trial in phase.slots.ended() if not phase.slots.is_due(trial)}
+    total = len(phase.fixed)
+    bar = tqdm.tqdm(total=total, initial=len(done), unit="trial", disable=None, file=sys.stderr,
+                    desc=f"phase {phase.number}")  # fmt: skip
+    with bar:
+        while phase.slots.open:
+            workers.check(lambda: _mend(phase))
+            for trial in _newly_ended(phase, done):
+                log.info("%s", _line(phase, trial))
+                bar.update()
+                workers.forgive()
+            time.sleep(LOOK_SECONDS)
+        for trial in _newly_ended(phase, done):
+            log.info("%s", _line(phase, trial))
+            bar.update()
+
+
+def _mend(phase: Phase) -> None:
+    phase.slots.reap()
+    phase.slots.fill(phase.fixed)
+
+
+def _newly_ended(phase: Phase, done: set[int]) -> Iterator[FrozenTrial]:
+    for trial in phase.slots.ended():
+        if trial.number not in done and not phase.slots.is_due(trial):
+            done.add(trial.number)
+            yield trial
+
+
+def _line(phase: Phase, trial: FrozenTrial) -> str:
+    """What became of a trial."""
+    point = ", ".join(f"{name.rpartition('.')[2]} {_short(value)}" for name, value in trial.params.items())
+    start = f"{phase.name(trial)} {phases.STATES[trial.state]}" + (f" ({point})" if point else "")
+    if trial.state == TrialState.FAIL:
+        return f"{start}: {trial.user_attrs['error']}"
+    result = trial.user_attrs["result"]
+    values = ", ".join(f"{value:.5g}" for value in result["values"])
+    ahead = ""
+    if phase.number == 1 and (best := phases.best_trial(phase.slots.study)) is not None:
+        ahead = f"; best {best.values[0]:.5g}, {phase.name(best)}"
+    return (
+        f"{start}: {values} after {result['epochs']} epochs, {result['seconds']:.0f} s, "
+        f"teacher {result['teacher_seconds']:.2f} s{ahead}"
+    )
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+@dataclasses.dataclass
+class _Worker:
+    number: int
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+class _Workers:
+    """The worker processes of this machine: started, watched, replaced, stopped."""
+
+    def __init__(self, settings: TuneConfig, revision: str) -> None:
+        self._settings, self._revision = settings, revision
+        self._running: list[_Worker] = []
+        self._deaths = 0
+
+    def __enter__(self) -> _Workers:
+        self._running = [self._start(number) for number in range(self._settings.workers)]
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:  # all slots are filled: they end by themselves
+            self._wait(END_SECONDS)
+        self._stop()
+
+    def _start(self, number: int) -> _Worker:
+        settings = self._settings
+        path = settings.out / "logs" / f"worker-{number}.log"
+        threads = settings.train.runtime.threads or max(1, provenance.cores() // settings.workers)
+        command = [sys.executable, "-m", "student_trainer.tune.worker", str(settings.out / "config.yaml"),
+                   str(number), str(os.getpid()), self._revision]  # fmt: skip
+        with path.open("ab") as stream:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
+                env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            )  # fmt: skip
+        return _Worker(number, process, path)
+
+    def check(self, mend: Callable[[], None]) -> None:
+        """Replaces workers that were killed.
+
+        Raises:
+            TrainingError: one ended by an error, or they are killed again and again.
+        """
+        for worker in list(self._running):
+            code = worker.process.poll()
+            if code is None or code == 0:
+                continue
+            if code > 0:
+                raise TrainingError(f"{_last_line(worker.log)} (worker {worker.number}; its log is {worker.log})")
+            self._deaths += 1
+            if self._deaths > MAX_DEATHS:
+                raise TrainingError(
+                    f"{self._deaths} workers were killed without a trial ended in between, the last by signal {-code}; "
+                    f"is there memory for {self._settings.workers} of them? Logs are in {worker.log.parent}"
+                )
+            log.warning("worker %d was killed (signal %d); another one takes its place", worker.number, -code)
+            mend()
+            self._running.remove(worker)
+            self._running.append(self._start(worker.number))
+
+    def forgive(self) -> None:
+        """A trial has ended: deaths before it do not count any more."""
+        self._deaths = 0
+
+    def _wait(self, seconds: float) -> None:
+        """Until all have ended, at most so long."""
+        deadline = time.monotonic() + seconds
+        for worker in self._running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.process.wait(max(0.0, deadline - time.monotonic()))
+
+    def _stop(self) -> None:
+        for worker in self._running:
+            if worker.process.poll() is None:
+                worker.process.terminate()
+        self._wait(END_SECONDS)
+        for worker in self._running:
+            if worker.process.poll() is None:
+                worker.process.kill()
+                worker.process.wait()
+
+
+def _last_line(path: Path) -> str:
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1].removeprefix("tune: ") if lines else "it said nothing"

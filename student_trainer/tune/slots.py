@@ -1,0 +1,308 @@
+"""A phase's budget: slots that are filled once each, by whoever comes, however often processes are lost.
+
+A slot is filled by its attempts, which are Optuna's trials with the user attributes `slot` and `attempt`. Attempts
+wait, run, and end COMPLETE, PRUNED or FAIL; a FAIL with `lost` (its process was killed, or told to stop) is followed by
+another attempt with the same values. Everything about a slot is derived from its attempts, so that whoever finds one
+missing can mend it.
+
+Who runs an attempt shows it by counting up `alive`. Whoever sees a count that does not change for `stale_seconds` of
+their own clock, or a dead process of their own machine, declares the attempt lost: no two clocks are compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+import psutil
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.pruners import BasePruner
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from shared.errors import ConfigError
+from student_trainer.tune.config import StorageConfig
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: transactions of the storage alone keep processes apart
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
+
+AnyTrial = optuna.Trial | FrozenTrial
+Direction = Literal["maximize", "minimize"]
+Again = Literal["no", "lost", "all"]
+
+KILLED, STOPPED = "killed", "stopped"
+"""How an attempt is lost; only the first counts against `max_retries`."""
+
+
+class Slots:
+    """One study's slots. Methods may be called by any number of processes at once."""
+
+    def __init__(self, study: optuna.Study, storage: BaseStorage, config: StorageConfig, lock: Path) -> None:
+        """Of a study that is there.
+
+        Args:
+            lock: file that keeps the processes of one machine apart, for SQLite does not.
+        """
+        self.study, self._storage, self._config, self._lock = study, storage, config, lock
+        self._seen: dict[int, tuple[object, float]] = {}
+
+    def fill(self, fixed: Sequence[Mapping[str, Any] | None], again: Again = "no") -> None:
+        """Makes the slots that are missing, and attempts at those whose last one was lost.
+
+        Args:
+            fixed: of each slot the values it must have, or None for the sampler's.
+            again: a person has started anew: try again what was lost too often, or all that failed.
+        """
+        with self._locked():
+            newest = self._newest()
+            for slot, values in enumerate(fixed):
+                last = newest.get(slot)
+                if last is None:
+                    system = {"fixed_params": dict(values)} if values else None
+                    self.study.add_trial(create_trial(state=TrialState.WAITING, user_attrs=_named(slot, 0, 0),
+                                                      system_attrs=system))  # fmt: skip
+                elif self.is_due(last) or (again == "lost" and _is_lost(last)) or (again == "all" and _failed(last)):
+                    self._repeat(last)
+
+    def _repeat(self, lost: FrozenTrial) -> None:
+        """A further attempt: the same values, the same place in the sampler's plans."""
+        attrs = lost.user_attrs
+        losses = attrs["losses"] + (attrs.get("lost") == KILLED)
+        kept = {name: value for name, value in lost.system_attrs.items() if not name.startswith("completed_rung")}
+        self.study.add_trial(
+            create_trial(
+                state=TrialState.WAITING,
+                params=lost.params,
+                distributions=dict[str, BaseDistribution](lost.distributions),
+                user_attrs={**_named(attrs["slot"], attrs["attempt"] + 1, losses), "retry_of": lost.number},
+                system_attrs=kept,
+            )
+        )
+        log.warning("trial %d of %s: %s; its slot is tried again", lost.number, self.study.study_name, attrs["error"])
+
+    def claim(self, sampler: Callable[[int], optuna.samplers.BaseSampler]) -> optuna.Trial | None:
+        """The next waiting attempt, now running and the caller's; None if none waits.
+
+        Args:
+            sampler: made for the number of a slot.
+        """
+        with self._locked():
+            newest = self._newest()
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+                slot = trial.user_attrs["slot"]
+                if newest[slot].number != trial.number:  # two machines have mended the same slot
+                    self._end(trial, TrialState.FAIL, error="a second attempt at the same time")
+                    continue
+                try:
+                    is_ours = self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+                except UpdateFinishedTrialError:
+                    continue
+                if is_ours:
+                    self._storage.set_trial_user_attr(trial._trial_id, "worker", worker_name())
+                    study = optuna.load_study(
+                        study_name=self.study.study_name, storage=self._storage,
+                        sampler=sampler(slot), pruner=self.study.pruner,
+                    )  # fmt: skip
+                    return optuna.Trial(study, trial._trial_id)
+        return None
+
+    def reap(self) -> None:
+        """Declares attempts lost whose process is gone."""
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            attrs = trial.user_attrs
+            sign, now = (attrs.get("worker"), attrs.get("alive")), time.monotonic()
+            if self._seen.get(trial.number, (None, 0.0))[0] != sign:
+                self._seen[trial.number] = (sign, now)
+            silent = now - self._seen[trial.number][1]
+            if is_dead(attrs.get("worker")):
+                self.lose(trial, KILLED, "its process is gone")
+            elif silent > self._config.stale_seconds:
+                self.lose(trial, KILLED, f"no sign of life for {silent:.0f} s")
+
+    def lose(self, trial: AnyTrial, how: str, error: str) -> None:
+        """Ends an attempt so that its slot gets another one, at the next `fill`.
+
+        Args:
+            how: KILLED or STOPPED.
+        """
+        self._end(trial, TrialState.FAIL, lost=how, error=error)
+
+    def fail(self, trial: AnyTrial, error: str, trace: str) -> None:
+        """Ends an attempt by an error of its own; its slot is used up."""
+        self._end(trial, TrialState.FAIL, error=error, traceback=trace)
+
+    def tell(self, trial: AnyTrial, state: TrialState, values: Sequence[float] | None) -> bool:
+        """Ends an attempt; False if others have declared it lost before."""
+        try:
+            return self._storage.set_trial_state_values(trial._trial_id, state, values)
+        except UpdateFinishedTrialError:
+            return False
+
+    def _end(self, trial: AnyTrial, state: TrialState, **attrs: Any) -> None:
+        with contextlib.suppress(UpdateFinishedTrialError):  # somebody else was first
+            for name, value in attrs.items():
+                self._storage.set_trial_user_attr(trial._trial_id, name, value)
+            self._storage.set_trial_state_values(trial._trial_id, state)
+
+    @property
+    def count(self) -> int:
+        """Slots that have been made."""
+        return len(self._newest())
+
+    @property
+    def open(self) -> int:
+        """Slots that wait or run, or will be tried again."""
+        return sum(not trial.state.is_finished() or self.is_due(trial) for trial in self._newest().values())
+
+    def is_due(self, trial: FrozenTrial) -> bool:
+        """Whether an ended attempt is to be followed by another one."""
+        losses = trial.user_attrs["losses"] + (trial.user_attrs.get("lost") == KILLED)
+        return _is_lost(trial) and losses <= self._config.max_retries
+
+    def ended(self) -> list[FrozenTrial]:
+        """The attempts that fill their slots, in the order of the slots."""
+        newest = self._newest()
+        return [newest[slot] for slot in sorted(newest) if newest[slot].state.is_finished()]
+
+    def _newest(self) -> dict[int, FrozenTrial]:
+        """The last attempt at each slot; of two with the same number, the first."""
+        found: dict[int, FrozenTrial] = {}
+        for trial in self.study.get_trials(deepcopy=False):
+            slot = trial.user_attrs.get("slot")
+            if slot is not None and (
+                slot not in found or trial.user_attrs["attempt"] > found[slot].user_attrs["attempt"]
+            ):
+                found[slot] = trial
+        return found
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        if fcntl is None:
+            yield
+            return
+        with open(self._lock, "w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+
+@contextlib.contextmanager
+def heartbeat(storage: BaseStorage, trial: optuna.Trial, seconds: float, parent: int) -> Iterator[None]:
+    """Counts up `alive` while the block runs; tells this process to stop if its parent has gone."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        count = 0
+        while not ended.wait(seconds):
+            count += 1
+            try:
+                storage.set_trial_user_attr(trial._trial_id, "alive", count)
+            except UpdateFinishedTrialError:  # declared lost: `tell` will say so
+                return
+            except Exception as error:  # a storage that is away for a while; others decide whether we are lost
+                log.warning("no sign of life could be given: %s", str(error).splitlines()[0])
+            stop_if_orphaned(parent)
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def stop_if_orphaned(parent: int) -> None:
+    """Sends this process SIGTERM if the one that started it has gone."""
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def worker_name() -> str:
+    """This process, so that others on the same machine can see whether it lives."""
+    return f"{_machine()}/{os.getpid()}/{psutil.Process().create_time():.2f}"
+
+
+def is_dead(name: str | None) -> bool:
+    """Whether it is certain that a process has gone: one of this machine that is not there."""
+    if name is None:
+        return False
+    machine, pid, created = name.rsplit("/", 2)
+    if machine != _machine():
+        return False
+    try:
+        process = psutil.Process(int(pid))
+        return abs(process.create_time() - float(created)) > 1 or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _machine() -> str:
+    """Name of the host, its boot and its process namespace, as far as the system tells."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
+    with contextlib.suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return "|".join(parts)
+
+
+def _named(slot: int, attempt: int, losses: int) -> dict[str, int]:
+    return {"slot": slot, "attempt": attempt, "losses": losses}
+
+
+def _failed(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.FAIL
+
+
+def _is_lost(trial: FrozenTrial) -> bool:
+    return _failed(trial) and "lost" in trial.user_attrs
+
+
+def open_study(
+    storage: BaseStorage, name: str, directions: Sequence[Direction], about: Mapping[str, Any], pruner: BasePruner
+) -> optuna.Study:
+    """The study of a name, made if it is not there.
+
+    Args:
+        about: what must not change while it is under way, kept as its user attributes.
+
+    Raises:
+        ConfigError: the study is there, and is about something else.
+    """
+    study = optuna.create_study(
+        storage=storage, study_name=name, directions=list(directions), load_if_exists=True, pruner=pruner
+    )
+    known = study.user_attrs
+    for key, value in about.items():
+        if key not in known:
+            study.set_user_attr(key, value)
+        elif known[key] != value:
+            raise ConfigError(
+                f"study {name} is there with other settings: {'; '.join(_changes(known[key], value, key))}. "
+                "Give it another --study (and --out), or the settings that it has"
+            )
+    return study
+
+
+def _changes(old: Any, new: Any, name: str) -> Iterator[str]:
+    """What differs, with both values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            if old.get(key) != new.get(key):
+                yield from _changes(old.get(key), new.get(key), f"{name}.{key}")
+    else:
+        yield f"{name} was {old}, is {new}"

@@ -1,0 +1,82 @@
+"""Where studies are: SQLite, PostgreSQL, a journal file, or Optuna's gRPC proxy in front of one of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from pathlib import Path
+
+import optuna
+from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage, get_storage
+from optuna.storages.journal import JournalFileBackend
+
+from shared.errors import ConfigError
+from student_trainer.tune.config import StorageConfig
+
+BUSY_SECONDS = 60
+"""How long a process waits for another one's SQLite transaction."""
+EXAMPLES = "sqlite:///FILE, postgresql+psycopg://USER@HOST/NAME, journal:FILE or grpc://HOST:PORT"
+
+
+def url_of(config: StorageConfig, out: Path) -> str:
+    """The storage's URL without secrets put in: as it may be shown and saved."""
+    return config.url or f"sqlite:///{(out / 'optuna.db').resolve()}"
+
+
+def open_storage(config: StorageConfig, out: Path) -> BaseStorage:
+    """Connects, and makes what is not there yet. What a database holds is cached: all access must go through this.
+
+    Raises:
+        ConfigError: nobody knows such a URL, or nobody answers there; the message has no password.
+    """
+    shown = url_of(config, out)
+    url = _with_environment(shown)
+    kind, _, rest = url.partition(":")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            match kind:
+                case "sqlite":
+                    Path(rest.removeprefix("///")).parent.mkdir(parents=True, exist_ok=True)
+                    return get_storage(RDBStorage(url, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}}))
+                case "journal":
+                    Path(rest).parent.mkdir(parents=True, exist_ok=True)
+                    return JournalStorage(JournalFileBackend(rest))
+                case "grpc":
+                    return _open_proxy(rest)
+                case "postgresql" | "postgresql+psycopg" | "postgresql+psycopg2" | "mysql" | "mysql+pymysql":
+                    return get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
+    except ConfigError:
+        raise
+    except Exception as error:  # each of them has errors of its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"storage.url {shown}: cannot be opened: {_without_password(reason, url)}") from None
+    raise ConfigError(f"storage.url {shown}: give {EXAMPLES}")
+
+
+def _open_proxy(rest: str) -> GrpcStorageProxy:
+    host, _, port = rest.removeprefix("//").rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"storage.url grpc:{rest}: expected grpc://HOST:PORT")
+    proxy = GrpcStorageProxy(host=host, port=int(port))
+    proxy.wait_server_ready(timeout=BUSY_SECONDS)
+    return proxy
+
+
+def _with_environment(url: str) -> str:
+    """The URL with $NAME and ${NAME} replaced."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in os.environ:
+            raise ConfigError(f"storage.url: the environment has no {name}")
+        return os.environ[name]
+
+    return re.sub(r"\$(?:\{(\w+)\}|(\w+))", value, url)
+
+
+def _without_password(text: str, url: str) -> str:
+    if found := re.match(r"[^:]+://[^:@/]*:([^@]+)@", url):
+        text = text.replace(found[1], "***")
+    return text

@@ -1,0 +1,208 @@
+"""One trial: training runs of several seeds in step, their mean reported after every epoch.
+
+TRIAL/seed<seed>/   the run, as `train` leaves it
+TRIAL/trial.json    what was tried and what came of it
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shared.errors import TrainingError
+from shared.store import SplitName, Store
+from shared.wire import ScoreQuery, ScoreReply
+from student_trainer.data.network import RoadNetwork
+from student_trainer.distill.teacher import NullTeacher, Teacher
+from student_trainer.evaluate import next_road
+from student_trainer.predict import PredictConfig, load_model, predict
+from student_trainer.train import run as training
+from student_trainer.train.config import RecipeConfig, TrainConfig
+from student_trainer.train.optim import pick_device
+from student_trainer.train.stop import StopSignals
+from student_trainer.tune.config import Objective
+
+Values = tuple[float, ...]
+"""One for each objective."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a trial trains.
+
+    Attributes:
+        recipe: with the trial's values in it.
+        epochs: of each seed.
+        group, name: for Weights & Biases.
+    """
+
+    data: Path
+    teacher: str
+    recipe: RecipeConfig
+    epochs: int
+    seeds: tuple[int, ...]
+    objective: Objective
+    group: str
+    name: str
+
+    def settings(self, out: Path, seed: int) -> TrainConfig:
+        """Of one seed's run, which goes on if it is there."""
+        recipe = self.recipe
+        log = recipe.log.model_copy(
+            update={
+                "wandb_group": recipe.log.wandb_group or self.group,
+                "wandb_name": f"{self.name}-seed{seed}",
+                "progress": False,
+            }
+        )
+        sections: dict[str, Any] = {name: getattr(recipe, name) for name in RecipeConfig.model_fields}
+        sections |= {"log": log, "optim": recipe.optim.model_copy(update={"epochs": self.epochs})}
+        return TrainConfig(data=self.data, teacher=self.teacher, out=out, resume=True, seed=seed, **sections)
+
+
+class CountedTeacher:
+    """A teacher whose work is counted.
+
+    Attributes:
+        compute_seconds: of the model, for the positions that it had not remembered. A batch that is shared with other
+            trainers is counted by each.
+        positions: asked for.
+    """
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher = teacher
+        self.compute_seconds, self.positions = 0.0, 0
+
+    def submit(self, query: ScoreQuery) -> Future[ScoreReply]:
+        """See `Teacher`."""
+        self.positions += query.positions
+        future = self._teacher.submit(query)
+        future.add_done_callback(self._count)
+        return future
+
+    def _count(self, future: Future[ScoreReply]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            self.compute_seconds += future.result().compute_us / 1e6
+
+    def close(self) -> None:
+        """See `Teacher`."""
+        self._teacher.close()
+
+
+def train(task: Task, folder: Path, report: Callable[[int, Values], bool]) -> dict[str, Any]:
+    """Trains all seeds in step, going on where an earlier attempt in the same folder stopped.
+
+    Args:
+        report: told the epoch, from 1, and the values so far; True to stop.
+
+    Returns:
+        What came of it, as JSON: `values`, `epochs` done, `pruned`, each seed's history, seconds, the teacher's share.
+
+    Raises:
+        KeyboardInterrupt: told to stop; the folder can be gone on with.
+        TeacherError, CompatibilityError: the teacher's fault rather than the trial's.
+        Exception: whatever else ends a training run.
+    """
+    start = time.monotonic()
+    store = Store(task.data)
+    runs = [task.settings(folder / f"seed{seed}", seed) for seed in task.seeds]
+    if runs[0].runtime.threads:
+        torch.set_num_threads(runs[0].runtime.threads)
+    connected, revision = training.connect(runs[0], store)
+    teacher = CountedTeacher(connected)
+    pruned, epoch = False, 0
+    values: Values = ()
+    with contextlib.closing(teacher), StopSignals() as stop, contextlib.ExitStack() as opened:
+        asked: Teacher = NullTeacher() if isinstance(connected, NullTeacher) else teacher
+        sessions = [
+            training.Session(settings, store, asked, revision, pick_device(settings.runtime.device),
+                             training.claim_directory(settings, store), stop=stop)
+            for settings in runs
+        ]  # fmt: skip
+        loops = [opened.enter_context(contextlib.closing(session.epochs())) for session in sessions]
+        for epoch in range(1, task.epochs + 1):
+            for session, loop in zip(sessions, loops, strict=True):
+                if len(session.progress.history) < epoch:
+                    next(loop)
+            values = values_so_far(task.objective, sessions, epoch)
+            if report(epoch, values) and epoch < task.epochs:
+                pruned = True
+                break
+            if stop.requested:
+                raise KeyboardInterrupt
+        if not pruned:
+            for session, loop in zip(sessions, loops, strict=True):
+                for _ in loop:  # writes what is left to write at the end
+                    raise TrainingError("a run went on after its last epoch")
+                training.write_summary(session, time.monotonic() - start)
+    return {
+        "values": list(values),
+        "epochs": epoch,
+        "pruned": pruned,
+        "runs": {
+            str(settings.seed): {"history": session.progress.history[:epoch], "bad_steps": session.progress.bad_steps}
+            for settings, session in zip(runs, sessions, strict=True)
+        },
+        "seconds": round(time.monotonic() - start, 3),
+        "teacher_seconds": round(teacher.compute_seconds, 3),
+        "teacher_positions": teacher.positions,
+        "teacher_revision": revision or None,
+    }
+
+
+def values_so_far(objective: Objective, sessions: Sequence[training.Session], epoch: int) -> Values:
+    """Means over seeds of the best epoch so far, which is the one whose weights a run keeps.
+
+    Raises:
+        TrainingError: a value is not finite.
+    """
+    histories = [session.progress.history[:epoch] for session in sessions]
+    best = [max(history, key=lambda record: record["accuracy"]) for history in histories]
+    key = "nll" if objective == "nll" else "accuracy"
+    value = float(np.mean([record[key] for record in best]))
+    values: Values = (value,)
+    if objective == "accuracy+step_time":
+        values += (float(np.mean([step_milliseconds(session.settings.out) for session in sessions])),)
+    if not np.isfinite(values).all():
+        raise TrainingError(f"the {objective} after epoch {epoch} is not finite")
+    return values
+
+
+def step_milliseconds(run: Path) -> float:
+    """Median of the step times that a run has recorded."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    times = [record["perf/step_ms"] for record in map(json.loads, lines) if "perf/step_ms" in record]
+    return float(np.median(times))
+
+
+def measure(task: Task, folder: Path, split: SplitName) -> dict[str, dict[str, float]]:
+    """Each seed's best weights on all trips of a split: accuracy, and negative log-likelihood in nats."""
+    found = {}
+    store = Store(task.data)
+    network = RoadNetwork.load(store)
+    trips = store.trips(split, task.recipe.batch.cache)
+    for seed in task.seeds:
+        weights = folder / f"seed{seed}" / "checkpoints" / "best.pt"
+        model, scale = load_model(weights, store)
+        device = pick_device(task.recipe.runtime.device)
+        settings = PredictConfig(
+            data=task.data, weights=weights, out=folder, split=split,
+            candidate_top_k=task.recipe.batch.candidate_top_k, max_steps=task.recipe.batch.max_steps,
+        )  # fmt: skip
+        arrays = predict(model.to(device), network, trips, scale, settings, device)
+        positions = next_road.positions_of(arrays, trips)
+        found[str(seed)] = {
+            "accuracy": float(positions.is_hit.mean()),
+            "nll": float(np.nanmean(positions.nll_nats)),
+            "positions": len(positions.is_hit),
+        }
+    return found
