@@ -221,6 +221,8 @@ PRINTERS = {
     "student_trainer.predict",
     "student_trainer.prepare.run",
     "student_trainer.train.run",
+    "student_trainer.tune.run",
+    "student_trainer.tune.worker",
     "teacher_server.export",
     "teacher_server.healthcheck",
     "teacher_server.info",

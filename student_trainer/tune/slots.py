@@ -95,14 +95,15 @@ class Slots:
         log.warning("trial %d of %s: %s; its slot is tried again", lost.number, self.study.study_name, attrs["error"])
 
     def claim(self, sampler: Callable[[int], optuna.samplers.BaseSampler]) -> optuna.Trial | None:
-        """The next waiting attempt, now running and the caller's; None if none waits.
+        """The next waiting attempt, now running and the caller's; None if none waits. Lost work comes first.
 
         Args:
             sampler: made for the number of a slot.
         """
         with self._locked():
             newest = self._newest()
-            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+            for trial in sorted(waiting, key=lambda trial: (-trial.user_attrs["attempt"], trial.number)):
                 slot = trial.user_attrs["slot"]
                 if newest[slot].number != trial.number:  # two machines have mended the same slot
                     self._end(trial, TrialState.FAIL, error="a second attempt at the same time")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -106,7 +105,7 @@ def sign_flip_p(differences: Float) -> float:
     """
     n, sizes = len(differences), np.abs(differences)
     if n <= EXACT_SEEDS:
-        signs = np.array(list(itertools.product((1.0, -1.0), repeat=n)))
+        signs = 1.0 - 2.0 * np.indices((2,) * n).reshape(n, -1).T
     else:
         signs = np.random.default_rng(0).choice((1.0, -1.0), (2**EXACT_SEEDS - 1, n))
         signs = np.concatenate([np.sign(differences)[None], signs])
@@ -124,7 +123,7 @@ def bootstrap_interval(differences: Float, draws: int, confidence: float, seed: 
     """Percentile interval of the mean; of all n^n resamples where there are few."""
     n = len(differences)
     if n**n <= EXACT_RESAMPLES:
-        means = np.array([np.mean(drawn) for drawn in itertools.product(differences, repeat=n)])
+        means = differences[np.indices((n,) * n).reshape(n, -1)].mean(axis=0)
     else:
         means = differences[np.random.default_rng(seed).integers(0, n, (draws, n))].mean(axis=1)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
