@@ -164,7 +164,11 @@ def _check_resumable(settings: TrainConfig, store: Store, resumed: Checkpoint) -
 
 
 class Session:
-    """One run: everything built from the settings, and the loop over epochs."""
+    """One run: everything built from the settings, and the loop over epochs.
+
+    Attributes:
+        random_state: of torch's generators where the run goes on, for who trains several in one process.
+    """
 
     def __init__(
         self,
@@ -214,6 +218,7 @@ class Session:
             self.model, optimizer, settings, self.scale, self.precision, device, self.schedule.total_steps, progress,
             ranks, self.stop,
         )  # fmt: skip
+        self.random_state = random_state(device)
         if resumed is not None and ranks.is_first:
             self.trainer.sums = Sums.of([resumed.sums])
         log.info(

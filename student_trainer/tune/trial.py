@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from student_trainer.evaluate import next_road
 from student_trainer.predict import PredictConfig, load_model, predict
 from student_trainer.train import run as training
 from student_trainer.train.config import RecipeConfig, TrainConfig
-from student_trainer.train.optim import pick_device
+from student_trainer.train.optim import pick_device, random_state, set_random_state
 from student_trainer.train.stop import StopSignals
 from student_trainer.tune.config import Objective
 
@@ -128,7 +128,7 @@ def train(task: Task, folder: Path, report: Callable[[int, Values], bool]) -> di
                              training.claim_directory(settings, store), stop=stop)
             for settings in runs
         ]  # fmt: skip
-        loops = [opened.enter_context(contextlib.closing(session.epochs())) for session in sessions]
+        loops = [opened.enter_context(contextlib.closing(_with_own_numbers(session))) for session in sessions]
         for epoch in range(1, task.epochs + 1):
             for session, loop in zip(sessions, loops, strict=True):
                 if len(session.progress.history) < epoch:
@@ -157,6 +157,23 @@ def train(task: Task, folder: Path, report: Callable[[int, Values], bool]) -> di
         "teacher_positions": teacher.positions,
         "teacher_revision": revision or None,
     }
+
+
+def _with_own_numbers(session: training.Session) -> Generator[dict[str, float]]:
+    """A session's epochs, whose random numbers do not depend on the sessions beside it."""
+    epochs, state = session.epochs(), session.random_state
+    try:
+        while True:
+            set_random_state(state, session.device)
+            try:
+                record = next(epochs)
+            except StopIteration:
+                return
+            finally:
+                state = random_state(session.device)
+            yield record
+    finally:
+        epochs.close()
 
 
 def values_so_far(objective: Objective, sessions: Sequence[training.Session], epoch: int) -> Values:
