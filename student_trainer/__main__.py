@@ -115,6 +115,7 @@ JOBS = (
             Flag("--evaluations", "evaluations", "directories that `evaluate` wrote", "BASELINE[,OTHER...]"),
             Flag("--comparison", "comparison", "directory that `compare` wrote", "COMPARISON"),
             Flag("--runs", "runs", "directories that `train` wrote, for training curves", "RUN[,RUN...]"),
+            Flag("--study", "study", "optuna_results/NAME, which `tune` wrote", "STUDY"),
             Flag("--out", "out", "directory to write", "REPORT"),
         ),
     ),

@@ -21,6 +21,8 @@ class ReportConfig(Section):
     """Directory that `compare` wrote: verdicts and significance."""
     runs: Paths = ()
     """Directories that `train` wrote, separated by commas: training curves."""
+    study: Path | None = None
+    """optuna_results/NAME, which `tune` wrote: its findings."""
     out: Path
     """Directory to write."""
     title: str = "Generated trips"

@@ -17,7 +17,9 @@ from shared.store import Store, Trips
 from student_trainer.evaluate import compare, generated
 from student_trainer.evaluate.compare import Evaluation
 from student_trainer.evaluate.generated import Generated, read_document
+from student_trainer.report import study as studies
 from student_trainer.report.config import ReportConfig
+from student_trainer.report.study import Study
 
 CURVES = (
     ("train/loss_next_road", "Training loss, next road", "nat"),
@@ -38,6 +40,7 @@ class Content:
         real: the pairs' real trips, in the order of the pairs.
         comparison: `comparison.json`, if there is one.
         curves: of each run, steps and values by record.
+        study: findings of `tune`.
     """
 
     title: str
@@ -47,6 +50,7 @@ class Content:
     real: Trips
     comparison: dict[str, Any] | None
     curves: dict[str, dict[str, list[list[float]]]]
+    study: Study | None
 
     @property
     def names(self) -> list[str]:
@@ -130,6 +134,7 @@ def read(settings: ReportConfig) -> Content:
         real=store.trips(trips[0].split).take(trips[0].source_trip),
         comparison=comparison,
         curves={path.name: _curves(path) for path in settings.runs},
+        study=None if settings.study is None else studies.read(settings.study),
     )
 
 

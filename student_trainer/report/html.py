@@ -8,28 +8,37 @@ import json
 import math
 from typing import Any
 
+from student_trainer.report import study as studies
 from student_trainer.report.figures import PALETTE
+from student_trainer.report.study import Study
 
 ASSETS = "student_trainer.report.assets"
 
 
-def render(content: dict[str, Any], network: dict[str, Any], pairs: list[dict[str, Any]]) -> str:
+def render(
+    content: dict[str, Any], network: dict[str, Any], pairs: list[dict[str, Any]], study: Study | None = None
+) -> str:
     """The page.
 
     Args:
         content: `Content.as_dict`.
         network, pairs: of `map_data`.
+        study: findings of `tune`, if there are any.
     """
     data = {**content, "palette": PALETTE, "map": {"network": network, "pairs": pairs}}
     page = _asset("report.html")
+    found = "" if study is None else f'<section id="study"><h2>Study</h2>{studies.section(study)}</section>'
+    link = "" if study is None else '<a href="#study">Study</a>'
     for mark, text in (
         ("<!--TITLE-->", html.escape(content["title"])),
+        ("<!--STUDY-LINK-->", link),
+        ("<!--STUDY-->", found),
         ("/*STYLE*/", _asset("report.css")),
         ("/*SCRIPT*/", "\n".join(_asset(name) for name in ("charts.js", "map.js", "report.js"))),
         ("/*DATA*/", embedded(data)),
     ):
-        before, found, after = page.partition(mark)
-        assert found, f"the template lacks {mark}"
+        before, there, after = page.partition(mark)
+        assert there, f"the template lacks {mark}"
         page = before + text + after
     return page
 

@@ -55,7 +55,7 @@ def write(settings: ReportConfig) -> Path:
 def _write(content: Content, settings: ReportConfig, folder: Path) -> None:
     values = content.as_dict()
     rows = map_data.choose(content, settings.map_pairs, settings.seed)
-    page = html.render(values, map_data.network(content.store), map_data.pairs(content, rows))
+    page = html.render(values, map_data.network(content.store), map_data.pairs(content, rows), content.study)
     files.write_text(folder / REPORT, page)
     figures.write(values, folder / "figures")
     _write_trips(content, folder / "trips")

@@ -4,6 +4,7 @@ best_trial           link to the best trial's folder, if it is on this machine
 best_params.yaml     settings that `train --config` loads
 study_summary.json   every phase and every trial
 final_results.json   the best setting against vanilla, seed by seed, and whether the difference is real
+study.html           all of it on a page
 figures/             HTML and PNG
 """
 
@@ -20,12 +21,13 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from shared import config, files, provenance
+from student_trainer.report import study as studies
+from student_trainer.report.study import FORMAT
 from student_trainer.tune import figures, phases, samplers, statistics
 from student_trainer.tune.config import TuneConfig
 from student_trainer.tune.phases import Phase
 from student_trainer.tune.samplers import GENERATION
 
-FORMAT = "tune-study/1"
 METRICS = {
     "accuracy": ("next road right", 100.0, "points", True),
     "nll": ("negative log-likelihood", 1.0, "nat", False),
@@ -68,6 +70,7 @@ def write(settings: TuneConfig, found: Sequence[Phase]) -> dict[str, Any]:
     if final is not None:
         files.write_json(folder / "final_results.json", _finite(final))
         short["verdict"], short["sentences"] = final["verdict"], final["sentences"]
+    files.write_text(folder / "study.html", studies.page(studies.read(folder)))
     return short
 
 

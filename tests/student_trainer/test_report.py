@@ -229,3 +229,44 @@ def test_bundles_that_cannot_be_are_refused(
     assert call("bundle", *(a.replace("{root}", str(city)).replace("{tmp}", str(tmp_path)) for a in arguments)) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def study_document() -> dict[str, Any]:
+    """What `tune` has written of a small study."""
+    trial = {"number": 0, "name": f"trial_000 {EVIL}", "state": "complete", "fills_its_slot": True, "values": [0.8]}
+    trial |= {"params": {"distill.weight": 1.0}, "epochs": 2, "seconds": 3.0, "teacher_seconds": 0.5}
+    phase = {"phase": 1, "slots": 1, "filled": 1, "lost": 0, "states": {"complete": 1}, "trials": [trial]}
+    settings = {"objective": "accuracy", "seeds": [0], "space": {"distill.weight": {}}}
+    found = {"best_trial": "trial_000", "best_params": {"distill.weight": 1.0}, "pareto_front": None}
+    return {
+        "format": "tune-study/1",
+        "study": "s",
+        "settings": settings,
+        "generations": None,
+        "phases": [phase],
+    } | found
+
+
+def test_a_study_is_a_section_of_the_report(city: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    (folder / "figures").mkdir(parents=True)
+    (folder / "figures" / "slice.png").write_bytes(b"PNG")
+    (folder / "study_summary.json").write_text(json.dumps(study_document()))
+    assert report(city, tmp_path / "report", "--study", folder) == 0
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert '<a href="#study">Study</a>' in page and "The final runs are not done" in page
+    assert f"base64,{base64.b64encode(b'PNG').decode()}" in page
+    assert EVIL not in page
+    assert "study" not in re.findall(r'href="#(\w+)"', (city / "report" / "report.html").read_text())
+
+
+@pytest.mark.parametrize("missing", ["phases", "settings"])
+def test_a_damaged_study_is_refused(
+    missing: str, city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = study_document()
+    del document[missing]
+    (tmp_path / "study_summary.json").write_text(json.dumps(document))
+    assert report(city, tmp_path / "report", "--study", tmp_path) == 2
+    assert "is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()

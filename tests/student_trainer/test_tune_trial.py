@@ -227,7 +227,7 @@ def test_tune_reads_all(
         own = {setting for setting in settings_of(TuneConfig) if setting[0] not in names_of(RecipeConfig)}
         own |= {(schema.__name__, name) for schema in (SamplerConfig, Parameter) for name in schema.model_fields}
         assert own <= reads
-        with pytest.raises(ConfigError, match=r"study study-vanilla is there with other settings: seeds was \[0\], is \[9\]"):
+        with pytest.raises(ConfigError, match=r"study-vanilla is there with other settings: seeds was \[0\], is \[9\]"):
             tuning.run(settings.model_copy(update={"seeds": (9,)}))
         with pytest.raises(ConfigError, match="is the directory of study study"):
             tuning.run(settings.model_copy(update={"study": "other"}))
@@ -242,6 +242,7 @@ def test_tune_reads_all(
     assert best.resolve().name == f"{summary['best_trial']}_complete"
     recipe = config.load(TrainConfig, "train", [folder / "best_params.yaml"], ["data=d", "out=o"])
     assert recipe.distill.weight == summary["best_params"]["distill.weight"] and recipe.optim.epochs == 1
+    assert "nothing is claimed" in (folder / "study.html").read_text()
     pictures = {path.suffix for path in (folder / "figures").iterdir()}
     assert pictures == {".html", ".png"}
 
