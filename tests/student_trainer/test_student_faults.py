@@ -63,8 +63,7 @@ def settings_of(store: Store, out: Path, teacher: str = "fake", **client: Any) -
 
 
 def session_of(settings: TrainConfig, store: Store, teacher: FakeTeacher, ranks: Ranks | None = None) -> Session:
-    resumed = training._claim_directory(settings, store) if ranks is None or ranks.is_first else None
-    resumed = resumed if ranks is None else ranks.broadcast(resumed)
+    resumed = training._claim_directory(settings, store) if ranks is None else None
     revision = "fake" if settings.distils else ""
     return Session(settings, store, teacher, revision, torch.device("cpu"), resumed, ranks or Ranks())
 
@@ -200,7 +199,7 @@ def test_ranks_agree_on_what_is_skipped(store: Store, tmp_path: Path) -> None:
     ranks = thread_ranks(2)
     teachers = [FakeTeacher(), FailingTeacher(lambda number: number in (1, 2, 6))]
     settings = settings_of(store, tmp_path / "run", **SKIP)
-    made = run_together([lambda r=r: session_of(settings, store, teachers[r.rank], r) for r in ranks], ranks)
+    made = [session_of(settings, store, teachers[r.rank], r) for r in ranks]
     assert run_together([session.train for session in made], ranks) == [None, None]
     first, second = made
     assert first.progress == second.progress
@@ -214,7 +213,7 @@ def test_ranks_stop_together_when_too_much_is_skipped(store: Store, tmp_path: Pa
     ranks = thread_ranks(2)
     teachers = [FakeTeacher(), FailingTeacher(lambda number: number == 4)]
     settings = settings_of(store, tmp_path / "run", on_failure="skip", max_skipped_share=0.01)
-    made = run_together([lambda r=r: session_of(settings, store, teachers[r.rank], r) for r in ranks], ranks)
+    made = [session_of(settings, store, teachers[r.rank], r) for r in ranks]
     results = run_together([session.train for session in made], ranks)
     assert all(isinstance(result, Unavailable) and "max_skipped_share" in str(result) for result in results)
     assert made[0].progress.step == made[1].progress.step == 2
@@ -225,7 +224,7 @@ def test_a_rank_whose_teacher_fails_ends_all_and_leaves_a_checkpoint(store: Stor
     ranks = thread_ranks(2)
     teachers = [FakeTeacher(), FailingTeacher(lambda number: number == 4)]
     settings = settings_of(store, tmp_path / "run", on_failure="abort")
-    made = run_together([lambda r=r: session_of(settings, store, teachers[r.rank], r) for r in ranks], ranks)
+    made = [session_of(settings, store, teachers[r.rank], r) for r in ranks]
     first, second = run_together([session.train for session in made], ranks)
     assert isinstance(first, RankLost) and isinstance(second, TeacherError)
     assert made[0].progress.step == 2
