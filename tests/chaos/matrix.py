@@ -53,7 +53,8 @@ class Found:
         cell: which.
         injected_at: optimizer step of the first run.
         detected_after: seconds until the last run's log showed it; None: it never did, nothing failed.
-        recovered_after: seconds from the fault's end until the last run had made a further step; None: refused.
+        stood_still: longest time without a step of any run, seconds.
+        recovered_after: seconds from the fault's end until the step that ended that time; 0 if it came before.
         refused_after: seconds until the last run had ended, where it must.
         retries: attempts repeated by all runs.
         is_equal: whether all weights at the end are those of the undisturbed run.
@@ -63,6 +64,7 @@ class Found:
     cell: Cell
     injected_at: int = 0
     detected_after: float | None = None
+    stood_still: float | None = None
     recovered_after: float | None = None
     refused_after: float | None = None
     retries: int = 0
@@ -87,10 +89,21 @@ class Found:
             else seconds(self.recovered_after)
         )
         cell = dataclasses.astuple(self.cell)
-        return [*cell, str(self.injected_at), seconds(self.detected_after), after, str(self.retries), bits]
+        times = [seconds(self.detected_after), seconds(self.stood_still), after]
+        return [*cell, str(self.injected_at), *times, str(self.retries), bits]
 
 
-HEADER = ("fault", "asked by", "trainers", "at step", "detected after", "recovered after", "retries", "bits")
+HEADER = (
+    "fault",
+    "asked by",
+    "trainers",
+    "at step",
+    "detected after",
+    "stood still",
+    "recovered after",
+    "retries",
+    "bits",
+)
 
 
 def cells(only: dict[str, Sequence[str]]) -> Iterator[Cell]:
@@ -197,11 +210,11 @@ class Lab:
                 runs = [self.start_run(f"run{n}", proxy.address, world, again) for n in range(count)]
             else:
                 fault.end(scene)
-                found = dataclasses.replace(found, recovered_after=watch.until_recovered())
+                watch.until_ended()
+                found = dataclasses.replace(found, stood_still=watch.stood_still, recovered_after=watch.recovered_after)
             codes = [rank.wait() for run in runs for rank in run]
             if any(codes):
                 raise CellFailed(f"exit codes {codes}: {_last_lines(runs)}")
-            watch.look(0)
             return dataclasses.replace(
                 found,
                 detected_after=watch.detected_after(),
@@ -218,40 +231,56 @@ class Lab:
 
 
 class Watch:
-    """Looks at runs from the fault on: when their logs tell of it, and when they make steps again."""
+    """Looks at runs from the fault on: when their logs tell of it, and when they make steps.
+
+    Attributes:
+        stood_still: longest time without a step of a run so far, seconds.
+        recovered_after: seconds from the fault's end to the end of that time.
+    """
 
     def __init__(self, runs: Sequence[Sequence[Trainer]]) -> None:
         self.began = time.monotonic()
+        self.stood_still = self.recovered_after = 0.0
         self._runs = runs
         self._before = [sum(len(rank.stderr) for rank in run) for run in runs]
         self._detected: list[float | None] = [None] * len(runs)
+        self._steps = [(run[0].step(), self.began) for run in runs]
+        self._fault_ended = float("inf")
 
     def look(self, seconds: float) -> None:
         """For so long."""
         end = time.monotonic() + seconds
         while True:
             for number, run in enumerate(self._runs):
-                text = "".join(rank.stderr for rank in run)
-                if self._detected[number] is None and SIGNS.search(text, self._before[number]):
-                    self._detected[number] = time.monotonic() - self.began
+                self._look_at(number, run)
             if time.monotonic() >= end:
                 return
             time.sleep(0.05)
 
-    def until_recovered(self) -> float:
-        """Seconds until each run has made another step, or has ended."""
-        began, steps = time.monotonic(), [run[0].step() for run in self._runs]
+    def until_ended(self) -> None:
+        """Until every run is over; the fault ends now."""
+        self._fault_ended = time.monotonic()
 
-        def all_go_on() -> bool:
+        def all_have_ended() -> bool:
             self.look(0)
-            return all(run[0].step() > step or run[0].has_ended for run, step in zip(self._runs, steps, strict=True))
+            return all(rank.has_ended for run in self._runs for rank in run)
 
-        wait_for(all_go_on, "another step")
-        return time.monotonic() - began
+        wait_for(all_have_ended, "the end of the runs")
 
     def detected_after(self) -> float | None:
         """The latest of the runs that have noticed."""
         return max((seconds for seconds in self._detected if seconds is not None), default=None)
+
+    def _look_at(self, number: int, run: Sequence[Trainer]) -> None:
+        now, step = time.monotonic(), run[0].step()
+        text = "".join(rank.stderr for rank in run)
+        if self._detected[number] is None and SIGNS.search(text, self._before[number]):
+            self._detected[number] = now - self.began
+        before, since = self._steps[number]
+        if step > before:
+            self._steps[number] = step, now
+            if now - since > self.stood_still:
+                self.stood_still, self.recovered_after = now - since, max(0.0, now - self._fault_ended)
 
 
 def run_matrix(chosen: Sequence[Cell], work: Path, out: Path, seconds_of_stop: float, echo: bool = True) -> list[Found]:
