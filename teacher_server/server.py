@@ -158,6 +158,7 @@ def _options(settings: ServeConfig) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", round(1000 * settings.keepalive_seconds)),  # notice machines that have vanished
         ("grpc.keepalive_timeout_ms", round(1000 * settings.keepalive_seconds / 3)),
         ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.ping_timeout_ms", round(1000 * settings.keepalive_seconds / 3)),  # otherwise 60 s come first
         ("grpc.http2.max_pings_without_data", 0),  # gRPC would stop after two
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # trainers ping while their student computes
     ]

@@ -381,6 +381,7 @@ def _options(config: ClientConfig) -> tuple[tuple[str, str | int], ...]:
         ("grpc.max_receive_message_length", MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", round(1000 * config.keepalive_seconds)),
         ("grpc.keepalive_timeout_ms", round(1000 * config.keepalive_seconds / 3)),
+        ("grpc.http2.ping_timeout_ms", round(1000 * config.keepalive_seconds / 3)),  # otherwise 60 s come first
         ("grpc.http2.max_pings_without_data", 0),  # gRPC would stop after two
         ("grpc.initial_reconnect_backoff_ms", round(1000 * FIRST_PAUSE_SECONDS)),
         ("grpc.min_reconnect_backoff_ms", round(1000 * CONNECT_SECONDS)),
