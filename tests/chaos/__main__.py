@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         only[part] = names.split(",")
         if unknown := [name for name in only[part] if name not in NAMES.get(part, ())]:
             parser.error(f"no {part} {', '.join(unknown)}; see --help")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # teachers and trainers are ended on the way out
     chosen = list(cells(only))
     print(f"{len(chosen)} cells", " | ".join(HEADER), sep="\n", flush=True)
     try:
