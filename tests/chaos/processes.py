@@ -12,12 +12,14 @@ import re
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import tqdm
 
 PATIENCE_SECONDS = 240.0
 """After which a cell has failed: whatever is waited for comes sooner, also on a busy machine."""
@@ -49,6 +51,7 @@ def _run(program: str, argv: list[str], out: str, environment: dict[str, str]) -
         os.dup2(handle, number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
+    tqdm.tqdm.set_lock(threading.RLock())  # its own is of all processes, and complains when one is killed
     sys.argv = [program, *argv]
     code = importlib.import_module(f"{program}.__main__").main()
     sys.stdout.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import random
+import select
 import socket
 import struct
 import threading
@@ -12,6 +13,8 @@ import time
 from collections.abc import Iterator
 
 CHUNK_BYTES = 16 * 1024
+POLL_SECONDS = 0.05
+"""A socket in which somebody waits stays open after its close: nobody waits longer at once."""
 RESET = struct.pack("ii", 1, 0)
 """SO_LINGER that makes a close a reset."""
 
@@ -151,8 +154,10 @@ class Proxy:
 def _chunks(source: socket.socket) -> Iterator[bytes]:
     while True:
         try:
+            while not select.select([source], [], [], POLL_SECONDS)[0]:
+                pass
             chunk = source.recv(CHUNK_BYTES)
-        except OSError:
+        except (OSError, ValueError):  # closed meanwhile
             return
         if not chunk:
             return
