@@ -13,7 +13,7 @@ sys.path.insert(0, str(REPOSITORY / "tests"))  # as pytest has it
 
 from tests.chaos.faults import FAULTS  # noqa: E402
 from tests.chaos.kills import run_kills  # noqa: E402
-from tests.chaos.matrix import HEADER, TRAINERS, TRANSPORTS, Lab, cells, run_matrix  # noqa: E402
+from tests.chaos.matrix import HEADER, TRAINERS, TRANSPORTS, Lab, cells, earlier, run_matrix  # noqa: E402
 from tests.chaos.processes import CellFailed  # noqa: E402
 
 NAMES = {"fault": FAULTS, "transport": TRANSPORTS, "trainers": TRAINERS}
@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "python -m tests.chaos", formatter_class=argparse.RawDescriptionHelpFormatter, epilog=f"names:\n{lists}"
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="PART=NAME[,NAME...]", help="only these cells")
+    parser.add_argument("--missing", action="store_true", help="only those that OUT does not hold yet")
     parser.add_argument("--seconds-of-stop", type=float, default=30.0, help="how long SIGSTOP lasts")
     parser.add_argument(
         "--kills", type=int, default=20, help="how often a trainer is killed and resumed; 0: not at all"
@@ -39,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown := [name for name in only[part] if name not in NAMES.get(part, ())]:
             parser.error(f"no {part} {', '.join(unknown)}; see --help")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # teachers and trainers are ended on the way out
-    chosen = list(cells(only))
+    done = earlier(arguments.out) if arguments.missing else {}
+    chosen = [cell for cell in cells(only) if cell not in done]
     print(f"{len(chosen)} cells", " | ".join(HEADER), sep="\n", flush=True)
     try:
         results = run_matrix(chosen, arguments.work, arguments.out, arguments.seconds_of_stop)

@@ -286,7 +286,7 @@ class Watch:
 def run_matrix(chosen: Sequence[Cell], work: Path, out: Path, seconds_of_stop: float, echo: bool = True) -> list[Found]:
     """Runs cells one after the other; each is printed and kept when it is done, beside those of earlier calls."""
     work.mkdir(parents=True, exist_ok=True)
-    lab, results = Lab(work), _earlier(out)
+    lab, results = Lab(work), earlier(out)
     for cell in chosen:
         results[cell] = found = lab.run(cell, seconds_of_stop)
         if echo:
@@ -302,7 +302,8 @@ def write(out: Path, results: Sequence[Found]) -> None:
     files.write_text(out.with_suffix(".md"), "".join("| " + " | ".join(row) + " |\n" for row in rows))
 
 
-def _earlier(out: Path) -> dict[Cell, Found]:
+def earlier(out: Path) -> dict[Cell, Found]:
+    """What OUT.json holds."""
     path = out.with_suffix(".json")
     records = json.loads(path.read_text()) if path.exists() else []
     return {Cell(**record["cell"]): Found(**{**record, "cell": Cell(**record["cell"])}) for record in records}
