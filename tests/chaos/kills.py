@@ -12,13 +12,13 @@ CHECKPOINTS = "log.checkpoint_every=2"
 
 
 def run_kills(lab: Lab, times: int, seed: int = 0) -> list[int]:
-    """Kills so many times, at steps drawn at random from what is left; returns the steps.
+    """Kills so many times, each 0 to 3 steps after it has made its first; returns the steps.
 
     Raises:
         CellFailed: the weights at the end are others.
     """
     reference, draw = lab.reference(1), random.Random(seed)
-    teacher = Teacher(lab.right, lab.work / "logs" / f"teacher-of-kills-{seed}")
+    teacher = Teacher(lab.right, lab.log("teacher"))
     steps: list[int] = []
     flags: tuple[str, ...] = (CHECKPOINTS,)
     try:
@@ -26,7 +26,7 @@ def run_kills(lab: Lab, times: int, seed: int = 0) -> list[int]:
             (trainer,) = lab.start_run("killed", teacher.address(), 1, flags)
             flags = (CHECKPOINTS, "--resume")
             begin = trainer.step()
-            target = begin + draw.randint(0, 4)
+            target = begin + draw.randint(0, 3)
             try:
                 wait_for(lambda t=trainer, s=target: t.step() > s or t.has_ended, f"step {target}")
                 steps.append(trainer.step())

@@ -138,7 +138,7 @@ class Lab:
     def reference(self, world: int) -> str:
         """Weights of an undisturbed run of so many ranks."""
         if world not in self._references:
-            teacher = Teacher(self.right, self._log("teacher"))
+            teacher = Teacher(self.right, self.log("teacher"))
             try:
                 run = self.start_run("reference", teacher.address(), world, ())
                 for rank in run:
@@ -161,7 +161,8 @@ class Lab:
         port = free_port() if world > 1 else 0
         return [Trainer([*argv, *SETTINGS, *settings], out, rank, world, port) for rank in range(world)]
 
-    def _log(self, name: str) -> Path:
+    def log(self, name: str) -> Path:
+        """Where a program may write, with nothing there yet."""
         logs = self.work / "logs"
         logs.mkdir(exist_ok=True)
         path = logs / f"{name}{next(self._count)}"
@@ -176,7 +177,7 @@ class Lab:
         runs: list[list[Trainer]] = []
 
         def start(file: Path) -> Teacher:
-            started.append(Teacher(file, self._log("teacher"), *fault.serve))
+            started.append(Teacher(file, self.log("teacher"), *fault.serve))
             return started[-1]
 
         found = Found(cell)
