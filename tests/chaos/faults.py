@@ -164,7 +164,7 @@ FAULTS = {
         _flood,
         _stop_flood,
         4.0,
-        serve=(f"batching.max_queued_positions={QUEUE}", f"batching.max_request_positions={QUEUE}"),
+        serve=(f"batching.max_queued_positions={QUEUE}", f"batching.max_request_positions={QUEUE}", "cache.mib=0"),
     ),
     "expired deadlines": Fault(_weather(delay=1.5), _weather(delay=0.0), 5.0, client=("client.deadline_seconds=1",)),
     "wrong revision": Fault(_start_other, _return, is_refused=True),
