@@ -30,8 +30,8 @@ SETTINGS = (
     *("log.every=1", "log.tensorboard=false", "log.checkpoint_every=0"),
     *("client.deadline_seconds=5", "client.keepalive_seconds=6", "client.retry_seconds=200"),
 )
-FIRST_STEPS = 12
-"""Optimizer steps before the fault."""
+FIRST_STEPS, LAST_STEPS = 12, 40
+"""Optimizer steps before the fault, of 80: all runs have made the first, or one of them the last."""
 SIGNS = re.compile(r"teacher at \S+ is out|\(attempt \d+\); trying again|aiting for the teacher|changed its weights")
 """What a trainer's log says when it has noticed."""
 
@@ -189,10 +189,7 @@ class Lab:
             scene = Scene(proxy, teacher, start, self.right, self.other, self.store.tokeniser.vocabulary.cells)
             settings = (*TRANSPORTS[cell.transport], *fault.client)
             runs = [self.start_run(f"run{n}", proxy.address, world, settings) for n in range(count)]
-            wait_for(
-                lambda: all(run[0].step() >= FIRST_STEPS or run[0].has_ended for run in runs),
-                "the steps before the fault",
-            )
+            wait_for(lambda: _is_time(runs), "the steps before the fault")
             if any(rank.has_ended for run in runs for rank in run):
                 raise CellFailed("a run had ended before the fault")
             seconds = seconds_of_stop if fault.seconds is None else fault.seconds
@@ -308,6 +305,11 @@ def earlier(out: Path) -> dict[Cell, Found]:
     path = out.with_suffix(".json")
     records = json.loads(path.read_text()) if path.exists() else []
     return {Cell(**record["cell"]): Found(**{**record, "cell": Cell(**record["cell"])}) for record in records}
+
+
+def _is_time(runs: Sequence[Sequence[Trainer]]) -> bool:
+    steps = [run[0].step() for run in runs]
+    return min(steps) >= FIRST_STEPS or max(steps) >= LAST_STEPS or any(run[0].has_ended for run in runs)
 
 
 def _last_lines(runs: Sequence[Sequence[Trainer]]) -> str:
