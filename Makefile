@@ -12,7 +12,7 @@ STORE ?= runs/demo/store
 OUT ?= runs/train
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto demo test test-fast lint format type buf serve train bench bench-peers lock clean
+.PHONY: help setup proto demo test test-fast chaos lint format type buf serve train bench bench-peers lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -41,6 +41,9 @@ test: setup ## all tests
 
 test-fast: setup ## the tests that start no servers and train nothing
 	$(BIN)/python -m pytest -m 'not integration'
+
+chaos: setup ## the matrix of faults, and a trainer killed and resumed 20 times (some hours; CHAOS='--only fault=reset')
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 lint: setup ## ruff
 	$(BIN)/ruff check .

@@ -218,12 +218,14 @@ def _codec(positions: Positions, window: int, trips: int) -> dict[str, float]:
     query = _request(positions, 0, min(trips, len(positions.lengths)), window)
     request = encode_query(query, 1)
     reply = Reply(np.zeros(len(query.candidate_tokens), np.float16), None, "0" * 16, 10_000, 100_000)
-    response = encode_reply(reply, 1)
+    response = encode_reply(reply, request)
     steps: dict[str, Callable[[], Any]] = {
         "encode the request": lambda: encode_query(query, 1).SerializeToString(),
         "decode the request": lambda: decode_query(type(request).FromString(request.SerializeToString())),
-        "encode the answer": lambda: encode_reply(reply, 1).SerializeToString(),
-        "decode the answer": lambda: decode_reply(type(response).FromString(response.SerializeToString()), query),
+        "encode the answer": lambda: encode_reply(reply, request).SerializeToString(),
+        "decode the answer": lambda: decode_reply(
+            type(response).FromString(response.SerializeToString()), query, request
+        ),
     }
     return {name: min(_timed(step)[0] for _ in range(20)) / query.positions for name, step in steps.items()}
 

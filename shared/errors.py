@@ -13,6 +13,7 @@
         |-- Unavailable         UNAVAILABLE         draining, loading, unreachable; retried
         |-- DeadlineExceeded    DEADLINE_EXCEEDED   dropped before compute; retried
         |-- Cancelled           CANCELLED           the caller went away, or the call was lost; retried
+        |-- Corrupted           DATA_LOSS           a message was damaged on its way; retried
         `-- InternalError       INTERNAL            the teacher's own fault; retried
 
 The server raises the subclasses of `TeacherError`, the service turns them into
@@ -96,8 +97,14 @@ class Cancelled(TeacherError):
     status, code, retryable = "CANCELLED", 1, True
 
 
+class Corrupted(TeacherError):
+    """A message is not the one that was sent."""
+
+    status, code, retryable = "DATA_LOSS", 15, True
+
+
 class InternalError(TeacherError):
-    """The teacher failed."""
+    """The teacher failed, or answered what cannot be an answer."""
 
     status, code, retryable = "INTERNAL", 13, True
 
@@ -109,6 +116,7 @@ _KINDS: tuple[type[TeacherError], ...] = (
     Unavailable,
     DeadlineExceeded,
     Cancelled,
+    Corrupted,
     InternalError,
 )
 _BY_STATUS = {kind.status: kind for kind in _KINDS}

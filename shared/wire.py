@@ -2,17 +2,23 @@
 
 Everything here is arithmetic on arrays; no value is visited in Python. Decoding
 checks what needs no teacher (sizes, signs); the service checks tokens and limits.
+An answer carries checksums of itself and of what was asked, which the asker compares.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
+import struct
+import zlib
 
 import numpy as np
 import numpy.typing as npt
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
 
-from shared.errors import CompatibilityError, FileFormatError, InvalidRequest
+from shared.errors import CompatibilityError, Corrupted, FileFormatError, InternalError, InvalidRequest
 from shared.grid import Grid
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.vocab import Tokeniser, Vocabulary
@@ -149,40 +155,57 @@ def decode_query(message: pb.ScoreRequest) -> ScoreQuery:
     return query
 
 
-def encode_reply(reply: ScoreReply, request_id: int) -> pb.ScoreResponse:
-    """A `ScoreReply` as a message."""
+def encode_reply(reply: ScoreReply, request: pb.ScoreRequest) -> pb.ScoreResponse:
+    """A `ScoreReply` as a message, the answer to a request."""
     mass = reply.candidate_mass
-    return pb.ScoreResponse(
-        request_id=request_id,
+    message = pb.ScoreResponse(
+        request_id=request.request_id,
         log_probs=reply.log_probs.astype("<f2", copy=False).tobytes(),
         candidate_mass=b"" if mass is None else mass.astype("<f2", copy=False).tobytes(),
         weights_revision=reply.weights_revision,
         queue_us=reply.queue_us,
         compute_us=reply.compute_us,
+        request_checksum=checksum(request),
     )
+    message.checksum = checksum(message)
+    return message
 
 
-def decode_reply(message: pb.ScoreResponse, query: ScoreQuery) -> ScoreReply:
+def decode_reply(message: pb.ScoreResponse, query: ScoreQuery, request: pb.ScoreRequest | None = None) -> ScoreReply:
     """A message as the answer to `query`.
 
+    Args:
+        message: the answer.
+        query: what was asked.
+        request: the message that asked it, as it was sent; None: whether that arrived whole is not checked.
+
     Raises:
-        CompatibilityError: the answer does not have the shape of the question, or
-            holds values that are not log-probabilities.
+        Corrupted: its checksum is missing or that of another message, or it answers what the request was not.
+        InternalError: the answer is to another request, does not have the shape of the
+            question, or holds values that are no log-probabilities or probabilities.
     """
+    _compare_checksum(message, "the answer")
+    if request is not None:
+        if message.request_id != request.request_id:
+            raise InternalError(f"the teacher answered request {message.request_id}, asked was {request.request_id}")
+        if message.request_checksum != checksum(request):
+            raise Corrupted("the request was damaged on its way: its checksum is another")
     log_probs = np.frombuffer(message.log_probs, "<f2") if len(message.log_probs) % 2 == 0 else None
     mass = np.frombuffer(message.candidate_mass, "<f2") if len(message.candidate_mass) % 2 == 0 else None
     if log_probs is None or len(log_probs) != len(query.candidate_tokens):
-        raise CompatibilityError(
+        raise InternalError(
             f"the teacher answered {len(message.log_probs)} bytes of log_probs for "
             f"{len(query.candidate_tokens)} candidates (2 bytes each expected)"
         )
     if not bool(np.all(log_probs <= 0)):  # also catches NaN
-        raise CompatibilityError("the teacher answered log_probs that are NaN or above 0")
+        raise InternalError("the teacher answered log_probs that are NaN or above 0")
     expected_mass = query.positions if query.include_candidate_mass else 0
     if mass is None or len(mass) != expected_mass:
-        raise CompatibilityError(
+        raise InternalError(
             f"the teacher answered {len(message.candidate_mass)} bytes of candidate_mass, expected {2 * expected_mass}"
         )
+    if not bool(np.all((mass >= 0) & (mass <= 1))):
+        raise InternalError("the teacher answered candidate_mass that is NaN or outside 0 to 1")
     return ScoreReply(
         log_probs=log_probs,
         candidate_mass=mass if query.include_candidate_mass else None,
@@ -196,7 +219,7 @@ def encode_info(info: TeacherInfo) -> pb.GetTeacherResponse:
     """A `TeacherInfo` as a message."""
     vocabulary, grid = info.tokeniser.vocabulary, info.tokeniser.grid
     occupied = vocabulary.occupied
-    return pb.GetTeacherResponse(
+    message = pb.GetTeacherResponse(
         weights_revision=info.weights_revision,
         fingerprint=info.tokeniser.fingerprint,
         vocabulary=pb.Vocabulary(
@@ -220,14 +243,18 @@ def encode_info(info: TeacherInfo) -> pb.GetTeacherResponse:
         device=info.device,
         server_version=info.server_version,
     )
+    message.checksum = checksum(message)
+    return message
 
 
 def decode_info(message: pb.GetTeacherResponse) -> TeacherInfo:
     """A message as a `TeacherInfo`.
 
     Raises:
+        Corrupted: its checksum is missing, or that of another message.
         CompatibilityError: the vocabulary or grid is malformed.
     """
+    _compare_checksum(message, "the teacher's description")
     v, a, m = message.vocabulary, message.architecture, message.limits
     try:
         occupied = np.frombuffer(v.occupied_cells, "<i4") if v.occupied_cells else None
@@ -250,6 +277,44 @@ def decode_info(message: pb.GetTeacherResponse) -> TeacherInfo:
         device=message.device,
         server_version=message.server_version,
     )
+
+
+def checksum(message: Message, start: int = 0) -> int:
+    """CRC-32 of all fields of a message but its own `checksum`; teacher.proto says how.
+
+    Args:
+        message: one without repeated fields.
+        start: CRC-32 of what comes before it.
+    """
+    crc = start
+    for name in _names(message.DESCRIPTOR):
+        if name == "checksum":
+            continue
+        value = getattr(message, name)
+        if isinstance(value, Message):
+            crc = checksum(value, crc) if message.HasField(name) else crc
+        elif isinstance(value, str | bytes):
+            content = value.encode() if isinstance(value, str) else value
+            crc = zlib.crc32(content, zlib.crc32(len(content).to_bytes(8, "little"), crc))
+        elif isinstance(value, float):
+            crc = zlib.crc32(struct.pack("<d", value), crc)
+        else:
+            crc = zlib.crc32((int(value) % 2**64).to_bytes(8, "little"), crc)
+    return crc
+
+
+@functools.cache
+def _names(descriptor: Descriptor) -> list[str]:
+    """Fields of a message in the order of their numbers."""
+    fields: list[FieldDescriptor] = sorted(descriptor.fields, key=lambda field: field.number)
+    return [field.name for field in fields]
+
+
+def _compare_checksum(message: pb.ScoreResponse | pb.GetTeacherResponse, what: str) -> None:
+    if not message.HasField("checksum"):
+        raise Corrupted(f"{what} has no checksum: damaged on its way, or sent by software of another version")
+    if message.checksum != checksum(message):
+        raise Corrupted(f"{what} was damaged on its way: its checksum differs")
 
 
 def _int32(name: str, data: bytes) -> Int32:

@@ -274,6 +274,9 @@ class ServeConfig(Section):
     """Largest request message; gRPC refuses a larger one with RESOURCE_EXHAUSTED, which ends a stream."""
     stream_in_flight: int = pydantic.Field(64, gt=0)
     """Requests of one stream under way; no more are read from it before an answer is written."""
+    keepalive_seconds: float = pydantic.Field(60.0, gt=0)
+    """After so many seconds without a byte from a caller its connection is tested, and closed, with all that it has
+    asked, if nothing comes back within a third of that."""
     drain_seconds: float = pydantic.Field(30.0, gt=0)
     """After SIGTERM or SIGINT, how long accepted requests may take before the daemon gives them up."""
     warm_up: bool = True

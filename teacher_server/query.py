@@ -26,8 +26,9 @@ def run(settings: QueryConfig) -> None:
         include_candidate_mass=settings.candidate_mass,
     )
     with dialled(settings.address, settings.channel) as (teacher, metadata):
-        response = teacher.Score(encode_query(query, request_id=1), timeout=settings.timeout, metadata=metadata)
-    reply = decode_reply(response, query)
+        request = encode_query(query, request_id=1)
+        response = teacher.Score(request, timeout=settings.timeout, metadata=metadata)
+    reply = decode_reply(response, query, request)
     log_probs = reply.log_probs.astype(np.float64)
     answer = {
         "probabilities": np.exp(log_probs).tolist(),

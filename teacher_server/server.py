@@ -155,9 +155,11 @@ def _options(settings: ServeConfig) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),  # a second daemon on the port must fail, not take half of the calls
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", -1),  # an answer is smaller than its question
-        ("grpc.keepalive_time_ms", 60_000),  # notice callers whose machine has vanished
-        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_time_ms", round(1000 * settings.keepalive_seconds)),  # notice machines that have vanished
+        ("grpc.keepalive_timeout_ms", round(1000 * settings.keepalive_seconds / 3)),
         ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.ping_timeout_ms", round(1000 * settings.keepalive_seconds / 3)),  # otherwise 60 s come first
+        ("grpc.http2.max_pings_without_data", 0),  # gRPC would stop after two
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # trainers ping while their student computes
     ]
 

@@ -140,7 +140,7 @@ class TeacherService(rpc.TeacherServiceServicer, Generic[ReadyT]):
             queue_us=round(1e6 * answer.queue_seconds),
             compute_us=round(1e6 * answer.compute_seconds),
         )
-        return wire.encode_reply(reply, request.request_id)
+        return wire.encode_reply(reply, request)
 
 
 class _Stream:

@@ -3,35 +3,32 @@
     submit (any thread) -> loop thread: semaphore -> cut by rows -> attempts on the fleet -> merge -> Future
 
 An attempt is the transport's, who is there is the fleet's; whether and when to try again is decided in one place
-(`_ask`). A part that failed is cut anew, for its rows may now go to several others.
+(`_collect`). A part that failed is cut anew, for its rows may now go to several others.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
-import logging
 import os
 import re
 import secrets
 import socket
 import threading
-import time
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 
-from shared.errors import InvalidRequest, TeacherError
+from shared.errors import ConfigError, TeacherError
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
-from shared.wire import ScoreQuery, ScoreReply, TeacherInfo, decode_reply, encode_query
+from shared.wire import ScoreQuery, ScoreReply, TeacherInfo, encode_query
 from student_trainer.distill import routing
 from student_trainer.distill.config import ClientConfig
 from student_trainer.distill.fleet import Fleet, open_fleet, pauses
-from student_trainer.distill.routing import Part
-
-log = logging.getLogger(__name__)
+from student_trainer.distill.outage import Outage, Patience, Tries
 
 ENVELOPE_BYTES = 16
 """What a stream's message adds to a request."""
@@ -41,7 +38,8 @@ class GrpcTeacher:
     """A teacher behind an address, or several that serve the same weights behind a list of addresses or a name.
 
     An attempt that fails is repeated, at another teacher if there is one, otherwise after a pause that grows from
-    0.1 s to 10 s, with jitter. All answers carry the weights revision seen at the start.
+    0.1 s to 10 s, with jitter. All answers carry the weights revision seen at the start, and are whole. How long a
+    request is tried is what `on_failure` says; then its future ends with the last `TeacherError`.
     """
 
     def __init__(self, addresses: str, config: ClientConfig) -> None:
@@ -53,6 +51,8 @@ class GrpcTeacher:
             CompatibilityError: they serve different weights.
         """
         self._config = config
+        self._outage = Outage(config)
+        self.trouble = self._outage.trouble
         self._ids = itertools.count(1)
         self._open: set[Future[ScoreReply]] = set()
         self._fleet: Fleet | None = None
@@ -88,39 +88,50 @@ class GrpcTeacher:
 
     async def _answer(self, query: ScoreQuery) -> ScoreReply:
         async with self._in_flight:
-            return await self._collect(query, time.monotonic() + self._config.retry_seconds, 0)
+            return await self._collect(query, Patience.of(self._config), Tries())
 
-    async def _collect(self, query: ScoreQuery, give_up: float, attempt: int) -> ScoreReply:
-        """The reply to a query, or to what is left of one after so many attempts."""
-        assert self._fleet is not None
+    async def _collect(self, query: ScoreQuery, patience: Patience, tries: Tries) -> ScoreReply:
+        """The reply to a query, or to the part of one that has been tried before.
+
+        Raises:
+            TeacherError: of the last attempt.
+        """
+        fleet = self._fleet
+        assert fleet is not None
         rows = routing.row_hashes(query) if len(query.history_lengths) else np.zeros(1, np.uint64)
-        parts = routing.split(query, await self._fleet.places(rows, give_up))
-        replies = await _all([self._ask(self._fleet, part, give_up, attempt) for part in parts])
-        return routing.merge(query, parts, replies)
-
-    async def _ask(self, fleet: Fleet, part: Part, give_up: float, attempt: int) -> ScoreReply:
-        request = encode_query(part.query, next(self._ids))
-        self._check_size(request)
-        try:
-            response = await fleet.ask(part.place, request, part.query.positions, self._config.deadline_seconds)
-            return decode_reply(response, part.query)
-        except TeacherError as error:
-            pause, label = next(pauses(attempt)), fleet.label(part.place)
-            if not error.retryable or time.monotonic() + pause > give_up:
-                raise type(error)(f"teacher at {label}: {error} (attempt {attempt + 1})") from None
-            level = logging.DEBUG if attempt == 0 else logging.WARNING
-            log.log(level, "teacher at %s: %s; trying again", label, error)
-            if fleet.wants_pause(error):
+        with contextlib.ExitStack() as outage:
+            while True:
+                pause, label = next(pauses(tries.made)), fleet.label()
+                try:
+                    parts = routing.split(query, await fleet.places(rows, patience.absence_until(pause)))
+                    if len(parts) == 1:
+                        label = fleet.label(parts[0].place)
+                        seconds = patience.attempt_seconds(self._config.deadline_seconds)
+                        return await fleet.ask(parts[0].place, self._request(query), query, seconds)
+                except TeacherError as error:
+                    failure = error
+                else:
+                    collecting = [self._collect(part.query, patience, tries) for part in parts]
+                    return routing.merge(query, parts, await _all(collecting))
+                tries = tries.after(failure)
+                if not fleet.wants_pause(failure):
+                    pause = 0.0
+                if patience.is_over(tries, pause):
+                    raise type(failure)(f"teacher at {label}: {failure} (attempt {tries.made})")
+                self._outage.note(label, failure, tries)
+                if tries.made == 1:
+                    outage.enter_context(self._outage.waiting())
                 await asyncio.sleep(pause)
-        return await self._collect(part.query, give_up, attempt + 1)
 
-    def _check_size(self, request: pb.ScoreRequest) -> None:
+    def _request(self, query: ScoreQuery) -> pb.ScoreRequest:
+        request = encode_query(query, next(self._ids))
         size, limit = request.ByteSize() + ENVELOPE_BYTES, self.info.limits.max_message_bytes
         if size > limit:  # gRPC would answer as if the teacher were busy, and end the stream
-            raise InvalidRequest(
+            raise ConfigError(
                 f"a request of {size} bytes is above the teacher's limit of {limit}; "
                 "lower optim.batch_size, or serve with a larger max_message_bytes"
             )
+        return request
 
     async def _shut(self) -> None:
         for future in list(self._open):

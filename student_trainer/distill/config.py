@@ -13,6 +13,9 @@ Collisions = Literal["marginal", "duplicate"]
 """How candidates that share a teacher cell are compared: as one cell, or each with the whole mass."""
 
 
+OnFailure = Literal["wait", "skip", "abort"]
+"""What a run does whose teacher does not answer."""
+
 NAME_LENGTH = 64
 """Characters of a caller's name that a teacher takes."""
 
@@ -62,5 +65,24 @@ class ClientConfig(Section):
     """How long to wait for a teacher at the start; one of several is enough."""
     deadline_seconds: float = pydantic.Field(60, gt=0)
     """How long one attempt may take, from when it may be sent."""
+    keepalive_seconds: float = pydantic.Field(30, ge=6)
+    """After so many seconds without a byte from the teacher its connection is tested, and closed if nothing comes back
+    within a third of that; teachers refuse callers that test more often than every 5 s."""
+    on_failure: OnFailure = "wait"
+    """What to do when the teacher fails, is away or answers nonsense. wait: try again until it answers; the run ends
+    with the same weights. skip: train the affected micro-batches without the distillation term, and count them.
+    abort: stop at once. A run that stops leaves a checkpoint to go on from with --resume."""
     retry_seconds: float = pydantic.Field(300, ge=0)
-    """How long a request is tried again, with growing pauses, before the run stops."""
+    """wait and abort: how long a request is tried again, with growing pauses, before the run stops; 0: for ever."""
+    attempts: int = pydantic.Field(3, ge=1)
+    """abort: attempts at a request that may fail before the run stops.
+    A full queue fails none, it asks for patience."""
+    skip_after_seconds: float = pydantic.Field(10, gt=0)
+    """skip: how long a request is tried before its micro-batch is trained without it."""
+    max_skipped_share: float = pydantic.Field(0.05, ge=0, le=1)
+    """skip: share of all positions of the run that may be trained without the teacher before the run stops."""
+
+    @property
+    def patience_seconds(self) -> float:
+        """How long a request may be tried in the end, seconds; 0: for ever."""
+        return self.skip_after_seconds if self.on_failure == "skip" else self.retry_seconds

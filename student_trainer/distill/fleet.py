@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import math
 import os
 import random
 import time
@@ -20,14 +21,21 @@ from typing import Literal, Protocol
 import grpc
 import numpy as np
 
-from shared.errors import CompatibilityError, ConfigError, Overloaded, TeacherError, Unavailable
+from shared.errors import CompatibilityError, ConfigError, InternalError, Overloaded, TeacherError, Unavailable
 from shared.rpc.credentials import authorization, open_aio_channel
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
-from shared.wire import TeacherInfo, decode_info
+from shared.wire import ScoreQuery, ScoreReply, TeacherInfo, decode_info, decode_reply
 from student_trainer.distill import routing
 from student_trainer.distill.config import ClientConfig
-from student_trainer.distill.transport import Metadata, StreamTransport, Transport, UnaryTransport, from_rpc
+from student_trainer.distill.transport import (
+    Metadata,
+    StreamTransport,
+    Transport,
+    UnaryTransport,
+    from_rpc,
+    unreadable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +47,8 @@ RENEW_SECONDS = 60.0
 """How often a name is resolved again, so that teachers that joined it get their share."""
 MESSAGE_BYTES = 512 * 2**20
 """Largest answer accepted; what may be sent is the server's to decide."""
-OPTIONS = (
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-)
+CONNECT_SECONDS = 5.0
+"""How long a connection may take to be made before another attempt; gRPC's own 20 s are lost on a stopped process."""
 NAME_SCHEMES = ("dns://", "ipv4:", "ipv6:", "xds://")
 SHARDS = 16
 SHARD_KEY = "teacher-shard"
@@ -67,14 +71,14 @@ class Fleet(Protocol):
     async def places(self, rows: routing.UInt64, give_up: float) -> routing.Int64:
         """The place of each row, from its hash; waits until there is one, until `give_up` (monotonic seconds)."""
 
-    async def ask(self, place: int, request: pb.ScoreRequest, positions: int, timeout: float) -> pb.ScoreResponse:
-        """One attempt; the answer carries the run's weights."""
+    async def ask(self, place: int, request: pb.ScoreRequest, query: ScoreQuery, timeout: float) -> ScoreReply:
+        """One attempt at a query, whose message the request is; the answer is whole and carries the run's weights."""
 
     def wants_pause(self, error: TeacherError) -> bool:
         """Whether a failed request will go to the same place again, so that it had better wait."""
 
-    def label(self, place: int) -> str:
-        """What messages call a place."""
+    def label(self, place: int | None = None) -> str:
+        """What messages call a place, or all of them."""
 
     async def close(self) -> None:
         """Frees the connections."""
@@ -130,7 +134,7 @@ class Replicas:
 
     async def connect(self, seconds: float) -> TeacherInfo:
         """See `Fleet`; warns of addresses that do not answer if another does."""
-        addresses = ",".join(replica.address for replica in self._replicas)
+        addresses = self.label()
         deadline, announced = time.monotonic() + seconds, False
         for pause in pauses():
             found = await asyncio.gather(*(_try_info(replica.stub, self._metadata) for replica in self._replicas))
@@ -166,7 +170,7 @@ class Replicas:
         """See `Fleet`.
 
         Raises:
-            CompatibilityError: every teacher now serves other weights.
+            CompatibilityError: every teacher now serves another model.
             Unavailable: none came back in time.
         """
         while True:
@@ -175,39 +179,41 @@ class Replicas:
                 return routing.rendezvous(rows, self._names, present)
             self._check_some_left()
             try:
-                async with asyncio.timeout(give_up - time.monotonic()):
+                remaining = give_up - time.monotonic()
+                async with asyncio.timeout(None if math.isinf(remaining) else remaining):
                     await self._changed.wait()
             except TimeoutError:
                 raise Unavailable(f"no teacher is left: {self._reasons()}") from None
 
-    async def ask(self, place: int, request: pb.ScoreRequest, positions: int, timeout: float) -> pb.ScoreResponse:
+    async def ask(self, place: int, request: pb.ScoreRequest, query: ScoreQuery, timeout: float) -> ScoreReply:
         """See `Fleet`."""
         replica = self._replicas[place]
         transport = min(replica.transports, key=lambda transport: transport.in_flight)
         try:
-            response = await transport.score(request, positions, timeout)
+            reply = decode_reply(await transport.score(request, query.positions, timeout), query, request)
         except TeacherError as error:
             if error.retryable and not isinstance(error, Overloaded):
                 self._lose(replica, error)
             raise
-        if response.weights_revision != self._revision:
+        if reply.weights_revision != self._revision:
             if replica.state != "refused":
                 was_in = replica.state == "in"
-                self._refuse(replica, response.weights_revision)
+                self._refuse(replica, reply.weights_revision)
                 if was_in:
                     self._probe(replica)
             self._check_some_left()
             raise Unavailable(replica.reason)
         replica.failures = 0
-        return response
+        return reply
 
     def wants_pause(self, error: TeacherError) -> bool:
         """See `Fleet`: a full queue keeps its rows, for the teacher's cache knows them."""
         return isinstance(error, Overloaded)
 
-    def label(self, place: int) -> str:
+    def label(self, place: int | None = None) -> str:
         """See `Fleet`."""
-        return self._replicas[place].address
+        replicas = self._replicas if place is None else [self._replicas[place]]
+        return ",".join(replica.address for replica in replicas)
 
     async def close(self) -> None:
         """See `Fleet`."""
@@ -221,19 +227,20 @@ class Replicas:
 
     def _check_some_left(self) -> None:
         if all(replica.state == "refused" for replica in self._replicas):
-            raise CompatibilityError(f"{self._reasons()}; serve the old file again and resume")
+            raise CompatibilityError(f"{self._reasons()}; serve the old file again")
 
     def _lose(self, replica: _Replica, error: TeacherError) -> None:
         if replica.state != "in":
             return
-        level = logging.DEBUG if replica.failures == 0 and len(self._replicas) == 1 else logging.WARNING
+        level = logging.DEBUG if len(self._replicas) == 1 else logging.WARNING  # a single one is an outage: see there
         log.log(level, "teacher at %s is out: %s", replica.address, error)
         replica.state, replica.reason = "out", str(error)
         self._probe(replica)
 
     def _refuse(self, replica: _Replica, revision: str) -> None:
         reason = (
-            f"the teacher at {replica.address} changed its weights from {self._revision} to {revision} during the run"
+            f"the teacher at {replica.address} changed its weights from {self._revision} to {revision} during the run "
+            "(a revision is of weights, vocabulary and grid)"
         )
         if replica.reason != reason:
             log.error("%s; it is asked nothing", reason)
@@ -246,17 +253,21 @@ class Replicas:
         task.add_done_callback(self._probes.discard)
 
     async def _until_back(self, replica: _Replica) -> None:
+        label = replica.address
         for pause in pauses(replica.failures):
             replica.failures += 1
             await asyncio.sleep(pause)
-            info = await _try_info(replica.stub, self._metadata)
+            try:
+                info = await _try_info(replica.stub, self._metadata)
+            except CompatibilityError as error:
+                info = InternalError(str(error))  # nonsense now may be sense later
             if isinstance(info, TeacherError):
                 if replica.state == "out":
                     replica.reason = str(info)
             elif info.weights_revision != self._revision:
                 self._refuse(replica, info.weights_revision)
             else:
-                log.info("teacher at %s is back", replica.address)
+                log.log(logging.INFO if len(self._replicas) > 1 else logging.DEBUG, "teacher at %s is back", label)
                 replica.state, replica.reason = "in", ""
                 self._notify()
                 return
@@ -306,25 +317,26 @@ class Named:
         """See `Fleet`."""
         return (rows % np.uint64(len(self._metadata))).astype(np.int64)
 
-    async def ask(self, place: int, request: pb.ScoreRequest, positions: int, timeout: float) -> pb.ScoreResponse:
+    async def ask(self, place: int, request: pb.ScoreRequest, query: ScoreQuery, timeout: float) -> ScoreReply:
         """See `Fleet`.
 
         Raises:
             CompatibilityError: a teacher of that name serves other weights.
         """
-        response = await self._transports[place].score(request, positions, timeout)
-        if response.weights_revision != self._revision:
+        response = await self._transports[place].score(request, query.positions, timeout)
+        reply = decode_reply(response, query, request)
+        if reply.weights_revision != self._revision:
             raise CompatibilityError(
-                f"a teacher of {self._target} serves weights {response.weights_revision}, the run has "
-                f"{self._revision}; take it out of the name and resume"
+                f"a teacher of {self._target} serves weights {reply.weights_revision}, the run has "
+                f"{self._revision}; take it out of the name"
             )
-        return response
+        return reply
 
     def wants_pause(self, error: TeacherError) -> bool:
         """See `Fleet`."""
         return True
 
-    def label(self, place: int) -> str:
+    def label(self, place: int | None = None) -> str:
         """See `Fleet`."""
         return self._target
 
@@ -340,7 +352,7 @@ class Named:
             "loadBalancingConfig": [{"ring_hash_experimental": {"requestHashHeader": SHARD_KEY}}],
             "healthCheckConfig": {"serviceName": SERVICE},
         }
-        options = (*OPTIONS, ("grpc.service_config", json.dumps(service_config)))
+        options = [*_options(self._config), ("grpc.service_config", json.dumps(service_config))]
         channel = open_aio_channel(self._target, self._config.channel, options)
         make = _transport_of(self._config)
         return channel, [make(rpc.TeacherServiceStub(channel), metadata) for metadata in self._metadata]
@@ -362,6 +374,21 @@ class Named:
                 await channel.close(None)
 
 
+def _options(config: ClientConfig) -> tuple[tuple[str, str | int], ...]:
+    """Of a channel: a connection that died unseen is noticed, and a teacher that comes back is found soon."""
+    return (
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", MESSAGE_BYTES),
+        ("grpc.keepalive_time_ms", round(1000 * config.keepalive_seconds)),
+        ("grpc.keepalive_timeout_ms", round(1000 * config.keepalive_seconds / 3)),
+        ("grpc.http2.ping_timeout_ms", round(1000 * config.keepalive_seconds / 3)),  # otherwise 60 s come first
+        ("grpc.http2.max_pings_without_data", 0),  # gRPC would stop after two
+        ("grpc.initial_reconnect_backoff_ms", round(1000 * FIRST_PAUSE_SECONDS)),
+        ("grpc.min_reconnect_backoff_ms", round(1000 * CONNECT_SECONDS)),
+        ("grpc.max_reconnect_backoff_ms", round(1000 * LONGEST_PAUSE_SECONDS)),
+    )
+
+
 def _transport_of(config: ClientConfig) -> Callable[[rpc.TeacherServiceStub, Metadata], Transport]:
     return StreamTransport if config.transport == "stream" else UnaryTransport
 
@@ -371,7 +398,7 @@ def _of_shard(metadata: Metadata, shard: int) -> Metadata:
 
 
 def _dial_replica(address: str, config: ClientConfig, metadata: Metadata) -> _Replica:
-    channel = open_aio_channel(address, config.channel, OPTIONS)
+    channel = open_aio_channel(address, config.channel, _options(config))
     stub = rpc.TeacherServiceStub(channel)
     make = _transport_of(config)
     return _Replica(address, channel, stub, [make(stub, metadata) for _ in range(config.streams or 1)])
@@ -379,11 +406,12 @@ def _dial_replica(address: str, config: ClientConfig, metadata: Metadata) -> _Re
 
 async def _try_info(stub: rpc.TeacherServiceStub, metadata: Metadata) -> TeacherInfo | TeacherError:
     try:
-        return decode_info(
-            await stub.GetTeacher(pb.GetTeacherRequest(), timeout=INFO_SECONDS, metadata=tuple(metadata()))
-        )
+        message = await stub.GetTeacher(pb.GetTeacherRequest(), timeout=INFO_SECONDS, metadata=tuple(metadata()))
+        return unreadable() if message is None else decode_info(message)
     except grpc.aio.AioRpcError as error:
         return from_rpc(error)
+    except TeacherError as error:
+        return error
 
 
 def _nobody(where: str, seconds: float, failure: TeacherError) -> Unavailable:

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 from concurrent.futures import Future
 from typing import Protocol
 
 from shared.wire import ScoreQuery, ScoreReply
 
 
+@dataclasses.dataclass
+class Trouble:
+    """What a teacher's failures have cost since the run began.
+
+    Attributes:
+        retries: attempts that failed and were repeated.
+        seconds: with at least one request waiting to be asked again.
+    """
+
+    retries: int = 0
+    seconds: float = 0.0
+
+
 class Teacher(Protocol):
     """Answers queries asynchronously. Answers depend on the query alone."""
+
+    trouble: Trouble
+    """What it has cost so far that it failed; read from any thread."""
 
     def submit(self, query: ScoreQuery) -> Future[ScoreReply]:
         """Sends a query and returns at once; the future ends with the reply or a `ReportableError`."""
@@ -22,6 +39,9 @@ class Teacher(Protocol):
 
 class NullTeacher:
     """No teacher: a run with weight 0 never asks."""
+
+    def __init__(self) -> None:
+        self.trouble = Trouble()
 
     def submit(self, query: ScoreQuery) -> Future[ScoreReply]:
         """Refuses: whoever asks has mistaken a vanilla run for a distilled one."""

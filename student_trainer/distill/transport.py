@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import grpc
 
-from shared.errors import DeadlineExceeded, TeacherError, Unavailable, from_code, from_status
+from shared.errors import Corrupted, DeadlineExceeded, TeacherError, Unavailable, from_code, from_status
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 
@@ -43,13 +43,15 @@ class UnaryTransport:
         """See `Transport`."""
         self.in_flight += positions
         try:
-            response: pb.ScoreResponse = await self._stub.Score(
+            response: pb.ScoreResponse | None = await self._stub.Score(
                 request, timeout=timeout, metadata=tuple(self._metadata())
             )
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error) from None
         finally:
             self.in_flight -= positions
+        if response is None:
+            raise unreadable()
         return response
 
 
@@ -154,6 +156,9 @@ class _Stream:
                 self._take(message)
         except grpc.aio.AioRpcError as error:
             failure = from_rpc(error)
+        except Corrupted as error:
+            failure = error
+            self._call.cancel()
         except asyncio.CancelledError:
             failure = Unavailable("the stream was given up")
             if not self._call.cancelled():
@@ -165,7 +170,11 @@ class _Stream:
                 if not waiter.done():
                     waiter.set_exception(failure)
 
-    def _take(self, message: pb.StreamScoreResponse) -> None:
+    def _take(self, message: pb.StreamScoreResponse | None) -> None:
+        if message is None:
+            raise unreadable()
+        if message.HasField("response") and message.response.request_id != message.request_id:
+            raise Corrupted("an answer on the stream was damaged on its way: it has two request ids")
         self._received += 1
         self._balance += message.credit
         answer, result = self._waiting.get(message.request_id), message.WhichOneof("result")
@@ -175,6 +184,11 @@ class _Stream:
             else:
                 answer.set_exception(from_code(message.error.code, message.error.message))
         self._pump()
+
+
+def unreadable() -> Corrupted:
+    """What it means that gRPC gives None for an answer: it could not be read."""
+    return Corrupted("the answer was damaged on its way, or is of software of another version: it is no message")
 
 
 def from_rpc(error: grpc.aio.AioRpcError) -> TeacherError:

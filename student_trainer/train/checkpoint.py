@@ -44,12 +44,16 @@ class Progress:
     Attributes:
         step: optimizer steps done.
         bad_steps: steps skipped for non-finite values.
+        missed_micro_batches: shares of micro-batches trained without the teacher, which had failed; all ranks.
+        missed_positions: theirs.
         best_accuracy: best validation accuracy so far, and `best_epoch` its epoch; -1 before the first.
         history: one record of validation metrics per epoch done.
     """
 
     step: int = 0
     bad_steps: int = 0
+    missed_micro_batches: int = 0
+    missed_positions: int = 0
     best_accuracy: float = -1.0
     best_epoch: int = -1
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)

@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from shared.errors import TeacherError
 from shared.store import Trips
 from shared.wire import ScoreReply
 from student_trainer.data.batch import Batch, build_batch
 from student_trainer.data.network import RoadNetwork
-from student_trainer.distill.config import DistillConfig
+from student_trainer.distill.config import DistillConfig, OnFailure
 from student_trainer.distill.query import build_query
 from student_trainer.distill.teacher import Teacher
 from student_trainer.train.config import DataConfig
@@ -26,6 +27,25 @@ class Prepared:
     batch: Batch
     labels: int
     reply: Future[ScoreReply] | None
+
+    def answer(self, on_failure: OnFailure) -> ScoreReply | None:
+        """Waits for the teacher's answer.
+
+        Returns:
+            None if none was asked for; with `skip`, also if the request has failed for good.
+
+        Raises:
+            TeacherError: it has failed for good; with `skip` only where asking again would not help.
+            CompatibilityError: the teacher has become another.
+        """
+        if self.reply is None:
+            return None
+        try:
+            return self.reply.result()
+        except TeacherError as error:
+            if on_failure == "skip" and error.retryable:
+                return None
+            raise
 
 
 class Feed:

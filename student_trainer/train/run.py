@@ -11,6 +11,7 @@ OUT/profile.json, trace.json   where its time went, if `profile` is set
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import sys
@@ -30,7 +31,7 @@ from student_trainer.data.network import RoadNetwork
 from student_trainer.distill.client import GrpcTeacher
 from student_trainer.distill.config import NAME_LENGTH, ClientConfig
 from student_trainer.distill.query import check_teacher
-from student_trainer.distill.teacher import NullTeacher, Teacher
+from student_trainer.distill.teacher import NullTeacher, Teacher, Trouble
 from student_trainer.model import upstream
 from student_trainer.model.hoser import HOSER
 from student_trainer.train import checkpoint as checkpoints
@@ -49,13 +50,16 @@ from student_trainer.train.validate import Validator
 
 log = logging.getLogger(__name__)
 
+FOR_EVER_SECONDS = 365 * 86_400.0
+"""How long other ranks wait for one that waits for its teacher without a limit."""
 FREE_TO_CHANGE = ("resume", "profile", "teacher", "client", "log", "runtime", "out", "data")
 """Settings that a resumed run may change: where and how it runs. Another runtime changes the last bits."""
 
 
 def run(settings: TrainConfig) -> int:
     """Trains, alone or as one of the ranks that `torchrun` started; rank 0 prints the summary as JSON on stdout."""
-    with join(settings.client.connect_seconds + settings.client.retry_seconds) as ranks:
+    patience = settings.client.patience_seconds or FOR_EVER_SECONDS
+    with join(settings.client.connect_seconds + patience) as ranks:
         return _run(settings, ranks)
 
 
@@ -183,6 +187,7 @@ class Session:
     ) -> None:
         self.settings, self.store, self.revision, self.device = settings, store, revision, device
         self.ranks, self.stop = ranks, stop or StopSignals()
+        self.teacher, self._trouble_told = teacher, Trouble()
         self._profile: Profile | None = None
         network = RoadNetwork.load(store)
         train, val = store.trips("train", settings.batch.cache), store.trips("val", settings.batch.cache)
@@ -212,11 +217,12 @@ class Session:
         self.schedule = Schedule(order, settings.optim.accumulation, settings.optim.epochs)
         val_feed = Feed(network, val, settings.batch, settings.distill, asked, device)
         self.validator = Validator(
-            val_feed, val, settings.optim.batch_size, settings.distill, self.scale, self.precision, device, ranks
-        )
+            val_feed, val, settings.optim.batch_size, settings.distill, self.scale, self.precision, device, ranks,
+            settings.client.on_failure,
+        )  # fmt: skip
         self.trainer = Trainer(
-            self.model, optimizer, settings, self.scale, self.precision, device, self.schedule.total_steps, progress,
-            ranks, self.stop,
+            self.model, optimizer, settings, self.scale, self.precision, device, self.schedule.total_steps,
+            int(steps.sum()) * settings.optim.epochs, progress, ranks, self.stop,
         )  # fmt: skip
         self.random_state = random_state(device)
         if resumed is not None and ranks.is_first:
@@ -251,10 +257,14 @@ class Session:
             logbook = Logbook(self.settings, self.progress.step)
         try:
             yield from self._loop(logbook)
-        except (KeyboardInterrupt, TeacherError, RankLost) as error:
+        except (KeyboardInterrupt, TeacherError, CompatibilityError, ConfigError, RankLost) as error:
             self._save("last")
             reason = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped"
             log.info("%s; checkpoint at step %d, go on with --resume", reason, self.progress.step)
+            if isinstance(error, TeacherError | CompatibilityError | ConfigError):
+                path = self.settings.out / "checkpoints" / "last.pt"
+                where = f"checkpoint at step {self.progress.step}: {path}; go on with --resume"
+                raise type(error)(f"{error}; {where}") from None
             raise
         finally:
             if logbook is not None:
@@ -304,7 +314,7 @@ class Session:
         is_due = step % self.settings.log.every == 0 or ends_epoch
         if is_due and self.ranks.any(self.trainer.has_metrics):
             with self.stop.shield():
-                metrics = self.trainer.take_metrics(clock.lap())
+                metrics = self.trainer.take_metrics(clock.lap()) | self._take_trouble()
                 if logbook is not None:
                     logbook.write(step, metrics)
             bar.set_postfix(_brief(metrics))
@@ -312,6 +322,16 @@ class Session:
             self._end_epoch(logbook)
             yield self.progress.history[-1]
             clock.lap()
+
+    def _take_trouble(self) -> dict[str, float]:
+        """What the teacher's failures have cost since the last call: attempts of all ranks, seconds of the slowest."""
+        if not self.settings.distils:
+            return {}
+        now, told = dataclasses.replace(self.teacher.trouble), self._trouble_told
+        self._trouble_told = now
+        ranks = self.ranks.gather((now.retries - told.retries, now.seconds - told.seconds))
+        retries, seconds = zip(*ranks, strict=True)
+        return {"perf/teacher_retries": float(sum(retries)), "perf/teacher_away_s": max(seconds)}
 
     def _is_checkpoint_due(self) -> bool:
         every = self.settings.log.checkpoint_every
@@ -383,6 +403,8 @@ class Session:
             "last": self.progress.history[-1],
             "steps": self.progress.step,
             "bad_steps": self.progress.bad_steps,
+            "missed_micro_batches": self.progress.missed_micro_batches,
+            "missed_positions": self.progress.missed_positions,
             "teacher_revision": self.revision or None,
             "store": self.store.fingerprint,
         }

@@ -5,6 +5,10 @@ the positions of the whole group on all ranks, so that accumulation changes noth
 time. The road network is embedded once for all of a rank's micro-batches: their gradients add up at its embeddings,
 and go back through its encoder once.
 
+Where the teacher has failed and `client.on_failure` is `skip`, a micro-batch's KL is left out of the sum, which is
+divided as before: a position that has an answer pulls as hard as it would have anyway, one without does not pull, and
+no rank needs to know which answers the others have. All ranks call the same collectives in either case.
+
 An accelerator is waited for once a step, for the norm of the gradient.
 """
 
@@ -19,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.errors import TrainingError
+from shared.errors import TrainingError, Unavailable
 from student_trainer.data.batch import Batch
 from student_trainer.data.loader import Index, TripOrder
 from student_trainer.distill import kl as distillation
@@ -104,6 +108,7 @@ class Trainer:
         precision: Precision,
         device: torch.device,
         total_steps: int,
+        total_positions: int,
         progress: Progress,
         ranks: Ranks,
         stop: StopSignals,
@@ -113,6 +118,8 @@ class Trainer:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._settings, self._scale = settings, scale
         self._precision, self._device, self._total = precision, device, total_steps
+        self._most_missed = int(settings.client.max_skipped_share * total_positions)
+        self._missed = [0, 0]
         self._awaited = device if settings.profile != "off" and device.type == "cuda" else None
         self.sums, self.stopwatch = Sums(), Stopwatch(self._awaited)
 
@@ -123,12 +130,16 @@ class Trainer:
 
         Raises:
             TrainingError: more bad steps than `optim.max_bad_steps`.
+            TeacherError: the teacher has failed, and `client` does not let the run go on without it; the step is not
+                made.
+            CompatibilityError: the teacher has become another; the step is not made.
         """
         rate = learning_rate(step.plan.number, self._total, self._settings.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         found = Sums()
         finite = self.compute_gradients(step, found)
+        missed = self._check_missed()
         with self._stop.shield():
             with self.stopwatch.part("optimizer"):
                 is_finite = self._update(finite, found)
@@ -137,6 +148,7 @@ class Trainer:
             else:
                 self._count_bad_step(step)
             self.progress.step = step.plan.number + 1
+            self.progress.missed_micro_batches, self.progress.missed_positions = missed
             self.sums.add("learning_rate", rate, 1)
 
     def compute_gradients(self, step: Step, found: Sums) -> Tensor:
@@ -150,6 +162,7 @@ class Trainer:
             bool [], whether all losses are finite; the gradients are of no use otherwise.
         """
         positions, labels = self._count(step)
+        self._missed = [0, 0]
         self.optimizer.zero_grad(set_to_none=True)
         finite = torch.ones((), dtype=torch.bool, device=self._device)
         if step.micro_batches:
@@ -191,7 +204,7 @@ class Trainer:
             output = self.model(batch, network)
             times = self.model.label_times(batch, network, output)
         with self.stopwatch.part("teacher_wait"):
-            reply = item.reply.result() if item.reply is not None else None
+            reply = item.answer(self._settings.client.on_failure)
         with self.stopwatch.part("loss"):
             target = None if reply is None else build_target(reply, batch)
             sums = self._loss_sums(batch, output.logits, times, target)
@@ -204,6 +217,7 @@ class Trainer:
         found.add("loss_next_road", sums["next_road"], item.labels)
         found.add("loss_time", sums["time"], item.labels)
         found.add("accuracy", (output.logits.argmax(-1) == batch.label).float().sum(), batch.positions)
+        self._note_missed(item, item.reply is not None and reply is None, found)
         if reply is not None and target is not None:
             found.add("loss_kl", sums["kl"], batch.positions)
             diagnostics = distillation.teacher_diagnostics(output.logits.detach(), target, batch.label)
@@ -211,6 +225,31 @@ class Trainer:
             found.add("teacher_queue_ms", reply.queue_us / 1000, 1)
             found.add("teacher_compute_ms", reply.compute_us / 1000, 1)
         return torch.isfinite(loss)
+
+    def _note_missed(self, item: Prepared, is_missed: bool, found: Sums) -> None:
+        if self._settings.client.on_failure == "skip" and item.reply is not None:
+            found.add("teacher_missed", float(is_missed * item.batch.positions), item.batch.positions)
+        self._missed[0] += is_missed
+        self._missed[1] += is_missed * item.batch.positions
+
+    def _check_missed(self) -> tuple[int, int]:
+        """Micro-batches and positions of the run without a teacher, if this step is made; of all ranks.
+
+        Raises:
+            TeacherError: they would be too many.
+        """
+        progress = self.progress
+        if self._settings.client.on_failure != "skip":
+            return progress.missed_micro_batches, progress.missed_positions
+        with self._meeting():
+            micro_batches, new = self._ranks.sums(*self._missed)
+        positions = progress.missed_positions + new
+        if new and positions > self._most_missed:
+            raise Unavailable(
+                f"{positions} positions would be trained without the teacher, more than the {self._most_missed} that "
+                f"client.max_skipped_share {self._settings.client.max_skipped_share:g} allows"
+            )
+        return progress.missed_micro_batches + micro_batches, positions
 
     def _loss_sums(
         self, batch: Batch, logits: Tensor, times: Tensor, target: TeacherTarget | None

@@ -8,7 +8,7 @@ from shared.store import Trips
 from shared.wire import ScoreReply
 from student_trainer.data.loader import Prefetcher, by_length
 from student_trainer.distill import kl as distillation
-from student_trainer.distill.config import DistillConfig
+from student_trainer.distill.config import DistillConfig, OnFailure
 from student_trainer.distill.query import build_target
 from student_trainer.model.hoser import HOSER, NetworkEmbedding
 from student_trainer.train import loss as losses
@@ -24,7 +24,8 @@ LOOKAHEAD = 4
 class Validator:
     """Measures a model on a split; several ranks measure some batches each.
 
-    A frozen teacher gives the same answers every time, so it is asked in the first pass only.
+    A frozen teacher gives the same answers every time, so it is asked in the first pass only, and later for what it
+    has then failed to answer.
     """
 
     def __init__(
@@ -37,11 +38,13 @@ class Validator:
         precision: Precision,
         device: torch.device,
         ranks: Ranks = ALONE,
+        on_failure: OnFailure = "wait",
     ) -> None:
         self._feed, self._distill, self._scale = feed, distill, scale
+        self._on_failure: OnFailure = on_failure
         self._precision, self._device, self._ranks = precision, device, ranks
         self._batches = by_length(trips.lengths, batch_size)[ranks.rank :: ranks.world]
-        self._replies: list[ScoreReply] = []
+        self._replies: dict[int, ScoreReply] = {}
 
     @torch.no_grad()
     def measure(self, model: HOSER) -> dict[str, float]:
@@ -54,22 +57,33 @@ class Validator:
             time_error: |x^ - x| / max(x, 1) of x = log1p seconds, as upstream reports it.
             seconds_error: mean absolute error in seconds.
             positions: how many there are.
-            With a teacher also kl, teacher_accuracy, agreement and the entropies.
+            With a teacher also kl, teacher_accuracy, agreement and the entropies, of the positions that it has
+            answered; if there are others, teacher_missed is their share.
+
+        Raises:
+            TeacherError: the teacher has failed, and `client.on_failure` is not `skip`.
         """
         model.eval()
         sums = Sums()
-        first_pass = not self._replies
-        with Prefetcher(lambda index: self._feed.prepare(index, ask=first_pass), self._batches, LOOKAHEAD) as prepared:
+        missed = 0
+        with Prefetcher(self._prepare, range(len(self._batches)), LOOKAHEAD) as prepared:
             with self._precision.autocast():
                 network = model.embed_network()
             for number, item in enumerate(prepared):
-                if first_pass and item.reply is not None:
-                    self._replies.append(item.reply.result())
-                reply = self._replies[number] if self._replies else None
-                self._add(sums, model, network, item, reply)
+                reply = item.answer(self._on_failure)
+                if reply is not None:
+                    self._replies[number] = reply
+                elif item.reply is not None:
+                    missed += item.batch.positions
+                self._add(sums, model, network, item, self._replies.get(number))
         model.train()
         sums = Sums.of(self._ranks.gather(sums.totals()))
-        return {"positions": sums.count("accuracy"), **sums.means()}
+        positions = sums.count("accuracy")
+        (missed,) = self._ranks.sums(missed)
+        return {"positions": positions, **sums.means(), **({"teacher_missed": missed / positions} if missed else {})}
+
+    def _prepare(self, number: int) -> Prepared:
+        return self._feed.prepare(self._batches[number], ask=number not in self._replies)
 
     def _add(
         self, sums: Sums, model: HOSER, network: NetworkEmbedding, item: Prepared, reply: ScoreReply | None

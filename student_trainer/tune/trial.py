@@ -79,7 +79,7 @@ class CountedTeacher:
     """
 
     def __init__(self, teacher: Teacher) -> None:
-        self._teacher = teacher
+        self._teacher, self.trouble = teacher, teacher.trouble
         self.compute_seconds, self.positions = 0.0, 0
 
     def submit(self, query: ScoreQuery) -> Future[ScoreReply]:

@@ -45,7 +45,7 @@ def test_every_status_is_an_error_and_strange_ones_are_not_retried(status: grpc.
 
 def test_what_may_succeed_later_is_retried() -> None:
     retried = {kind.__name__ for kind in TeacherError.__subclasses__() if kind.retryable}
-    assert retried == {"Overloaded", "Unavailable", "DeadlineExceeded", "Cancelled", "InternalError"}
+    assert retried == {"Overloaded", "Unavailable", "DeadlineExceeded", "Cancelled", "Corrupted", "InternalError"}
 
 
 def test_every_error_of_the_module_is_reportable() -> None:

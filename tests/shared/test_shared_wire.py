@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shared import wire
-from shared.errors import CompatibilityError, InvalidRequest
+from shared.errors import CompatibilityError, Corrupted, InternalError, InvalidRequest
 from shared.grid import Grid
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.vocab import Tokeniser, Vocabulary
@@ -20,6 +23,10 @@ from shared.wire import HistoryMode, Limits, ScoreQuery, ScoreReply, TeacherInfo
 
 int32 = st.integers(-(2**31), 2**31 - 1)
 rows = st.lists(st.lists(int32, max_size=5), max_size=6)
+
+
+def asked(query: ScoreQuery, request_id: int = 1) -> pb.ScoreRequest:
+    return wire.encode_query(query, request_id)
 
 
 def array(values: list[int]) -> np.ndarray:
@@ -74,7 +81,7 @@ def test_integers_travel_in_little_endian_order() -> None:
 
 def test_log_probabilities_travel_as_little_endian_halves() -> None:
     reply = ScoreReply(np.array([-0.5, -1.0, 0.0, -2.0], ">f2"), np.array([0.25, 1.0, 0.0], ">f2"), "w", 1, 2)
-    message = wire.encode_reply(reply, 1)
+    message = wire.encode_reply(reply, asked(QUERY))
     assert message.log_probs == struct.pack("<4e", -0.5, -1.0, 0.0, -2.0)
     assert message.candidate_mass == struct.pack("<3e", 0.25, 1.0, 0.0)
 
@@ -146,9 +153,9 @@ def test_a_reply_survives_the_wire(values: list[float], with_mass: bool, request
     query = dataclasses.replace(QUERY, include_candidate_mass=with_mass)
     mass = np.array([0.5, 0.0, 1.0], np.float16) if with_mass else None
     reply = ScoreReply(np.array(values, np.float16), mass, "abc", microseconds, 2)
-    message = pb.ScoreResponse.FromString(wire.encode_reply(reply, request_id).SerializeToString())
+    message = pb.ScoreResponse.FromString(wire.encode_reply(reply, asked(query, request_id)).SerializeToString())
     assert message.request_id == request_id
-    assert_same(wire.decode_reply(message, query), reply)
+    assert_same(wire.decode_reply(message, query, asked(query, request_id)), reply)
 
 
 def halves(*values: float) -> bytes:
@@ -168,22 +175,26 @@ def halves(*values: float) -> bytes:
         ({"candidate_mass": b""}, "0 bytes of candidate_mass, expected 6"),
         ({"candidate_mass": halves(1, 1)}, "4 bytes of candidate_mass, expected 6"),
         ({"candidate_mass": halves(1, 1, 1) + b"0"}, "7 bytes of candidate_mass, expected 6"),
+        ({"candidate_mass": halves(1, 1, 1.001)}, "outside 0 to 1"),
+        ({"candidate_mass": halves(1, -0.001, 1)}, "outside 0 to 1"),
+        ({"candidate_mass": halves(1, float("nan"), 1)}, "outside 0 to 1"),
     ],
 )
 def test_an_answer_that_does_not_fit_its_question_is_refused(change: dict[str, bytes], message: str) -> None:
     reply = ScoreReply(np.full(4, -1, np.float16), np.full(3, 0.5, np.float16), "w", 0, 0)
-    response = wire.encode_reply(reply, 1)
+    response = wire.encode_reply(reply, asked(QUERY))
     for name, value in change.items():
         setattr(response, name, value)
-    with pytest.raises(CompatibilityError, match=message):
+    response.checksum = wire.checksum(response)
+    with pytest.raises(InternalError, match=message):
         wire.decode_reply(response, QUERY)
 
 
 def test_a_mass_that_was_not_asked_for_is_refused() -> None:
     reply = ScoreReply(np.full(4, -1, np.float16), np.full(3, 0.5, np.float16), "w", 0, 0)
     query = dataclasses.replace(QUERY, include_candidate_mass=False)
-    with pytest.raises(CompatibilityError, match="6 bytes of candidate_mass, expected 0"):
-        wire.decode_reply(wire.encode_reply(reply, 1), query)
+    with pytest.raises(InternalError, match="6 bytes of candidate_mass, expected 0"):
+        wire.decode_reply(wire.encode_reply(reply, asked(QUERY)), query)
 
 
 GRID = Grid.from_bounds((37.0, -122.0, 37.045, -121.925), 0.01, 0.012, "line")
@@ -233,11 +244,80 @@ def test_a_teacher_that_describes_itself_wrongly_is_refused(path: str, value: An
     response = wire.encode_info(info_of(TOKENISERS[1]))
     part, _, name = path.partition(".")
     setattr(getattr(response, part), name, value)
+    response.checksum = wire.checksum(response)
     with pytest.raises(CompatibilityError, match=rf"describes itself wrongly: .*{message}") as raised:
         wire.decode_info(response)
     assert "\n" not in str(raised.value)
 
 
 def test_an_empty_description_is_refused() -> None:
+    empty = pb.GetTeacherResponse()
+    with pytest.raises(Corrupted, match="no checksum"):
+        wire.decode_info(empty)
+    empty.checksum = wire.checksum(empty)
     with pytest.raises(CompatibilityError, match="describes itself wrongly"):
-        wire.decode_info(pb.GetTeacherResponse())
+        wire.decode_info(empty)
+
+
+def test_the_checksum_is_that_of_the_contract() -> None:
+    """Written out by hand once, so that another implementation has something to compare with."""
+    content = struct.pack("<QQ", 5, 1)
+    for values in (packed(1, 2, 3), packed(2, 0, 1), packed(4, 5, 6, 7), packed(2, 1, 1)):
+        content += struct.pack("<Q", len(values)) + values
+    content += struct.pack("<QQ", 0, True)
+    assert wire.checksum(asked(QUERY, 5)) == zlib.crc32(content)
+    assert wire.encode_reply(REPLY, asked(QUERY, 5)).request_checksum == zlib.crc32(content)
+    grid = pb.Grid(min_lat=0.5, rows=-3, centroid="é")
+    content = struct.pack("<6d2q", 0.5, 0, 0, 0, 0, 0, -3, 0) + struct.pack("<Q", 2) + "é".encode()
+    assert wire.checksum(grid) == zlib.crc32(content)
+
+
+REPLY = ScoreReply(np.full(4, -1, np.float16), np.full(3, 0.5, np.float16), "w", 7, 8)
+
+
+def flipped(data: bytes) -> Iterator[bytes]:
+    """All that differ in one bit."""
+    for place in range(8 * len(data)):
+        damaged = bytearray(data)
+        damaged[place // 8] ^= 1 << place % 8
+        yield bytes(damaged)
+
+
+def test_no_flipped_bit_of_a_request_goes_unnoticed() -> None:
+    """It cannot be read, is invalid, or is answered as what it was read as."""
+    request = asked(QUERY, 5)
+    for data in flipped(request.SerializeToString()):
+        try:
+            read = pb.ScoreRequest.FromString(data)
+            wire.decode_query(read)
+        except (DecodeError, InvalidRequest):
+            continue
+        if read == request:  # a bit that the encoding does not need
+            continue
+        with pytest.raises((Corrupted, InternalError)):
+            wire.decode_reply(wire.encode_reply(REPLY, read), QUERY, request)
+
+
+@pytest.mark.parametrize("kind", ["answer", "description"])
+def test_no_flipped_bit_of_an_answer_goes_unnoticed(kind: str) -> None:
+    message = wire.encode_reply(REPLY, asked(QUERY)) if kind == "answer" else wire.encode_info(info_of(TOKENISERS[1]))
+    for data in flipped(message.SerializeToString()):
+        try:
+            read = type(message).FromString(data)
+        except DecodeError:
+            continue
+        if read != message:
+            with pytest.raises(Corrupted):
+                wire.decode_reply(read, QUERY) if kind == "answer" else wire.decode_info(read)
+
+
+def test_an_answer_to_another_request_is_refused() -> None:
+    with pytest.raises(InternalError, match="answered request 5, asked was 6"):
+        wire.decode_reply(wire.encode_reply(REPLY, asked(QUERY, 5)), QUERY, asked(QUERY, 6))
+
+
+def test_an_answer_without_a_checksum_is_refused() -> None:
+    response = wire.encode_reply(REPLY, asked(QUERY))
+    response.ClearField("checksum")
+    with pytest.raises(Corrupted, match="the answer has no checksum"):
+        wire.decode_reply(response, QUERY)

@@ -15,12 +15,20 @@ import pytest
 from support.fakes import scores_of
 
 from shared import wire
-from shared.errors import CompatibilityError, DeadlineExceeded, InvalidRequest, TeacherError, Unavailable
+from shared.errors import (
+    CompatibilityError,
+    ConfigError,
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    TeacherError,
+    Unavailable,
+)
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.vocab import Tokeniser, Vocabulary
 from shared.wire import HistoryMode, ScoreQuery, ScoreReply
-from student_trainer.distill import fleet
+from student_trainer.distill import fleet, outage
 from student_trainer.distill.client import GrpcTeacher
 from student_trainer.distill.config import ClientConfig
 
@@ -43,7 +51,7 @@ class ScriptedTeacher(rpc.TeacherServiceServicer):
     """Answers rightly, except where its script says otherwise.
 
     `script` is asked with the number of the attempt, counted over all requests; it returns
-    None to answer, a status to refuse with, "lose" to break the call, or "stall".
+    None to answer, a status to refuse with, "lose" to break the call, "stall", or a function that spoils the answer.
     """
 
     def __init__(self) -> None:
@@ -56,11 +64,17 @@ class ScriptedTeacher(rpc.TeacherServiceServicer):
         self.credit = 10_000
         self.callers: set[str] = set()
         self.scored: list[tuple[int, ...]] = []
+        self.nonsense = 0
 
     async def GetTeacher(self, request: Any, context: Any) -> pb.GetTeacherResponse:  # noqa: N802
         tokeniser = Tokeniser(Vocabulary.full(20), None)
         info = wire.TeacherInfo(self.revision, tokeniser, 1, 1, 1, 9, 1, LIMITS, "float32", "cpu", "test")
-        return wire.encode_info(info)
+        message = wire.encode_info(info)
+        if self.nonsense:
+            self.nonsense -= 1
+            message.vocabulary.pad = 0
+            message.checksum = wire.checksum(message)
+        return message
 
     async def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:  # noqa: N802
         verdict = self._next()
@@ -119,7 +133,28 @@ class ScriptedTeacher(rpc.TeacherServiceServicer):
             tuple(row.tolist()) for row in np.split(query.history_tokens, np.cumsum(query.history_lengths)[:-1])
         ]
         reply = ScoreReply(scores_of(query), None, self.revision, 1, 2)
-        return wire.encode_reply(reply, request.request_id)
+        response = wire.encode_reply(reply, request)
+        if callable(verdict):
+            verdict(response)
+        return response
+
+
+class Spoiler(grpc.aio.ServerInterceptor):
+    """Sends bytes that are no message instead of some answers to Score and StreamScore."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        handler = await continuation(details)
+        if "Score" not in details.method:
+            return handler
+        plain = handler.response_serializer
+
+        def serialize(message: Any) -> bytes:
+            return b"\xff\xff" if next(self.server.spoilt, False) else plain(message)
+
+        return handler._replace(response_serializer=serialize)
 
 
 class Server:
@@ -131,13 +166,14 @@ class Server:
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
         self.address = ""
+        self.spoilt: Iterator[bool] = iter(())
         self.run(self._start())
 
     def run(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(20)
 
     async def _start(self, port: int = 0) -> None:
-        self.server = grpc.aio.server()
+        self.server = grpc.aio.server(interceptors=[Spoiler(self)])
         rpc.add_TeacherServiceServicer_to_server(self.teacher, self.server)
         bound = self.server.add_insecure_port(f"127.0.0.1:{port}")
         await self.server.start()
@@ -213,15 +249,15 @@ def test_retries_what_may_succeed_later(server: Server, connect: Connect) -> Non
     check_all(connect(), 12)
 
 
-def test_does_not_retry_what_cannot(server: Server, connect: Connect) -> None:
+def test_believes_a_refusal_that_is_repeated(server: Server, connect: Connect) -> None:
     server.teacher.script = lambda attempt: grpc.StatusCode.INVALID_ARGUMENT
     with pytest.raises(InvalidRequest, match="scripted"):
         connect().submit(query_of(0)).result(20)
-    assert server.teacher.attempts == 1
+    assert server.teacher.attempts == 3
 
 
 def test_an_oversize_request_is_refused_before_it_is_sent(server: Server, connect: Connect) -> None:
-    with pytest.raises(InvalidRequest, match=r"above the teacher's limit of 1048576; lower optim\.batch_size"):
+    with pytest.raises(ConfigError, match=r"above the teacher's limit of 1048576; lower optim\.batch_size"):
         connect().submit(query_of(0, positions=200_000)).result(20)
     assert server.teacher.attempts == 0
     check_all(connect(), 2)
@@ -431,3 +467,116 @@ def test_a_teacher_that_leaves_in_the_middle_loses_nothing(server: Server, conne
     finally:
         for other in others:
             other.stop()
+
+
+def garbage(kind: str) -> Callable[[pb.ScoreResponse], None]:
+    """What makes an answer one that cannot be; its checksum is right unless that is what is wrong."""
+
+    def spoil(response: pb.ScoreResponse) -> None:
+        if kind == "short":
+            response.log_probs = response.log_probs[:-2]
+        elif kind == "nan":
+            response.log_probs = np.full(len(response.log_probs) // 2, np.nan, "<f2").tobytes()
+        elif kind == "positive":
+            response.log_probs = np.full(len(response.log_probs) // 2, 1, "<f2").tobytes()
+        elif kind == "mass":
+            response.candidate_mass = b"\0\0"
+        elif kind == "another's":
+            response.request_checksum ^= 1
+        response.checksum = wire.checksum(response) ^ (kind == "damaged")
+
+    return spoil
+
+
+@pytest.mark.parametrize("kind", ["short", "nan", "positive", "mass", "another's", "damaged"])
+def test_garbage_is_asked_again(server: Server, connect: Connect, kind: str) -> None:
+    server.teacher.script = lambda attempt: garbage(kind) if attempt in (1, 2, 5) else None
+    client = connect()
+    check_all(client, 6)
+    assert server.teacher.attempts == 9
+    assert client.trouble.retries >= 3
+
+
+def test_a_teacher_that_answers_nothing_but_garbage_is_given_up(server: Server, connect: Connect) -> None:
+    server.teacher.script = lambda attempt: garbage("nan")
+    with pytest.raises(InternalError, match=r"NaN or above 0 \(attempt 3\)"):
+        connect(on_failure="abort").submit(query_of(0)).result(20)
+    assert server.teacher.attempts == 3
+
+
+def test_an_answer_that_is_no_message_is_asked_again(server: Server, connect: Connect) -> None:
+    client = connect()
+    server.spoilt = iter([False, True, True])
+    check_all(client, 5)
+    assert next(server.spoilt, None) is None
+    assert client.trouble.retries >= 2
+
+
+def test_abort_stops_after_some_attempts(server: Server, connect: Connect) -> None:
+    client = connect(on_failure="abort", attempts=2, retry_seconds=0)
+    check_all(client, 2)
+    server.run(server.server.stop(None))
+    begin = time.monotonic()
+    with pytest.raises(TeacherError, match=r"\(attempt 2\)"):
+        client.submit(query_of(0)).result(20)
+    assert time.monotonic() - begin < 10
+
+
+def test_abort_is_patient_with_a_full_queue(server: Server, connect: Connect) -> None:
+    server.teacher.script = lambda attempt: grpc.StatusCode.RESOURCE_EXHAUSTED if attempt < 6 else None
+    check_all(connect(on_failure="abort", attempts=1), 1)
+
+
+def test_skip_waits_no_longer_than_it_may_and_then_asks_again(server: Server, connect: Connect) -> None:
+    """A stalled teacher: the attempt ends when the request does, not at the attempt's own deadline."""
+    client = connect(on_failure="skip", skip_after_seconds=0.5, deadline_seconds=60)
+    server.teacher.script = lambda attempt: "stall"
+    begin = time.monotonic()
+    with pytest.raises(TeacherError):
+        client.submit(query_of(0)).result(20)
+    assert 0.3 < time.monotonic() - begin < 10
+    server.teacher.script = lambda attempt: None
+    wait_until(lambda: client.submit(query_of(1)).exception(20) is None)
+
+
+def test_wait_may_be_for_ever(server: Server, connect: Connect) -> None:
+    client = connect(retry_seconds=0)
+    port = int(server.address.rpartition(":")[2])
+    server.run(server.server.stop(None))
+    future = client.submit(query_of(0))
+    wait_until(lambda: client.trouble.retries >= 1)
+    server.run(server._start(port))
+    np.testing.assert_array_equal(future.result(20).log_probs, scores_of(query_of(0)))
+    assert client.trouble.seconds > 0
+
+
+def test_an_outage_is_said_when_it_begins_goes_on_and_ends(
+    server: Server, connect: Connect, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outage, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(outage, "REMINDER_SECONDS", 0.1)
+    client = connect(retry_seconds=60)
+    port = int(server.address.rpartition(":")[2])
+    server.run(server.server.stop(None))
+    futures = [client.submit(query_of(seed)) for seed in range(3)]
+    wait_until(lambda: caplog.text.count("still waiting for the teacher") >= 2)
+    server.run(server._start(port))
+    for future in futures:
+        future.result(20)
+    lines = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "waiting for the teacher (the run stops after 60 s); teacher at" in lines[0]
+    assert "3 requests" in lines[1]
+    wait_until(lambda: "the teacher answers again after" in caplog.text)
+
+
+def test_a_short_failure_is_no_news(server: Server, connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
+    server.teacher.script = lambda attempt: grpc.StatusCode.UNAVAILABLE if attempt % 2 else None
+    check_all(connect(), 5)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_teacher_that_describes_itself_wrongly_for_a_while_comes_back(server: Server, connect: Connect) -> None:
+    client = connect()
+    server.teacher.nonsense = 3
+    server.restart()
+    check_all(client, 3)

@@ -26,6 +26,8 @@ from student_trainer.__main__ import JOBS
 from student_trainer.data.network import RoadNetwork
 from student_trainer.demo_city.config import DemoCityConfig
 from student_trainer.demo_city.run import run as run_demo_city
+from student_trainer.distill.config import ClientConfig
+from student_trainer.distill.outage import Patience
 from student_trainer.evaluate import compare
 from student_trainer.evaluate import run as evaluation
 from student_trainer.evaluate.config import CompareConfig, EvaluateConfig
@@ -123,6 +125,14 @@ def tf32_switches() -> Iterator[None]:
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
+def reads_of_other_policies() -> set[Setting]:
+    """What a request reads whose teacher is not waited for."""
+    with recorded_reads() as reads:
+        for policy in ("skip", "abort"):
+            Patience.of(ClientConfig.model_validate({"on_failure": policy}))
+    return reads
+
+
 def reads_of_an_accelerator() -> set[Setting]:
     """What only accelerators read, without one."""
     settings = RuntimeConfig(amp="off", tf32=False)
@@ -173,7 +183,7 @@ def test_train_and_predict_read_all(tmp_path: Path, running_teacher: TeacherStar
         "project": "p", "name": "n", "tags": ["t"], "mode": "offline",
     }  # fmt: skip
     reads |= reads_of_an_accelerator() | reads_of_a_run_that_diverges(store.path, tmp_path / "diverging")
-    reads |= reads_of_a_channel(tmp_path)
+    reads |= reads_of_a_channel(tmp_path) | reads_of_other_policies()
     assert settings_of(TrainConfig) <= reads
 
     places = {"data": store.path, "weights": tmp_path / "run" / "hoser.pth", "out": tmp_path / "out.npz"}

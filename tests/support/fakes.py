@@ -9,6 +9,7 @@ import numpy as np
 
 from shared import ragged
 from shared.wire import ScoreQuery, ScoreReply
+from student_trainer.distill.teacher import Trouble
 
 
 def scores_of(query: ScoreQuery) -> np.ndarray:
@@ -24,6 +25,7 @@ class FakeTeacher:
 
     def __init__(self, delay: float = 0.0) -> None:
         self.delay = delay
+        self.trouble = Trouble()
         self.queries: list[ScoreQuery] = []
 
     def submit(self, query: ScoreQuery) -> Future[ScoreReply]:

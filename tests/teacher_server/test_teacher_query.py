@@ -26,7 +26,7 @@ class Teacher(rpc.TeacherServiceServicer):
         if 99 in query.candidate_tokens:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "candidate_tokens[0]: 99 is not a cell; cells are 0..98")
         mass = expected_log_probs(query)[:1] * 0 if query.include_candidate_mass else None
-        return encode_reply(ScoreReply(expected_log_probs(query), mass, "feedc0de", 12, 34), request.request_id)
+        return encode_reply(ScoreReply(expected_log_probs(query), mass, "feedc0de", 12, 34), request)
 
 
 @pytest.fixture(scope="module")
