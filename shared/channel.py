@@ -22,7 +22,7 @@ from shared.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-TOKEN_VARIABLE = "TEACHER_TOKEN"
+TOKEN_VARIABLE = "TEACHER_TOKEN"  # noqa: S105 - a name
 """Environment variable with bearer tokens, separated by blanks; a caller sends the first, a teacher takes any."""
 SHORTEST_TOKEN = 16
 """Characters; shorter ones are guessed."""
