@@ -129,7 +129,8 @@ class TeacherService(rpc.TeacherServiceServicer, Generic[ReadyT]):
     ) -> pb.ScoreResponse:
         served = self._teacher()
         query = wire.decode_query(request)
-        served.scorer.check(query, self._settings.batching.max_request_positions)
+        batching = self._settings.batching
+        served.scorer.check(query, batching.max_request_positions, batching.max_request_candidates)
         remaining = context.time_remaining()
         deadline = None if remaining is None else served.batcher.clock() + remaining
         answer = await served.batcher.submit(query, caller, deadline, granted)
@@ -251,6 +252,7 @@ def describe(scorer: Scorer[ReadyT], settings: ServeConfig) -> TeacherInfo:
             max_message_bytes=settings.max_message_bytes,
             max_queued_positions=settings.batching.max_queued_positions,
             max_request_positions=settings.batching.max_request_positions,
+            max_request_candidates=settings.batching.max_request_candidates,
         ),
         compute_dtype=scorer.compute_dtype,
         device=scorer.device,
