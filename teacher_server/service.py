@@ -55,6 +55,7 @@ class TeacherService(rpc.TeacherServiceServicer, Generic[ReadyT]):
         self._credits = CreditPool(settings.batching.max_queued_positions)
         metrics.credit_outstanding.set_function(lambda: self._credits.outstanding)
         self._streams: set[asyncio.Task[None]] = set()
+        metrics.open_streams.set_function(lambda: len(self._streams))
         self._reads: set[asyncio.Timeout] = set()
 
     def open(self, scorer: Scorer[ReadyT], batcher: Batcher[ReadyT]) -> None:

@@ -27,7 +27,13 @@ pytestmark = pytest.mark.integration
 
 CELLS, LONGEST = 40, 15
 MAX_BYTES, MAX_POSITIONS, MAX_CANDIDATES = 4096, 50, 120
-GAUGES = ("teacher_in_flight_requests", "teacher_queue_requests", "teacher_queue_positions", "teacher_credit_positions")
+GAUGES = (
+    "teacher_in_flight_requests",
+    "teacher_queue_requests",
+    "teacher_queue_positions",
+    "teacher_open_streams",
+    "teacher_credit_positions",
+)
 WORST_GROWTH = 64 * 2**20
 """Bytes that the daemon may gain on small messages that claim to be large; warm caches and arenas included."""
 
