@@ -10,9 +10,10 @@ LISTEN ?= 127.0.0.1:50051
 METRICS ?= 127.0.0.1:9464
 STORE ?= runs/demo/store
 OUT ?= runs/train
+MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto demo test test-fast lint format type buf serve train bench bench-peers lock clean
+.PHONY: help setup proto demo test test-fast lint format type buf serve train bench bench-peers soak lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -67,6 +68,9 @@ bench: setup ## benchmarks; results in benchmarks/results
 
 bench-peers: setup ## environments for the servers that the section `peers` compares with (downloads some 500 MiB)
 	$(BIN)/python -m benchmarks.peers.environments
+
+soak: setup ## a daemon at full load for a long time, and what grows: make soak MINUTES=30
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 lock: setup ## lock what pyproject.toml asks for (make lock UPGRADE='--upgrade-package grpcio')
 	$(BIN)/pip-compile --quiet --extra dev --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
