@@ -11,9 +11,10 @@ METRICS ?= 127.0.0.1:9464
 STORE ?= runs/demo/store
 OUT ?= runs/train
 MINUTES ?= 30
+FUZZ_SECONDS = $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),60)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto demo test test-fast lint format type buf serve train bench bench-peers soak lock clean
+.PHONY: help setup proto demo test test-fast lint format type buf serve train bench bench-peers soak fuzz lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -71,6 +72,10 @@ bench-peers: setup ## environments for the servers that the section `peers` comp
 
 soak: setup ## a daemon at full load for a long time, and what grows: make soak MINUTES=30
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
+
+fuzz: setup ## coverage-guided fuzzing of every reader: make fuzz SECONDS=60 (of each; Linux)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS) --out .fuzz
 
 lock: setup ## lock what pyproject.toml asks for (make lock UPGRADE='--upgrade-package grpcio')
 	$(BIN)/pip-compile --quiet --extra dev --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \

@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,6 +101,12 @@ class Store:
         """Digest of the inputs and settings that made the store."""
         return str(self.manifest["fingerprint"])
 
+    @property
+    def time_scale(self) -> tuple[float, float]:
+        """Mean and standard deviation of log1p seconds in the training split."""
+        statistics = self.manifest["statistics"]
+        return statistics["mu"], statistics["sigma"]
+
     @functools.cached_property
     def road_token(self) -> npt.NDArray[np.int32]:
         """Token of each road, int32 [N]."""
@@ -132,7 +139,7 @@ class Store:
             "%s: %.1f MiB, %.0f MiB of memory free -> %s (cache=%s)",
             split, size / 2**20, free / 2**20, "memory-mapped" if mmap else "held in memory", cache,
         )  # fmt: skip
-        return Trips(**{name: _load(path, mmap) for name, path in paths.items()})
+        return _checked(folder, Trips(**{name: _load(path, mmap) for name, path in paths.items()}))
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -146,7 +153,33 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise FileFormatError(f"{path / 'store.json'} cannot be read: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise FileFormatError(f"{path} is a store of another version (expected {FORMAT}); run `prepare` again")
+    statistics = manifest.get("statistics")
+    scale = [statistics.get(name) for name in ("mu", "sigma")] if isinstance(statistics, dict) else []
+    if not (
+        isinstance(manifest.get("fingerprint"), str)
+        and isinstance(manifest.get("splits"), dict)
+        and scale
+        and all(isinstance(value, float) and math.isfinite(value) for value in scale)
+    ):
+        raise FileFormatError(f"{path / 'store.json'} lacks what a store is known by; run `prepare` again")
     return manifest
+
+
+def _checked(folder: Path, trips: Trips) -> Trips:
+    """Trips whose arrays fit together."""
+    arrays = vars(trips)
+    flat = all(array.ndim == 1 and np.issubdtype(array.dtype, np.integer) for array in arrays.values())
+    offsets = trips.offsets
+    if not (
+        flat
+        and trips.roads.dtype == np.int32
+        and len(offsets) == len(trips.source_rows) + 1
+        and offsets[0] == 0
+        and offsets[-1] == len(trips.roads) == len(trips.times)
+        and bool(np.all(offsets[1:] >= offsets[:-1]))
+    ):
+        raise FileFormatError(f"{folder} is damaged: its arrays do not fit together; run `prepare` again")
+    return trips
 
 
 def _load(path: Path, mmap: bool) -> npt.NDArray[Any]:

@@ -81,8 +81,7 @@ def load_model(path: Path, store: Store) -> tuple[HOSER, TimeScale]:
     """
     network = RoadNetwork.load(store)
     values = checkpoints.load_tensors(path)
-    statistics = store.manifest["statistics"]
-    scale = TimeScale(statistics["mu"], statistics["sigma"])
+    scale = TimeScale(*store.time_scale)
     if checkpoints.is_checkpoint(values):
         loaded = checkpoints.load(path)
         if loaded.store != store.fingerprint:
