@@ -28,7 +28,7 @@ from prometheus_client import CollectorRegistry
 from shared.channel import Tokens
 from shared.errors import ConfigError
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
-from teacher_server import cache_file, security
+from teacher_server import cache_file, heap, security
 from teacher_server.address import Address, check_free
 from teacher_server.batcher import Batcher
 from teacher_server.config import CacheConfig, ServeConfig
@@ -77,6 +77,7 @@ async def _serve(settings: ServeConfig) -> int:
     exposition = _expose(settings, metrics)
     described = _describe(settings, health)
     model_thread = ThreadPoolExecutor(1, "model")
+    trimming = asyncio.create_task(heap.trim_for_ever())
     try:
         await server.start()
         if described is not None:
@@ -95,6 +96,7 @@ async def _serve(settings: ServeConfig) -> int:
         _keep(rows, scorer, settings.cache)
         return code
     finally:
+        trimming.cancel()
         await server.stop(FLUSH_SECONDS)
         if described is not None:
             await described.stop(None)
