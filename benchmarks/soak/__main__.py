@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results", help="directory of results")
     arguments = parser.parse_args(argv)
     log.setup("warning")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # daemon and clients are to end with this process
     try:
         soaked = run.run(60 * arguments.minutes, arguments.every, arguments.work)
         result = run.report(soaked)
