@@ -98,14 +98,25 @@ class Store:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the inputs and settings that made the store."""
-        return str(self.manifest["fingerprint"])
+        """Digest of the inputs and settings that made the store; raises `FileFormatError` without one."""
+        return str(self._known("fingerprint"))
 
     @property
     def time_scale(self) -> tuple[float, float]:
-        """Mean and standard deviation of log1p seconds in the training split."""
-        statistics = self.manifest["statistics"]
-        return statistics["mu"], statistics["sigma"]
+        """Mean and standard deviation of log1p seconds in the training split; raises `FileFormatError` without."""
+        statistics = self._known("statistics")
+        try:
+            mu, sigma = float(statistics["mu"]), float(statistics["sigma"])
+        except (KeyError, TypeError, ValueError):
+            mu = sigma = math.nan
+        if not (math.isfinite(mu) and math.isfinite(sigma)):
+            raise FileFormatError(f"{self.path / 'store.json'} lacks statistics.mu and .sigma; run `prepare` again")
+        return mu, sigma
+
+    def _known(self, name: str) -> Any:
+        if name not in self.manifest:
+            raise FileFormatError(f"{self.path / 'store.json'} lacks {name}; run `prepare` again")
+        return self.manifest[name]
 
     @functools.cached_property
     def road_token(self) -> npt.NDArray[np.int32]:
@@ -130,7 +141,7 @@ class Store:
         """
         folder = self.path / split
         if not folder.is_dir():
-            raise DataError(f"{self.path} has no {split} split; it holds {', '.join(self.manifest['splits'])}")
+            raise DataError(f"{self.path} has no {split} split; it holds {', '.join(map(str, self._known('splits')))}")
         paths = {field.name: folder / f"{field.name}.npy" for field in dataclasses.fields(Trips)}
         size = sum(path.stat().st_size for path in paths.values() if path.is_file())
         free = psutil.virtual_memory().available
@@ -153,15 +164,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise FileFormatError(f"{path / 'store.json'} cannot be read: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise FileFormatError(f"{path} is a store of another version (expected {FORMAT}); run `prepare` again")
-    statistics = manifest.get("statistics")
-    scale = [statistics.get(name) for name in ("mu", "sigma")] if isinstance(statistics, dict) else []
-    if not (
-        isinstance(manifest.get("fingerprint"), str)
-        and isinstance(manifest.get("splits"), dict)
-        and scale
-        and all(isinstance(value, float) and math.isfinite(value) for value in scale)
-    ):
-        raise FileFormatError(f"{path / 'store.json'} lacks what a store is known by; run `prepare` again")
     return manifest
 
 
@@ -188,7 +190,7 @@ def _load(path: Path, mmap: bool) -> npt.NDArray[Any]:
             return np.lib.format.open_memmap(path, mode="r")
         with path.open("rb") as stream:
             array: npt.NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError) as error:
+    except Exception as error:  # an untrusted header can make numpy's parser fail in any way
         reason = " ".join(str(error).split())
         raise FileFormatError(f"{path} is missing or damaged ({reason}); run `prepare` again") from None
     return array

@@ -32,8 +32,8 @@ MIB = 2**20
 BALLAST = "ballast"
 MOUNT = shutil.which("mount") or "mount"
 SMALL = ("model.road_id_dim=8", "model.road_attr_dim=2", "optim.epochs=1", "optim.batch_size=8", "runtime.threads=1")
-GRID = "n_head=2 grid_rows=5 grid_cols=5 cell_size=0.002 bounds=[50,8,50.01,8.01]"
-GENERATE = "generate --data {store} --weights {run}/checkpoints/best.pt --out {disk}/generated search.pairs=6"
+GRID = "n_head=2 grid_rows=4 grid_cols=4"
+GENERATE = "generate --data {store} --weights {run}/checkpoints/best.pt --out {disk}/generated pairs=6"
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +97,14 @@ def emptied(disk: Path) -> Iterator[None]:
 
 COMMANDS = {
     "prepare": "prepare --raw {raw} --out {disk}/store",
-    "demo-city": "demo-city --out {disk}/city columns=5 rows=5 trips.train=50 trips.val=10 trips.test=10",
+    "demo-city": "demo-city --out {disk}/city columns=9 rows=9 trips.train=50 trips.val=10 trips.test=10",
     "train": "train --data {store} --teacher none --out {disk}/run --resume",
     "predict": "predict --data {store} --weights {run}/checkpoints/best.pt --out {disk}/p.npz",
     "generate": GENERATE,
     "pretrain": "pretrain --data {store} --out {disk}/t.safetensors overwrite=true n_layer=1 n_head=1 max_steps=2",
     "export": "export --checkpoint {room}/upstream.pt --out {disk}/t.safetensors overwrite=true " + GRID,
 }
-AGAIN = {"train": ["optim.epochs=1"], "generate": ["seed=1"], "prepare": ["grid.cell_size=0.003"]}
+AGAIN = {"train": ["optim.epochs=1"], "generate": ["seed=1", "replace=true"], "prepare": ["grid.cell_size=0.003"]}
 """What makes a second run write anew."""
 DRY = {
     "full": lambda disk: fill(disk, 4096),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 
 import pytest
@@ -42,3 +43,15 @@ def test_glibc_has_it() -> None:
     if trim is None:
         pytest.skip("the C library is not glibc")
     assert trim(0) in (0, 1)
+
+
+def test_what_is_there_is_not_searched_again() -> None:
+    kept = [[] for _ in range(1000)]
+    frozen = gc.get_freeze_count()
+    heap.settle()
+    try:
+        assert gc.get_freeze_count() > frozen
+        tracked = {id(found) for found in gc.get_objects()}
+        assert not tracked & {id(found) for found in kept}
+    finally:
+        gc.unfreeze()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import types
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -140,6 +142,34 @@ def test_bad_request_is_invalid_argument(request_: pb.ScoreRequest, message: str
             assert message in details
             assert b.count("teacher_rejected_total", reason="invalid") == 1
             assert b.scorer.batches == []
+
+    run(test())
+
+
+def test_refusals_leave_no_garbage() -> None:
+    """A frame that keeps the exception that it caught is a cycle, with the request in it, until Python looks for it."""
+
+    def abandoned() -> int:
+        frames = [found for found in gc.get_objects() if isinstance(found, types.FrameType)]
+        return sum("teacher_server" in frame.f_code.co_filename for frame in frames)
+
+    async def test() -> None:
+        async with bench() as b:
+            bad = pb.ScoreRequest(mode=pb.HISTORY_MODE_WINDOW, history_tokens=b"abc")
+            for _ in range(3):
+                await status_of(b.stub.Score(bad))
+            gc.collect()
+            before = abandoned()
+            gc.disable()
+            try:
+                for i in range(20):
+                    await status_of(b.stub.Score(bad))
+                    call = b.stub.StreamScore(iter([pb.StreamScoreRequest(request=bad)] * (1 + i % 2)))
+                    assert [answer.error.code async for answer in call][0] == 3
+                    await status_of(b.channel.stream_stream(f"/{SERVICE}/StreamScore")(iter([b"\xff"])).read())
+                assert abandoned() - before <= 3
+            finally:
+                gc.enable()
 
     run(test())
 
