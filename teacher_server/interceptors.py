@@ -70,6 +70,7 @@ class TeacherInterceptor(grpc.aio.ServerInterceptor):
                     return await answer(_checked(request), context)
             except Exception as error:
                 refusal = as_teacher_error(error)
+            del request  # gRPC keeps the exception that ends a call, and with it this frame, in a cycle
             return await _abort(context, refusal)
 
         return call
