@@ -14,17 +14,18 @@ MINUTES ?= 30
 FUZZ_SECONDS = $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),60)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto demo test test-fast lint format type buf serve train bench bench-peers soak fuzz lock clean
+.PHONY: help setup proto demo test test-fast lint format type buf serve train bench bench-peers soak fuzz audit lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-setup: $(READY) proto ## make .venv with the locked dependencies
+setup: $(READY) proto ## make .venv with the locked dependencies (VERIFY=1: only files whose hashes are known)
 
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0] + \
 	  "; name another one: make setup PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
+	$(if $(VERIFY),$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.hashes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
 	@touch $@
@@ -81,6 +82,13 @@ lock: setup ## lock what pyproject.toml asks for (make lock UPGRADE='--upgrade-p
 	$(BIN)/pip-compile --quiet --extra dev --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 	  --no-header --no-annotate $(UPGRADE) --output-file requirements.lock pyproject.toml
 	sed -i 's/+cpu$$//; /^#/d; /^$$/d' requirements.lock  # no local builds: the lock serves every machine
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	grep -v '^torch==' requirements.lock | $(BIN)/uv pip compile --quiet --no-config --no-deps --universal --generate-hashes \
+	  --no-annotate --no-header --output-file requirements.hashes -  # of every platform's files; torch's builds differ
+
+audit: setup ## known weaknesses and licences of what is locked
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/python .ci/audit.py
 
 clean: ## remove the environment, generated code and caches (runs/ stays)
 	rm -rf $(VENV) shared/rpc/teacher build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import write_tiny_teacher
+from support.generated_trips import write_generated
 from support.random_city import write_random_store
 from support.tiny_city import write_tiny_city
 
@@ -60,6 +61,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, disk: Path) -> dict[str, Path
     torch.save({"model": state, "model_config": {"n_head": 2}}, room / "upstream.pt")
     train = ["train", "--data", str(room / "store"), "--teacher", "none", *SMALL, "log.tensorboard=false"]
     assert cli.main("student-trainer", "", STUDENT, [*train, "--out", str(room / "run")]) == 0
+    write_generated(room / "generated", store, 5)
     raw = write_tiny_city(room / "raw")
     return {"room": room, "store": room / "store", "run": room / "run", "raw": raw, "disk": disk}
 
@@ -101,10 +103,16 @@ COMMANDS = {
     "train": "train --data {store} --teacher none --out {disk}/run --resume",
     "predict": "predict --data {store} --weights {run}/checkpoints/best.pt --out {disk}/p.npz",
     "generate": GENERATE,
+    "evaluate": "evaluate --data {store} --trips {room}/generated --out {disk}/evaluation bootstrap.draws=100",
     "pretrain": "pretrain --data {store} --out {disk}/t.safetensors overwrite=true n_layer=1 n_head=1 max_steps=2",
     "export": "export --checkpoint {room}/upstream.pt --out {disk}/t.safetensors overwrite=true " + GRID,
 }
-AGAIN = {"train": ["optim.epochs=1"], "generate": ["seed=1", "replace=true"], "prepare": ["grid.cell_size=0.003"]}
+AGAIN = {
+    "evaluate": ["bins=7"],
+    "train": ["optim.epochs=1"],
+    "generate": ["seed=1", "out={disk}/other"],
+    "prepare": ["grid.cell_size=0.003"],
+}
 """What makes a second run write anew."""
 DRY = {
     "full": lambda disk: fill(disk, 4096),
@@ -130,7 +138,7 @@ def test_a_job_says_so_in_a_line_and_changes_nothing(
     assert before
     DRY[trouble](disk)
     capsys.readouterr()
-    code = run(job, made, *AGAIN.get(job, []))
+    code = run(job, made, *(setting.format(**made) for setting in AGAIN.get(job, [])))
     printed, said = capsys.readouterr()
     assert code in (1, 2), said
     assert printed == ""
@@ -138,7 +146,9 @@ def test_a_job_says_so_in_a_line_and_changes_nothing(
     assert len(lines) == 1 and str(disk) in lines[0], said
     assert {"full": "No space left", "read-only": "Read-only"}[trouble] in lines[0]
     assert "Traceback" not in said
-    assert content(disk) == before
+    now = content(disk)
+    assert {name: digest for name, digest in now.items() if not name.startswith("other/")} == before
+    assert "other/summary.json" not in now
     assert not list(disk.rglob(".*"))
 
 
