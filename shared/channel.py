@@ -103,7 +103,7 @@ class Tokens:
 
     def holds(self, token: str) -> bool:
         """Whether a token is one of them; takes as long whichever it is, and whether it is."""
-        digest = hashlib.sha256(token.encode()).digest()
+        digest = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
         found = False
         for known in self._current():
             found |= hmac.compare_digest(hashlib.sha256(known.encode()).digest(), digest)
