@@ -191,7 +191,7 @@ def test_a_missing_or_truncated_array_is_refused(path: Path, cache: store.Cache,
     data=b"\x93NUMPY\x01\x00v\x00{'descr': '<i8', 'fortran_order': False, 'shape': (99999999999999,), }".ljust(127)
     + b"\n"
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_random_bytes_are_refused_in_one_line(path: Path, data: bytes) -> None:
     (path / "network" / "road_token.npy").write_bytes(data)
     with pytest.raises(FileFormatError, match=r"road_token\.npy is missing or damaged") as raised:
