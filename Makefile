@@ -10,19 +10,22 @@ LISTEN ?= 127.0.0.1:50051
 METRICS ?= 127.0.0.1:9464
 STORE ?= runs/demo/store
 OUT ?= runs/train
+MINUTES ?= 30
+FUZZ_SECONDS = $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),60)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto demo test test-fast chaos lint format type buf serve train bench bench-peers lock clean
+.PHONY: help setup proto demo test test-fast chaos soak fuzz audit lint format type buf serve train bench bench-peers lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-setup: $(READY) proto ## make .venv with the locked dependencies
+setup: $(READY) proto ## make .venv with the locked dependencies (VERIFY=1: only files whose hashes are known)
 
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0] + \
 	  "; name another one: make setup PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
+	$(if $(VERIFY),$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.hashes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
 	@touch $@
@@ -71,10 +74,24 @@ bench: setup ## benchmarks; results in benchmarks/results
 bench-peers: setup ## environments for the servers that the section `peers` compares with (downloads some 500 MiB)
 	$(BIN)/python -m benchmarks.peers.environments
 
+soak: setup ## a daemon at full load for a long time, and what grows: make soak MINUTES=30
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
+
+fuzz: setup ## coverage-guided fuzzing of every reader: make fuzz SECONDS=60 (of each; Linux)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS) --out .fuzz
+
 lock: setup ## lock what pyproject.toml asks for (make lock UPGRADE='--upgrade-package grpcio')
 	$(BIN)/pip-compile --quiet --extra dev --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 	  --no-header --no-annotate $(UPGRADE) --output-file requirements.lock pyproject.toml
 	sed -i 's/+cpu$$//; /^#/d; /^$$/d' requirements.lock  # no local builds: the lock serves every machine
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	grep -v '^torch==' requirements.lock | $(BIN)/uv pip compile --quiet --no-config --no-deps --universal --generate-hashes \
+	  --no-annotate --no-header --output-file requirements.hashes -  # of every platform's files; torch's builds differ
+
+audit: setup ## known weaknesses and licences of what is locked
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/python .ci/audit.py
 
 clean: ## remove the environment, generated code and caches (runs/ stays)
 	rm -rf $(VENV) shared/rpc/teacher build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

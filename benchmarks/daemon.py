@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -41,13 +42,14 @@ def remembering(mib: int) -> str:
 
 
 @contextlib.contextmanager
-def serve(teacher: Path, *overrides: str, cores: Sequence[int] = ()) -> Iterator[Daemon]:
+def serve(teacher: Path, *overrides: str, cores: Sequence[int] = (), log: IO[bytes] | None = None) -> Iterator[Daemon]:
     """A daemon on free ports of 127.0.0.1, until the block ends.
 
     Args:
         teacher: the teacher file.
         overrides: of its settings, `name=value`.
         cores: that it may run on; empty: all.
+        log: where its log goes; None: to this process's stderr.
 
     Raises:
         BenchmarkError: it did not start.
@@ -56,7 +58,9 @@ def serve(teacher: Path, *overrides: str, cores: Sequence[int] = ()) -> Iterator
     command += ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", *overrides]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with meters.pinned(cores):  # inherited, so that the daemon's threads are there from the first
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY, env=environment)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=REPOSITORY, env=environment
+        )
     with process:
         assert process.stdout is not None
         try:

@@ -36,7 +36,7 @@ class LocalTeacher:
     def score(self, query: ScoreQuery) -> Float16:
         """Log-probabilities of a request's candidates."""
         with self._stage("check"):
-            self.engine.check(query, query.positions)
+            self.engine.check(query, query.positions, len(query.candidate_tokens))
         with self._stage("look up"):
             asked = self.table.ask(query)
         if not asked.is_answered:

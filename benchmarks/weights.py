@@ -8,21 +8,27 @@ import torch
 
 from shared import teacher_file
 from shared.store import Store
+from shared.vocab import Tokeniser
 from teacher_server.model import LMTAD, Architecture
 
 
 def write_teacher(path: Path, store: Store, n_layer: int, n_embd: int) -> Path:
     """Writes a teacher file whose fingerprint is the store's; returns its path."""
+    return write_random(path, store.tokeniser, n_layer, n_embd)
+
+
+def write_random(path: Path, tokeniser: Tokeniser, n_layer: int, n_embd: int) -> Path:
+    """Writes a teacher file with this vocabulary; returns its path."""
     architecture = Architecture(
         n_layer=n_layer,
         n_head=4,
         n_embd=n_embd,
         block_size=256,
-        vocab_size=store.tokeniser.vocabulary.size,
+        vocab_size=tokeniser.vocabulary.size,
         bias=False,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         weights = LMTAD(architecture).weights()
-    teacher_file.write(path, weights, architecture.to_dict(), store.tokeniser, {"made_by": "benchmarks, random"})
+    teacher_file.write(path, weights, architecture.to_dict(), tokeniser, {"made_by": "benchmarks, random"})
     return path

@@ -177,7 +177,7 @@ def _parse_override(text: str) -> dict[str, Any]:
 
 def _parse(text: str) -> Any:
     try:
-        return yaml.load(text, _Loader)
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
     except (ValueError, KeyError, AttributeError) as error:  # an explicit tag whose text does not fit, as !!int x
         raise yaml.YAMLError(str(error)) from None
 

@@ -25,6 +25,9 @@ except ImportError:  # not a POSIX system: nothing is known to be abandoned
 PARTIAL, REPLACED = "partial", "replaced"
 """Kinds of temporary directories beside a target: its next content, and its last."""
 
+PROBE, PROBE_BYTES = ".probe", 65536
+"""Where and how much is written to learn whether anything can be."""
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -37,7 +40,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     or the new one. If the block raises, the temporary file is removed.
 
     Raises:
-        ReportableError: there can be no such file.
+        ReportableError: there can be no such file, or the file system takes no more.
     """
     with _reporting(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -45,11 +48,11 @@ def atomic_path(target: Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        with open(temporary, "rb+") as stream:
-            os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        with _reporting(target):
+        with _reporting(target, temporary):
+            yield temporary
+            with open(temporary, "rb+") as stream:
+                os.fsync(stream.fileno())
+            temporary.chmod(0o666 & ~_umask())
             os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -65,15 +68,15 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     by the next call, once it is certain that nobody is writing there any more.
 
     Raises:
-        ReportableError: there can be no such directory.
+        ReportableError: there can be no such directory, or the file system takes no more.
     """
     with _reporting(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _clear_abandoned(target)
         temporary, lock = _locked_directory(target, PARTIAL)
     try:
-        yield temporary
-        with _reporting(target):
+        with _reporting(target, temporary):
+            yield temporary
             temporary.chmod(0o777 & ~_umask())
             _sync_tree(temporary)
             _replace_directory(temporary, target)
@@ -184,11 +187,44 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _reporting(target: Path) -> Iterator[None]:
+def _reporting(target: Path, written: Path | None = None) -> Iterator[None]:
+    """Around what writes `target`: a failure of the file system is reported, whichever library has met it.
+
+    Args:
+        target: the file or directory, for people.
+        written: what the block itself writes; its trouble with anything else is not touched.
+    """
     try:
         yield
+    except ReportableError:
+        raise
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        if written is not None and not _is_of(error, written):
+            reason = refusal(written)  # some libraries do not say why they could not write
+        if not reason:
+            raise
+        raise ReportableError(f"cannot write {target}: {reason}; choose another place") from None
+
+
+def _is_of(error: Exception, written: Path) -> bool:
+    """Whether an error says why, and that it was about this file, or of a write, which names none."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return False
+    return error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(written)
+
+
+def refusal(path: Path) -> str | None:
+    """Why nothing more can be written to a file or into a directory, in the system's words; None if it can."""
+    probe = path / PROBE if path.is_dir() else path
+    try:
+        with open(probe, "ab", buffering=0) as stream:
+            if stream.write(bytes(PROBE_BYTES)) < PROBE_BYTES:
+                return os.strerror(errno.ENOSPC)
+            os.fsync(stream.fileno())
     except OSError as error:
-        raise ReportableError(f"cannot write {target}: {error.strerror}; choose another place") from None
+        return error.strerror
+    return None
 
 
 def write_text(target: Path, text: str) -> None:

@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,8 +98,25 @@ class Store:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the inputs and settings that made the store."""
-        return str(self.manifest["fingerprint"])
+        """Digest of the inputs and settings that made the store; raises `FileFormatError` without one."""
+        return str(self._known("fingerprint"))
+
+    @property
+    def time_scale(self) -> tuple[float, float]:
+        """Mean and standard deviation of log1p seconds in the training split; raises `FileFormatError` without."""
+        statistics = self._known("statistics")
+        try:
+            mu, sigma = float(statistics["mu"]), float(statistics["sigma"])
+        except (KeyError, TypeError, ValueError):
+            mu = sigma = math.nan
+        if not (math.isfinite(mu) and math.isfinite(sigma)):
+            raise FileFormatError(f"{self.path / 'store.json'} lacks statistics.mu and .sigma; run `prepare` again")
+        return mu, sigma
+
+    def _known(self, name: str) -> Any:
+        if name not in self.manifest:
+            raise FileFormatError(f"{self.path / 'store.json'} lacks {name}; run `prepare` again")
+        return self.manifest[name]
 
     @functools.cached_property
     def road_token(self) -> npt.NDArray[np.int32]:
@@ -123,7 +141,7 @@ class Store:
         """
         folder = self.path / split
         if not folder.is_dir():
-            raise DataError(f"{self.path} has no {split} split; it holds {', '.join(self.manifest['splits'])}")
+            raise DataError(f"{self.path} has no {split} split; it holds {', '.join(map(str, self._known('splits')))}")
         paths = {field.name: folder / f"{field.name}.npy" for field in dataclasses.fields(Trips)}
         size = sum(path.stat().st_size for path in paths.values() if path.is_file())
         free = psutil.virtual_memory().available
@@ -132,7 +150,7 @@ class Store:
             "%s: %.1f MiB, %.0f MiB of memory free -> %s (cache=%s)",
             split, size / 2**20, free / 2**20, "memory-mapped" if mmap else "held in memory", cache,
         )  # fmt: skip
-        return Trips(**{name: _load(path, mmap) for name, path in paths.items()})
+        return _checked(folder, Trips(**{name: _load(path, mmap) for name, path in paths.items()}))
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -149,13 +167,30 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def _checked(folder: Path, trips: Trips) -> Trips:
+    """Trips whose arrays fit together."""
+    arrays = vars(trips)
+    flat = all(array.ndim == 1 and np.issubdtype(array.dtype, np.integer) for array in arrays.values())
+    offsets = trips.offsets
+    if not (
+        flat
+        and trips.roads.dtype == np.int32
+        and len(offsets) == len(trips.source_rows) + 1
+        and offsets[0] == 0
+        and offsets[-1] == len(trips.roads) == len(trips.times)
+        and bool(np.all(offsets[1:] >= offsets[:-1]))
+    ):
+        raise FileFormatError(f"{folder} is damaged: its arrays do not fit together; run `prepare` again")
+    return trips
+
+
 def _load(path: Path, mmap: bool) -> npt.NDArray[Any]:
     try:
         if mmap:
             return np.lib.format.open_memmap(path, mode="r")
         with path.open("rb") as stream:
             array: npt.NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError) as error:
+    except Exception as error:  # an untrusted header can make numpy's parser fail in any way
         reason = " ".join(str(error).split())
         raise FileFormatError(f"{path} is missing or damaged ({reason}); run `prepare` again") from None
     return array

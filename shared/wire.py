@@ -88,6 +88,7 @@ class Limits:
     max_message_bytes: int
     max_queued_positions: int
     max_request_positions: int
+    max_request_candidates: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,7 +273,7 @@ def decode_info(message: pb.GetTeacherResponse) -> TeacherInfo:
         n_embd=a.n_embd,
         block_size=a.block_size,
         parameters=a.parameters,
-        limits=Limits(m.max_window, m.max_message_bytes, m.max_queued_positions, m.max_request_positions),
+        limits=Limits(**{field.name: getattr(m, field.name) for field in dataclasses.fields(Limits)}),
         compute_dtype=message.compute_dtype,
         device=message.device,
         server_version=message.server_version,

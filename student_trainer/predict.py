@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ import tqdm
 
 from shared import files, ragged
 from shared.config import Section
-from shared.errors import CompatibilityError, ConfigError
+from shared.errors import CompatibilityError, ConfigError, FileFormatError
 from shared.store import Cache, SplitName, Store, Trips
 from student_trainer.data.batch import Batch, build_batch
 from student_trainer.data.loader import by_length
@@ -80,21 +81,27 @@ def load_model(path: Path, store: Store) -> tuple[HOSER, TimeScale]:
     """
     network = RoadNetwork.load(store)
     values = checkpoints.load_tensors(path)
-    statistics = store.manifest["statistics"]
-    scale = TimeScale(statistics["mu"], statistics["sigma"])
+    scale = TimeScale(*store.time_scale)
     if checkpoints.is_checkpoint(values):
         loaded = checkpoints.load(path)
         if loaded.store != store.fingerprint:
             raise CompatibilityError(
                 f"{path} was trained on another store than {store.path}; prepare it as it was then"
             )
-        config = ModelConfig.model_validate(loaded.config["model"])
+        config = _model_config(path, loaded.config)
         weights, scale = loaded.model, TimeScale(loaded.mu, loaded.sigma)
     else:
         weights, config = values, upstream.infer_config(values)
     model = HOSER(config, network)
     upstream.load_into(model, weights)
     return model.eval(), scale
+
+
+def _model_config(path: Path, settings: dict[str, Any]) -> ModelConfig:
+    try:
+        return ModelConfig.model_validate(settings.get("model"))
+    except pydantic.ValidationError as error:
+        raise FileFormatError(f"{path} is damaged: its settings of the model: {error.errors()[0]['msg']}") from None
 
 
 @torch.inference_mode()

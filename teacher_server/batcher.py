@@ -131,7 +131,7 @@ class Batcher(Generic[ReadyT]):
         self._queue: FairQueue[_Entry] = FairQueue()
         self._queued_tokens = 0
         self._open: dict[_Entry, None] = {}
-        self._open_positions = 0
+        self._open_positions = self._open_candidates = 0
         self._unanswered: set[asyncio.Future[Answer]] = set()
         self._latest = ("", -ACTIVE_SECONDS)
         self._other_seen = -ACTIVE_SECONDS
@@ -189,21 +189,29 @@ class Batcher(Generic[ReadyT]):
         return len(self._unanswered)
 
     def _admit(self, entry: _Entry, granted: bool) -> _Entry:
-        positions, limit = entry.asked.open_positions, self._settings.max_queued_positions
-        if not granted and self._open_positions + positions > limit:
+        if refusal := self._refusal(entry.asked, granted):
             self._rows.release(entry.asked)
             self._metrics.rejected.labels("queue_full").inc()
-            raise Overloaded(
-                f"the queue is full: {self._open_positions} positions wait, {positions} more would exceed "
-                f"{limit}; try again later"
-            )
+            raise Overloaded(f"the queue is full: {refusal}; try again later")
         self._queue.push(entry.caller, entry)
         self._queued_tokens += entry.tokens
         self._open[entry] = None
         self._unanswered.add(entry.answer)
         entry.answer.add_done_callback(self._unanswered.discard)
-        self._count(positions)
+        self._count(entry.asked, 1)
         return entry
+
+    def _refusal(self, asked: Asked, granted: bool) -> str:
+        """Why a request has no room in the queue; empty if it has."""
+        waiting = [("candidates", self._open_candidates, asked.candidates, self._settings.max_queued_candidates)]
+        if not granted:
+            waiting.append(
+                ("positions", self._open_positions, asked.open_positions, self._settings.max_queued_positions)
+            )
+        for what, there, more, limit in waiting:
+            if there + more > limit:
+                return f"{there} {what} wait, {more} more would exceed {limit}"
+        return ""
 
     def _end(self, entry: _Entry) -> None:
         """A request waits no more, whether or not it was answered; twice does no harm."""
@@ -212,15 +220,16 @@ class Batcher(Generic[ReadyT]):
         del self._open[entry]
         self._unqueue(entry)
         self._rows.release(entry.asked)
-        self._count(-entry.asked.open_positions)
+        self._count(entry.asked, -1)
 
     def _unqueue(self, entry: _Entry) -> None:
         self._queue.discard(entry.caller, entry)
         self._queued_tokens -= entry.tokens
         entry.tokens = 0
 
-    def _count(self, positions: int) -> None:
-        self._open_positions += positions
+    def _count(self, asked: Asked, times: int) -> None:
+        self._open_positions += times * asked.open_positions
+        self._open_candidates += times * asked.candidates
         self._metrics.set_queue(len(self._open), self._open_positions)
 
     def _pump(self) -> None:

@@ -26,7 +26,7 @@ def write(path: Path, kept: Kept, numerics: str) -> None:
     """Writes the file atomically.
 
     Raises:
-        OSError: the disk is full, or the directory cannot be written.
+        ReportableError: the disk is full, or the directory cannot be written.
     """
     document = {"format": FORMAT, "numerics": numerics, "digest": _digest(kept)}
     with files.atomic_path(path) as temporary:

@@ -1,8 +1,8 @@
 """Reads LM-TAD checkpoints of the public implementation without executing anything in them.
 
-A training checkpoint is a pickle that names upstream's configuration classes. It is read by
-torch's weights-only unpickler, which calls nothing but tensor constructors; the classes are
-stood in for by inert records. Any other global in the file is refused by name.
+A training checkpoint is a pickle that names upstream's configuration classes. What it names is looked
+at first (`shared.torch_archive`), then it is read by torch's weights-only unpickler, which calls nothing
+but tensor constructors; the classes are stood in for by inert records.
 
 Three layouts are known:
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shared import torch_archive
 from shared.errors import FileFormatError
 from teacher_server.model import LMTAD, Architecture, check_shapes
 
@@ -85,7 +85,7 @@ def read(path: Path) -> Checkpoint:
         FileFormatError: the file is missing, damaged, of an old format, not an LM-TAD's, or
             names a global that no LM-TAD checkpoint needs.
     """
-    _check_archive(path)
+    torch_archive.check(path, _RECORDS.keys())
     content = _unpickle(path)
     if not isinstance(content, dict):
         raise FileFormatError(f"{path} holds a {type(content).__name__}, not a checkpoint's dictionary")
@@ -128,40 +128,9 @@ def architecture(checkpoint: Checkpoint, n_head: int | None) -> Architecture:
     return result
 
 
-def _check_archive(path: Path) -> None:
-    """Refuses what is not a whole zip archive, saying which of the ways it is not."""
-    try:
-        with open(path, "rb") as stream:
-            magic = stream.read(4)
-    except OSError as error:
-        raise FileFormatError(f"cannot read checkpoint {path}: {error.strerror}") from None
-    if magic[:1] == b"\x80":
-        raise FileFormatError(
-            f"{path} is a plain pickle or a checkpoint of torch before 1.6, which cannot be read safely; "
-            "load it where it was made and save it again with a newer torch"
-        )
-    if magic[:2] != b"PK":
-        raise FileFormatError(f"{path} is not a PyTorch checkpoint")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-            compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise FileFormatError(f"{path} is truncated or damaged: {error}") from None
-    if damaged is not None:
-        raise FileFormatError(f"{path} is damaged: the checksum of {damaged} is wrong")
-    if compressed:  # tensors are mapped from the file
-        raise FileFormatError(f"{path} was compressed; give the file as torch.save wrote it")
-
-
 def _unpickle(path: Path) -> Any:
     allowed: list[Any] = [(record, name) for name, record in _RECORDS.items()]
     try:
-        unsafe = set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - set(_RECORDS)
-        if unsafe:
-            raise FileFormatError(
-                f"{path} names {', '.join(sorted(unsafe))}, which no LM-TAD checkpoint needs; nothing was executed"
-            )
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on its own storage classes
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -205,6 +174,8 @@ def _as_stored(path: Path, name: str, value: Tensor) -> Tensor:
     """float32 and float16 as they are; bfloat16, which numpy lacks, and float64 as float32."""
     if value.layout != torch.strided or not value.is_floating_point():
         raise FileFormatError(f"{path}: {name} is not a dense floating-point tensor but {value.dtype}")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # 44 bits of shape over 1 of data
+        raise FileFormatError(f"{path}: {name} claims the shape {list(value.shape)}, larger than its data")
     if not bool(torch.isfinite(value).all()):
         raise FileFormatError(f"{path}: {name} has values that are not finite")
     kept = value.dtype in (torch.float32, torch.float16)

@@ -12,7 +12,7 @@ from shared.wire import HistoryMode, ScoreQuery
 Int32 = npt.NDArray[np.int32]
 
 
-def check(query: ScoreQuery, vocabulary: Vocabulary, block_size: int, max_positions: int) -> None:
+def check(query: ScoreQuery, vocabulary: Vocabulary, block_size: int, max_positions: int, max_candidates: int) -> None:
     """Checks what decoding could not: tokens and limits.
 
     Raises:
@@ -22,6 +22,10 @@ def check(query: ScoreQuery, vocabulary: Vocabulary, block_size: int, max_positi
     _check_tokens("candidate_tokens", query.candidate_tokens, vocabulary.cells)
     if query.positions > max_positions:
         raise InvalidRequest(f"candidate_lengths: {query.positions} positions, at most {max_positions} in a request")
+    if len(query.candidate_tokens) > max_candidates:
+        raise InvalidRequest(
+            f"candidate_tokens: {len(query.candidate_tokens)} candidates, at most {max_candidates} in a request"
+        )
     longest = block_size - 1
     if query.window > longest:
         raise InvalidRequest(f"window: {query.window} tokens, at most {longest} fit the teacher's block")

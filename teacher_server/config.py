@@ -211,11 +211,18 @@ class BatchingConfig(Section):
     refused with RESOURCE_EXHAUSTED above it; positions that are remembered do not count."""
     max_request_positions: int = pydantic.Field(65536, gt=0)
     """Scored positions of one request."""
+    max_queued_candidates: int = pydantic.Field(4 * 2**20, gt=0)
+    """Candidates of the unanswered requests, all callers together; refused with RESOURCE_EXHAUSTED above it, also on
+    streams. Bounds the memory that requests of few positions with very many candidates can take."""
+    max_request_candidates: int = pydantic.Field(2**20, gt=0)
+    """Candidates of one request."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> BatchingConfig:
         if self.max_request_positions > self.max_queued_positions:
             raise ValueError("max_request_positions is above max_queued_positions: such a request could never wait")
+        if self.max_request_candidates > self.max_queued_candidates:
+            raise ValueError("max_request_candidates is above max_queued_candidates: such a request could never wait")
         return self
 
 

@@ -146,9 +146,10 @@ class Engine:
         """Padded tokens of a context by its length with SOT: int64 [block size + 1]."""
         return self._buckets.costs
 
-    def check(self, query: ScoreQuery, max_positions: int) -> None:
+    def check(self, query: ScoreQuery, max_positions: int, max_candidates: int) -> None:
         """See `checks.check`."""
-        checks.check(query, self.header.tokeniser.vocabulary, self._buckets.widths[-1], max_positions)
+        vocabulary, block_size = self.header.tokeniser.vocabulary, self._buckets.widths[-1]
+        checks.check(query, vocabulary, block_size, max_positions, max_candidates)
 
     def assemble(self, batch: Batch) -> Ready:
         """Cuts a batch into tiles; any thread."""

@@ -26,11 +26,14 @@ Behaviour = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
 
 
 def as_teacher_error(error: BaseException) -> TeacherError:
-    """What the caller is told of an exception; one that nobody expected is logged with its traceback."""
+    """What the caller is told of an exception; one that nobody expected is logged with its traceback.
+
+    It has none any more: who keeps the refusal in a variable would keep a cycle, with the request in it.
+    """
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, TeacherError):
-        return error
+        return error.with_traceback(None)
     log.error("a request failed unexpectedly", exc_info=error)
     return InternalError(f"the teacher failed ({type(error).__name__}); its log says why")
 
@@ -67,6 +70,7 @@ class TeacherInterceptor(grpc.aio.ServerInterceptor):
                     return await answer(_checked(request), context)
             except Exception as error:
                 refusal = as_teacher_error(error)
+            del request  # gRPC keeps the exception that ends a call, and with it this frame, in a cycle
             return await _abort(context, refusal)
 
         return call

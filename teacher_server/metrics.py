@@ -47,6 +47,7 @@ class Metrics:
             registry=registry,
         )
         self.in_flight = Gauge("teacher_in_flight_requests", "Requests under way.", registry=registry)
+        self.open_streams = Gauge("teacher_open_streams", "Streams that callers hold open.", registry=registry)
         self.credit_outstanding = Gauge(
             "teacher_credit_positions", "Positions granted to streams and not spent.", registry=registry
         )

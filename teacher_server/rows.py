@@ -80,6 +80,11 @@ class Asked:
     taken: int = 0
 
     @property
+    def candidates(self) -> int:
+        """Number of candidates, K."""
+        return len(self.log_probs)
+
+    @property
     def is_answered(self) -> bool:
         """Whether every row has its answer."""
         return self.collected == len(self.slots)

@@ -96,7 +96,7 @@ class Scorer(Protocol[ReadyT]):
     def costs(self) -> Int64:
         """Padded tokens of a context by its length with SOT: int64 [block size + 1]."""
 
-    def check(self, query: ScoreQuery, max_positions: int) -> None:
+    def check(self, query: ScoreQuery, max_positions: int, max_candidates: int) -> None:
         """Raises `InvalidRequest` naming field, index and limit; any thread."""
 
     def assemble(self, batch: Batch) -> ReadyT:

@@ -26,9 +26,9 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from shared.channel import Tokens
-from shared.errors import ConfigError
+from shared.errors import ConfigError, ReportableError
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
-from teacher_server import cache_file, security
+from teacher_server import cache_file, heap, security
 from teacher_server.address import Address, check_free
 from teacher_server.batcher import Batcher
 from teacher_server.config import CacheConfig, ServeConfig
@@ -77,6 +77,7 @@ async def _serve(settings: ServeConfig) -> int:
     exposition = _expose(settings, metrics)
     described = _describe(settings, health)
     model_thread = ThreadPoolExecutor(1, "model")
+    trimming = asyncio.create_task(heap.trim_for_ever())
     try:
         await server.start()
         if described is not None:
@@ -87,6 +88,7 @@ async def _serve(settings: ServeConfig) -> int:
             return 0
         scorer, rows = loaded
         _open(service, scorer, rows, model_thread, settings, metrics)
+        heap.settle()
         await _set_health(health, SERVING)
         _announce(address, exposition, scorer)
         await stop.wait()
@@ -95,6 +97,7 @@ async def _serve(settings: ServeConfig) -> int:
         _keep(rows, scorer, settings.cache)
         return code
     finally:
+        trimming.cancel()
         await server.stop(FLUSH_SECONDS)
         if described is not None:
             await described.stop(None)
@@ -209,7 +212,7 @@ def _keep(rows: RowTable, scorer: Scorer[Any], settings: CacheConfig) -> None:
     kept = rows.keep()
     try:
         cache_file.write(settings.file, kept, scorer.numerics)
-    except OSError as error:
+    except (OSError, ReportableError) as error:
         log.error("could not keep the remembered answers in %s: %s", settings.file, error)
     else:
         log.info("kept %d answers in %s", len(kept.key_words), settings.file)

@@ -55,6 +55,7 @@ class TeacherService(rpc.TeacherServiceServicer, Generic[ReadyT]):
         self._credits = CreditPool(settings.batching.max_queued_positions)
         metrics.credit_outstanding.set_function(lambda: self._credits.outstanding)
         self._streams: set[asyncio.Task[None]] = set()
+        metrics.open_streams.set_function(lambda: len(self._streams))
         self._reads: set[asyncio.Timeout] = set()
 
     def open(self, scorer: Scorer[ReadyT], batcher: Batcher[ReadyT]) -> None:
@@ -129,7 +130,8 @@ class TeacherService(rpc.TeacherServiceServicer, Generic[ReadyT]):
     ) -> pb.ScoreResponse:
         served = self._teacher()
         query = wire.decode_query(request)
-        served.scorer.check(query, self._settings.batching.max_request_positions)
+        batching = self._settings.batching
+        served.scorer.check(query, batching.max_request_positions, batching.max_request_candidates)
         remaining = context.time_remaining()
         deadline = None if remaining is None else served.batcher.clock() + remaining
         answer = await served.batcher.submit(query, caller, deadline, granted)
@@ -251,6 +253,7 @@ def describe(scorer: Scorer[ReadyT], settings: ServeConfig) -> TeacherInfo:
             max_message_bytes=settings.max_message_bytes,
             max_queued_positions=settings.batching.max_queued_positions,
             max_request_positions=settings.batching.max_request_positions,
+            max_request_candidates=settings.batching.max_request_candidates,
         ),
         compute_dtype=scorer.compute_dtype,
         device=scorer.device,

@@ -31,6 +31,7 @@ ALLOWED = {
     "shared.log": set(),
     "shared.provenance": {"shared", "shared.files"},
     "shared.files": {"shared.errors"},
+    "shared.torch_archive": {"shared.errors"},
     "shared.config": {"shared", "shared.errors", "shared.files"},
     "shared.cli": {"shared", "shared.config", "shared.errors", "shared.log"},
     "shared.grid": {"shared.config", "shared.errors"},

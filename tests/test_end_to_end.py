@@ -191,7 +191,7 @@ PREDICT = "predict --data {store} --weights {out}/w.pt "
         ("train --data {out}/none --out {out}", "is not a store"),
         (PREDICT + "--out {out}/x.npz", "no weights at"),
         (PREDICT + "--out {out}/x.txt", "must end in .npz"),
-        ("predict --data {store} --weights {store}/store.json --out {out}.npz", "not a file of plain weights"),
+        ("predict --data {store} --weights {store}/store.json --out {out}.npz", "is not a PyTorch checkpoint"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(store: Store, tmp_path: Path, arguments: str, message: str) -> None:

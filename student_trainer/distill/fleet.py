@@ -107,7 +107,7 @@ def open_fleet(text: str, config: ClientConfig, caller: str) -> Fleet:
 def pauses(failures: int = 0) -> Iterator[float]:
     """Pauses before the next attempts, seconds: doubling, capped, drawn from their upper half."""
     for i in itertools.count(failures):
-        yield min(FIRST_PAUSE_SECONDS * 2 ** min(i, 20), LONGEST_PAUSE_SECONDS) * random.uniform(0.5, 1)
+        yield min(FIRST_PAUSE_SECONDS * 2 ** min(i, 20), LONGEST_PAUSE_SECONDS) * random.uniform(0.5, 1)  # noqa: S311 - jitter
 
 
 @dataclasses.dataclass(eq=False)

@@ -154,8 +154,8 @@ def read_parquet(path: Path, columns: dict[str, Any]) -> pl.DataFrame:
     """
     try:
         frame = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        reason = (str(error) or "unreadable").splitlines()[0]
         raise FileFormatError(f"{path} is missing or damaged ({reason})") from None
     missing = [name for name in columns if name not in frame.columns]
     if missing:

@@ -8,6 +8,7 @@ OUT/config.yaml       settings
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -202,20 +203,18 @@ def _next_road_table(positions: Positions, n: int) -> pl.DataFrame:
 def _write(
     settings: EvaluateConfig, document: dict[str, Any], pairs: pl.DataFrame, next_roads: pl.DataFrame | None
 ) -> None:
-    settings.out.mkdir(parents=True, exist_ok=True)
-    write_parquet(settings.out / "pairs.parquet", pairs)
+    with contextlib.ExitStack() as stack:  # all is on disk before any of it gets its name, the first of these last
+        metrics_path, pairs_path, config_path = (
+            stack.enter_context(files.atomic_path(settings.out / name))
+            for name in ("metrics.json", "pairs.parquet", "config.yaml")
+        )
+        if next_roads is not None:
+            next_roads.write_parquet(stack.enter_context(files.atomic_path(settings.out / "next_road.parquet")))
+        pairs.write_parquet(pairs_path)
+        config.save(settings, "evaluate", config_path)
+        files.write_json(metrics_path, document)
     if next_roads is None:
         (settings.out / "next_road.parquet").unlink(missing_ok=True)
-    else:
-        write_parquet(settings.out / "next_road.parquet", next_roads)
-    config.save(settings, "evaluate", settings.out / "config.yaml")
-    files.write_json(settings.out / "metrics.json", document)  # last: it says that the rest is there
-
-
-def write_parquet(path: Path, frame: pl.DataFrame) -> None:
-    """Writes a table atomically."""
-    with files.atomic_path(path) as temporary:
-        frame.write_parquet(temporary)
 
 
 def table(document: dict[str, Any]) -> str:

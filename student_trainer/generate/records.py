@@ -125,7 +125,7 @@ class Parts:
             try:
                 took.append(json.loads(path.read_text(encoding="utf-8")))
                 tables.append(pl.read_parquet(path.with_suffix(".parquet")).select(*SCHEMA))
-            except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+            except (OSError, ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
                 reason = " ".join(str(error).split())
                 raise FileFormatError(f"{path} or its trips are damaged ({reason}); remove {self.folder}") from None
         return pl.concat(tables).sort("pair"), took

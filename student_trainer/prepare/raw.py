@@ -236,7 +236,7 @@ def _parse_csv(path: Path, source: Path | io.BytesIO, columns: Sequence[str]) ->
 def _reporting(path: Path) -> Iterator[None]:
     try:
         yield
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise DataError(f"{path} cannot be read as CSV: {' '.join(str(error).split())[:200]}") from None
 
 

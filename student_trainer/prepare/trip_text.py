@@ -37,6 +37,8 @@ def read_block(
     Returns:
         Roads int32 [L] and times int64 [L], trips back to back; roads per trip, int64 [n].
     """
+    if not _is_text(text):
+        return None
     capacity = text.count(b",") + text.count(b"\n") + 1
     roads, times = np.empty(capacity, np.int32), np.empty(capacity, np.int64)
     lengths = np.empty(text.count(b"\n"), np.int64)
@@ -45,6 +47,17 @@ def read_block(
     if rows < 0:
         return None
     return roads[:values].copy(), times[:values].copy(), lengths[:rows].copy()
+
+
+def _is_text(data: bytes) -> bool:
+    """Whether it is UTF-8, also in the fields that nobody reads."""
+    if data.isascii():
+        return True
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 @compiled

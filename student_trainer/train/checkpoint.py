@@ -15,15 +15,14 @@ import os
 import pickle
 import shutil
 import struct
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import torch
 from torch import Tensor
 
-from shared import files
+from shared import files, torch_archive
 from shared.errors import FileFormatError
 
 log = logging.getLogger(__name__)
@@ -31,10 +30,13 @@ log = logging.getLogger(__name__)
 FAMILY, FORMAT = "hoser-checkpoint/", "hoser-checkpoint/2"
 
 DAMAGED = (
-    *(RuntimeError, zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError),
-    *(ValueError, LookupError, OverflowError, TypeError, AttributeError),
+    *(RuntimeError, struct.error, EOFError, OSError, MemoryError, RecursionError),
+    *(ValueError, LookupError, OverflowError, TypeError, AttributeError, AssertionError),
 )
-"""What readers of archives and of their index raise when bytes are not what they were."""
+"""What torch's reader of the index raises when it is not what `torch.save` writes."""
+
+_AS_IT_IS = pydantic.ConfigDict(arbitrary_types_allowed=True, strict=True, revalidate_instances="always")
+"""Types must be those that are written; nothing is converted."""
 
 
 @dataclasses.dataclass
@@ -57,6 +59,8 @@ class Progress:
     best_accuracy: float = -1.0
     best_epoch: int = -1
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+
+    __pydantic_config__ = _AS_IT_IS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +93,12 @@ class Checkpoint:
     sums: dict[str, tuple[float, int]]
     random_state: dict[str, Tensor]
     torch: str
+
+    __pydantic_config__ = _AS_IT_IS
+
+
+_CONTENT = pydantic.TypeAdapter(Checkpoint)
+"""Looks at the types; what it makes is not used."""
 
 
 def save(path: Path, checkpoint: Checkpoint, keep: int = 1) -> None:
@@ -177,23 +187,14 @@ def load(path: Path) -> Checkpoint:
     if values.pop("format", None) != FORMAT:
         raise FileFormatError(f"{path} is not a checkpoint of this system ({FORMAT})")
     try:
-        return Checkpoint(**{**values, "progress": Progress(**values["progress"])})
+        checkpoint = Checkpoint(**{**values, "progress": Progress(**values["progress"])})
+        _CONTENT.validate_python(checkpoint)
     except (TypeError, KeyError) as error:
         raise FileFormatError(f"{path} is damaged: {error}") from None
-
-
-def _check_records(path: Path) -> None:
-    """Compares every record with its checksum, which torch itself does not do; files of torch before 1.6 have none.
-
-    Raises:
-        zipfile.BadZipFile: a record differs.
-    """
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        wrong = archive.testzip()
-    if wrong is not None:
-        raise zipfile.BadZipFile(f"record {wrong} differs from its checksum")
+    except pydantic.ValidationError as error:
+        issue = error.errors()[0]
+        raise FileFormatError(f"{path} is damaged: {'.'.join(map(str, issue['loc']))}: {issue['msg']}") from None
+    return checkpoint
 
 
 def is_checkpoint(values: dict[str, Any]) -> bool:
@@ -209,17 +210,26 @@ def load_tensors(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileFormatError(f"no weights at {path}")
+    torch_archive.check(path)
     try:
-        _check_records(path)
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0].split(". ")[0]
-        raise FileFormatError(
-            f"{path} is not a file of plain weights, refused without executing it: {reason}"
-        ) from None
-    except DAMAGED as error:
-        reason = (str(error) or "unexpected end").splitlines()[0]
-        raise FileFormatError(f"{path} is damaged or truncated: {reason}") from None
+    except (pickle.UnpicklingError, *DAMAGED) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+        raise FileFormatError(f"{path} is damaged or not of this kind: {reason}") from None
     if not isinstance(values, dict):
         raise FileFormatError(f"{path} holds a {type(values).__name__}, expected a dictionary of weights")
+    _check_tensors(path, values)
     return values
+
+
+def _check_tensors(path: Path, values: Any) -> None:
+    """Refuses a tensor that claims a shape larger than its data, as an expanded one does: a copy would be as large."""
+    pending = [values]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            pending += value.values()
+        elif isinstance(value, list | tuple):
+            pending += value
+        elif isinstance(value, Tensor) and value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise FileFormatError(f"{path}: a tensor claims the shape {list(value.shape)}, larger than its data")

@@ -193,8 +193,7 @@ class Session:
         train, val = store.trips("train", settings.batch.cache), store.trips("val", settings.batch.cache)
         if settings.batch.val_trips:
             val = val.take(_choose_trips(val, settings, "val"))
-        statistics = store.manifest["statistics"]
-        self.scale = TimeScale(statistics["mu"], statistics["sigma"])
+        self.scale = TimeScale(*store.time_scale)
 
         torch.manual_seed(settings.seed)
         self.model = HOSER(settings.model, network).to(device)

@@ -191,7 +191,7 @@ def test_a_missing_or_truncated_array_is_refused(path: Path, cache: store.Cache,
     data=b"\x93NUMPY\x01\x00v\x00{'descr': '<i8', 'fortran_order': False, 'shape': (99999999999999,), }".ljust(127)
     + b"\n"
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_random_bytes_are_refused_in_one_line(path: Path, data: bytes) -> None:
     (path / "network" / "road_token.npy").write_bytes(data)
     with pytest.raises(FileFormatError, match=r"road_token\.npy is missing or damaged") as raised:
@@ -208,3 +208,52 @@ def test_a_damaged_table_of_cells_is_refused(path: Path) -> None:
 def test_an_unknown_array_of_the_network_is_named(path: Path) -> None:
     with pytest.raises(FileFormatError, match=r"nothing\.npy is missing"):
         Store(path).network("nothing")
+
+
+@pytest.mark.parametrize("cache", ["ram", "mmap"])
+def test_a_header_that_does_not_end_is_refused(path: Path, cache: store.Cache) -> None:
+    """numpy's parser fails on it with an error of the tokenizer."""
+    array = path / "train" / "roads.npy"
+    data = array.read_bytes()
+    array.write_bytes(data.replace(b"'shape': (", b"'shape': [", 1))
+    with pytest.raises(FileFormatError, match=r"roads\.npy is missing or damaged"):
+        store.Store(path).trips("train", cache)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("offsets", lambda a: a + 1),
+        ("offsets", lambda a: a[:-1]),
+        ("offsets", lambda a: a[::-1].copy()),
+        ("offsets", lambda a: a.astype(np.float64)),
+        ("offsets", lambda a: a[:0]),
+        ("times", lambda a: a[:-1]),
+        ("roads", lambda a: a[None]),
+        ("roads", lambda a: a.astype(np.int64)),
+        ("source_rows", lambda a: a[1:]),
+    ],
+)
+@pytest.mark.parametrize("cache", ["ram", "mmap"])
+def test_arrays_that_do_not_fit_together_are_refused(path: Path, cache: store.Cache, name: str, change: Any) -> None:
+    array = path / "train" / f"{name}.npy"
+    np.save(array, change(np.load(array)))
+    with pytest.raises(FileFormatError, match="its arrays do not fit together"):
+        store.Store(path).trips("train", cache)
+
+
+@pytest.mark.parametrize(
+    "statistics", [None, 3, {"mu": "many", "sigma": 1.0}, {"mu": 1.0}, {"mu": 1e999, "sigma": 1.0}]
+)
+def test_statistics_of_other_kinds_are_refused(path: Path, statistics: Any) -> None:
+    opened = store.Store(path)
+    opened.manifest["statistics"] = statistics
+    with pytest.raises(FileFormatError, match=r"store\.json lacks statistics\.mu and \.sigma; run `prepare` again"):
+        assert opened.time_scale
+
+
+def test_a_manifest_without_a_fingerprint_is_refused(path: Path) -> None:
+    opened = store.Store(path)
+    del opened.manifest["fingerprint"]
+    with pytest.raises(FileFormatError, match=r"store\.json lacks fingerprint"):
+        assert opened.fingerprint

@@ -109,7 +109,7 @@ def test_a_truncated_file_is_refused_at_any_length(path: Path, read: Any) -> Non
 @given(data=st.binary(max_size=200))
 @example(data=(8).to_bytes(8, "little") + b"{}      ")
 @example(data=(2**62).to_bytes(8, "little") + b"{}")
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_random_bytes_are_refused(path: Path, data: bytes) -> None:
     path.write_bytes(data)
     for read in (teacher_file.read, teacher_file.read_header):
@@ -118,7 +118,7 @@ def test_random_bytes_are_refused(path: Path, data: bytes) -> None:
 
 
 @given(place=st.integers(0, 10_000), flip=st.integers(1, 255))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_flipped_byte_is_found_or_harmless(path: Path, place: int, flip: int) -> None:
     """Harmless: in the provenance, in the padding, or in a value's spelling."""
     expected = write(path)

@@ -206,7 +206,7 @@ TOKENISERS = [
 
 
 def info_of(tokeniser: Tokeniser) -> TeacherInfo:
-    limits = Limits(15, 2**40, 2**41, 2**42)
+    limits = Limits(15, 2**40, 2**41, 2**42, 2**43)
     return TeacherInfo("abc", tokeniser, 2, 4, 16, 17, 2**33, limits, "float32", "cpu", "1.2")
 
 

@@ -15,10 +15,11 @@ import torch
 from support.generated_trips import write_generated
 from support.random_city import write_random_store
 
+from shared.errors import FileFormatError
 from shared.store import Store
 from student_trainer.__main__ import main as _main
 from student_trainer.data.network import RoadNetwork
-from student_trainer.evaluate import metrics
+from student_trainer.evaluate import generated, metrics
 from student_trainer.model import upstream
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.hoser import HOSER
@@ -262,3 +263,14 @@ def test_comparisons_that_make_no_sense_are_refused(
     changed("store", "another")(two / "metrics.json")
     assert main("compare", "--evaluations", f"{one},{two}", "--out", tmp_path / "c") == 2
     assert "different stores" in capsys.readouterr().err
+
+
+def test_a_table_that_makes_its_reader_panic_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some damage is not an error of polars but a panic, which is no `Exception`."""
+
+    def panic(_: object) -> None:
+        raise pl.exceptions.PanicException("assertion failed")
+
+    monkeypatch.setattr(pl, "read_parquet", panic)
+    with pytest.raises(FileFormatError, match=r"trips\.parquet is missing or damaged \(assertion failed\)"):
+        generated.read_parquet(tmp_path / "trips.parquet", generated.COLUMNS)

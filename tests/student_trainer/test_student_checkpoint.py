@@ -65,7 +65,7 @@ class Bomb:
 def test_hostile_pickle_is_refused_unexecuted(tmp_path: Path) -> None:
     path, canary = tmp_path / "evil.pt", tmp_path / "canary"
     torch.save({"format": checkpoints.FORMAT, "model": Bomb(canary)}, path)
-    with pytest.raises(FileFormatError, match="refused without executing"):
+    with pytest.raises(FileFormatError, match="nothing was executed"):
         checkpoints.load(path)
     assert not canary.exists()
 
@@ -77,6 +77,36 @@ def test_truncated(tmp_path: Path, keep: int) -> None:
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(FileFormatError, match=r"last\.pt"):
         checkpoints.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"progress": {"step": "3"}}, r"progress\.step: Input should be a valid integer"),
+        ({"progress": {"stop": 3}}, "unexpected keyword argument 'stop'"),
+        ({"progress": 3}, "must be a mapping"),
+        ({"model": {"w": [1.0]}}, r"model\.w: Input should be an instance of Tensor"),
+        ({"mu": None}, "mu: Input should be a valid number"),
+        ({"sums": {"loss": (1.0,)}}, r"sums\.loss\.1: Field required"),
+        ({"odd": 1}, "unexpected keyword argument 'odd'"),
+    ],
+)
+def test_content_of_other_types_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    """As a file that somebody has made, and not `save`."""
+    path = tmp_path / "last.pt"
+    checkpoints.save(path, sample())
+    torch.save({**torch.load(path), **change}, path)
+    with pytest.raises(FileFormatError, match=rf"last\.pt is damaged: .*{message}"):
+        checkpoints.load(path)
+
+
+def test_an_expanded_tensor_is_refused(tmp_path: Path) -> None:
+    """Two numbers of pickle make 16 TiB of shape over one number of data."""
+    path = tmp_path / "w.pth"
+    torch.save({"deep": [{"w": torch.ones(1).expand(2**42)}]}, path)
+    assert path.stat().st_size < 2000
+    with pytest.raises(FileFormatError, match=r"claims the shape .* larger than its data"):
+        checkpoints.load_tensors(path)
 
 
 def test_missing_and_foreign(tmp_path: Path) -> None:

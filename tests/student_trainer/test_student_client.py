@@ -32,7 +32,13 @@ from student_trainer.distill import fleet, outage
 from student_trainer.distill.client import GrpcTeacher
 from student_trainer.distill.config import ClientConfig
 
-LIMITS = wire.Limits(max_window=8, max_message_bytes=2**20, max_queued_positions=100, max_request_positions=100)
+LIMITS = wire.Limits(
+    max_window=8,
+    max_message_bytes=2**20,
+    max_queued_positions=100,
+    max_request_positions=100,
+    max_request_candidates=1000,
+)
 
 
 def query_of(seed: int, positions: int = 3) -> ScoreQuery:

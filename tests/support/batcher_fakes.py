@@ -37,7 +37,7 @@ class CheckingScorer:
     compute_dtype = "float32"
     parameters = 7
 
-    def check(self, query: ScoreQuery, max_positions: int) -> None:
+    def check(self, query: ScoreQuery, max_positions: int, max_candidates: int) -> None:
         """See `Scorer`."""
         if query.positions > max_positions:
             raise InvalidRequest(f"candidate_lengths: {query.positions} positions, at most {max_positions}")

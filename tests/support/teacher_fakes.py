@@ -69,7 +69,7 @@ class FakeScorer:
         self._held = False
         self._gate.release(1000)
 
-    def check(self, query: ScoreQuery, max_positions: int) -> None:
+    def check(self, query: ScoreQuery, max_positions: int, max_candidates: int) -> None:
         """See `Scorer`."""
         if query.positions > max_positions:
             raise InvalidRequest(f"candidate_lengths: {query.positions} positions, at most {max_positions}")

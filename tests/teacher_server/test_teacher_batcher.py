@@ -77,9 +77,16 @@ class Bench:
 
 
 @contextlib.asynccontextmanager
-async def bench(tokens: int = 100, positions: int = 100, cache_bytes: int = 0, **limits: float) -> AsyncIterator[Bench]:
+async def bench(
+    tokens: int = 100, positions: int = 100, candidates: int = 10**6, cache_bytes: int = 0, **limits: float
+) -> AsyncIterator[Bench]:
     settings = BatchingConfig(
-        max_batch_tokens=tokens, max_queued_positions=positions, max_request_positions=positions, **limits
+        max_batch_tokens=tokens,
+        max_queued_positions=positions,
+        max_request_positions=positions,
+        max_queued_candidates=candidates,
+        max_request_candidates=candidates,
+        **limits,
     )
     with ThreadPoolExecutor(1, "model") as thread:
         made = Bench(thread, settings, cache_bytes)
@@ -325,6 +332,26 @@ def test_full_queue_refuses_at_once_and_recovers() -> None:
             assert await tags_of(tasks) == [list(range(6)), list(range(6, 10)), [60]]
             assert await tags_of(await b.submit(work(50))) == [[50]]
             assert b.count("teacher_queue_positions") == b.count("teacher_queue_requests") == 0
+            assert b.rows.rows == 0
+
+    run(test())
+
+
+def test_candidates_fill_the_queue_too() -> None:
+    """Whoever was granted positions was promised no more than a usual number of candidates."""
+
+    async def test() -> None:
+        async with bench(candidates=10) as b:
+            b.scorer.hold()
+            tasks = await b.submit(make_query(HistoryMode.WINDOW, [[]], [list(range(8))]))
+            for granted in (False, True):
+                with pytest.raises(Overloaded, match="8 candidates wait, 3 more would exceed 10"):
+                    await b.batcher.submit(make_query(HistoryMode.WINDOW, [[]], [[8, 9, 10]]), "a", granted=granted)
+            b.scorer.open()
+            assert await tags_of(tasks) == [list(range(8))]
+            assert await tags_of(await b.submit(make_query(HistoryMode.WINDOW, [[]], [list(range(10))]))) == [
+                list(range(10))
+            ]
             assert b.rows.rows == 0
 
     run(test())

@@ -290,7 +290,7 @@ def test_truncated_files_are_reported(tmp_path: Path, share: float) -> None:
     path = save(tmp_path / "c.pt", state())
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(FileFormatError, match="truncated or damaged"):
+    with pytest.raises(FileFormatError, match="damaged or truncated"):
         checkpoint.read(path)
 
 

@@ -28,22 +28,23 @@ def make_query(mode: HistoryMode, rows: list[list[int]], candidate_counts: list[
         (make_query(HistoryMode.WINDOW, [[], [1] * 6], [1, 1]), r"history_lengths\[1\]: 6 tokens, at most 5"),
         (make_query(HistoryMode.SEQUENCE, [[1] * 9], [1] * 9, window=6), "window: 6 tokens, at most 5"),
         (make_query(HistoryMode.SEQUENCE, [[1] * 11], [1] * 11), "candidate_lengths: 11 positions, at most 10"),
+        (make_query(HistoryMode.WINDOW, [[1]], [21]), "candidate_tokens: 21 candidates, at most 20"),
     ],
 )
 def test_what_breaks_a_limit_is_named(query: ScoreQuery, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
-        checks.check(query, Vocabulary.full(40), BLOCK, max_positions=10)
+        checks.check(query, Vocabulary.full(40), BLOCK, max_positions=10, max_candidates=20)
 
 
 def test_candidates_must_be_cells() -> None:
     query = make_query(HistoryMode.WINDOW, [[1]], [2])
     query.candidate_tokens[1] = 40  # PAD
     with pytest.raises(InvalidRequest, match=r"candidate_tokens\[1\]: 40 is not a cell"):
-        checks.check(query, Vocabulary.full(40), BLOCK, max_positions=10)
+        checks.check(query, Vocabulary.full(40), BLOCK, max_positions=10, max_candidates=20)
 
 
 @pytest.mark.parametrize("mode", HistoryMode)
 def test_requests_at_the_limits_pass(mode: HistoryMode) -> None:
     query = make_query(mode, [[0, 39, 1, 2, 3]], [1] if mode is HistoryMode.WINDOW else [1] * 5)
-    checks.check(query, Vocabulary.full(40), BLOCK, max_positions=5)
-    checks.check(make_query(mode, [], []), Vocabulary.full(40), BLOCK, max_positions=0)
+    checks.check(query, Vocabulary.full(40), BLOCK, max_positions=5, max_candidates=len(query.candidate_tokens))
+    checks.check(make_query(mode, [], []), Vocabulary.full(40), BLOCK, max_positions=0, max_candidates=0)

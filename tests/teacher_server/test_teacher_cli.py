@@ -80,6 +80,7 @@ def test_export_flags(monkeypatch: pytest.MonkeyPatch) -> None:
         ("metrics_listen=9464", "metrics_listen: Input should be a valid string"),
         ("metrics_listen=unix:/x", "metrics are served over TCP"),
         ("batching.max_queued_positions=5", "max_request_positions is above max_queued_positions"),
+        ("batching.max_queued_candidates=5", "max_request_candidates is above max_queued_candidates"),
         ("batching.max_bach_tokens=5", "unknown setting batching.max_bach_tokens"),
         ("drain_seconds=0", "drain_seconds: Input should be greater than 0"),
     ],

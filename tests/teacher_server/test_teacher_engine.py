@@ -85,7 +85,7 @@ def _batch(made: list[Plan], queries: Sequence[ScoreQuery]) -> Batch:
 def score(scorer: Engine, *queries: ScoreQuery) -> list[Scores]:
     """Scores the queries in one batch; the masses are of every position, 0 for those without candidates."""
     for query in queries:
-        scorer.check(query, 10_000)
+        scorer.check(query, 10_000, 100_000)
     sot = scorer.header.tokeniser.vocabulary.sot
     made = [plan_of(query, sot, scorer.header.architecture["block_size"]) for query in queries]
     scores = scorer.score(scorer.assemble(_batch(made, queries)))
@@ -354,7 +354,7 @@ def test_values_that_are_not_finite_are_an_error() -> None:
 
 def test_limits_are_checked() -> None:
     with pytest.raises(InvalidRequest, match=rf"history_lengths\[0\]: {BLOCK} tokens, at most {BLOCK - 1}"):
-        ENGINE.check(make_query(HistoryMode.WINDOW, [[1] * BLOCK], [[1]]), 10)
+        ENGINE.check(make_query(HistoryMode.WINDOW, [[1] * BLOCK], [[1]]), 10, 10)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

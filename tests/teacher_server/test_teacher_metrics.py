@@ -29,6 +29,7 @@ CONTRACT = {
     ("teacher_queue_positions", "gauge"),
     ("teacher_queue_requests", "gauge"),
     ("teacher_in_flight_requests", "gauge"),
+    ("teacher_open_streams", "gauge"),
     ("teacher_credit_positions", "gauge"),
     ("teacher_rejected", "counter"),
     ("teacher_expired", "counter"),

@@ -14,11 +14,13 @@ from conftest import REPOSITORY, start_teacher
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support.certificates import Authority
 
-from shared.channel import ChannelConfig
+from shared import config
+from shared.channel import ChannelConfig, Tokens
 from shared.errors import ConfigError, TeacherError, Unauthenticated, Unavailable
 from shared.rpc.credentials import authorization
 from student_trainer.distill.client import GrpcTeacher
 from student_trainer.distill.config import ClientConfig
+from student_trainer.train.config import TrainConfig
 from teacher_server import healthcheck, info
 from teacher_server.__main__ import main
 
@@ -261,3 +263,46 @@ def test_no_secret_is_shown(tiny_teacher: Path, tmp_path: Path) -> None:
             assert token not in done.stdout + done.stderr
             if code == 0:
                 assert "probabilities" in json.loads(done.stdout)
+
+
+def test_what_a_run_saves_names_files_and_holds_no_secret(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """config.yaml, the checkpoint's settings and what Weights & Biases is told are one dump of the settings."""
+    certificate, key = authority.issue("trainer")
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    monkeypatch.setenv("TEACHER_TOKEN", OTHER)
+    channel = {"ca": authority.ca, "certificate": certificate, "key": key, "token_file": token}
+    values = {"data": tmp_path, "out": tmp_path / "run", "teacher": "host:1", "client": {"channel": channel}}
+    settings = TrainConfig.model_validate(values)
+    config.save(settings, "train", tmp_path / "config.yaml")
+    saved = (tmp_path / "config.yaml").read_text() + repr(settings) + json.dumps(settings.model_dump(mode="json"))
+    assert str(token) in saved and str(key) in saved
+    secrets = [TOKEN, OTHER, *key.read_text().splitlines()[1:-1]]
+    assert [secret for secret in secrets if secret in saved] == []
+
+
+def test_every_setting_of_a_channel_is_a_path_a_switch_or_the_server_s_name() -> None:
+    """A setting that could hold a secret itself would be saved and logged with the others."""
+    kinds = {name: str(field.annotation) for name, field in ChannelConfig.model_fields.items()}
+    textual = {name for name, kind in kinds.items() if "Path" not in kind and "bool" not in kind}
+    assert textual == {"server_name"}
+
+
+@pytest.mark.parametrize("sent", ["", "x", TOKEN[:-1], TOKEN + "x", TOKEN.upper(), "\u00e9" * 16, "\ud800"])
+def test_a_token_that_is_nearly_one(tmp_path: Path, sent: str) -> None:
+    known = tmp_path / "tokens"
+    known.write_text(f"{OTHER}\n{TOKEN}\n")
+    tokens = Tokens(known)
+    assert tokens.holds(TOKEN) and tokens.holds(OTHER)
+    assert not tokens.holds(sent)
+
+
+def test_tokens_that_cannot_be_read_are_not_shown(tmp_path: Path) -> None:
+    known = tmp_path / "tokens"
+    for text in ("short-secret", f"{TOKEN}\nshort-secret", f"{TOKEN[:20]}\u00e9{TOKEN}"):
+        known.write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            Tokens(known)
+        assert "short-secret" not in str(caught.value) and TOKEN[:20] not in str(caught.value)

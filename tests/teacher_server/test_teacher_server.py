@@ -6,8 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
@@ -17,7 +15,7 @@ import grpc
 import numpy as np
 import pytest
 from conftest import REPOSITORY, RunningTeacher, TeacherStarter, reference_path, start_teacher
-from prometheus_client.parser import text_string_to_metric_families
+from support.scrapes import samples, wait_until
 
 from shared import teacher_file, wire
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
@@ -63,24 +61,6 @@ def heavy_query(seed: int, rows: int = 3000, length: int = 15) -> ScoreQuery:
         random.integers(0, 40, rows * 3).astype(np.int32),
         np.full(rows, 3, np.int32),
     )
-
-
-def samples(metrics: str | None) -> dict[tuple[str, tuple[str, ...]], float]:
-    """The metrics over HTTP: (name, label values by label name) -> value."""
-    with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=PATIENCE) as answer:
-        text = answer.read().decode()
-    return {
-        (sample.name, tuple(value for _, value in sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
-
-
-def wait_until(condition: Any) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "gave up waiting"
-        time.sleep(0.01)
 
 
 def refuse(*arguments: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import types
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -140,6 +142,37 @@ def test_bad_request_is_invalid_argument(request_: pb.ScoreRequest, message: str
             assert message in details
             assert b.count("teacher_rejected_total", reason="invalid") == 1
             assert b.scorer.batches == []
+
+    run(test())
+
+
+def test_refusals_leave_no_garbage() -> None:
+    """A frame that keeps the exception that it caught is a cycle, with the request in it, until Python looks for it."""
+
+    package = str(Path(server.__file__).parent)
+
+    def abandoned() -> int:
+        frames = [found for found in gc.get_objects() if isinstance(found, types.FrameType)]
+        ours = [frame.f_locals for frame in frames if frame.f_code.co_filename.startswith(package)]
+        return sum(isinstance(value, pb.ScoreRequest) for values in ours for value in values.values())
+
+    async def test() -> None:
+        async with bench() as b:
+            bad = pb.ScoreRequest(mode=pb.HISTORY_MODE_WINDOW, history_tokens=b"abc")
+            for _ in range(3):
+                await status_of(b.stub.Score(bad))
+            gc.collect()
+            before = abandoned()
+            gc.disable()
+            try:
+                for _ in range(20):
+                    await status_of(b.stub.Score(bad))
+                    call = b.stub.StreamScore(iter([pb.StreamScoreRequest(request=bad)]))
+                    assert {answer.error.code async for answer in call} == {3}
+                    await status_of(b.channel.stream_stream(f"/{SERVICE}/StreamScore")(iter([b"\xff"])).read())
+                assert abandoned() == before == 0
+            finally:
+                gc.enable()
 
     run(test())
 
