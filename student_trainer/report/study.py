@@ -88,7 +88,7 @@ def _lead(study: Study) -> str:
     words = [f"Objective {settings['objective']}; every trial trains seeds {_list(settings['seeds'])}."]
     if search is not None:
         states = ", ".join(f"{count} {state}" for state, count in search["states"].items())
-        lost = f" {search['lost']} attempts were lost and made again." if search["lost"] else ""
+        lost = f" Attempts that were lost and made again: {search['lost']}." if search["lost"] else ""
         words.append(f"{search['filled']} of {search['slots']} trials have ended: {states}.{lost}")
     if generations := summary["generations"]:
         words.append(f"CMA-ES completed {generations['complete']} generations of {generations['population']}.")
@@ -116,7 +116,7 @@ def _final_table(final: dict[str, Any] | None) -> str:
         return ""
     head = ["Seed"]
     for name in METRICS:
-        label = final["metrics"][name]["label"]
+        label = final["metrics"][name]["label"] + (", %" if name == "accuracy" else "")
         head += [f"vanilla: {label}", f"distilled: {label}", "difference"]
     rows = []
     for index, seed in enumerate(final["seeds"]):
@@ -173,11 +173,11 @@ def _trial(trial: dict[str, Any], shown: Sequence[str], name: str) -> list[str]:
 def _pictures(figures: Mapping[str, bytes]) -> str:
     drawn = [
         f"<figure><figcaption>{_text(FIGURES[name])}</figcaption>"
-        f'<img style="max-width: 100%" alt="{_text(FIGURES[name])}" '
+        f'<img alt="{_text(FIGURES[name])}" '
         f'src="data:image/png;base64,{base64.b64encode(content).decode()}"></figure>'
         for name, content in figures.items()
     ]
-    return f'<h3>Pictures of the search</h3><div class="cards">{"".join(drawn)}</div>' if drawn else ""
+    return f'<h3>Pictures of the search</h3><div class="pictures">{"".join(drawn)}</div>' if drawn else ""
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -192,7 +192,7 @@ def _phase(summary: dict[str, Any], number: int) -> dict[str, Any] | None:
 
 def _value(name: str, value: float, signed: bool = False) -> str:
     sign = "+" if signed else ""
-    return f"{100 * value:{sign}.2f} %" if name == "accuracy" else f"{value:{sign}.4f}"
+    return f"{100 * value:{sign}.2f}" if name == "accuracy" else f"{value:{sign}.4f}"
 
 
 def _mean(name: str, arm: dict[str, Any]) -> str:

@@ -97,4 +97,4 @@ def _save_picture(axes: Any, path: Path) -> None:
 
 def _size(axes: Any) -> tuple[float, float]:
     rows, columns = (axes.shape if axes.ndim == 2 else (1, axes.shape[0])) if hasattr(axes, "flat") else (1, 1)
-    return 4.0 + 3.5 * columns, 3.0 + 2.5 * rows
+    return (2.0 + 2.6 * columns, 1.8 + 2.2 * rows) if rows * columns > 1 else (7.0, 4.6)
