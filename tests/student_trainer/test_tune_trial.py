@@ -21,7 +21,7 @@ from shared.errors import ConfigError, TrainingError, Unavailable
 from shared.store import Store
 from student_trainer.train.config import RecipeConfig, TrainConfig
 from student_trainer.train.run import run as run_train
-from student_trainer.tune import plan, trial, worker
+from student_trainer.tune import figures, plan, results, trial, worker
 from student_trainer.tune import run as tuning
 from student_trainer.tune.config import PrunerConfig, SamplerConfig, TuneConfig
 from student_trainer.tune.phases import Phase, open_phase
@@ -185,7 +185,9 @@ def test_two_objectives_have_a_front(tmp_path: Path, store: Store) -> None:
     run_one(phase)
     run_one(phase)
     assert all(len(ended.values) == 2 and ended.values[1] > 0 for ended in phase.slots.ended())
-    assert phase.slots.study.best_trials
+    written = figures.write(phase.slots.study, tmp_path / "figures", "accuracy+step_time", None)
+    assert phase.slots.study.best_trials and "pareto_front" in written
+    assert results.summarise(phase.settings, [phase])["pareto_front"]
 
 
 class InProcess:
