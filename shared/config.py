@@ -45,6 +45,10 @@ JOBS = frozenset(
 """The sections that a YAML file may have."""
 
 
+MOST_VALUES = 100_000
+"""Of a YAML file or an override."""
+
+
 class Section(pydantic.BaseModel):
     """Base of every schema: frozen, unknown keys and infinite numbers refused, a docstring under each field."""
 
@@ -177,9 +181,27 @@ def _parse_override(text: str) -> dict[str, Any]:
 
 def _parse(text: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except (ValueError, KeyError, AttributeError) as error:  # an explicit tag whose text does not fit, as !!int x
+        parsed = yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        _check_size(parsed)
+        return parsed
+    except (ValueError, LookupError, AttributeError, TypeError) as error:  # an explicit tag that does not fit: !!int x
         raise yaml.YAMLError(str(error)) from None
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+
+
+def _check_size(parsed: Any) -> None:
+    """Refuses what aliases make endless, or large out of proportion to its text."""
+    pending, seen = [parsed], 0
+    while pending:
+        value = pending.pop()
+        seen += 1
+        if seen > MOST_VALUES:
+            raise yaml.YAMLError(f"it holds more than {MOST_VALUES} values, aliases counted each time")
+        if isinstance(value, dict):
+            pending += value.values()
+        elif isinstance(value, list | set | tuple):
+            pending += value
 
 
 def _merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,14 @@ Parse = Callable[[bytes], Any]
 Behaviour = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
 
 
+class GoneCallers(logging.Filter):
+    """Drops what gRPC logs, as an error with a traceback, when a caller has gone before its answer could be sent."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See `logging.Filter`."""
+        return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
+
+
 def as_teacher_error(error: BaseException) -> TeacherError:
     """What the caller is told of an exception; one that nobody expected is logged with its traceback.
 

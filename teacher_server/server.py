@@ -32,7 +32,7 @@ from teacher_server import cache_file, heap, security
 from teacher_server.address import Address, check_free
 from teacher_server.batcher import Batcher
 from teacher_server.config import CacheConfig, ServeConfig
-from teacher_server.interceptors import SERVICE, TeacherInterceptor
+from teacher_server.interceptors import SERVICE, GoneCallers, TeacherInterceptor
 from teacher_server.metrics import Exposition, Metrics
 from teacher_server.rows import RowTable, warm_up
 from teacher_server.scorer import Scorer
@@ -50,6 +50,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 HEALTH_NAMES = ("", SERVICE)
 DESCRIBED = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
 """What reflection tells of."""
+GRPC_LOG = "grpc._cython.cygrpc"
 FLUSH_SECONDS = 1.0
 """How long the last answers may take to leave after the drain; open health watches last as long."""
 
@@ -66,6 +67,7 @@ def serve(settings: ServeConfig) -> int:
 
 async def _serve(settings: ServeConfig) -> int:
     stop = _stop_on_signal()
+    logging.getLogger(GRPC_LOG).addFilter(GoneCallers())
     tokens = Tokens(settings.tokens)
     security.check(settings, tokens)
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter

@@ -265,3 +265,25 @@ def test_validate_reports_what_load_reports() -> None:
     assert config.validate(Inner, {"rate": 2}).rate == 2
     with pytest.raises(ConfigError, match="rate"):
         config.validate(Inner, {"rate": math.nan})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {data: !!int ,ki}", "not valid YAML"),
+        ("train: {data: !!float ''}", "not valid YAML"),
+        ("train: " + "[" * 5000, "not valid YAML"),
+        ("train: &a {data: *a}", "aliases counted each time"),
+        (
+            "train:\n  a0: &a0 [x]\n"
+            + "".join(f"  a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)),
+            "aliases counted each time",
+        ),
+    ],
+    ids=["int", "float", "deep", "endless", "bomb"],
+)
+def test_yaml_that_is_made_to_hurt_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        config.load(Section, "train", [path])

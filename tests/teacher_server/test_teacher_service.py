@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import types
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from grpc._cython import cygrpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -29,7 +31,7 @@ from shared.wire import HistoryMode, ScoreQuery
 from teacher_server import server
 from teacher_server.batcher import Batcher
 from teacher_server.config import BatchingConfig, ServeConfig
-from teacher_server.interceptors import SERVICE
+from teacher_server.interceptors import SERVICE, GoneCallers
 from teacher_server.metrics import Metrics
 from teacher_server.rows import RowTable
 from teacher_server.scorer import Batch
@@ -291,3 +293,15 @@ def test_reflection_lists_the_services() -> None:
             assert (await health.Check(health_pb2.HealthCheckRequest())).status == server.SERVING
 
     run(test())
+
+
+def test_callers_that_have_gone_are_no_errors_of_the_log() -> None:
+    """gRPC logs a send that failed; anything else it logs is kept."""
+
+    def is_kept(error: Exception) -> bool:
+        made = logging.LogRecord("grpc", logging.ERROR, "", 0, "x", (), (type(error), error, None))
+        return bool(GoneCallers().filter(made))
+
+    assert not is_kept(cygrpc.ExecuteBatchError('Failed "execute_batch"'))
+    assert is_kept(ValueError("x"))
+    assert GoneCallers().filter(logging.LogRecord("grpc", logging.ERROR, "", 0, "x", (), None))
