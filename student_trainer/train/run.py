@@ -41,7 +41,14 @@ from student_trainer.train.feed import Feed
 from student_trainer.train.logbook import Logbook
 from student_trainer.train.loss import TimeScale
 from student_trainer.train.meters import Clock, Sums
-from student_trainer.train.optim import Precision, build_optimizer, pick_device, random_state, set_random_state
+from student_trainer.train.optim import (
+    Precision,
+    build_optimizer,
+    pick_device,
+    random_state,
+    restore_optimizer,
+    set_random_state,
+)
 from student_trainer.train.profiling import Profile
 from student_trainer.train.ranks import ALONE, RankLost, Ranks, join
 from student_trainer.train.stop import StopSignals
@@ -382,7 +389,7 @@ class Session:
                 f"the teacher serves {self.revision or 'none'}; serve the same teacher file to resume"
             )
         upstream.load_into(self.model, resumed.model)
-        optimizer.load_state_dict(resumed.optimizer)
+        restore_optimizer(optimizer, resumed.optimizer)
         self.precision.scaler.load_state_dict(resumed.scaler)
         set_random_state(resumed.random_state, self.device)
         log.info("resuming at step %d", resumed.progress.step)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.errors import ConfigError
+from shared.errors import ConfigError, FileFormatError
 from student_trainer.train.config import OptimConfig, RuntimeConfig
-from student_trainer.train.optim import Precision, learning_rate, pick_device
+from student_trainer.train.optim import Precision, build_optimizer, learning_rate, pick_device, restore_optimizer
 
 
 @given(st.integers(1, 400), st.floats(0, 1), st.floats(0, 1))
@@ -42,3 +45,40 @@ def test_unknown_device() -> None:
         pick_device("abacus")
     with pytest.raises(ConfigError, match="not here"):
         pick_device("cuda:77")
+
+
+def trained() -> torch.optim.Optimizer:
+    model = torch.nn.Linear(3, 2)
+    optimizer = build_optimizer(model, OptimConfig())
+    model(torch.ones(4, 3)).sum().backward()
+    optimizer.step()
+    return optimizer
+
+
+def test_an_optimizer_goes_on_where_it_was() -> None:
+    state = copy.deepcopy(trained().state_dict())
+    fresh = build_optimizer(torch.nn.Linear(3, 2), OptimConfig())
+    restore_optimizer(fresh, state)
+    assert torch.equal(fresh.state_dict()["state"][0]["exp_avg"], state["state"][0]["exp_avg"])
+    restore_optimizer(fresh, build_optimizer(torch.nn.Linear(3, 2), OptimConfig()).state_dict())  # of step 0
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda state: state.pop("state"),
+        lambda state: state.pop("param_groups"),
+        lambda state: state["param_groups"].append({}),
+        lambda state: state["param_groups"][0].update(lr="fast"),
+        lambda state: state["param_groups"][0].update(params=[0, 7]),
+        lambda state: state["state"].update({9: state["state"][0]}),
+        lambda state: state["state"][0].pop("step"),
+        lambda state: state["state"][0].update(exp_avg=torch.zeros(5)),
+        lambda state: state["state"][1].update(exp_avg_sq=3),
+    ],
+)
+def test_a_spoiled_state_of_the_optimizer_is_refused(spoil: Callable[[dict[str, Any]], object]) -> None:
+    state = copy.deepcopy(trained().state_dict())
+    spoil(state)
+    with pytest.raises(FileFormatError, match="state of the optimizer is damaged"):
+        restore_optimizer(trained(), state)
