@@ -47,19 +47,24 @@ class Plan:
             2: f"best setting, {final.epochs} epochs, seeds {_list(final.seeds)}",
             3: f"vanilla, {final.epochs} epochs, seeds {_list(final.seeds)}",
         }
-        slots = {0: 1, 1: settings.trials, 2: len(final.seeds), 3: len(final.seeds)}
         for phase in settings.phases:
             cost = f"at most {self.epochs[phase]} epochs of training"
             if phase == 1 and self.expected < self.epochs[1]:
                 cost += f", about {self.expected}"
             if seconds_per_epoch is not None:
-                epochs = self.expected if phase == 1 else self.epochs[phase]
-                cost += f", about {_duration(epochs * seconds_per_epoch / min(settings.workers, slots[phase]))}"
+                cost += f", about {self.duration(phase, seconds_per_epoch)}"
             yield f"phase {phase}: {told[phase]} ({cost})"
             if phase == 1:
                 yield from self._search()
         if {2, 3} <= set(settings.phases):
             yield from self._verdict()
+
+    def duration(self, phase: int, seconds_per_epoch: float) -> str:
+        """How long a whole phase takes about, for people, with this machine's workers."""
+        seeds = len(self.settings.final.seeds)
+        slots = {0: 1, 1: self.settings.trials, 2: seeds, 3: seeds}[phase]
+        epochs = self.expected if phase == 1 else self.epochs[phase]
+        return _duration(epochs * seconds_per_epoch / min(self.settings.workers, slots))
 
     def _search(self) -> Iterator[str]:
         settings = self.settings

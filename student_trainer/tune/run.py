@@ -53,15 +53,12 @@ def run(settings: TuneConfig) -> int:
     """Runs the phases that are not left out; prints the findings as JSON on stdout."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     planned = plan.make(settings)
-    revision = _check_teacher(settings)
-    storage = None if settings.dry_run else open_storage(settings.storage, settings.out)
-    known = [] if storage is None else existing(planned, storage, revision)
-    for line in planned.lines(results.seconds_per_epoch(known)):
-        print(line, file=sys.stderr)
-    if note := plan.processors_note(settings, provenance.cores()):
-        print(note, file=sys.stderr)
-    if storage is None:
+    if settings.dry_run:
+        _tell(planned, None)
         return 0
+    revision = _check_teacher(settings)
+    storage = open_storage(settings.storage, settings.out)
+    _tell(planned, results.seconds_per_epoch(existing(planned, storage, revision)))
     _claim(settings)
     print(f"storage {url_of(settings.storage, settings.out)}", file=sys.stderr)
     try:
@@ -73,6 +70,7 @@ def run(settings: TuneConfig) -> int:
             for number in settings.phases:
                 phase = open_phase(number, planned, storage, revision)
                 phase.slots.fill(phase.fixed)
+                _foretell(planned, number, results.seconds_per_epoch(existing(planned, storage, revision)))
                 _watch(phase, workers)
     except KeyboardInterrupt:
         log.info("stopped; the same command goes on")
@@ -84,6 +82,20 @@ def run(settings: TuneConfig) -> int:
         findings = results.write(settings, found)
     print(json.dumps(findings))
     return 0
+
+
+def _tell(planned: Plan, seconds_per_epoch: float | None) -> None:
+    """Says what will happen."""
+    for line in planned.lines(seconds_per_epoch):
+        print(line, file=sys.stderr)
+    if note := plan.processors_note(planned.settings, provenance.cores()):
+        print(note, file=sys.stderr)
+
+
+def _foretell(planned: Plan, phase: int, seconds_per_epoch: float | None) -> None:
+    """Says how long a whole phase takes, once it is known how long an epoch does."""
+    if seconds_per_epoch is not None:
+        log.info("phase %d takes about %s", phase, planned.duration(phase, seconds_per_epoch))
 
 
 def existing(planned: Plan, storage: BaseStorage, revision: str) -> list[Phase]:
