@@ -57,6 +57,12 @@ class ChannelConfig(Section):
         """Whether the channel is encrypted."""
         return self.tls or self.ca is not None or self.certificate is not None
 
+    def watched(self) -> Watched:
+        """The certificates' files, as they are now."""
+        files = Watched(*(path for path in (self.ca, self.certificate, self.key) if path is not None))
+        files.changed()
+        return files
+
 
 class Watched:
     """Files whose changes are noticed, by size, time and inode."""

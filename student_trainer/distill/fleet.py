@@ -21,6 +21,7 @@ from typing import Literal, Protocol
 import grpc
 import numpy as np
 
+from shared.channel import Watched
 from shared.errors import CompatibilityError, ConfigError, InternalError, Overloaded, TeacherError, Unavailable
 from shared.rpc.credentials import authorization, open_aio_channel
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
@@ -113,6 +114,7 @@ def pauses(failures: int = 0) -> Iterator[float]:
 @dataclasses.dataclass(eq=False)
 class _Replica:
     address: str
+    files: Watched
     channel: grpc.aio.Channel
     stub: rpc.TeacherServiceStub
     transports: list[Transport]
@@ -126,7 +128,7 @@ class Replicas:
 
     def __init__(self, addresses: list[str], config: ClientConfig, metadata: Metadata) -> None:
         self._replicas = [_dial_replica(address, config, metadata) for address in addresses]
-        self._metadata = metadata
+        self._config, self._metadata = config, metadata
         self._names = routing.seeds(addresses)
         self._revision = ""
         self._changed = asyncio.Event()
@@ -257,6 +259,7 @@ class Replicas:
         for pause in pauses(replica.failures):
             replica.failures += 1
             await asyncio.sleep(pause)
+            await self._renew(replica)
             try:
                 info = await _try_info(replica.stub, self._metadata)
             except CompatibilityError as error:
@@ -271,6 +274,19 @@ class Replicas:
                 replica.state, replica.reason = "in", ""
                 self._notify()
                 return
+
+    async def _renew(self, replica: _Replica) -> None:
+        """Dials one that is out anew if certificates have changed since: the old ones may be why."""
+        if not replica.files.changed():
+            return
+        try:
+            fresh = _dial_replica(replica.address, self._config, self._metadata)
+        except ConfigError as error:  # replaced by halves, or damaged; the next change may mend it
+            replica.reason = str(error)
+            return
+        old = replica.channel
+        replica.channel, replica.stub, replica.transports = fresh.channel, fresh.stub, fresh.transports
+        await old.close(None)
 
     def _notify(self) -> None:
         self._changed.set()
@@ -398,10 +414,11 @@ def _of_shard(metadata: Metadata, shard: int) -> Metadata:
 
 
 def _dial_replica(address: str, config: ClientConfig, metadata: Metadata) -> _Replica:
+    files = config.channel.watched()
     channel = open_aio_channel(address, config.channel, _options(config))
     stub = rpc.TeacherServiceStub(channel)
     make = _transport_of(config)
-    return _Replica(address, channel, stub, [make(stub, metadata) for _ in range(config.streams or 1)])
+    return _Replica(address, files, channel, stub, [make(stub, metadata) for _ in range(config.streams or 1)])
 
 
 async def _try_info(stub: rpc.TeacherServiceStub, metadata: Metadata) -> TeacherInfo | TeacherError:

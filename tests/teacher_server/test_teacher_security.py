@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 from conftest import REPOSITORY, start_teacher
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -18,6 +19,7 @@ from shared import config
 from shared.channel import ChannelConfig, Tokens
 from shared.errors import ConfigError, TeacherError, Unauthenticated, Unavailable
 from shared.rpc.credentials import authorization
+from shared.wire import HistoryMode, ScoreQuery
 from student_trainer.distill.client import GrpcTeacher
 from student_trainer.distill.config import ClientConfig
 from student_trainer.train.config import TrainConfig
@@ -107,6 +109,26 @@ def test_certificates_are_renewed_without_a_restart(tiny_teacher: Path, authorit
         assert refused(server.address, ca=authority.ca)
         assert not refused(server.address, ca=successor.ca)
         assert server.process.poll() is None
+
+
+def test_a_trainer_takes_renewed_certificates(tiny_teacher: Path, authority: Authority, tmp_path: Path) -> None:
+    """After a restart of the teacher with another authority, without one of the trainer."""
+    successor, mine = Authority(tmp_path / "next", "successor"), authority.issue("trainer")
+    channel = {"ca": authority.ca, "certificate": mine[0], "key": mine[1]}
+    query = ScoreQuery(HistoryMode.WINDOW, *(np.array(values, np.int32) for values in ([1, 2], [2], [3, 4], [2])))
+    with start_teacher(tiny_teacher, *tls(authority.issue("server")), f"tls.client_ca={authority.ca}") as server:
+        client = GrpcTeacher(server.address, ClientConfig.model_validate({"channel": channel}))
+        before = client.submit(query).result(30)
+    try:
+        waiting = client.submit(query)
+        successors = (successor.ca, *successor.issue("trainer"))
+        for path, fresh in zip((authority.ca, *mine), successors, strict=True):
+            path.write_bytes(fresh.read_bytes())
+        secured = [*tls(successor.issue("server")), f"tls.client_ca={successor.ca}"]
+        with start_teacher(tiny_teacher, *secured, listen=server.address):
+            assert np.array_equal(waiting.result(60).log_probs, before.log_probs)
+    finally:
+        client.close()
 
 
 @pytest.mark.parametrize("transport", ["stream", "unary"])
