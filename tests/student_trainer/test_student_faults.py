@@ -63,7 +63,7 @@ def settings_of(store: Store, out: Path, teacher: str = "fake", **client: Any) -
 
 
 def session_of(settings: TrainConfig, store: Store, teacher: FakeTeacher, ranks: Ranks | None = None) -> Session:
-    resumed = training._claim_directory(settings, store) if ranks is None else None
+    resumed = training.claim_directory(settings, store) if ranks is None else None
     revision = "fake" if settings.distils else ""
     return Session(settings, store, teacher, revision, torch.device("cpu"), resumed, ranks or Ranks())
 

@@ -85,7 +85,8 @@ def test_killed_twice_nothing_is_lost_or_counted_twice(tmp_path: Path, running_t
     complete = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
     assert sorted(trial.user_attrs["slot"] for trial in complete) == list(range(TRIALS))
     lost = [trial for trial in study.trials if trial.state == TrialState.FAIL]
-    assert len(lost) == 3 and len(study.trials) == TRIALS + 3  # one with the worker, two with everything
+    assert len(study.trials) == TRIALS + len(lost)
+    assert 2 <= len(lost) <= 3  # one with the worker; with everything two, unless one had just ended
     again = {trial.user_attrs["retry_of"]: trial for trial in study.trials if "retry_of" in trial.user_attrs}
     assert {trial.number for trial in lost} == again.keys()
     assert all(again[trial.number].params == trial.params for trial in lost)
