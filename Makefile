@@ -45,7 +45,7 @@ test: setup ## all tests
 test-fast: setup ## the tests that start no servers and train nothing
 	$(BIN)/python -m pytest -m 'not integration'
 
-chaos: setup ## the matrix of faults, and a trainer killed and resumed 20 times (some hours; CHAOS='--only fault=reset')
+chaos: setup ## the matrix of faults, and a trainer killed and resumed 20 times (half an hour; CHAOS='--only fault=reset')
 	$(BIN)/python -m tests.chaos $(CHAOS)
 
 lint: setup ## ruff
