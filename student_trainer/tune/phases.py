@@ -218,9 +218,13 @@ def keep(phase: Phase, trial: AnyTrial, state: TrialState, note: dict[str, Any])
 
 
 def tidy(phase: Phase) -> None:
-    """Gives folders their final names whose process was killed before it did."""
-    for trial in phase.slots.ended():
-        if phase.folder(trial, RUNNING).is_dir() and not phase.slots.is_due(trial):
+    """Gives folders their final names whose process was killed before it did, or whose slot others have filled."""
+    newest = [trial for trial in phase.slots.ended() if not phase.slots.is_due(trial)]
+    filled = {trial.user_attrs["slot"] for trial in newest}
+    attempts = newest if phase.is_final else phase.slots.study.get_trials(deepcopy=False)  # final ones share a folder
+    for trial in attempts:
+        is_over = trial.state.is_finished() and trial.user_attrs["slot"] in filled
+        if is_over and phase.folder(trial, RUNNING).is_dir():
             attrs = trial.user_attrs
             note = {"number": trial.number, "slot": attrs["slot"], "params": trial.params, "error": attrs.get("error")}
             keep(phase, trial, trial.state, note | attrs.get("result", {}))

@@ -24,7 +24,7 @@ from student_trainer.train.run import run as run_train
 from student_trainer.tune import figures, plan, results, trial, worker
 from student_trainer.tune import run as tuning
 from student_trainer.tune.config import PrunerConfig, SamplerConfig, TuneConfig
-from student_trainer.tune.phases import Phase, open_phase
+from student_trainer.tune.phases import Phase, open_phase, tidy
 from student_trainer.tune.slots import KILLED
 from student_trainer.tune.space import Parameter
 from student_trainer.tune.storage import open_storage
@@ -164,6 +164,28 @@ def test_what_is_not_its_fault_is_tried_again(
     assert again.user_attrs["retry_of"] == 0 and again.params == first.params
     assert (first.state, again.state) == (TrialState.FAIL, TrialState.COMPLETE)
     assert [trial.number for trial in phase.slots.ended()] == [again.number]
+
+
+def test_folders_of_killed_processes_get_their_names(tmp_path: Path, store: Store) -> None:
+    """Of a trial that ended as its process was killed, and of one whose slot another machine has filled."""
+    phase = phase_of(tune_settings(store, tmp_path / "out"))
+    ended = run_one(phase)
+    kept = phase.find(ended)
+    assert kept is not None
+    kept.rename(phase.folder(ended, "running"))
+    lost = phase.slots.claim(phase.make_sampler)
+    assert lost is not None
+    phase.task(lost)
+    phase.folder(lost, "running").mkdir()
+    phase.slots.lose(lost, KILLED, "its process is gone")
+    phase.slots.fill(phase.fixed)
+    tidy(phase)
+    assert phase.find(ended) == kept and phase.folder(lost, "running").is_dir()  # who comes next goes on with it
+    again = phase.slots.claim(phase.make_sampler)
+    assert again is not None and again.user_attrs["retry_of"] == lost.number
+    phase.slots.tell(again, TrialState.COMPLETE, [0.5])
+    tidy(phase)
+    assert json.loads((phase.folder(lost, "failed") / "trial.json").read_text())["error"] == "its process is gone"
 
 
 def test_final_runs_are_measured_on_the_test_split(tmp_path: Path, store: Store) -> None:
