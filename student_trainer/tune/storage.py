@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage, GrpcStorageProxy, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from shared.errors import ConfigError
 from student_trainer.tune.config import StorageConfig
 
 BUSY_SECONDS = 60
 """How long a process waits for another one's SQLite transaction."""
+TABLE_ATTEMPTS = 4
 EXAMPLES = "sqlite:///FILE, postgresql+psycopg://USER@HOST/NAME, journal:FILE or grpc://HOST:PORT"
 
 
@@ -39,20 +43,33 @@ def open_storage(config: StorageConfig, out: Path) -> BaseStorage:
             match kind:
                 case "sqlite":
                     Path(rest.removeprefix("///")).parent.mkdir(parents=True, exist_ok=True)
-                    return get_storage(RDBStorage(url, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}}))
+                    return get_storage(_open_database(url, {"connect_args": {"timeout": BUSY_SECONDS}}))
                 case "journal":
                     Path(rest).parent.mkdir(parents=True, exist_ok=True)
                     return JournalStorage(JournalFileBackend(rest))
                 case "grpc":
                     return _open_proxy(rest)
                 case "postgresql" | "postgresql+psycopg" | "postgresql+psycopg2" | "mysql" | "mysql+pymysql":
-                    return get_storage(RDBStorage(url, engine_kwargs={"pool_pre_ping": True}))
+                    return get_storage(_open_database(url, {"pool_pre_ping": True}))
     except ConfigError:
         raise
     except Exception as error:  # each of them has errors of its own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"storage.url {shown}: cannot be opened: {_without_password(reason, url)}") from None
     raise ConfigError(f"storage.url {shown}: give {EXAMPLES}")
+
+
+def _open_database(url: str, engine: dict[str, Any]) -> RDBStorage:
+    """Connects; of several processes that find no tables at once, one makes them and the others come again."""
+    for attempt in range(1, TABLE_ATTEMPTS):
+        try:
+            return RDBStorage(url, engine_kwargs=engine)
+        except DBAPIError as error:
+            is_there = isinstance(error, IntegrityError) or "already exists" in str(error.orig).lower()
+            if not is_there:
+                raise
+            time.sleep(attempt)
+    return RDBStorage(url, engine_kwargs=engine)
 
 
 def _open_proxy(rest: str) -> GrpcStorageProxy:
