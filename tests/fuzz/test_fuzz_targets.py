@@ -11,7 +11,7 @@ from fuzz.target import Target, attempt
 
 TARGETS = (*wire.TARGETS, *files.TARGETS, *text.TARGETS)
 ABORTING = {"trips-table"}
-"""Targets whose library may end the process on some edits, and all tests with it: docs/RELIABILITY.md, an open finding."""
+"""Targets whose library may end the process on some edits, and all tests with it: open, see docs/RELIABILITY.md."""
 each_target = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 GOOD = {target.name for target in TARGETS} - {"teacher-document", "cache-rows", "upstream-index", "yaml", "override"}
 """Targets all of whose seeds are taken."""
