@@ -5,9 +5,9 @@ from __future__ import annotations
 import html
 import importlib.resources
 import json
-import math
 from typing import Any
 
+from shared import files
 from student_trainer.report import study as studies
 from student_trainer.report.figures import PALETTE
 from student_trainer.report.study import Study
@@ -45,16 +45,8 @@ def render(
 
 def embedded(value: Any) -> str:
     """JSON that may stand in a script element: it holds no < that could end it, and no number that JSON lacks."""
-    text = json.dumps(_finite(value), separators=(",", ":"), allow_nan=False)
+    text = json.dumps(files.finite(value), separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _asset(name: str) -> str:

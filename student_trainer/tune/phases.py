@@ -23,7 +23,7 @@ from student_trainer.train.config import RecipeConfig
 from student_trainer.tune import samplers, space
 from student_trainer.tune.config import TuneConfig
 from student_trainer.tune.plan import Plan
-from student_trainer.tune.slots import AnyTrial, Direction, Slots, open_study
+from student_trainer.tune.slots import Again, AnyTrial, Direction, Slots, open_study
 from student_trainer.tune.space import Point
 from student_trainer.tune.trial import Task
 
@@ -71,6 +71,11 @@ class Phase:
         """Of a slot's values."""
         prunes = self.settings.pruner.name != "none"
         return samplers.make_sampler(self.settings.sampler, self.population, slot, prunes)
+
+    def mend(self, again: Again = "no") -> None:
+        """Finds attempts that are lost and makes what slots lack; see `Slots.fill`."""
+        self.slots.reap()
+        self.slots.fill(self.fixed, again)
 
     @property
     def population(self) -> int:
@@ -219,7 +224,7 @@ def keep(phase: Phase, trial: AnyTrial, state: TrialState, note: dict[str, Any])
 
 def tidy(phase: Phase) -> None:
     """Gives folders their final names whose process was killed before it did, or whose slot others have filled."""
-    newest = [trial for trial in phase.slots.ended() if not phase.slots.is_due(trial)]
+    newest = phase.slots.ended()
     filled = {trial.user_attrs["slot"] for trial in newest}
     attempts = newest if phase.is_final else phase.slots.study.get_trials(deepcopy=False)  # final ones share a folder
     for trial in attempts:

@@ -219,10 +219,15 @@ def _seeds_for(significance: float) -> int:
 
 def processors_note(settings: TuneConfig, cores: int) -> str | None:
     """What to say if the workers ask for more threads than there are processors."""
-    threads = settings.train.runtime.threads or max(1, cores // settings.workers)
-    if settings.workers * threads > cores and settings.train.runtime.device in ("auto", "cpu"):
-        return f"note: {settings.workers} workers of {threads} threads share {cores} processors"
+    used = threads(settings, cores)
+    if settings.workers * used > cores and settings.train.runtime.device in ("auto", "cpu"):
+        return f"note: {settings.workers} workers of {used} threads share {cores} processors"
     return None
+
+
+def threads(settings: TuneConfig, cores: int) -> int:
+    """Threads of each worker: as set, or its share of the processors."""
+    return settings.train.runtime.threads or max(1, cores // settings.workers)
 
 
 def _list(values: object) -> str:

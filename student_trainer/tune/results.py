@@ -11,7 +11,6 @@ figures/             HTML and PNG
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -58,7 +57,7 @@ def write(settings: TuneConfig, found: Sequence[Phase]) -> dict[str, Any]:
     summary = summarise(settings, found)
     final = final_results(settings, by_number.get(2), by_number.get(3))
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(folder / "study_summary.json", _finite(summary))
+    files.write_json(folder / "study_summary.json", files.finite(summary))
     short: dict[str, Any] = {"out": str(folder), "phases": {p["phase"]: p["states"] for p in summary["phases"]}}
     search = by_number.get(1)
     if search is not None and (best := phases.best_trial(search.slots.study)) is not None:
@@ -68,7 +67,7 @@ def write(settings: TuneConfig, found: Sequence[Phase]) -> dict[str, Any]:
         vanilla = _vanilla_values(by_number.get(0))
         figures.write(search.slots.study, folder / "figures", settings.objective, vanilla)
     if final is not None:
-        files.write_json(folder / "final_results.json", _finite(final))
+        files.write_json(folder / "final_results.json", files.finite(final))
         short["verdict"], short["sentences"] = final["verdict"], final["sentences"]
     files.write_text(folder / "study.html", studies.page(studies.read(folder)))
     return short
@@ -93,7 +92,7 @@ def summarise(settings: TuneConfig, found: Sequence[Phase]) -> dict[str, Any]:
 
 
 def _phase(phase: Phase) -> dict[str, Any]:
-    ended = [trial for trial in phase.slots.ended() if not phase.slots.is_due(trial)]
+    ended = phase.slots.ended()
     attempts = phase.slots.study.get_trials(deepcopy=False)
     return {
         "phase": phase.number,
@@ -202,12 +201,3 @@ def _link(path: Path, target: Path | None) -> None:
     path.unlink(missing_ok=True)
     if target is not None:
         path.symlink_to(os.path.relpath(target, path.parent), target_is_directory=True)
-
-
-def _finite(value: Any) -> Any:
-    """Numbers that JSON lacks as null."""
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -19,7 +19,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,7 @@ def run(settings: TuneConfig) -> int:
     try:
         for phase in existing(planned, storage, revision):
             phases.tidy(phase)
-            phase.slots.reap()
-            phase.slots.fill(phase.fixed, again="lost" if phase.number == 1 else "all")
+            phase.mend(again="lost" if phase.number == 1 else "all")
         with _Workers(settings, revision) as workers:
             for number in settings.phases:
                 phase = open_phase(number, planned, storage, revision)
@@ -111,13 +110,11 @@ def _check_teacher(settings: TuneConfig) -> str:
         data=settings.data, teacher=settings.teacher, recipe=settings.train, epochs=settings.epochs,
         seeds=settings.seeds, objective=settings.objective, group=settings.study, name="",
     )  # fmt: skip
-    store = Store(settings.data)
-    needed = max([p.high for n, p in settings.space.items() if n == "distill.window" and p.high], default=0)
     checked = task.settings(settings.out, settings.seeds[0])
-    if needed:
-        distill = checked.distill.model_copy(update={"window": int(needed)})
-        checked = checked.model_copy(update={"distill": distill})
-    teacher, revision = training.connect(checked, store)
+    if (window := settings.space.get("distill.window")) is not None:
+        widest = checked.distill.model_copy(update={"window": max(map(int, window.corners()))})
+        checked = checked.model_copy(update={"distill": widest})
+    teacher, revision = training.connect(checked, Store(settings.data))
     teacher.close()
     return revision
 
@@ -142,33 +139,23 @@ def _claim(settings: TuneConfig) -> None:
 
 def _watch(phase: Phase, workers: _Workers) -> None:
     """Waits until every slot of a phase is filled, here or elsewhere; a line for every trial that ends."""
-    done = {trial.number for trial in phase.slots.ended() if not phase.slots.is_due(trial)}
-    total = len(phase.fixed)
-    bar = tqdm.tqdm(total=total, initial=len(done), unit="trial", disable=None, file=sys.stderr,
+    done = {trial.number for trial in phase.slots.ended()}
+    bar = tqdm.tqdm(total=len(phase.fixed), initial=len(done), unit="trial", disable=None, file=sys.stderr,
                     desc=f"phase {phase.number}")  # fmt: skip
     with bar:
-        while phase.slots.open:
-            workers.check(lambda: _mend(phase))
-            for trial in _newly_ended(phase, done):
-                log.info("%s", _line(phase, trial))
-                bar.update()
-                workers.forgive()
-            time.sleep(LOOK_SECONDS)
-        for trial in _newly_ended(phase, done):
-            log.info("%s", _line(phase, trial))
-            bar.update()
-
-
-def _mend(phase: Phase) -> None:
-    phase.slots.reap()
-    phase.slots.fill(phase.fixed)
-
-
-def _newly_ended(phase: Phase, done: set[int]) -> Iterator[FrozenTrial]:
-    for trial in phase.slots.ended():
-        if trial.number not in done and not phase.slots.is_due(trial):
-            done.add(trial.number)
-            yield trial
+        is_open = True
+        while is_open:
+            is_open = phase.slots.open > 0  # before the last look, so that nothing ends unseen
+            if is_open:
+                workers.check(phase.mend)
+            for trial in phase.slots.ended():
+                if trial.number not in done:
+                    done.add(trial.number)
+                    log.info("%s", _line(phase, trial))
+                    bar.update()
+                    workers.forgive()
+            if is_open:
+                time.sleep(LOOK_SECONDS)
 
 
 def _line(phase: Phase, trial: FrozenTrial) -> str:
@@ -219,7 +206,7 @@ class _Workers:
     def _start(self, number: int) -> _Worker:
         settings = self._settings
         path = settings.out / "logs" / f"worker-{number}.log"
-        threads = settings.train.runtime.threads or max(1, provenance.cores() // settings.workers)
+        threads = plan.threads(settings, provenance.cores())
         command = [sys.executable, "-m", "student_trainer.tune.worker", str(settings.out / "config.yaml"),
                    str(number), str(os.getpid()), self._revision]  # fmt: skip
         with path.open("ab") as stream:

@@ -81,14 +81,13 @@ class Slots:
     def _repeat(self, lost: FrozenTrial) -> None:
         """A further attempt: the same values, the same place in the sampler's plans."""
         attrs = lost.user_attrs
-        losses = attrs["losses"] + (attrs.get("lost") == KILLED)
         kept = {name: value for name, value in lost.system_attrs.items() if not name.startswith("completed_rung")}
         self.study.add_trial(
             create_trial(
                 state=TrialState.WAITING,
                 params=lost.params,
                 distributions=dict[str, BaseDistribution](lost.distributions),
-                user_attrs={**_named(attrs["slot"], attrs["attempt"] + 1, losses), "retry_of": lost.number},
+                user_attrs={**_named(attrs["slot"], attrs["attempt"] + 1, _losses(lost)), "retry_of": lost.number},
                 system_attrs=kept,
             )
         )
@@ -171,13 +170,12 @@ class Slots:
 
     def is_due(self, trial: FrozenTrial) -> bool:
         """Whether an ended attempt is to be followed by another one."""
-        losses = trial.user_attrs["losses"] + (trial.user_attrs.get("lost") == KILLED)
-        return _is_lost(trial) and losses <= self._config.max_retries
+        return _is_lost(trial) and _losses(trial) <= self._config.max_retries
 
     def ended(self) -> list[FrozenTrial]:
         """The attempts that fill their slots, in the order of the slots."""
-        newest = self._newest()
-        return [newest[slot] for slot in sorted(newest) if newest[slot].state.is_finished()]
+        newest = [trial for _, trial in sorted(self._newest().items())]
+        return [trial for trial in newest if trial.state.is_finished() and not self.is_due(trial)]
 
     def _newest(self) -> dict[int, FrozenTrial]:
         """The last attempt at each slot; of two with the same number, the first."""
@@ -271,6 +269,11 @@ def _failed(trial: FrozenTrial) -> bool:
 
 def _is_lost(trial: FrozenTrial) -> bool:
     return _failed(trial) and "lost" in trial.user_attrs
+
+
+def _losses(trial: FrozenTrial) -> int:
+    """How often a slot's worker has been killed, this attempt's included."""
+    return int(trial.user_attrs["losses"]) + (trial.user_attrs.get("lost") == KILLED)
 
 
 def open_study(

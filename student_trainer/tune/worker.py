@@ -30,7 +30,7 @@ from student_trainer.tune.phases import Phase, open_phase
 from student_trainer.tune.plan import Plan
 from student_trainer.tune.slots import STOPPED, heartbeat, stop_if_orphaned
 from student_trainer.tune.storage import open_storage
-from student_trainer.tune.trial import Task, Values
+from student_trainer.tune.trial import Values
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +77,7 @@ def work(plan: Plan, revision: str, parent: int) -> None:
     for number in plan.settings.phases:
         phase = open_phase(number, plan, storage, revision)
         while True:
-            phase.slots.reap()
-            phase.slots.fill(phase.fixed)
+            phase.mend()
             check_failures(phase)
             stop_if_orphaned(parent)
             claimed = phase.slots.claim(phase.make_sampler)
@@ -121,7 +120,7 @@ def run_trial(phase: Phase, storage: BaseStorage, claimed: optuna.Trial, parent:
                 result["final"] = trial.measure(task, folder, phase.settings.final.split)
             state = TrialState.PRUNED if result["pruned"] else TrialState.COMPLETE
             claimed.set_user_attr("result", result)
-            if not slots.tell(claimed, state, None if result["pruned"] else _told(phase, task, result)):
+            if not slots.tell(claimed, state, None if result["pruned"] else _told(phase, result)):
                 log.warning("trial %d was taken for lost while it ran; its result is not counted", claimed.number)
                 return
         except KeyboardInterrupt:
@@ -140,7 +139,7 @@ def run_trial(phase: Phase, storage: BaseStorage, claimed: optuna.Trial, parent:
         phases.keep(phase, claimed, state, note | result)
 
 
-def _told(phase: Phase, task: Task, result: dict[str, Any]) -> list[float]:
+def _told(phase: Phase, result: dict[str, Any]) -> list[float]:
     """Values of a trial for its study, which has a single objective but for the search."""
     return list(result["values"]) if phase.number == 1 else [result["values"][0]]
 
