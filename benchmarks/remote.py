@@ -10,7 +10,7 @@ from concurrent.futures import Future
 import numpy as np
 
 from shared.wire import ScoreQuery, ScoreReply
-from student_trainer.distill.teacher import Teacher, Trouble
+from student_trainer.distill.teacher import FailureStats, Teacher
 
 
 class SleepingTeacher:
@@ -21,7 +21,7 @@ class SleepingTeacher:
     """
 
     def __init__(self, seconds: float, serial: bool) -> None:
-        self.trouble = Trouble()
+        self.failure_stats = FailureStats()
         self._seconds, self._serial, self._free_at = seconds, serial, 0.0
         self._waiting: queue.SimpleQueue[tuple[float, Future[ScoreReply], ScoreReply] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._answer, name="sleeping-teacher", daemon=True)
@@ -56,7 +56,7 @@ class AskedWhenNeeded:
 
     def __init__(self, teacher: Teacher) -> None:
         self._teacher = teacher
-        self.trouble = teacher.trouble
+        self.failure_stats = teacher.failure_stats
 
     def submit(self, query: ScoreQuery) -> Future[ScoreReply]:
         """See `Teacher`."""

@@ -27,8 +27,9 @@ from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.wire import ScoreQuery, ScoreReply, TeacherInfo, encode_query
 from student_trainer.distill import routing
 from student_trainer.distill.config import ClientConfig
-from student_trainer.distill.fleet import Fleet, open_fleet, pauses
-from student_trainer.distill.outage import Outage, Patience, Tries
+from student_trainer.distill.fleet import Fleet, open_fleet
+from student_trainer.distill.outage import Outage
+from student_trainer.distill.retry import Attempts, RetryPolicy, backoff
 
 ENVELOPE_BYTES = 16
 """What a stream's message adds to a request."""
@@ -52,7 +53,7 @@ class GrpcTeacher:
         """
         self._config = config
         self._outage = Outage(config)
-        self.trouble = self._outage.trouble
+        self.failure_stats = self._outage.failure_stats
         self._ids = itertools.count(1)
         self._open: set[Future[ScoreReply]] = set()
         self._fleet: Fleet | None = None
@@ -88,9 +89,9 @@ class GrpcTeacher:
 
     async def _answer(self, query: ScoreQuery) -> ScoreReply:
         async with self._in_flight:
-            return await self._collect(query, Patience.of(self._config), Tries())
+            return await self._collect(query, RetryPolicy.of(self._config), Attempts())
 
-    async def _collect(self, query: ScoreQuery, patience: Patience, tries: Tries) -> ScoreReply:
+    async def _collect(self, query: ScoreQuery, policy: RetryPolicy, attempts: Attempts) -> ScoreReply:
         """The reply to a query, or to the part of one that has been tried before.
 
         Raises:
@@ -101,25 +102,25 @@ class GrpcTeacher:
         rows = routing.row_hashes(query) if len(query.history_lengths) else np.zeros(1, np.uint64)
         with contextlib.ExitStack() as outage:
             while True:
-                pause, label = next(pauses(tries.made)), fleet.label()
+                pause, label = next(backoff(attempts.made)), fleet.label()
                 try:
-                    parts = routing.split(query, await fleet.places(rows, patience.absence_until(pause)))
+                    parts = routing.split(query, await fleet.route(rows, policy.absence_until(pause)))
                     if len(parts) == 1:
-                        label = fleet.label(parts[0].place)
-                        seconds = patience.attempt_seconds(self._config.deadline_seconds)
-                        return await fleet.ask(parts[0].place, self._request(query), query, seconds)
+                        label = fleet.label(parts[0].endpoint)
+                        seconds = policy.attempt_seconds(self._config.deadline_seconds)
+                        return await fleet.ask(parts[0].endpoint, self._request(query), query, seconds)
                 except TeacherError as error:
                     failure = error
                 else:
-                    collecting = [self._collect(part.query, patience, tries) for part in parts]
+                    collecting = [self._collect(part.query, policy, attempts) for part in parts]
                     return routing.merge(query, parts, await _all(collecting))
-                tries = tries.after(failure)
+                attempts = attempts.after(failure)
                 if not fleet.wants_pause(failure):
                     pause = 0.0
-                if patience.is_over(tries, pause):
-                    raise type(failure)(f"teacher at {label}: {failure} (attempt {tries.made})")
-                self._outage.note(label, failure, tries)
-                if tries.made == 1:
+                if policy.is_over(attempts, pause):
+                    raise type(failure)(f"teacher at {label}: {failure} (attempt {attempts.made})")
+                self._outage.note(label, failure, attempts)
+                if attempts.made == 1:
                     outage.enter_context(self._outage.waiting())
                 await asyncio.sleep(pause)
 

@@ -1,6 +1,6 @@
 """Which teacher a history row goes to, and queries cut along rows and put together again. Pure numpy.
 
-A row's place depends on its tokens and on who is there, not on what else is in the batch: the same trip finds the
+A row's endpoint depends on its tokens and on who is there, not on what else is in the batch: the same trip finds the
 same teacher in every epoch, whose cache knows it. Rendezvous hashing (Thaler, Ravishankar 1998): each pair of row and
 teacher has a random weight and the highest one wins, so that only the rows of a teacher that leaves move, and come
 back with it.
@@ -36,9 +36,9 @@ def mix(values: UInt64) -> UInt64:
 def row_hashes(query: ScoreQuery) -> UInt64:
     """A hash of each row's tokens and their order: uint64 [R]."""
     lengths = query.history_lengths
-    place = ragged.positions(lengths).astype(np.uint64)
+    position = ragged.positions(lengths).astype(np.uint64)
     sums = np.zeros(len(query.history_tokens) + 1, np.uint64)
-    np.cumsum(mix((place << np.uint64(32)) | query.history_tokens.astype(np.uint32)), out=sums[1:])
+    np.cumsum(mix((position << np.uint64(32)) | query.history_tokens.astype(np.uint32)), out=sums[1:])
     bounds = ragged.offsets(lengths)
     return mix((sums[bounds[1:]] - sums[bounds[:-1]]) ^ lengths.astype(np.uint64))
 
@@ -64,35 +64,35 @@ def rendezvous(hashes: UInt64, names: UInt64, present: Int64) -> Int64:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
-    """The rows of a query that go to one place.
+    """The rows of a query that go to one endpoint.
 
     Attributes:
-        place: where to.
+        endpoint: where to.
         query: these rows alone.
         positions: bool [P], which of the whole query's positions they are; None: all.
         candidates: bool [K], which of its candidates.
     """
 
-    place: int
+    endpoint: int
     query: ScoreQuery
     positions: Mask | None = None
     candidates: Mask | None = None
 
 
-def split(query: ScoreQuery, place_of_row: Int64) -> list[Part]:
-    """Cuts a query along its rows, one part a place that occurs; a single part is the query itself.
+def split(query: ScoreQuery, endpoint_of_row: Int64) -> list[Part]:
+    """Cuts a query along its rows, one part an endpoint that occurs; a single part is the query itself.
 
     Args:
         query: R rows.
-        place_of_row: int64 [R]; of a query without rows, [1].
+        endpoint_of_row: int64 [R]; of a query without rows, [1].
     """
-    places = np.unique(place_of_row)
-    if len(places) == 1:
-        return [Part(int(places[0]), query)]
-    return [_part(query, int(place), place_of_row == place) for place in places]
+    endpoints = np.unique(endpoint_of_row)
+    if len(endpoints) == 1:
+        return [Part(int(endpoints[0]), query)]
+    return [_part(query, int(endpoint), endpoint_of_row == endpoint) for endpoint in endpoints]
 
 
-def _part(query: ScoreQuery, place: int, rows: Mask) -> Part:
+def _part(query: ScoreQuery, endpoint: int, rows: Mask) -> Part:
     tokens = np.repeat(rows, query.history_lengths)
     positions = rows if query.mode is HistoryMode.WINDOW else tokens
     candidates = np.repeat(positions, query.candidate_lengths)
@@ -103,7 +103,7 @@ def _part(query: ScoreQuery, place: int, rows: Mask) -> Part:
         candidate_tokens=query.candidate_tokens[candidates],
         candidate_lengths=query.candidate_lengths[positions],
     )
-    return Part(place, cut, positions, candidates)
+    return Part(endpoint, cut, positions, candidates)
 
 
 def merge(query: ScoreQuery, parts: Sequence[Part], replies: Sequence[ScoreReply]) -> ScoreReply:

@@ -10,7 +10,7 @@ from shared.wire import ScoreQuery, ScoreReply
 
 
 @dataclasses.dataclass
-class Trouble:
+class FailureStats:
     """What a teacher's failures have cost since the run began.
 
     Attributes:
@@ -25,8 +25,8 @@ class Trouble:
 class Teacher(Protocol):
     """Answers queries asynchronously. Answers depend on the query alone."""
 
-    trouble: Trouble
-    """What it has cost so far that it failed; read from any thread."""
+    failure_stats: FailureStats
+    """Retries and waiting so far; read from any thread."""
 
     def submit(self, query: ScoreQuery) -> Future[ScoreReply]:
         """Sends a query and returns at once; the future ends with the reply or a `ReportableError`."""
@@ -41,7 +41,7 @@ class NullTeacher:
     """No teacher: a run with weight 0 never asks."""
 
     def __init__(self) -> None:
-        self.trouble = Trouble()
+        self.failure_stats = FailureStats()
 
     def submit(self, query: ScoreQuery) -> Future[ScoreReply]:
         """Refuses: whoever asks has mistaken a vanilla run for a distilled one."""

@@ -31,7 +31,7 @@ from student_trainer.data.network import RoadNetwork
 from student_trainer.distill.client import GrpcTeacher
 from student_trainer.distill.config import NAME_LENGTH, ClientConfig
 from student_trainer.distill.query import check_teacher
-from student_trainer.distill.teacher import NullTeacher, Teacher, Trouble
+from student_trainer.distill.teacher import FailureStats, NullTeacher, Teacher
 from student_trainer.model import upstream
 from student_trainer.model.hoser import HOSER
 from student_trainer.train import checkpoint as checkpoints
@@ -194,7 +194,7 @@ class Session:
     ) -> None:
         self.settings, self.store, self.revision, self.device = settings, store, revision, device
         self.ranks, self.stop = ranks, stop or StopSignals()
-        self.teacher, self._trouble_told = teacher, Trouble()
+        self.teacher, self._failures_told = teacher, FailureStats()
         self._profile: Profile | None = None
         network = RoadNetwork.load(store)
         train, val = store.trips("train", settings.batch.cache), store.trips("val", settings.batch.cache)
@@ -320,7 +320,7 @@ class Session:
         is_due = step % self.settings.log.every == 0 or ends_epoch
         if is_due and self.ranks.any(self.trainer.has_metrics):
             with self.stop.shield():
-                metrics = self.trainer.take_metrics(clock.lap()) | self._take_trouble()
+                metrics = self.trainer.take_metrics(clock.lap()) | self._take_failures()
                 if logbook is not None:
                     logbook.write(step, metrics)
             bar.set_postfix(_brief(metrics))
@@ -329,12 +329,12 @@ class Session:
             yield self.progress.history[-1]
             clock.lap()
 
-    def _take_trouble(self) -> dict[str, float]:
+    def _take_failures(self) -> dict[str, float]:
         """What the teacher's failures have cost since the last call: attempts of all ranks, seconds of the slowest."""
         if not self.settings.distils:
             return {}
-        now, told = dataclasses.replace(self.teacher.trouble), self._trouble_told
-        self._trouble_told = now
+        now, told = dataclasses.replace(self.teacher.failure_stats), self._failures_told
+        self._failures_told = now
         ranks = self.ranks.gather((now.retries - told.retries, now.seconds - told.seconds))
         retries, seconds = zip(*ranks, strict=True)
         return {"perf/teacher_retries": float(sum(retries)), "perf/teacher_away_s": max(seconds)}

@@ -79,7 +79,7 @@ class CountedTeacher:
     """
 
     def __init__(self, teacher: Teacher) -> None:
-        self._teacher, self.trouble = teacher, teacher.trouble
+        self._teacher, self.failure_stats = teacher, teacher.failure_stats
         self.compute_seconds, self.positions = 0.0, 0
 
     def submit(self, query: ScoreQuery) -> Future[ScoreReply]:

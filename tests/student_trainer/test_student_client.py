@@ -28,7 +28,7 @@ from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.vocab import Tokeniser, Vocabulary
 from shared.wire import HistoryMode, ScoreQuery, ScoreReply
-from student_trainer.distill import fleet, outage
+from student_trainer.distill import connection, named, outage, retry
 from student_trainer.distill.client import GrpcTeacher
 from student_trainer.distill.config import ClientConfig
 
@@ -207,7 +207,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
 
 
 @pytest.fixture(params=["stream", "unary"])
@@ -433,7 +433,7 @@ def test_a_teacher_that_is_absent_at_the_start_joins(
 
 
 def test_a_name_of_several_teachers(server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet, "RENEW_SECONDS", 0.2)
+    monkeypatch.setattr(named, "RENEW_SECONDS", 0.2)
     other = Server()
     try:
         client = connect(f"ipv4:{server.address},{other.address}")
@@ -500,7 +500,7 @@ def test_garbage_is_asked_again(server: Server, connect: Connect, kind: str) -> 
     client = connect()
     check_all(client, 6)
     assert server.teacher.attempts == 9
-    assert client.trouble.retries >= 3
+    assert client.failure_stats.retries >= 3
 
 
 def test_a_teacher_that_answers_nothing_but_garbage_is_given_up(server: Server, connect: Connect) -> None:
@@ -510,12 +510,28 @@ def test_a_teacher_that_answers_nothing_but_garbage_is_given_up(server: Server, 
     assert 1 <= server.teacher.attempts <= 3  # while it is not back, an attempt finds nobody to ask
 
 
+def test_the_last_teachers_failure_names_its_cause_however_its_probes_fail(
+    server: Server, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kind of the error does not depend on whether a probe or the next attempt comes first."""
+    client = connect(on_failure="abort")
+
+    async def never_back(*_: Any) -> TeacherError:
+        return Unavailable("connection refused")
+
+    monkeypatch.setattr(connection, "get_info", never_back)
+    server.teacher.script = lambda attempt: garbage("nan")
+    with pytest.raises(InternalError, match=r"no teacher is left: .*NaN or above 0 \(attempt 3\)"):
+        client.submit(query_of(0)).result(20)
+    assert server.teacher.attempts == 1
+
+
 def test_an_answer_that_is_no_message_is_asked_again(server: Server, connect: Connect) -> None:
     client = connect()
     server.spoilt = iter([False, True, True])
     check_all(client, 5)
     assert next(server.spoilt, None) is None
-    assert client.trouble.retries >= 2
+    assert client.failure_stats.retries >= 2
 
 
 def test_abort_stops_after_some_attempts(server: Server, connect: Connect) -> None:
@@ -550,10 +566,10 @@ def test_wait_may_be_for_ever(server: Server, connect: Connect) -> None:
     port = int(server.address.rpartition(":")[2])
     server.run(server.server.stop(None))
     future = client.submit(query_of(0))
-    wait_until(lambda: client.trouble.retries >= 1)
+    wait_until(lambda: client.failure_stats.retries >= 1)
     server.run(server._start(port))
     np.testing.assert_array_equal(future.result(20).log_probs, scores_of(query_of(0)))
-    assert client.trouble.seconds > 0
+    assert client.failure_stats.seconds > 0
 
 
 def test_an_outage_is_said_when_it_begins_goes_on_and_ends(

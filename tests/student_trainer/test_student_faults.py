@@ -234,7 +234,7 @@ def test_a_rank_whose_teacher_fails_ends_all_and_leaves_a_checkpoint(store: Stor
 def test_what_failures_cost_is_in_the_metrics(store: Store, tmp_path: Path) -> None:
     teacher = FakeTeacher()
     session = session_of(settings_of(store, tmp_path / "run"), store, teacher)
-    teacher.trouble.retries, teacher.trouble.seconds = 7, 1.5
+    teacher.failure_stats.retries, teacher.failure_stats.seconds = 7, 1.5
     session.train()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     told = [(line["perf/teacher_retries"], line["perf/teacher_away_s"]) for line in lines if "train/loss" in line]

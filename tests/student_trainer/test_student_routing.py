@@ -54,9 +54,9 @@ def test_parts_hold_their_rows_and_merge_to_the_whole(query: ScoreQuery, data: s
     count = len(query.history_lengths)
     places = np.array(data.draw(st.lists(st.integers(0, 3), min_size=count, max_size=count)), np.int64)
     parts = routing.split(query, places)
-    assert [part.place for part in parts] == sorted(set(places.tolist()))
+    assert [part.endpoint for part in parts] == sorted(set(places.tolist()))
     for part in parts:
-        expected = [row for row, place in zip(rows_of(query), places, strict=True) if place == part.place]
+        expected = [row for row, place in zip(rows_of(query), places, strict=True) if place == part.endpoint]
         assert rows_of(part.query) == expected
         assert (part.query.mode, part.query.window) == (query.mode, query.window)
     merged, whole = routing.merge(query, parts, [reply_to(part.query) for part in parts]), reply_to(query)

@@ -27,7 +27,7 @@ from student_trainer.data.network import RoadNetwork
 from student_trainer.demo_city.config import DemoCityConfig
 from student_trainer.demo_city.run import run as run_demo_city
 from student_trainer.distill.config import ClientConfig
-from student_trainer.distill.outage import Patience
+from student_trainer.distill.retry import RetryPolicy
 from student_trainer.evaluate import compare
 from student_trainer.evaluate import run as evaluation
 from student_trainer.evaluate.config import CompareConfig, EvaluateConfig
@@ -129,7 +129,7 @@ def reads_of_other_policies() -> set[Setting]:
     """What a request reads whose teacher is not waited for."""
     with recorded_reads() as reads:
         for policy in ("skip", "abort"):
-            Patience.of(ClientConfig.model_validate({"on_failure": policy}))
+            RetryPolicy.of(ClientConfig.model_validate({"on_failure": policy}))
     return reads
 
 

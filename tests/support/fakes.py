@@ -9,7 +9,7 @@ import numpy as np
 
 from shared import ragged
 from shared.wire import ScoreQuery, ScoreReply
-from student_trainer.distill.teacher import Trouble
+from student_trainer.distill.teacher import FailureStats
 
 
 def scores_of(query: ScoreQuery) -> np.ndarray:
@@ -25,7 +25,7 @@ class FakeTeacher:
 
     def __init__(self, delay: float = 0.0) -> None:
         self.delay = delay
-        self.trouble = Trouble()
+        self.failure_stats = FailureStats()
         self.queries: list[ScoreQuery] = []
 
     def submit(self, query: ScoreQuery) -> Future[ScoreReply]:
