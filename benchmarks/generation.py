@@ -39,7 +39,7 @@ from student_trainer.generate.config import SearchConfig
 from student_trainer.generate.incremental import IncrementalStudent
 from student_trainer.generate.pairs import Pairs, draw
 from student_trainer.model.config import ModelConfig
-from student_trainer.predict import load_model
+from student_trainer.model.weights import load_model
 from student_trainer.prepare.config import GridConfig
 from student_trainer.train import run as training
 from student_trainer.train.config import DataConfig, LogConfig, OptimConfig, TrainConfig

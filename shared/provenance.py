@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib.metadata
 import importlib.resources
 import os
 import platform
-from collections.abc import Collection, Mapping
 from typing import Any
 
 import shared
 from shared import files
 
+ROOTS = ("shared", "student_trainer", "teacher_server")
 LIBRARIES = ("torch", "numpy", "numba", "scipy", "polars")
 
 
@@ -35,18 +37,59 @@ def cores() -> int:
         return os.cpu_count() or 1
 
 
-def source_digest(deciding: Mapping[str, Collection[str] | None]) -> str:
-    """Digest of source files, so that no change of what decides a result can be forgotten.
+def source_digest(module: str, assets: str = "") -> str:
+    """Digest of the source of a module and of all that it imports of its own code base, directly or through others.
 
-    An installation without sources has the software's version instead.
+    What decides a result is so derived from the code, and no change of it can be forgotten. An installation without
+    sources has the software's version instead.
 
     Args:
-        deciding: packages, and the modules in them; None: all of the package.
+        module: full name, as `student_trainer.generate.run`.
+        assets: a package whose other files decide, too.
     """
+    closure = import_closure(module)
+    if assets:
+        files_of = (path for path in importlib.resources.files(assets).iterdir() if path.is_file())
+        closure |= {f"{assets}/{path.name}": path.read_bytes() for path in files_of}
     sources: list[str | bytes] = []
-    for package, modules in deciding.items():
-        for path in sorted(importlib.resources.files(package).iterdir(), key=lambda path: path.name):
-            stem, dot, suffix = path.name.rpartition(".")
-            if dot and suffix == "py" and (modules is None or stem in modules):
-                sources += [f"{package}.{stem}", path.read_bytes().replace(b"\r\n", b"\n")]
+    for name in sorted(closure):
+        sources += [name, closure[name].replace(b"\r\n", b"\n")]
     return files.digest(*sources) if sources else shared.__version__
+
+
+def import_closure(module: str) -> dict[str, bytes]:
+    """The source of a module and of all that it imports of its own code base, anywhere in it, by full name."""
+    found: dict[str, bytes] = {}
+    pending = [module]
+    while pending:
+        name = pending.pop()
+        source = None if name in found else _source(name)
+        if source is not None:
+            found[name] = source
+            pending += _imports(source)
+            pending += [name.rpartition(".")[0]] if "." in name else []
+    return found
+
+
+@functools.cache
+def _imports(source: bytes) -> tuple[str, ...]:
+    """What a module imports of the code base; also what may be a name in a module rather than a module."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        found += (name for name in names if name.partition(".")[0] in ROOTS)
+    return tuple(found)
+
+
+def _source(name: str) -> bytes | None:
+    """The source of a module or of a package's `__init__`; None if there is none of that name."""
+    package, *parts = name.split(".")
+    root = importlib.resources.files(package)
+    candidates = [root.joinpath(*parts, "__init__.py")]
+    if parts:
+        candidates.append(root.joinpath(*parts[:-1], f"{parts[-1]}.py"))
+    return next((path.read_bytes() for path in candidates if path.is_file()), None)

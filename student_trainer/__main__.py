@@ -62,8 +62,8 @@ JOBS = (
     Job(
         name="predict",
         summary="write a student's per-step logits and travel times",
-        schema="student_trainer.predict:PredictConfig",
-        run="student_trainer.predict:run",
+        schema="student_trainer.predict.config:PredictConfig",
+        run="student_trainer.predict.run:run",
         flags=(
             Flag("--data", "data", "store to read", "STORE"),
             Flag("--weights", "weights", "checkpoint of a run, or an upstream state_dict", "FILE"),

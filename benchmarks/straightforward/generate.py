@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.straightforward.collate import candidates_of, matrices_by_trip, times_of_day
 from benchmarks.straightforward.student import StraightforwardHOSER
 from student_trainer.data.network import RoadNetwork
-from student_trainer.train.loss import TimeScale
+from student_trainer.model.time_scale import TimeScale
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,8 +20,8 @@ from benchmarks.straightforward.collate import PaddedBatch
 from student_trainer.data.network import RoadNetwork
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.navigator import Navigator
+from student_trainer.model.time_scale import TimeScale
 from student_trainer.model.trajectory import CosineTemporalEncoder, FourierTemporalEncoder
-from student_trainer.train.loss import TimeScale
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

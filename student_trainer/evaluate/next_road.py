@@ -40,7 +40,7 @@ class Positions:
 
 
 def positions_of(arrays: dict[str, npt.NDArray], trips: Trips) -> Positions:
-    """Reads the arrays of `student_trainer.predict.predict`, in float64."""
+    """Reads the arrays of `student_trainer.predict.positions.predict`, in float64."""
     offsets, label, logit = arrays["candidate_offsets"], arrays["label"], arrays["logit"].astype(np.float64)
     start, length = offsets[:-1], np.diff(offsets)
     top = np.maximum.reduceat(logit, start)

@@ -44,14 +44,6 @@ from student_trainer.evaluate.next_road import Positions
 log = logging.getLogger(__name__)
 
 FORMAT = "hoser-evaluation/1"
-DECIDING = {
-    "shared": ("files", "ragged", "store"),
-    "student_trainer.data": None,
-    "student_trainer.evaluate": None,
-    "student_trainer.model": None,
-    "student_trainer": ("predict",),
-}
-"""Source that decides what an evaluation holds."""
 
 
 def run(settings: EvaluateConfig) -> int:
@@ -106,7 +98,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
 
 def code_version() -> str:
     """Digest of the source that decides what an evaluation holds."""
-    return provenance.source_digest(DECIDING)
+    return provenance.source_digest(__name__)
 
 
 def _weights(path: Path) -> dict[str, str]:
@@ -168,22 +160,19 @@ def _pairs_table(
 
 
 def _predict(settings: EvaluateConfig, store: Store, network: RoadNetwork, trips: Trips) -> Positions:
-    from student_trainer import predict  # torch takes seconds to import, and trips alone need none
+    from student_trainer.model.weights import load_model  # torch takes seconds to import, and trips alone need none
+    from student_trainer.predict.config import CutConfig
+    from student_trainer.predict.positions import predict
     from student_trainer.train.optim import pick_device
 
     assert settings.weights is not None
     device = pick_device(settings.device)
-    model, scale = predict.load_model(settings.weights, store)
-    asked = predict.PredictConfig(
-        data=settings.data,
-        weights=settings.weights,
-        out=settings.out / "unused.npz",
-        candidate_top_k=settings.candidate_top_k,
-        max_steps=settings.max_steps,
-        batch_size=settings.batch_size,
+    model, scale = load_model(settings.weights, store)
+    cut = CutConfig(
+        candidate_top_k=settings.candidate_top_k, max_steps=settings.max_steps, batch_size=settings.batch_size
     )
     longer = np.flatnonzero(trips.lengths >= 2)
-    arrays = predict.predict(model.to(device), network, trips.take(longer), scale, asked, device)
+    arrays = predict(model.to(device), network, trips.take(longer), scale, cut, device)
     arrays["trip"] = longer[arrays["trip"]]
     return next_road.positions_of(arrays, trips)
 

@@ -33,8 +33,8 @@ from student_trainer.data.batch import Candidates, candidates_of, minutes_of_day
 from student_trainer.data.network import RoadNetwork
 from student_trainer.generate import kernels
 from student_trainer.model.hoser import HOSER
+from student_trainer.model.time_scale import TimeScale
 from student_trainer.model.trajectory import Block
-from student_trainer.train.loss import TimeScale
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]

@@ -34,18 +34,11 @@ from student_trainer.generate.incremental import IncrementalStudent
 from student_trainer.generate.pairs import Pairs, draw
 from student_trainer.generate.records import Parts
 from student_trainer.generate.shortest import ShortestPathSearch, class_paces
-from student_trainer.predict import load_model
+from student_trainer.model.weights import load_model
 
 log = logging.getLogger(__name__)
 
 FORMAT = "hoser-generated/1"
-DECIDING = {
-    "shared": ("compiled", "ragged"),
-    "student_trainer.data": None,
-    "student_trainer.generate": None,
-    "student_trainer.model": None,
-}
-"""Packages, and the modules in them, whose source decides what is generated; None: all of the package."""
 RESULTS = ("summary.json", "trips.parquet", "trips.csv", "config.yaml")
 NOT_DECIDING = {"data", "weights", "out", "name", "batch_trips", "block_trips", "threads", "cache", "replace"}
 """Settings that no trip depends on; data and weights count by their content."""
@@ -118,7 +111,7 @@ def _fingerprint(settings: GenerateConfig, store: Store, weights: dict[str, str]
 
 def code_version() -> str:
     """Digest of the source that decides what is generated."""
-    return provenance.source_digest(DECIDING)
+    return provenance.source_digest(__name__)
 
 
 def _finished(settings: GenerateConfig, fingerprint: str) -> dict[str, Any] | None:

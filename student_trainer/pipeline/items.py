@@ -24,6 +24,7 @@ from student_trainer.pipeline.config import Phase, PipelineConfig
 from student_trainer.pipeline.models import Model
 from student_trainer.report import run as reporting
 from student_trainer.report.config import ReportConfig
+from student_trainer.runs.layout import RunFiles
 
 PLACES = {"data", "trips", "out", "weights", "evaluations", "comparison", "runs", "replace", "name"}
 """Settings that say where, not what: the fingerprints of what is there stand for them."""
@@ -133,7 +134,7 @@ def _report(
     settings: PipelineConfig, models: Sequence[Model], evaluations: Sequence[Item], compared: Sequence[Item], place: str
 ) -> Item:
     name = f"{place}/report"
-    runs = tuple(model.run for model in models if model.run is not None and (model.run / "metrics.jsonl").exists())
+    runs = tuple(model.run for model in models if model.run is not None and RunFiles(model.run).metrics.exists())
     job = ReportConfig(
         data=settings.data,
         evaluations=tuple(settings.out / item.name for item in evaluations),
@@ -143,8 +144,8 @@ def _report(
         title=f"Generated trips: {place.replace('-', ', ')}",
         map_pairs=settings.map_pairs,
     )
-    source = provenance.source_digest({"student_trainer.report": None})
-    made_of = [source, *(files.file_digest(run / "metrics.jsonl") for run in runs)]
+    source = provenance.source_digest("student_trainer.report.run", assets="student_trainer.report.assets")
+    made_of = [source, *(files.file_digest(RunFiles(run).metrics) for run in runs)]
     needs = (*evaluations, *compared)
     return _item(name, "report", job, "report.html", needs, made_of, lambda: reporting.write(job))
 

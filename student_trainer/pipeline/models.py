@@ -7,8 +7,7 @@ from pathlib import Path
 
 from shared import files
 from shared.errors import ConfigError
-
-BEST = Path("checkpoints") / "best.pt"
+from student_trainer.runs.layout import BEST
 
 
 @dataclasses.dataclass(frozen=True)

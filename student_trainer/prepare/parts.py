@@ -29,12 +29,6 @@ from student_trainer.prepare.config import PrepareConfig
 
 PARTS_FILE = "parts.json"
 
-DECIDING = {
-    "shared": ("files", "grid", "ragged", "store", "teacher_file", "vocab"),
-    "student_trainer.data": ("geometry",),
-    "student_trainer.prepare": None,
-}
-"""Packages, and the modules in them, whose source decides what a store holds; None: all of the package."""
 
 Facts = dict[str, Any]
 
@@ -99,7 +93,7 @@ def fingerprints(config: PrepareConfig, inputs: Mapping[str, str]) -> dict[str, 
 
 def code_digest() -> str:
     """Digest of the source that decides what a store holds."""
-    return provenance.source_digest(DECIDING)
+    return provenance.source_digest("student_trainer.prepare.run")
 
 
 def read(store: Path) -> Parts:

@@ -15,12 +15,12 @@ from shared import files
 from shared.errors import ConfigError, FileFormatError
 from student_trainer.report.config import BundleConfig
 from student_trainer.report.run import REPORT
+from student_trainer.runs import layout
 
 FORMAT = "hoser-bundle/1"
 MANIFEST = "manifest.json"
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The time of every member: ZIP knows none before."""
-OF_A_RUN = ("config.yaml", "summary.json", "metrics.jsonl", "profile.json")
 
 
 def run(settings: BundleConfig) -> int:
@@ -64,7 +64,7 @@ def _members(settings: BundleConfig) -> Iterator[tuple[str, Path]]:
     for path in settings.weights:
         yield f"weights/{_existing(path).name}", path
     for run_ in settings.runs:
-        found = [run_ / name for name in OF_A_RUN if (run_ / name).is_file()]
+        found = [run_ / name for name in layout.BOOKS if (run_ / name).is_file()]
         if not found:
             raise FileFormatError(f"{run_} is no directory that `train` wrote")
         for path in found:

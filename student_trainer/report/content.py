@@ -20,6 +20,7 @@ from student_trainer.evaluate.generated import Generated, read_document
 from student_trainer.report import study as studies
 from student_trainer.report.config import ReportConfig
 from student_trainer.report.study import Study
+from student_trainer.runs.layout import RunFiles
 
 CURVES = (
     ("train/loss_next_road", "Training loss, next road", "nat"),
@@ -144,7 +145,7 @@ def _trips_of(evaluation: Evaluation) -> Path:
 
 def _curves(run: Path) -> dict[str, list[list[float]]]:
     """Steps and values of what a run has recorded."""
-    path = run / "metrics.jsonl"
+    path = RunFiles(run).metrics
     try:
         records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
     except FileNotFoundError:

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from torch.utils.tensorboard import SummaryWriter
 
 from shared import files
+from student_trainer.runs.layout import RunFiles
 from student_trainer.train.config import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ class Logbook:
 
     def __init__(self, settings: TrainConfig, step: int) -> None:
         """Opens the sinks of a run that stands at `step`; later records of an earlier attempt are dropped."""
-        path = settings.out / "metrics.jsonl"
+        path = RunFiles(settings.out).metrics
         _keep_until(path, step)
         self._file: TextIO = path.open("a", encoding="utf-8")
         self._tensorboard = (

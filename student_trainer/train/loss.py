@@ -6,21 +6,12 @@ Sums are returned, so that micro-batches and validation batches add up exactly.
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from student_trainer.data.batch import IGNORED_LABEL
-
-
-@dataclasses.dataclass(frozen=True)
-class TimeScale:
-    """Standardisation of log1p seconds, from the training steps: x = z * sigma + mu."""
-
-    mu: float
-    sigma: float
+from student_trainer.model.time_scale import TimeScale
 
 
 def next_road_loss(logits: Tensor, label: Tensor) -> Tensor:

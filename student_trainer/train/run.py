@@ -34,12 +34,13 @@ from student_trainer.distill.query import check_teacher
 from student_trainer.distill.teacher import FailureStats, NullTeacher, Teacher
 from student_trainer.model import upstream
 from student_trainer.model.hoser import HOSER
-from student_trainer.train import checkpoint as checkpoints
-from student_trainer.train.checkpoint import Checkpoint, Progress
+from student_trainer.model.time_scale import TimeScale
+from student_trainer.runs import checkpoint as checkpoints
+from student_trainer.runs.checkpoint import Checkpoint, Progress
+from student_trainer.runs.layout import RunFiles
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed
 from student_trainer.train.logbook import Logbook
-from student_trainer.train.loss import TimeScale
 from student_trainer.train.meters import Clock, Sums
 from student_trainer.train.optim import (
     Precision,
@@ -92,7 +93,7 @@ def _run(settings: TrainConfig, ranks: Ranks) -> int:
 def write_summary(session: Session, seconds: float) -> dict[str, Any]:
     """Writes and returns the result of a finished run, which took so long."""
     summary = session.summary() | {"seconds": round(seconds, 1)}
-    files.write_json(session.settings.out / "summary.json", summary)
+    files.write_json(RunFiles(session.settings.out).summary, summary)
     return summary
 
 
@@ -149,7 +150,7 @@ def claim_directory(settings: TrainConfig, store: Store) -> Checkpoint | None:
         FileFormatError: none of its checkpoints can be read.
     """
     if settings.resume:
-        last = settings.out / "checkpoints" / "last.pt"
+        last = RunFiles(settings.out).last
         for name in ("last", "best"):
             checkpoints.remove_halves(last.with_stem(name))
         resumed = checkpoints.load_newest(last)
@@ -259,7 +260,7 @@ class Session:
         if self.ranks.is_first:
             if self.settings.profile != "off":
                 self._profile = Profile(self.settings.out, trace=self.settings.profile == "trace")
-            config.save(self.settings, "train", self.settings.out / "config.yaml")
+            config.save(self.settings, "train", RunFiles(self.settings.out).config)
             logbook = Logbook(self.settings, self.progress.step)
         try:
             yield from self._loop(logbook)
@@ -268,7 +269,7 @@ class Session:
             reason = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped"
             log.info("%s; checkpoint at step %d, go on with --resume", reason, self.progress.step)
             if isinstance(error, TeacherError | CompatibilityError | ConfigError):
-                path = self.settings.out / "checkpoints" / "last.pt"
+                path = RunFiles(self.settings.out).last
                 where = f"checkpoint at step {self.progress.step}: {path}; go on with --resume"
                 raise type(error)(f"{error}; {where}") from None
             raise
@@ -380,7 +381,7 @@ class Session:
         )
         keep = self.settings.log.keep_checkpoints if name == "last" else 1
         with self.stop.shield():
-            checkpoints.save(self.settings.out / "checkpoints" / f"{name}.pt", content, keep)
+            checkpoints.save(RunFiles(self.settings.out).checkpoint(name), content, keep)
 
     def _restore(self, resumed: Checkpoint, optimizer: torch.optim.Optimizer) -> Progress:
         if resumed.teacher_revision != self.revision:
@@ -396,9 +397,9 @@ class Session:
         return resumed.progress
 
     def _export_best(self) -> None:
-        best = checkpoints.load(self.settings.out / "checkpoints" / "best.pt")
+        best = checkpoints.load(RunFiles(self.settings.out).best)
         upstream.load_into(self.model, best.model)
-        checkpoints.save_tensors(self.settings.out / "hoser.pth", upstream.export(self.model))
+        checkpoints.save_tensors(RunFiles(self.settings.out).exported, upstream.export(self.model))
 
     def summary(self) -> dict[str, Any]:
         """The result of a finished run."""

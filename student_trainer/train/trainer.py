@@ -31,11 +31,11 @@ from student_trainer.distill.kl import TeacherTarget
 from student_trainer.distill.query import build_target
 from student_trainer.model.hoser import HOSER, NetworkEmbedding
 from student_trainer.model.road_graph import Field, RoadGraph
+from student_trainer.model.time_scale import TimeScale
+from student_trainer.runs.checkpoint import Progress
 from student_trainer.train import loss as losses
-from student_trainer.train.checkpoint import Progress
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed, Prepared
-from student_trainer.train.loss import TimeScale
 from student_trainer.train.meters import Stopwatch, Sums
 from student_trainer.train.optim import Precision, learning_rate
 from student_trainer.train.ranks import ALONE, Ranks

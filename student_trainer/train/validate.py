@@ -11,9 +11,9 @@ from student_trainer.distill import kl as distillation
 from student_trainer.distill.config import DistillConfig, OnFailure
 from student_trainer.distill.query import build_target
 from student_trainer.model.hoser import HOSER, NetworkEmbedding
+from student_trainer.model.time_scale import TimeScale
 from student_trainer.train import loss as losses
 from student_trainer.train.feed import Feed, Prepared
-from student_trainer.train.loss import TimeScale
 from student_trainer.train.meters import Sums
 from student_trainer.train.optim import Precision
 from student_trainer.train.ranks import ALONE, Ranks

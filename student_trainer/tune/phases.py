@@ -1,14 +1,8 @@
-"""The four phases: which study each is, what its slots train, where its trials are kept.
-
-OUT/optuna_trials/trial_NNN_{vanilla,distilled}_{running,complete,pruned,failed}/   phases 0 and 1
-OUT/optuna_trials/final_seedNN_{vanilla,distilled}_{...}/                           phases 2 and 3
-"""
+"""The four phases: which study each is, and what its slots train."""
 
 from __future__ import annotations
 
 import dataclasses
-import shutil
-from pathlib import Path
 from typing import Any, Literal
 
 import optuna
@@ -16,7 +10,6 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from shared import files
 from shared.errors import ConfigError
 from shared.store import Store
 from student_trainer.train.config import RecipeConfig
@@ -32,7 +25,7 @@ Arm = Literal["vanilla", "distilled"]
 ARMS: dict[int, Arm] = {0: "vanilla", 1: "distilled", 2: "distilled", 3: "vanilla"}
 SUFFIXES = {0: "-vanilla", 1: "", 2: "-final-distilled", 3: "-final-vanilla"}
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
-RUNNING = "running"
+"""What people read."""
 POPULATION = "population"
 """User attribute of a search."""
 
@@ -72,8 +65,8 @@ class Phase:
         prunes = self.settings.pruner.name != "none"
         return samplers.make_sampler(self.settings.sampler, self.population, slot, prunes)
 
-    def mend(self, again: Again = "no") -> None:
-        """Finds attempts that are lost and makes what slots lack; see `Slots.fill`."""
+    def reap_and_refill(self, again: Again = "no") -> None:
+        """Declares attempts lost whose process is gone, and makes what slots lack; see `Slots.fill`."""
         self.slots.reap()
         self.slots.fill(self.fixed, again)
 
@@ -103,15 +96,6 @@ class Phase:
         if self.is_final:
             return f"final_seed{self.settings.final.seeds[trial.user_attrs['slot']]}_{self.arm}"
         return f"trial_{trial.number:03d}_{self.arm}"
-
-    def folder(self, trial: AnyTrial, state: str) -> Path:
-        """Where a trial is kept."""
-        return self.settings.out / "optuna_trials" / f"{self.name(trial)}_{state}"
-
-    def find(self, trial: FrozenTrial) -> Path | None:
-        """Where an ended trial is, if it is on this machine."""
-        found = self.folder(trial, STATES[trial.state])
-        return found if found.is_dir() else None
 
 
 def open_phase(number: int, plan: Plan, storage: BaseStorage, revision: str) -> Phase:
@@ -197,45 +181,3 @@ def best_trial(study: optuna.Study) -> FrozenTrial | None:
     completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     sign = 1 if study.directions[0] == StudyDirection.MINIMIZE else -1
     return min(completed, key=lambda trial: (sign * trial.values[0], trial.number), default=None)
-
-
-def adopt(phase: Phase, trial: optuna.Trial) -> Path:
-    """The folder of a claimed trial; what an earlier attempt at its slot has left here is gone on with."""
-    folder = phase.folder(trial, RUNNING)
-    before = trial.user_attrs.get("retry_of")
-    if before is not None and not phase.is_final:
-        earlier = next(t for t in phase.slots.study.get_trials(deepcopy=False) if t.number == before)
-        left = phase.folder(earlier, RUNNING)
-        if left.is_dir() and not folder.exists():
-            left.rename(folder)
-            record_failure(phase, earlier)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def keep(phase: Phase, trial: AnyTrial, state: TrialState, note: dict[str, Any]) -> None:
-    """Leaves a trial's folder under its final name, with a note of what came of it."""
-    folder, target = phase.folder(trial, RUNNING), phase.folder(trial, STATES[state])
-    files.write_json(folder / "trial.json", {**note, "state": STATES[state]})
-    if target.exists():  # of an attempt that failed before
-        shutil.rmtree(target)
-    folder.rename(target)
-
-
-def tidy(phase: Phase) -> None:
-    """Gives folders their final names whose process was killed before it did, or whose slot others have filled."""
-    newest = phase.slots.ended()
-    filled = {trial.user_attrs["slot"] for trial in newest}
-    attempts = newest if phase.is_final else phase.slots.study.get_trials(deepcopy=False)  # final ones share a folder
-    for trial in attempts:
-        is_over = trial.state.is_finished() and trial.user_attrs["slot"] in filled
-        if is_over and phase.folder(trial, RUNNING).is_dir():
-            attrs = trial.user_attrs
-            note = {"number": trial.number, "slot": attrs["slot"], "params": trial.params, "error": attrs.get("error")}
-            keep(phase, trial, trial.state, note | attrs.get("result", {}))
-
-
-def record_failure(phase: Phase, trial: FrozenTrial) -> None:
-    """Leaves word of an attempt whose work another one goes on with."""
-    note = {"number": trial.number, "slot": trial.user_attrs["slot"], "state": "failed", "params": trial.params}
-    files.write_json(phase.folder(trial, "failed") / "trial.json", note | {"error": trial.user_attrs["error"]})

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from shared import config, files, provenance
 from student_trainer.report import study as studies
 from student_trainer.report.study import FORMAT
-from student_trainer.tune import figures, phases, samplers, statistics
+from student_trainer.tune import figures, folders, phases, samplers, statistics
 from student_trainer.tune.config import TuneConfig
 from student_trainer.tune.phases import Phase
 from student_trainer.tune.samplers import GENERATION
@@ -61,7 +61,7 @@ def write(settings: TuneConfig, found: Sequence[Phase]) -> dict[str, Any]:
     short: dict[str, Any] = {"out": str(folder), "phases": {p["phase"]: p["states"] for p in summary["phases"]}}
     search = by_number.get(1)
     if search is not None and (best := phases.best_trial(search.slots.study)) is not None:
-        _link(folder / "best_trial", search.find(best))
+        _link(folder / "best_trial", folders.find(search, best))
         config.save(phases.final_recipe(settings, best.params), "train", folder / "best_params.yaml")
         short["best"] = {"trial": search.name(best), "values": best.values, "params": best.params}
         vanilla = _vanilla_values(by_number.get(0))

@@ -11,16 +11,10 @@ The same command goes on with a study that was stopped, or adds this machine's w
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
 import logging
-import os
-import subprocess
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -29,13 +23,14 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from shared import config, provenance
-from shared.errors import ConfigError, TrainingError
+from shared.errors import ConfigError
 from shared.store import Store
 from student_trainer.train import run as training
-from student_trainer.tune import phases, plan, results
+from student_trainer.tune import folders, phases, plan, results
 from student_trainer.tune.config import TuneConfig
 from student_trainer.tune.phases import SUFFIXES, Phase, open_phase
 from student_trainer.tune.plan import Plan
+from student_trainer.tune.pool import WorkerPool
 from student_trainer.tune.storage import open_storage, url_of
 from student_trainer.tune.trial import Task
 
@@ -43,10 +38,6 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
 """Between two looks at the workers."""
-END_SECONDS = 60.0
-"""How long workers may take to stop between two steps and write their checkpoints."""
-MAX_DEATHS = 5
-"""Workers that may be killed in a row, without a trial ended in between, before `tune` gives up."""
 
 
 def run(settings: TuneConfig) -> int:
@@ -63,13 +54,13 @@ def run(settings: TuneConfig) -> int:
     print(f"storage {url_of(settings.storage, settings.out)}", file=sys.stderr)
     try:
         for phase in existing(planned, storage, revision):
-            phases.tidy(phase)
-            phase.mend(again="lost" if phase.number == 1 else "all")
-        with _Workers(settings, revision) as workers:
+            folders.tidy(phase)
+            phase.reap_and_refill(again="lost" if phase.number == 1 else "all")
+        with WorkerPool(settings, revision) as workers:
             for number in settings.phases:
                 phase = open_phase(number, planned, storage, revision)
                 phase.slots.fill(phase.fixed)
-                _foretell(planned, number, results.seconds_per_epoch(existing(planned, storage, revision)))
+                _log_duration(planned, number, results.seconds_per_epoch(existing(planned, storage, revision)))
                 _watch(phase, workers)
     except KeyboardInterrupt:
         log.info("stopped; the same command goes on")
@@ -77,7 +68,7 @@ def run(settings: TuneConfig) -> int:
     finally:
         found = existing(planned, storage, revision)
         for phase in found:
-            phases.tidy(phase)
+            folders.tidy(phase)
         findings = results.write(settings, found)
     print(json.dumps(findings))
     return 0
@@ -91,7 +82,7 @@ def _tell(planned: Plan, seconds_per_epoch: float | None) -> None:
         print(note, file=sys.stderr)
 
 
-def _foretell(planned: Plan, phase: int, seconds_per_epoch: float | None) -> None:
+def _log_duration(planned: Plan, phase: int, seconds_per_epoch: float | None) -> None:
     """Says how long a whole phase takes, once it is known how long an epoch does."""
     if seconds_per_epoch is not None:
         log.info("phase %d takes about %s", phase, planned.duration(phase, seconds_per_epoch))
@@ -137,7 +128,7 @@ def _claim(settings: TuneConfig) -> None:
     config.save(settings, "tune", saved)
 
 
-def _watch(phase: Phase, workers: _Workers) -> None:
+def _watch(phase: Phase, workers: WorkerPool) -> None:
     """Waits until every slot of a phase is filled, here or elsewhere; a line for every trial that ends."""
     done = {trial.number for trial in phase.slots.ended()}
     bar = tqdm.tqdm(total=len(phase.fixed), initial=len(done), unit="trial", disable=None, file=sys.stderr,
@@ -147,7 +138,7 @@ def _watch(phase: Phase, workers: _Workers) -> None:
         while is_open:
             is_open = phase.slots.open > 0  # before the last look, so that nothing ends unseen
             if is_open:
-                workers.check(phase.mend)
+                workers.check(phase.reap_and_refill)
             for trial in phase.slots.ended():
                 if trial.number not in done:
                     done.add(trial.number)
@@ -177,90 +168,3 @@ def _line(phase: Phase, trial: FrozenTrial) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-@dataclasses.dataclass
-class _Worker:
-    number: int
-    process: subprocess.Popen[bytes]
-    log: Path
-
-
-class _Workers:
-    """The worker processes of this machine: started, watched, replaced, stopped."""
-
-    def __init__(self, settings: TuneConfig, revision: str) -> None:
-        self._settings, self._revision = settings, revision
-        self._running: list[_Worker] = []
-        self._deaths = 0
-
-    def __enter__(self) -> _Workers:
-        self._running = [self._start(number) for number in range(self._settings.workers)]
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:  # all slots are filled: they end by themselves
-            self._wait(END_SECONDS)
-        self._stop()
-
-    def _start(self, number: int) -> _Worker:
-        settings = self._settings
-        path = settings.out / "logs" / f"worker-{number}.log"
-        threads = plan.threads(settings, provenance.cores())
-        command = [sys.executable, "-m", "student_trainer.tune.worker", str(settings.out / "config.yaml"),
-                   str(number), str(os.getpid()), self._revision]  # fmt: skip
-        with path.open("ab") as stream:
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
-                env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-            )  # fmt: skip
-        return _Worker(number, process, path)
-
-    def check(self, mend: Callable[[], None]) -> None:
-        """Replaces workers that were killed.
-
-        Raises:
-            TrainingError: one ended by an error, or they are killed again and again.
-        """
-        for worker in list(self._running):
-            code = worker.process.poll()
-            if code is None or code == 0:
-                continue
-            if code > 0:
-                raise TrainingError(f"{_last_line(worker.log)} (worker {worker.number}; its log is {worker.log})")
-            self._deaths += 1
-            if self._deaths > MAX_DEATHS:
-                raise TrainingError(
-                    f"{self._deaths} workers were killed without a trial ended in between, the last by signal {-code}; "
-                    f"is there memory for {self._settings.workers} of them? Logs are in {worker.log.parent}"
-                )
-            log.warning("worker %d was killed (signal %d); another one takes its place", worker.number, -code)
-            mend()
-            self._running.remove(worker)
-            self._running.append(self._start(worker.number))
-
-    def forgive(self) -> None:
-        """A trial has ended: deaths before it do not count any more."""
-        self._deaths = 0
-
-    def _wait(self, seconds: float) -> None:
-        """Until all have ended, at most so long."""
-        deadline = time.monotonic() + seconds
-        for worker in self._running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.process.wait(max(0.0, deadline - time.monotonic()))
-
-    def _stop(self) -> None:
-        for worker in self._running:
-            if worker.process.poll() is None:
-                worker.process.terminate()
-        self._wait(END_SECONDS)
-        for worker in self._running:
-            if worker.process.poll() is None:
-                worker.process.kill()
-                worker.process.wait()
-
-
-def _last_line(path: Path) -> str:
-    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1].removeprefix("tune: ") if lines else "it said nothing"

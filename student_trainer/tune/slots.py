@@ -3,7 +3,7 @@
 A slot is filled by its attempts, which are Optuna's trials with the user attributes `slot` and `attempt`. Attempts
 wait, run, and end COMPLETE, PRUNED or FAIL; a FAIL with `lost` (its process was killed, or told to stop) is followed by
 another attempt with the same values. Everything about a slot is derived from its attempts, so that whoever finds one
-missing can mend it.
+missing can repair it.
 
 Who runs an attempt shows it by counting up `alive`. Whoever sees a count that does not change for `stale_seconds` of
 their own clock, or a dead process of their own machine, declares the attempt lost: no two clocks are compared.
@@ -13,17 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import signal
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-import psutil
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.pruners import BasePruner
@@ -32,6 +27,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from shared.errors import ConfigError
 from student_trainer.tune.config import StorageConfig
+from student_trainer.tune.liveness import is_dead, worker_name
 
 try:
     import fcntl
@@ -58,6 +54,7 @@ class Slots:
             lock: file that keeps the processes of one machine apart, for SQLite does not.
         """
         self.study, self._storage, self._config, self._lock = study, storage, config, lock
+        self._study_id = storage.get_study_id_from_name(study.study_name)
         self._seen: dict[int, tuple[object, float]] = {}
 
     def fill(self, fixed: Sequence[Mapping[str, Any] | None], again: Again = "no") -> None:
@@ -104,20 +101,21 @@ class Slots:
             waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
             for trial in sorted(waiting, key=lambda trial: (-trial.user_attrs["attempt"], trial.number)):
                 slot = trial.user_attrs["slot"]
-                if newest[slot].number != trial.number:  # two machines have mended the same slot
+                if newest[slot].number != trial.number:  # two machines have refilled the same slot
                     self._end(trial, TrialState.FAIL, error="a second attempt at the same time")
                     continue
+                trial_id = self.id_of(trial)
                 try:
-                    is_ours = self._storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
+                    is_ours = self._storage.set_trial_state_values(trial_id, TrialState.RUNNING)
                 except UpdateFinishedTrialError:
                     continue
                 if is_ours:
-                    self._storage.set_trial_user_attr(trial._trial_id, "worker", worker_name())
+                    self._storage.set_trial_user_attr(trial_id, "worker", worker_name())
                     study = optuna.load_study(
                         study_name=self.study.study_name, storage=self._storage,
                         sampler=sampler(slot), pruner=self.study.pruner,
                     )  # fmt: skip
-                    return optuna.Trial(study, trial._trial_id)
+                    return optuna.Trial(study, trial_id)
         return None
 
     def reap(self) -> None:
@@ -148,15 +146,20 @@ class Slots:
     def tell(self, trial: AnyTrial, state: TrialState, values: Sequence[float] | None) -> bool:
         """Ends an attempt; False if others have declared it lost before."""
         try:
-            return self._storage.set_trial_state_values(trial._trial_id, state, values)
+            return self._storage.set_trial_state_values(self.id_of(trial), state, values)
         except UpdateFinishedTrialError:
             return False
 
     def _end(self, trial: AnyTrial, state: TrialState, **attrs: Any) -> None:
+        trial_id = self.id_of(trial)
         with contextlib.suppress(UpdateFinishedTrialError):  # somebody else was first
             for name, value in attrs.items():
-                self._storage.set_trial_user_attr(trial._trial_id, name, value)
-            self._storage.set_trial_state_values(trial._trial_id, state)
+                self._storage.set_trial_user_attr(trial_id, name, value)
+            self._storage.set_trial_state_values(trial_id, state)
+
+    def id_of(self, trial: AnyTrial) -> int:
+        """The storage's own number of a trial, which is unique over studies."""
+        return self._storage.get_trial_id_from_study_id_trial_number(self._study_id, trial.number)
 
     @property
     def count(self) -> int:
@@ -196,67 +199,6 @@ class Slots:
         with open(self._lock, "w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
-
-
-@contextlib.contextmanager
-def heartbeat(storage: BaseStorage, trial: optuna.Trial, seconds: float, parent: int) -> Iterator[None]:
-    """Counts up `alive` while the block runs; tells this process to stop if its parent has gone."""
-    ended = threading.Event()
-
-    def beat() -> None:
-        count = 0
-        while not ended.wait(seconds):
-            count += 1
-            try:
-                storage.set_trial_user_attr(trial._trial_id, "alive", count)
-            except UpdateFinishedTrialError:  # declared lost: `tell` will say so
-                return
-            except Exception as error:  # a storage that is away for a while; others decide whether we are lost
-                log.warning("no sign of life could be given: %s", str(error).splitlines()[0])
-            stop_if_orphaned(parent)
-
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-def stop_if_orphaned(parent: int) -> None:
-    """Sends this process SIGTERM if the one that started it has gone."""
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def worker_name() -> str:
-    """This process, so that others on the same machine can see whether it lives."""
-    return f"{_machine()}/{os.getpid()}/{psutil.Process().create_time():.2f}"
-
-
-def is_dead(name: str | None) -> bool:
-    """Whether it is certain that a process has gone: one of this machine that is not there."""
-    if name is None:
-        return False
-    machine, pid, created = name.rsplit("/", 2)
-    if machine != _machine():
-        return False
-    try:
-        process = psutil.Process(int(pid))
-        return abs(process.create_time() - float(created)) > 1 or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _machine() -> str:
-    """Name of the host, its boot and its process namespace, as far as the system tells."""
-    parts = [socket.gethostname()]
-    with contextlib.suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
-    with contextlib.suppress(OSError):
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return "|".join(parts)
 
 
 def _named(slot: int, attempt: int, losses: int) -> dict[str, int]:

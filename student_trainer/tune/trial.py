@@ -24,7 +24,10 @@ from shared.wire import ScoreQuery, ScoreReply
 from student_trainer.data.network import RoadNetwork
 from student_trainer.distill.teacher import NullTeacher, Teacher
 from student_trainer.evaluate import next_road
-from student_trainer.predict import PredictConfig, load_model, predict
+from student_trainer.model.weights import load_model
+from student_trainer.predict.config import CutConfig
+from student_trainer.predict.positions import predict
+from student_trainer.runs.layout import RunFiles
 from student_trainer.train import run as training
 from student_trainer.train.config import RecipeConfig, TrainConfig
 from student_trainer.train.optim import pick_device, random_state, set_random_state
@@ -196,7 +199,7 @@ def values_so_far(objective: Objective, sessions: Sequence[training.Session], ep
 
 def step_milliseconds(run: Path) -> float:
     """Median of the step times that a run has recorded."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = RunFiles(run).metrics.read_text(encoding="utf-8").splitlines()
     times = [record["perf/step_ms"] for record in map(json.loads, lines) if "perf/step_ms" in record]
     return float(np.median(times))
 
@@ -208,14 +211,12 @@ def measure(task: Task, folder: Path, split: SplitName) -> dict[str, dict[str, f
     network = RoadNetwork.load(store)
     trips = store.trips(split, task.recipe.batch.cache)
     for seed in task.seeds:
-        weights = folder / f"seed{seed}" / "checkpoints" / "best.pt"
+        weights = RunFiles(folder / f"seed{seed}").best
         model, scale = load_model(weights, store)
         device = pick_device(task.recipe.runtime.device)
-        settings = PredictConfig(
-            data=task.data, weights=weights, out=folder, split=split,
-            candidate_top_k=task.recipe.batch.candidate_top_k, max_steps=task.recipe.batch.max_steps,
-        )  # fmt: skip
-        arrays = predict(model.to(device), network, trips, scale, settings, device)
+        batch = task.recipe.batch
+        cut = CutConfig(candidate_top_k=batch.candidate_top_k, max_steps=batch.max_steps)
+        arrays = predict(model.to(device), network, trips, scale, cut, device)
         positions = next_road.positions_of(arrays, trips)
         found[str(seed)] = {
             "accuracy": float(positions.is_hit.mean()),

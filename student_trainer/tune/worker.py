@@ -24,11 +24,12 @@ from optuna.trial import TrialState
 from shared import config
 from shared import log as logging_setup
 from shared.errors import CompatibilityError, ReportableError, TeacherError, TrainingError
-from student_trainer.tune import phases, plan, trial
+from student_trainer.tune import folders, plan, trial
 from student_trainer.tune.config import TuneConfig
+from student_trainer.tune.liveness import heartbeat, stop_if_orphaned
 from student_trainer.tune.phases import Phase, open_phase
 from student_trainer.tune.plan import Plan
-from student_trainer.tune.slots import STOPPED, heartbeat, stop_if_orphaned
+from student_trainer.tune.slots import STOPPED
 from student_trainer.tune.storage import open_storage
 from student_trainer.tune.trial import Values
 
@@ -77,7 +78,7 @@ def work(plan: Plan, revision: str, parent: int) -> None:
     for number in plan.settings.phases:
         phase = open_phase(number, plan, storage, revision)
         while True:
-            phase.mend()
+            phase.reap_and_refill()
             check_failures(phase)
             stop_if_orphaned(parent)
             claimed = phase.slots.claim(phase.make_sampler)
@@ -98,7 +99,7 @@ def check_failures(phase: Phase) -> None:
     failed = [trial for trial in phase.slots.ended() if trial.state == TrialState.FAIL]
     if len(failed) > (phase.settings.max_failures if phase.number == 1 else 0):
         last = failed[-1]
-        where = phase.find(last)
+        where = folders.find(phase, last)
         more = "; go on with a larger max_failures" if phase.number == 1 else ""
         raise TrainingError(
             f"{len(failed)} of the trials of phase {phase.number} failed, the last ({phase.name(last)}) by: "
@@ -108,8 +109,8 @@ def check_failures(phase: Phase) -> None:
 
 def run_trial(phase: Phase, storage: BaseStorage, claimed: optuna.Trial, parent: int) -> None:
     """Trains a claimed trial and says what came of it."""
-    with heartbeat(storage, claimed, phase.settings.storage.heartbeat_seconds, parent):
-        folder = phases.adopt(phase, claimed)
+    with heartbeat(storage, phase.slots.id_of(claimed), phase.settings.storage.heartbeat_seconds, parent):
+        folder = folders.adopt(phase, claimed)
         slots, note = phase.slots, {"number": claimed.number, "slot": claimed.user_attrs["slot"]}
         try:
             task = phase.task(claimed)
@@ -133,10 +134,10 @@ def run_trial(phase: Phase, storage: BaseStorage, claimed: optuna.Trial, parent:
             text = f"{type(error).__name__}: {error}".strip()
             note |= {"error": text, "traceback": traceback.format_exc()}
             slots.fail(claimed, text, note["traceback"])
-            phases.keep(phase, claimed, TrialState.FAIL, note)
+            folders.keep(phase, claimed, TrialState.FAIL, note)
             log.error("%s failed: %s", phase.name(claimed), text)
             return
-        phases.keep(phase, claimed, state, note | result)
+        folders.keep(phase, claimed, state, note | result)
 
 
 def _told(phase: Phase, result: dict[str, Any]) -> list[float]:

@@ -25,8 +25,8 @@ from fuzz.target import Target, as_file
 from shared import teacher_file
 from shared.store import Store
 from student_trainer.evaluate import generated
-from student_trainer.train import checkpoint as checkpoints
-from student_trainer.train.checkpoint import Checkpoint, Progress
+from student_trainer.runs import checkpoint as checkpoints
+from student_trainer.runs.checkpoint import Checkpoint, Progress
 from teacher_server import cache_file, checkpoint, model
 from teacher_server.rows import Kept, RowTable
 

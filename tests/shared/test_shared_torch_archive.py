@@ -123,7 +123,7 @@ def test_one_index(tmp_path: Path, count: int) -> None:
 
 
 READERS = {
-    "weights": "from student_trainer.train.checkpoint import load_tensors as read",
+    "weights": "from student_trainer.runs.checkpoint import load_tensors as read",
     "upstream": "from teacher_server.checkpoint import read",
 }
 

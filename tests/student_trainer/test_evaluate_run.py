@@ -23,7 +23,7 @@ from student_trainer.evaluate import generated, metrics
 from student_trainer.model import upstream
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.hoser import HOSER
-from student_trainer.train import checkpoint as checkpoints
+from student_trainer.runs import checkpoint as checkpoints
 
 PAIRS = 15
 

@@ -20,7 +20,7 @@ from student_trainer.evaluate import run as evaluation
 from student_trainer.model import upstream
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.hoser import HOSER
-from student_trainer.train import checkpoint as checkpoints
+from student_trainer.runs import checkpoint as checkpoints
 
 QUICK = ("pairs=6", "bootstrap.draws=100", "splits=test", "search.max_steps=20")
 EVERYTHING = 3 + 3 + 1 + 1

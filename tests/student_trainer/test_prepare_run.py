@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, reference_path
 from support.tiny_city import write_tiny_city
-from test_conventions import imports_of
 
 from shared import teacher_file
 from shared.errors import CompatibilityError, ConfigError, DataError
@@ -188,32 +187,6 @@ def test_other_code_makes_all_again_and_equal_content_keeps_its_fingerprint(
     monkeypatch.setattr(parts, "code_digest", lambda: "another")
     assert prepare_run.prepare(config).seconds.keys() == set(build.ORDER)
     assert Store(config.out).fingerprint == before
-
-
-def test_all_code_that_prepare_imports_decides_or_is_known_not_to() -> None:
-    known = {"shared", "shared.compiled", "shared.config", "shared.errors", "shared.provenance"}
-    deciding = {f"{package}.{name}" for package, names in parts.DECIDING.items() for name in names or ()}
-    for path in (REPOSITORY / "student_trainer" / "prepare").glob("*.py"):
-        for imported in imports_of(path):
-            if imported.startswith(("shared", "student_trainer")) and "prepare" not in imported:
-                assert imported in deciding | known | {"student_trainer.data"}, path.name
-
-
-def test_every_change_of_deciding_source_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    packages = {}
-    for package, names in parts.DECIDING.items():
-        packages[package] = tmp_path / package
-        shutil.copytree(REPOSITORY.joinpath(*package.split(".")), packages[package])
-        assert all((packages[package] / f"{name}.py").is_file() for name in names or ())
-    before = parts.code_digest()
-    monkeypatch.setattr(parts.importlib.resources, "files", packages.__getitem__)
-    assert parts.code_digest() == before
-    (packages["shared"] / "wire.py").write_text("")
-    assert parts.code_digest() == before
-    (packages["shared"] / "grid.py").write_text("")
-    without_grid = parts.code_digest()
-    (packages["student_trainer.prepare"] / "floors.py").unlink()
-    assert len({before, without_grid, parts.code_digest()}) == 3
 
 
 def test_input_that_changes_meanwhile_is_refused(

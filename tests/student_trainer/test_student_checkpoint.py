@@ -18,8 +18,8 @@ from support.plain_reader import read_plainly
 from support.runs import assert_same_bits
 
 from shared.errors import FileFormatError
-from student_trainer.train import checkpoint as checkpoints
-from student_trainer.train.checkpoint import Checkpoint, Progress
+from student_trainer.runs import checkpoint as checkpoints
+from student_trainer.runs.checkpoint import Checkpoint, Progress
 
 
 def sample(step: int = 7) -> Checkpoint:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from student_trainer.model.time_scale import TimeScale
 from student_trainer.train import loss as losses
-from student_trainer.train.loss import TimeScale
 
 
 def test_next_road_loss_ignores_cut_labels() -> None:

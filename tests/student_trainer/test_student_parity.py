@@ -11,13 +11,16 @@ import torch
 from conftest import reference_path
 
 from shared.store import Store
-from student_trainer import predict
 from student_trainer.data.batch import Batch, build_batch
 from student_trainer.data.network import RoadNetwork
 from student_trainer.model import upstream
+from student_trainer.model.weights import load_model
+from student_trainer.predict.config import PredictConfig
+from student_trainer.predict.positions import accuracy_of
+from student_trainer.predict.run import run as run_predict
 from student_trainer.prepare import run as prepare
 from student_trainer.prepare.config import PrepareConfig
-from student_trainer.train import checkpoint as checkpoints
+from student_trainer.runs import checkpoint as checkpoints
 
 KINDS = ("freqs", "timeemb")
 
@@ -78,7 +81,7 @@ def test_features(reference: tuple[str, dict[str, np.ndarray]], batch: Batch, st
 def test_embeddings_logits_and_times(reference: tuple[str, dict[str, np.ndarray]], batch: Batch, store: Store) -> None:
     kind, expected = reference
     valid, candidates = masks(expected)
-    model, _ = predict.load_model(reference_path("fixtures", "hoser", f"hoser_{kind}.pth"), store)
+    model, _ = load_model(reference_path("fixtures", "hoser", f"hoser_{kind}.pth"), store)
     with torch.inference_mode():
         embedding = model.embed_network()
         output = model(batch, embedding)
@@ -98,13 +101,13 @@ def test_predict_reaches_what_upstream_measured(
     """`predict` on the test split: upstream's own loop measured the same accuracy."""
     kind, expected = reference
     out = tmp_path / "p.npz"
-    settings = predict.PredictConfig(
+    settings = PredictConfig(
         data=store.path, weights=reference_path("fixtures", "hoser", f"hoser_{kind}.pth"), split="test", out=out
     )
-    predict.run(settings)
+    run_predict(settings)
     with np.load(out) as file:
         arrays = dict(file)
-    assert predict.accuracy_of(arrays) == pytest.approx(float(expected["test_next_step_acc"]), abs=1e-9)
+    assert accuracy_of(arrays) == pytest.approx(float(expected["test_next_step_acc"]), abs=1e-9)
     start, label = arrays["candidate_offsets"][:-1], arrays["label"]
     scale = store.manifest["statistics"]
     log_seconds = arrays["log1p_seconds_standardised"][start + label] * scale["sigma"] + scale["mu"]
@@ -120,7 +123,7 @@ def test_export_is_what_upstream_stores(reference: tuple[str, dict[str, np.ndarr
     """Weights go in and come out unchanged: the same names, shapes, dtypes and values, masks included."""
     kind, _ = reference
     path = reference_path("fixtures", "hoser", f"hoser_{kind}.pth")
-    model, _ = predict.load_model(path, store)
+    model, _ = load_model(path, store)
     theirs, ours = checkpoints.load_tensors(path), upstream.export(model)
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():

@@ -28,7 +28,7 @@ from torch import nn
 
 from shared.errors import ConfigError, ReportableError, TrainingError
 from shared.store import Store
-from student_trainer.train import checkpoint as checkpoints
+from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.train import run as training
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.meters import Sums

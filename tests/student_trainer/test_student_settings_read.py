@@ -21,7 +21,6 @@ from test_report import city
 
 from shared.errors import TrainingError
 from shared.store import Store
-from student_trainer import predict
 from student_trainer.__main__ import JOBS
 from student_trainer.data.network import RoadNetwork
 from student_trainer.demo_city.config import DemoCityConfig
@@ -37,13 +36,14 @@ from student_trainer.model.config import ModelConfig
 from student_trainer.model.hoser import HOSER
 from student_trainer.pipeline import run as pipeline
 from student_trainer.pipeline.config import PipelineConfig
-from student_trainer.predict import PredictConfig
+from student_trainer.predict import run as predict
+from student_trainer.predict.config import PredictConfig
 from student_trainer.prepare.config import PrepareConfig
 from student_trainer.prepare.run import run as run_prepare
 from student_trainer.report import bundle
 from student_trainer.report import run as report
 from student_trainer.report.config import BundleConfig, ReportConfig
-from student_trainer.train import checkpoint as checkpoints
+from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.train.config import RuntimeConfig, TrainConfig
 from student_trainer.train.optim import Precision
 from student_trainer.train.run import run as run_train

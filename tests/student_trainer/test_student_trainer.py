@@ -22,7 +22,7 @@ from student_trainer.distill.kl import distillation_loss
 from student_trainer.distill.query import build_query, build_target
 from student_trainer.model import upstream
 from student_trainer.model.hoser import HOSER
-from student_trainer.train import checkpoint as checkpoints
+from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.train import run as training
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.meters import Sums

@@ -23,7 +23,8 @@ from support.postgres import running_postgres
 from shared.errors import ConfigError
 from student_trainer.tune import slots as slots_module
 from student_trainer.tune.config import StorageConfig
-from student_trainer.tune.slots import KILLED, STOPPED, Slots, is_dead, open_study, worker_name
+from student_trainer.tune.liveness import is_dead, worker_name
+from student_trainer.tune.slots import KILLED, STOPPED, Slots, open_study
 from student_trainer.tune.storage import open_storage
 
 SCRIPT = str(REPOSITORY / "tests" / "support" / "fill_slots.py")

@@ -21,10 +21,10 @@ from shared.errors import ConfigError, TrainingError, Unavailable
 from shared.store import Store
 from student_trainer.train.config import RecipeConfig, TrainConfig
 from student_trainer.train.run import run as run_train
-from student_trainer.tune import figures, plan, results, trial, worker
+from student_trainer.tune import figures, folders, plan, results, trial, worker
 from student_trainer.tune import run as tuning
 from student_trainer.tune.config import PrunerConfig, SamplerConfig, TuneConfig
-from student_trainer.tune.phases import Phase, open_phase, tidy
+from student_trainer.tune.phases import Phase, open_phase
 from student_trainer.tune.slots import KILLED
 from student_trainer.tune.space import Parameter
 from student_trainer.tune.storage import open_storage
@@ -97,7 +97,7 @@ def test_a_trial_trains_its_seeds_and_is_kept_under_its_state(tmp_path: Path, st
     phase = phase_of(settings)
     ended = run_one(phase)
     assert ended.state == TrialState.COMPLETE
-    folder = phase.find(ended)
+    folder = folders.find(phase, ended)
     assert folder is not None and folder.name == "trial_000_distilled_complete"
     runs = [config.load(TrainConfig, "train", [folder / f"seed{seed}" / "config.yaml"]) for seed in (1, 2)]
     assert [run.seed for run in runs] == [1, 2]
@@ -115,7 +115,7 @@ def test_pruned_is_not_failed(tmp_path: Path, store: Store, monkeypatch: pytest.
     monkeypatch.setattr(optuna.Trial, "should_prune", lambda self: True)
     ended = run_one(phase)
     assert ended.state == TrialState.PRUNED and list(ended.intermediate_values) == [1]
-    note = json.loads((phase.folder(ended, "pruned") / "trial.json").read_text())
+    note = json.loads((folders.path(phase, ended, "pruned") / "trial.json").read_text())
     assert note["pruned"] and [len(run["history"]) for run in note["runs"].values()] == [1, 1]  # on the same seeds
 
 
@@ -134,7 +134,7 @@ def test_an_error_of_its_own_is_a_failure_with_its_traceback(
     assert ended.state == TrialState.FAIL
     assert f"{type(error).__name__}: {error}" == ended.user_attrs["error"]
     assert "in fail" in ended.user_attrs["traceback"]
-    assert json.loads((phase.folder(ended, "failed") / "trial.json").read_text())["traceback"]
+    assert json.loads((folders.path(phase, ended, "failed") / "trial.json").read_text())["traceback"]
     phase.slots.fill(phase.fixed)
     assert phase.slots.claim(phase.make_sampler).number == 1  # type: ignore[union-attr]  # not tried again
     worker.check_failures(phase)
@@ -170,22 +170,26 @@ def test_folders_of_killed_processes_get_their_names(tmp_path: Path, store: Stor
     """Of a trial that ended as its process was killed, and of one whose slot another machine has filled."""
     phase = phase_of(tune_settings(store, tmp_path / "out"))
     ended = run_one(phase)
-    kept = phase.find(ended)
+    kept = folders.find(phase, ended)
     assert kept is not None
-    kept.rename(phase.folder(ended, "running"))
+    kept.rename(folders.path(phase, ended, "running"))
     lost = phase.slots.claim(phase.make_sampler)
     assert lost is not None
     phase.task(lost)
-    phase.folder(lost, "running").mkdir()
+    folders.path(phase, lost, "running").mkdir()
     phase.slots.lose(lost, KILLED, "its process is gone")
     phase.slots.fill(phase.fixed)
-    tidy(phase)
-    assert phase.find(ended) == kept and phase.folder(lost, "running").is_dir()  # who comes next goes on with it
+    folders.tidy(phase)
+    assert (
+        folders.find(phase, ended) == kept and folders.path(phase, lost, "running").is_dir()
+    )  # who comes next goes on with it
     again = phase.slots.claim(phase.make_sampler)
     assert again is not None and again.user_attrs["retry_of"] == lost.number
     phase.slots.tell(again, TrialState.COMPLETE, [0.5])
-    tidy(phase)
-    assert json.loads((phase.folder(lost, "failed") / "trial.json").read_text())["error"] == "its process is gone"
+    folders.tidy(phase)
+    assert (
+        json.loads((folders.path(phase, lost, "failed") / "trial.json").read_text())["error"] == "its process is gone"
+    )
 
 
 def test_final_runs_are_measured_on_the_test_split(tmp_path: Path, store: Store) -> None:
@@ -213,7 +217,7 @@ def test_two_objectives_have_a_front(tmp_path: Path, store: Store) -> None:
 
 
 class InProcess:
-    """Workers in the process that starts them, so that what they read is seen."""
+    """The workers in the process that starts them, so that what they read is seen."""
 
     def __init__(self, settings: TuneConfig, revision: str) -> None:
         self._settings, self._revision = settings, revision
@@ -224,7 +228,7 @@ class InProcess:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def check(self, mend: Any) -> None: ...
+    def check(self, refill: Any) -> None: ...
 
     def forgive(self) -> None: ...
 
@@ -236,7 +240,7 @@ def test_tune_reads_all(
 ) -> None:  # fmt: skip
     """Every setting of its own, and all that a study leaves behind."""
     write_tiny_teacher(tmp_path / "teacher", tokeniser=store.tokeniser)
-    monkeypatch.setattr(tuning, "_Workers", InProcess)
+    monkeypatch.setattr(tuning, "WorkerPool", InProcess)
     with running_teacher(tmp_path / "teacher") as server:
         settings = tune_settings(
             store, tmp_path / "out", teacher=server.address, trials=11, epochs=2, sampler={"name": "cmaes"},

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from student_trainer.train import checkpoint as checkpoints
+from student_trainer.runs import checkpoint as checkpoints
 
 
 def records(out: Path) -> list[dict[str, float]]:

@@ -12,7 +12,7 @@ from student_trainer.generate.incremental import IncrementalStudent
 from student_trainer.generate.pairs import Pairs
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.hoser import HOSER
-from student_trainer.train.loss import TimeScale
+from student_trainer.model.time_scale import TimeScale
 
 SCALE = TimeScale(3.5, 0.8)
 

@@ -1,0 +1,76 @@
+"""What a student says at every position of some trips: each candidate's logit and travel time."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import tqdm
+
+from shared import ragged
+from shared.store import Trips
+from student_trainer.data.batch import Batch, build_batch
+from student_trainer.data.loader import by_length
+from student_trainer.data.network import RoadNetwork
+from student_trainer.model.hoser import HOSER
+from student_trainer.model.time_scale import TimeScale
+from student_trainer.predict.config import CutConfig
+
+
+@torch.inference_mode()
+def predict(
+    model: HOSER, network: RoadNetwork, trips: Trips, scale: TimeScale, cut: CutConfig, device: torch.device
+) -> dict[str, npt.NDArray]:
+    """Predictions of P positions with K candidates, in the split's order.
+
+    Returns:
+        trip, step: int64 [P]; label: int64 [P], index among the candidates (-100 if cut off);
+        candidate_offsets: int64 [P + 1]; road: int64 [K]; logit, seconds,
+        log1p_seconds_standardised: float32 [K].
+    """
+    embedding = model.embed_network()
+    parts: list[dict[str, npt.NDArray]] = []
+    for index in tqdm.tqdm(by_length(trips.lengths, cut.batch_size), unit="batch", disable=None):
+        batch = build_batch(network, trips, index, cut.candidate_top_k, cut.max_steps)
+        moved = batch.to(device)
+        output = model(moved, embedding)
+        times = model.candidate_times(moved, embedding, output).cpu().numpy()
+        parts.append(
+            {
+                **_places(batch, trips, index),
+                "candidate_length": batch.candidate_length.numpy(),
+                "label": batch.label.numpy(),
+                "road": batch.candidate_road.numpy(),
+                "logit": output.logits.cpu().numpy()[batch.layout.exists.numpy()],
+                "seconds": np.expm1(times * scale.sigma + scale.mu).clip(min=0).astype(np.float32),
+                "log1p_seconds_standardised": times,
+            }
+        )
+    return _in_order({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+
+def _places(batch: Batch, trips: Trips, index: npt.NDArray[np.int64]) -> dict[str, npt.NDArray]:
+    kept = batch.length.numpy()
+    first_step = trips.lengths[index] - 1 - kept
+    return {"trip": np.repeat(index, kept), "step": ragged.positions(kept) + np.repeat(first_step, kept)}
+
+
+def _in_order(arrays: dict[str, npt.NDArray]) -> dict[str, npt.NDArray]:
+    """Sorts the positions by trip and step, and their candidates with them."""
+    length = arrays.pop("candidate_length")
+    start = ragged.offsets(length)[:-1]
+    order = np.lexsort((arrays["step"], arrays["trip"]))
+    candidate = ragged.slices(start[order], length[order])
+    per_position = {name: arrays[name][order] for name in ("trip", "step", "label")}
+    per_candidate = {name: arrays[name][candidate] for name in arrays if name not in per_position}
+    return {**per_position, "candidate_offsets": ragged.offsets(length[order]), **per_candidate}
+
+
+def accuracy_of(arrays: dict[str, npt.NDArray]) -> float:
+    """Share of positions whose first most likely candidate is the next road."""
+    offsets, label = arrays["candidate_offsets"], arrays["label"]
+    length = np.diff(offsets)
+    best = np.maximum.reduceat(arrays["logit"], offsets[:-1])
+    is_best = arrays["logit"] == np.repeat(best, length)
+    slot = np.where(is_best, ragged.positions(length), np.iinfo(np.int64).max)
+    return float(np.mean(np.minimum.reduceat(slot, offsets[:-1]) == label))

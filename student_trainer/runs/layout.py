@@ -1,0 +1,56 @@
+"""The files of a run, named once."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+BEST = Path("checkpoints", "best.pt")
+"""The best weights, below a run's directory: what makes a directory a run with a model."""
+BOOKS = ("config.yaml", "summary.json", "metrics.jsonl", "profile.json")
+"""What tells of a run without its weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+    """Where a run keeps what.
+
+    Attributes:
+        folder: `--out` of `train`.
+    """
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        """Resolved settings."""
+        return self.folder / "config.yaml"
+
+    def checkpoint(self, name: str) -> Path:
+        """The newest checkpoint of a name: `last` or `best`."""
+        return self.folder / BEST.with_stem(name)
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint, where to go on from; last.1.pt is the one before it."""
+        return self.checkpoint("last")
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the highest validation accuracy."""
+        return self.folder / BEST
+
+    @property
+    def exported(self) -> Path:
+        """The weights of `best` as public HOSER loads them."""
+        return self.folder / "hoser.pth"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON record a line: training metrics, and validation after each epoch."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """Result of a finished run."""
+        return self.folder / "summary.json"

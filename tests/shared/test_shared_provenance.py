@@ -1,0 +1,85 @@
+"""What decides a result is derived from the source: every module that is imported, and no other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from shared import provenance
+
+JOBS = (
+    "student_trainer.prepare.run",
+    "student_trainer.generate.run",
+    "student_trainer.evaluate.run",
+    "student_trainer.evaluate.compare",
+    "student_trainer.report.run",
+)
+
+
+@pytest.mark.parametrize("module", JOBS)
+def test_every_module_that_is_imported_decides(module: str) -> None:
+    roots = {"shared", "student_trainer", "teacher_server"}
+    code = f"import sys, {module}; print(*sorted(n for n in sys.modules if n.partition('.')[0] in {roots!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    imported = set(done.stdout.split())
+    assert {module, "shared.files"} <= imported
+    assert imported <= provenance.import_closure(module).keys()
+
+
+def test_what_an_evaluation_imports_only_for_weights_decides_too() -> None:
+    closure = provenance.import_closure("student_trainer.evaluate.run")
+    assert {"student_trainer.model.weights", "student_trainer.model.time_scale", "shared.store"} <= closure.keys()
+
+
+@pytest.fixture
+def code_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package `base`: job imports part, part imports pair.left within a function; pair.right is nobody's."""
+    files = {
+        "__init__.py": "",
+        "job.py": "import base.part",
+        "part.py": "def use():\n    from base.pair import left, name\n",
+        "pair/__init__.py": "name = 1",
+        "pair/left.py": "import os",
+        "pair/right.py": "",
+        "assets/page.html": "<p>",
+    }
+    for name, text in files.items():
+        path = tmp_path / "base" / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(text)
+    monkeypatch.setattr(provenance, "ROOTS", ("base",))
+    monkeypatch.setattr(provenance.importlib.resources, "files", lambda name: tmp_path.joinpath(*name.split(".")))
+    provenance._imports.cache_clear()
+    return tmp_path / "base"
+
+
+def test_the_closure_of_a_module(code_base: Path) -> None:
+    expected = {"base", "base.job", "base.part", "base.pair", "base.pair.left"}
+    assert provenance.import_closure("base.job").keys() == expected
+
+
+def test_every_change_of_deciding_source_shows_and_no_other(code_base: Path) -> None:
+    def digest() -> str:
+        return provenance.source_digest("base.job", assets="base.assets")
+
+    before = digest()
+    (code_base / "pair" / "right.py").write_text("changed = 1")
+    assert digest() == before
+    (code_base / "job.py").write_bytes(b"import base.part\r\n")
+    as_on_windows = digest()
+    (code_base / "job.py").write_bytes(b"import base.part\n")
+    assert digest() == as_on_windows != before
+    found = {as_on_windows}
+    for name in ("pair/left.py", "pair/__init__.py", "assets/page.html"):
+        (code_base / name).write_text("changed = 1")
+        found.add(digest())
+    assert len(found) == 4
+
+
+def test_without_sources_it_is_the_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance.importlib.resources, "files", lambda name: tmp_path)
+    assert provenance.source_digest("student_trainer.generate.run") == provenance.shared.__version__
