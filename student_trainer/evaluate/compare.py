@@ -28,7 +28,6 @@ from student_trainer.evaluate.generated import read_document, read_parquet
 from student_trainer.evaluate.paired import PairedTest
 
 FORMAT = "hoser-comparison/1"
-"""Source that decides what a comparison holds."""
 
 KEYS = {"pair": pl.Int64, "source_trip": pl.Int64, "origin": pl.Int64, "destination": pl.Int64}
 FLAGS = {"arrival_rate": "arrived", "od_cell_match_rate": "in_destination_cell", "same_route_rate": "same_route"}
