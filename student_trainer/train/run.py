@@ -4,7 +4,7 @@ OUT/config.yaml           resolved settings
 OUT/checkpoints/last.pt   where to go on from; last.1.pt the one before it
 OUT/checkpoints/best.pt   highest validation accuracy
 OUT/hoser.pth             weights of best.pt as public HOSER loads them
-OUT/metrics.jsonl, tensorboard/, wandb/
+OUT/metrics.jsonl, tensorboard/, wandb/, wandb_run.json
 OUT/summary.json          result of a finished run
 OUT/profile.json, trace.json   where its time went, if `profile` is set
 """
@@ -34,8 +34,10 @@ from student_trainer.distill.query import check_teacher
 from student_trainer.distill.teacher import NullTeacher, Teacher, Trouble
 from student_trainer.model import upstream
 from student_trainer.model.hoser import HOSER
+from student_trainer.runs.sinks import check_wandb
 from student_trainer.train import checkpoint as checkpoints
 from student_trainer.train.checkpoint import Checkpoint, Progress
+from student_trainer.train.compiling import use_own_directory
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed
 from student_trainer.train.logbook import Logbook
@@ -106,6 +108,8 @@ def _open(settings: TrainConfig, ranks: Ranks) -> tuple[torch.device, Store, Che
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store = Store(settings.data)
+    if ranks.is_first:
+        check_wandb(settings.log.wandb)
     return device, store, claim_directory(settings, store) if ranks.is_first else None
 
 
@@ -210,6 +214,7 @@ class Session:
         if resumed is not None:
             progress = self._restore(resumed, optimizer)
         if settings.runtime.compile:
+            use_own_directory()
             self.model.trajectory_encoder.compile(dynamic=True)
             self.model.navigator.compile(dynamic=True)
 

@@ -1,0 +1,1 @@
+"""What jobs that make runs have in common: where their values go."""
