@@ -126,7 +126,7 @@ class Parts:
             for path in self._whole():
                 try:
                     took.append(json.loads(path.read_text(encoding="utf-8")))
-                    found.append(reader.read(path.with_suffix(".parquet")).select(*SCHEMA).cast(SCHEMA))
+                    found.append(reader.read(path.with_suffix(".parquet")).select(*SCHEMA).cast(pl.Schema(SCHEMA)))
                 except (OSError, ValueError, FileFormatError, pl.exceptions.PolarsError) as error:
                     reason = " ".join(str(error).split())
                     raise FileFormatError(f"{path} or its trips are damaged ({reason}); remove {self.folder}") from None

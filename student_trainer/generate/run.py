@@ -138,7 +138,8 @@ def _finished(settings: GenerateConfig, fingerprint: str) -> dict[str, Any] | No
         if files.file_digest(settings.out / name) != sha:
             if not settings.replace:
                 raise FileFormatError(
-                    f"{settings.out / name} is not as `generate` wrote it: damaged or edited; replace=true makes it anew"
+                    f"{settings.out / name} is not as `generate` wrote it (damaged, or edited); "
+                    "replace=true makes it again"
                 )
             log.warning("%s is not as it was written; generating again", settings.out / name)
             return None

@@ -164,7 +164,7 @@ def test_trips_that_have_changed_are_not_taken_for_done(city: tuple[Store, Path]
     for name in ("trips.parquet", "trips.csv"):
         whole = (out / name).read_bytes()
         (out / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-        with pytest.raises(FileFormatError, match=rf"{name} is not as `generate` wrote it: .*replace=true"):
+        with pytest.raises(FileFormatError, match=rf"{name} is not as `generate` wrote it .*replace=true"):
             generate.generate(settings(city, out))
         again = generate.generate(settings(city, out, replace=True))
         assert again["files"] == first["files"] and (out / name).read_bytes() == whole
