@@ -35,10 +35,8 @@ def write(path: Path, kept: Kept, numerics: str) -> None:
 
 def read(path: Path, numerics: str) -> Kept | None:
     """The answers for a scorer; None if there are none that it can use, and why is logged: it starts cold then."""
-    if not path.exists():
-        log.info("no remembered answers at %s yet", path)
-        return None
     try:
+        path.stat()  # a directory that cannot be entered has a reason, too
         with safetensors.safe_open(path, framework="np") as file:
             document = json.loads((file.metadata() or {}).get("answers", "null"))
             if not isinstance(document, dict) or document.get("format") != FORMAT:
@@ -48,6 +46,9 @@ def read(path: Path, numerics: str) -> Kept | None:
                 log.warning("the answers in %s are of other weights or another device; starting without them", path)
                 return None
             arrays = {name: file.get_tensor(name) for name in _DTYPES}
+    except FileNotFoundError:
+        log.info("no remembered answers at %s yet", path)
+        return None
     except (safetensors.SafetensorError, json.JSONDecodeError, OSError, TypeError) as error:
         log.warning("the remembered answers in %s cannot be read (%s); starting without them", path, error)
         return None

@@ -20,6 +20,7 @@ import polars as pl
 
 from shared import config, files, provenance
 from shared.errors import CompatibilityError, ConfigError
+from student_trainer.data import tables
 from student_trainer.evaluate import paired
 from student_trainer.evaluate import run as evaluation
 from student_trainer.evaluate.bootstrap import Bootstrap
@@ -129,12 +130,13 @@ def read(path: Path) -> Evaluation:
     document = read_document(path / "metrics.json", evaluation.FORMAT, "evaluate")
     numbers = (*MEASURES.values(), *SHOWN)
     columns = {**KEYS, **dict.fromkeys(FLAGS.values(), pl.Boolean), **dict.fromkeys(numbers, pl.Float64)}
-    pairs = read_parquet(path / "pairs.parquet", columns)
-    steps = path / "next_road.parquet"
-    if document["reliability"] is None:
-        return Evaluation(path, document, pairs, None)
-    sums = {name: pl.Float64 for column in STEPS.values() for name in (column, f"{column}_count")}
-    return Evaluation(path, document, pairs, read_parquet(steps, {"trip": pl.Int64, **sums}))
+    with tables.Reader() as reader:
+        pairs = read_parquet(path / "pairs.parquet", columns, reader.read)
+        if document["reliability"] is None:
+            return Evaluation(path, document, pairs, None)
+        sums = {name: pl.Float64 for column in STEPS.values() for name in (column, f"{column}_count")}
+        steps = read_parquet(path / "next_road.parquet", {"trip": pl.Int64, **sums}, reader.read)
+    return Evaluation(path, document, pairs, steps)
 
 
 def check_same(baseline: Evaluation, other: Evaluation) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pydantic
 
 from shared.config import Section
 from shared.store import Cache
+from student_trainer.runs.sinks import Wandb
 
 
 def _split_paths(value: Any) -> Any:
@@ -35,8 +36,8 @@ class SinkConfig(Section):
 
     tensorboard: bool = False
     """Write event files to OUT/tensorboard."""
-    wandb: Literal["off", "offline", "online"] = "off"
-    """Weights & Biases; offline needs no network."""
+    wandb: Wandb = "off"
+    """Weights & Biases; offline needs no network. WANDB_MODE and WANDB_DISABLED can only take away from it."""
     wandb_project: str = "lmtad-hoser-distill"
     """Its project."""
     wandb_tags: tuple[str, ...] = ()

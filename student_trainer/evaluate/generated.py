@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import polars as pl
 from shared import ragged
 from shared.errors import CompatibilityError, FileFormatError
 from shared.store import SPLITS, SplitName, Store, Trips
+from student_trainer.data import tables
 
 FORMAT = "hoser-generated/1"
 COLUMNS: dict[str, Any] = {
@@ -30,6 +32,8 @@ COLUMNS: dict[str, Any] = {
 ARRIVED = "arrived"
 
 Int = npt.NDArray[np.int64]
+TableReader = Callable[[Path], pl.DataFrame]
+"""All columns of a Parquet file, as `tables.read` gives them."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,7 +68,7 @@ class Generated:
         return split
 
 
-def read(folder: Path, store: Store) -> Generated:
+def read(folder: Path, store: Store, reader: TableReader = tables.read) -> Generated:
     """The trips in a directory that `generate` wrote.
 
     Raises:
@@ -76,7 +80,7 @@ def read(folder: Path, store: Store) -> Generated:
         raise CompatibilityError(f"{folder} was generated on another store than {store.path}; generate it again")
     if summary.get("split") not in SPLITS:
         raise FileFormatError(f"{folder / 'summary.json'} names no split")
-    frame = read_parquet(folder / "trips.parquet", COLUMNS)
+    frame = read_parquet(folder / "trips.parquet", COLUMNS, reader)
     path = folder / "trips.parquet"
     if frame.is_empty():
         raise FileFormatError(f"{path} holds no trip: nothing can be measured")
@@ -146,17 +150,13 @@ def read_document(path: Path, expected: str, job: str) -> dict[str, Any]:
     return document
 
 
-def read_parquet(path: Path, columns: dict[str, Any]) -> pl.DataFrame:
+def read_parquet(path: Path, columns: dict[str, Any], reader: TableReader = tables.read) -> pl.DataFrame:
     """Columns of a Parquet file, without nulls and of the given types.
 
     Raises:
         FileFormatError: it is missing or damaged, a column is missing, of another type, or has nulls.
     """
-    try:
-        frame = pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        reason = (str(error) or "unreadable").splitlines()[0]
-        raise FileFormatError(f"{path} is missing or damaged ({reason})") from None
+    frame = reader(path)
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise FileFormatError(f"{path} lacks the columns {', '.join(missing)}")

@@ -6,27 +6,19 @@ from typing import Any
 
 from student_trainer.evaluate import metrics
 from student_trainer.evaluate.config import EvaluateConfig
+from student_trainer.runs.sinks import Sinks, WandbRun
 
 
 def publish(settings: EvaluateConfig, document: dict[str, Any]) -> None:
     """Writes the values to the sinks that the settings ask for."""
-    values = metrics.flat(document)
-    if settings.log.tensorboard:
-        from torch.utils.tensorboard import SummaryWriter  # heavy
-
-        with SummaryWriter(str(settings.out / "tensorboard")) as writer:
-            for name, value in values.items():
-                writer.add_scalar(name, value)
-    if settings.log.wandb != "off":
-        import wandb  # heavy
-
-        with wandb.init(
-            project=settings.log.wandb_project,
-            name=document["name"],
-            job_type="evaluate",
-            tags=list(settings.log.wandb_tags),
-            mode=settings.log.wandb,
-            dir=str(settings.out),
-            config=document["settings"],
-        ) as run:
-            run.log(values)
+    wandb = WandbRun(
+        asked=settings.log.wandb,
+        project=settings.log.wandb_project,
+        name=document["name"],
+        config=document["settings"],
+        tags=settings.log.wandb_tags,
+        job_type="evaluate",
+    )
+    sinks = Sinks(settings.out, settings.log.tensorboard, wandb)
+    sinks.write(None, metrics.flat(document))
+    sinks.close()

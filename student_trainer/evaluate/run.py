@@ -40,6 +40,7 @@ from student_trainer.evaluate.measures import (
 )
 from student_trainer.evaluate.metrics import Histogram, Metric
 from student_trainer.evaluate.next_road import Positions
+from student_trainer.runs.sinks import check_wandb
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,9 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         FileFormatError: the trips or the weights cannot be read.
         CompatibilityError: they are of another store.
         DataError: the split is empty.
+        ConfigError: Weights & Biases cannot be used as asked.
     """
+    check_wandb(settings.log.wandb)
     store = Store(settings.data)
     network = RoadNetwork.load(store)
     found = generated.read(settings.trips, store)

@@ -12,6 +12,7 @@ import polars as pl
 
 from shared import files
 from shared.errors import FileFormatError
+from student_trainer.data import tables
 from student_trainer.generate.found import Found
 from student_trainer.generate.pairs import Pairs
 
@@ -120,15 +121,16 @@ class Parts:
         Raises:
             FileFormatError: a part is damaged.
         """
-        tables, took = [pl.DataFrame(schema=SCHEMA)], []
-        for path in self._whole():
-            try:
-                took.append(json.loads(path.read_text(encoding="utf-8")))
-                tables.append(pl.read_parquet(path.with_suffix(".parquet")).select(*SCHEMA))
-            except (OSError, ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-                reason = " ".join(str(error).split())
-                raise FileFormatError(f"{path} or its trips are damaged ({reason}); remove {self.folder}") from None
-        return pl.concat(tables).sort("pair"), took
+        found, took = [pl.DataFrame(schema=SCHEMA)], []
+        with tables.Reader() as reader:
+            for path in self._whole():
+                try:
+                    took.append(json.loads(path.read_text(encoding="utf-8")))
+                    found.append(reader.read(path.with_suffix(".parquet")).select(*SCHEMA).cast(pl.Schema(SCHEMA)))
+                except (OSError, ValueError, FileFormatError, pl.exceptions.PolarsError) as error:
+                    reason = " ".join(str(error).split())
+                    raise FileFormatError(f"{path} or its trips are damaged ({reason}); remove {self.folder}") from None
+        return pl.concat(found).sort("pair"), took
 
     def remove(self) -> None:
         """Removes the parts; the settings last, so that what is left is still known to be parts."""

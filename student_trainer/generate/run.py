@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 FORMAT = "hoser-generated/1"
 RESULTS = ("summary.json", "trips.parquet", "trips.csv", "config.yaml")
+DIGESTED = ("trips.parquet", "trips.csv")
+"""Results whose SHA-256 the summary holds."""
 NOT_DECIDING = {"data", "weights", "out", "name", "batch_trips", "block_trips", "threads", "cache", "replace"}
 """Settings that no trip depends on; data and weights count by their content."""
 
@@ -86,6 +88,7 @@ def generate(settings: GenerateConfig) -> dict[str, Any]:
     config.save(settings, "generate", settings.out / "config.yaml")
     records.write_csv(settings.out / "trips.csv", found)
     records.write_parquet(settings.out / "trips.parquet", found)
+    summary["files"] = {name: files.file_digest(settings.out / name) for name in DIGESTED}
     files.write_json(settings.out / "summary.json", summary)
     parts.remove()
     log.info("wrote %s: %s", settings.out, summary["statuses"])
@@ -115,11 +118,24 @@ def code_version() -> str:
 
 
 def _finished(settings: GenerateConfig, fingerprint: str) -> dict[str, Any] | None:
-    """The summary in OUT if it is of these settings, under the name that they give."""
+    """The summary in OUT if it is of these settings, under the name that they give.
+
+    Raises:
+        FileFormatError: its trips have changed since, and may not be replaced.
+    """
     path = settings.out / "summary.json"
     if records.fingerprint_of(path) != fingerprint or not all((settings.out / name).is_file() for name in RESULTS):
         return None
     summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for name, sha in summary.get("files", {}).items():
+        if files.file_digest(settings.out / name) != sha:
+            if not settings.replace:
+                raise FileFormatError(
+                    f"{settings.out / name} is not as `generate` wrote it (damaged, or edited); "
+                    "replace=true makes it again"
+                )
+            log.warning("%s is not as it was written; generating again", settings.out / name)
+            return None
     if summary["name"] != _name(settings):
         summary["name"] = _name(settings)
         files.write_json(path, summary)

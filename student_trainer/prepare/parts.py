@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ from shared import files, provenance
 from shared.store import SPLITS
 from student_trainer.prepare import collisions, zones
 from student_trainer.prepare.config import PrepareConfig
+
+log = logging.getLogger(__name__)
 
 PARTS_FILE = "parts.json"
 
@@ -97,18 +100,25 @@ def code_digest() -> str:
 
 
 def read(store: Path) -> Parts:
-    """The parts of a store whose files are there in their sizes; none where it has no such list."""
+    """The parts of a store whose files are as they were written; none where it has no such list."""
+    path = store / PARTS_FILE
     try:
-        document = json.loads((store / PARTS_FILE).read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
         parts = {
             name: Part(
                 part["fingerprint"], {file: (sha, size) for file, (sha, size) in part["files"].items()}, part["facts"]
             )
             for name, part in document.items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except FileNotFoundError:
         return {}
-    return {name: part for name, part in parts.items() if _is_whole(store, part)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s cannot be used (%s); all is made again", path, " ".join(str(error).split()))
+        return {}
+    whole = {name for name, part in parts.items() if _is_whole(store, part)}
+    for name in sorted(parts.keys() - whole):
+        log.warning("files of %s in %s are damaged or gone; it is made again", name, store)
+    return {name: parts[name] for name in parts if name in whole}
 
 
 def write(store: Path, parts: Parts) -> None:
@@ -139,5 +149,8 @@ def content_digest(parts: Parts) -> str:
 
 def _is_whole(store: Path, part: Part) -> bool:
     with contextlib.suppress(OSError):
-        return all((store / name).stat().st_size == size for name, (_, size) in part.files.items())
+        return all(
+            (store / name).stat().st_size == size and files.file_digest(store / name) == sha
+            for name, (sha, size) in part.files.items()
+        )
     return False

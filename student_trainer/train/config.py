@@ -11,6 +11,7 @@ from shared.config import Section
 from shared.store import Cache
 from student_trainer.distill.config import ClientConfig, DistillConfig
 from student_trainer.model.config import ModelConfig
+from student_trainer.runs.sinks import Wandb
 
 
 class DataConfig(Section):
@@ -69,7 +70,8 @@ class RuntimeConfig(Section):
     tf32: bool = True
     """Let float32 matrix products use TF32 on accelerators that have it."""
     compile: bool = False
-    """Compile the trip encoder and the navigator with torch.compile."""
+    """Compile the trip encoder and the navigator with torch.compile, anew in each run; TORCHINDUCTOR_CACHE_DIR names a
+    directory that lasts, which this user alone may write to."""
 
 
 class LogConfig(Section):
@@ -83,8 +85,8 @@ class LogConfig(Section):
     """Newest checkpoints to keep: last.pt, last.1.pt, ...; best.pt is kept besides."""
     tensorboard: bool = True
     """Write event files to OUT/tensorboard."""
-    wandb: Literal["off", "offline", "online"] = "off"
-    """Weights & Biases; offline needs no network."""
+    wandb: Wandb = "off"
+    """Weights & Biases; offline needs no network. WANDB_MODE and WANDB_DISABLED can only take away from it."""
     wandb_project: str = "lmtad-hoser-distill"
     """Its project."""
     wandb_name: str | None = None

@@ -1,19 +1,15 @@
-"""Where metrics go: `metrics.jsonl`, TensorBoard, Weights & Biases, the console."""
+"""Where a run's metrics go: `metrics.jsonl`, and the sinks that the settings ask for."""
 
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
-from typing import Any, TextIO
-
-from torch.utils.tensorboard import SummaryWriter
+from typing import TextIO
 
 from shared import files
 from student_trainer.runs.layout import RunFiles
+from student_trainer.runs.sinks import Sinks, WandbRun
 from student_trainer.train.config import TrainConfig
-
-log = logging.getLogger(__name__)
 
 
 class Logbook:
@@ -27,28 +23,26 @@ class Logbook:
         path = RunFiles(settings.out).metrics
         _keep_until(path, step)
         self._file: TextIO = path.open("a", encoding="utf-8")
-        self._tensorboard = (
-            SummaryWriter(str(settings.out / "tensorboard"), purge_step=step + 1) if settings.log.tensorboard else None
+        wandb = WandbRun(
+            asked=settings.log.wandb,
+            project=settings.log.wandb_project,
+            name=settings.log.wandb_name or settings.out.name,
+            config=settings.model_dump(mode="json"),
+            tags=settings.log.wandb_tags,
+            group=settings.log.wandb_group,
         )
-        self._wandb = _start_wandb(settings) if settings.log.wandb != "off" else None
+        self._sinks = Sinks(settings.out, settings.log.tensorboard, wandb, after=step)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Adds a record."""
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
-        if self._tensorboard:
-            for name, value in metrics.items():
-                self._tensorboard.add_scalar(name, value, step)
-        if self._wandb:
-            self._wandb.log(metrics, step=step)
+        self._sinks.write(step, metrics)
 
     def close(self) -> None:
         """Flushes and closes every sink."""
         self._file.close()
-        if self._tensorboard:
-            self._tensorboard.close()
-        if self._wandb:
-            self._wandb.finish()
+        self._sinks.close()
 
 
 def _keep_until(path: Path, step: int) -> None:
@@ -56,17 +50,3 @@ def _keep_until(path: Path, step: int) -> None:
         lines = path.read_text(encoding="utf-8").splitlines()
         whole = [line for line in lines if line.endswith("}")]  # a crash may have cut the last one
         files.write_text(path, "".join(f"{line}\n" for line in whole if json.loads(line)["step"] <= step))
-
-
-def _start_wandb(settings: TrainConfig) -> Any:
-    import wandb  # heavy, and off by default
-
-    return wandb.init(
-        project=settings.log.wandb_project,
-        name=settings.log.wandb_name or settings.out.name,
-        group=settings.log.wandb_group,
-        tags=list(settings.log.wandb_tags),
-        mode=settings.log.wandb if settings.log.wandb != "off" else "disabled",
-        dir=str(settings.out),
-        config=settings.model_dump(mode="json"),
-    )

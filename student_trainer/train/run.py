@@ -4,7 +4,7 @@ OUT/config.yaml           resolved settings
 OUT/checkpoints/last.pt   where to go on from; last.1.pt the one before it
 OUT/checkpoints/best.pt   highest validation accuracy
 OUT/hoser.pth             weights of best.pt as public HOSER loads them
-OUT/metrics.jsonl, tensorboard/, wandb/
+OUT/metrics.jsonl, tensorboard/, wandb/, wandb_run.json
 OUT/summary.json          result of a finished run
 OUT/profile.json, trace.json   where its time went, if `profile` is set
 """
@@ -38,6 +38,8 @@ from student_trainer.model.time_scale import TimeScale
 from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.runs.checkpoint import Checkpoint, Progress
 from student_trainer.runs.layout import RunFiles
+from student_trainer.runs.sinks import check_wandb
+from student_trainer.train.compiling import use_own_directory
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed
 from student_trainer.train.logbook import Logbook
@@ -107,6 +109,8 @@ def _open(settings: TrainConfig, ranks: Ranks) -> tuple[torch.device, Store, Che
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store = Store(settings.data)
+    if ranks.is_first:
+        check_wandb(settings.log.wandb)
     return device, store, claim_directory(settings, store) if ranks.is_first else None
 
 
@@ -211,6 +215,7 @@ class Session:
         if resumed is not None:
             progress = self._restore(resumed, optimizer)
         if settings.runtime.compile:
+            use_own_directory()
             self.model.trajectory_encoder.compile(dynamic=True)
             self.model.navigator.compile(dynamic=True)
 

@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from shared import config, provenance
 from shared.errors import ConfigError
 from shared.store import Store
+from student_trainer.runs.sinks import check_wandb
 from student_trainer.train import run as training
 from student_trainer.tune import folders, phases, plan, results
 from student_trainer.tune.config import TuneConfig
@@ -47,6 +48,7 @@ def run(settings: TuneConfig) -> int:
     if settings.dry_run:
         _tell(planned, None)
         return 0
+    check_wandb(settings.train.log.wandb)  # once: a trial goes on without it
     revision = _check_teacher(settings)
     storage = open_storage(settings.storage, settings.out)
     _tell(planned, results.seconds_per_epoch(existing(planned, storage, revision)))

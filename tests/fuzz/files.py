@@ -6,6 +6,7 @@ file around it.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import io
 import json
@@ -24,6 +25,7 @@ from support.random_city import write_random_store
 from fuzz.target import Target, as_file
 from shared import teacher_file
 from shared.store import Store
+from student_trainer.data import tables
 from student_trainer.evaluate import generated
 from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.runs.checkpoint import Checkpoint, Progress
@@ -220,12 +222,20 @@ def read_array(data: bytes) -> None:
             store.trips("train", cache)  # type: ignore[arg-type]
 
 
+@functools.cache
+def _reader() -> tables.Reader:
+    """One process for all files, which it survives or does not; ended with this process."""
+    reader = tables.Reader()
+    atexit.register(reader.close)
+    return reader
+
+
 def read_trips_table(data: bytes) -> None:
     """trips.parquet of a directory that `generate` wrote."""
     folder = _made("generated", lambda path: write_generated(path, Store(_store()), 5))
     with as_file(data, "trips.parquet") as path:
         (path.parent / "summary.json").symlink_to(folder / "summary.json")
-        generated.read(path.parent, Store(_store()))
+        generated.read(path.parent, Store(_store()), _reader().read)
 
 
 def read_summary(data: bytes) -> None:

@@ -10,8 +10,6 @@ from fuzz import files, text, wire
 from fuzz.target import Target, attempt
 
 TARGETS = (*wire.TARGETS, *files.TARGETS, *text.TARGETS)
-ABORTING = {"trips-table"}
-"""Targets whose library may end the process on some edits, and all tests with it: open, see docs/RELIABILITY.md."""
 each_target = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 GOOD = {target.name for target in TARGETS} - {"teacher-document", "cache-rows", "upstream-index", "yaml", "override"}
 """Targets all of whose seeds are taken."""
@@ -51,9 +49,7 @@ def test_seeds(target: Target) -> None:
     assert any(taken) or target.name == "teacher-document"  # its weights are not those of the revision
 
 
-@pytest.mark.parametrize(
-    "target", [target for target in TARGETS if target.name not in ABORTING], ids=lambda target: target.name
-)
+@each_target
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_edits_of_seeds(target: Target, data: st.DataObject) -> None:

@@ -19,7 +19,7 @@ from support.setting_reads import recorded_reads, settings_of
 from support.students import random_model
 
 from shared.cli import main
-from shared.errors import ConfigError
+from shared.errors import ConfigError, FileFormatError
 from shared.store import Store
 from student_trainer.__main__ import JOBS
 from student_trainer.data.network import RoadNetwork
@@ -156,6 +156,41 @@ def test_what_is_done_is_not_done_again_and_not_replaced_unasked(city: tuple[Sto
         generate.generate(settings(city, out, seed=1))
     other = generate.generate(settings(city, out, seed=1, replace=True))
     assert other["fingerprint"] != first["fingerprint"]
+
+
+def test_trips_that_have_changed_are_not_taken_for_done(city: tuple[Store, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = generate.generate(settings(city, out))
+    for name in ("trips.parquet", "trips.csv"):
+        whole = (out / name).read_bytes()
+        (out / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(FileFormatError, match=rf"{name} is not as `generate` wrote it .*replace=true"):
+            generate.generate(settings(city, out))
+        again = generate.generate(settings(city, out, replace=True))
+        assert again["files"] == first["files"] and (out / name).read_bytes() == whole
+
+
+@pytest.mark.parametrize("damage", ["cut", "one bit", "other columns"])
+def test_a_damaged_part_is_refused_with_one_line(city: tuple[Store, Path], tmp_path: Path, damage: str) -> None:
+    """One bit makes a count negative, at which polars 2.1 ends the process that reads."""
+    generate.generate(settings(city, tmp_path / "out"))
+    trips = pl.read_parquet(tmp_path / "out" / "trips.parquet")
+    parts = records.Parts(tmp_path)
+    parts.start("a")
+    for _ in range(2):
+        parts.write(trips, {})
+    path = parts.folder / "1.parquet"
+    data = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(data[:-9])
+    elif damage == "one bit":
+        place = data.index(bytes([44, 21, 2 * len(trips), 21])) + 2  # Thrift: a structure, its first number, zigzag
+        path.write_bytes(data[:place] + bytes([2 * len(trips) + 1]) + data[place + 1 :])
+    else:
+        trips.with_columns(pl.lit("x").alias("pair")).write_parquet(path)
+    with pytest.raises(FileFormatError, match=r"1\.json or its trips are damaged .*; remove") as raised:
+        parts.read()
+    assert "\n" not in str(raised.value)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(ConfigError, match="left alone"):

@@ -166,13 +166,21 @@ def test_only_what_a_change_concerns_is_made_again(tmp_path: Path, tiny_city: Pa
     assert content(config.out) == prepared_anew(config)
 
 
-def test_a_damaged_part_is_made_again_and_no_other(tmp_path: Path, tiny_city: Path) -> None:
+def test_a_damaged_part_is_made_again_and_no_other(
+    tmp_path: Path, tiny_city: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config = PrepareConfig(raw=tiny_city, out=tmp_path / "store", workers=1)
     run(config)
     expected = content(config.out)
-    (config.out / "train" / "times.npy").write_bytes(b"half")
-    assert prepare_run.prepare(config).seconds.keys() == {"train"}
-    assert content(config.out) == expected
+    times = config.out / "train" / "times.npy"
+    whole = times.read_bytes()
+    for damaged in (b"half", whole[:-1] + bytes([whole[-1] ^ 1])):
+        times.unlink()
+        times.write_bytes(damaged)
+        caplog.clear()
+        assert prepare_run.prepare(config).seconds.keys() == {"train"}
+        assert "files of train" in caplog.text and "made again" in caplog.text
+        assert content(config.out) == expected
     (config.out / "parts.json").write_text('{"train": {"files": 3}}')
     assert prepare_run.prepare(config).seconds.keys() == set(build.ORDER)
     assert content(config.out) == expected

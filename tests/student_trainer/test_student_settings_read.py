@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import pytest
 import torch
 from conftest import TeacherStarter, write_tiny_teacher
 from support.certificates import reads_of_a_channel
+from support.fake_wandb import FakeWandb
 from support.generated_trips import write_generated
 from support.random_city import write_random_store
 from support.setting_reads import Setting, recorded_reads, settings_of
@@ -92,29 +91,13 @@ def test_prepare_reads_all(tmp_path: Path) -> None:
     assert settings_of(PrepareConfig) <= reads
 
 
-class _Run(contextlib.nullcontext["_Run"]):
-    """Takes what a run of Weights & Biases takes."""
-
-    def __enter__(self) -> _Run:
-        return self
-
-    def log(self, *_: Any, **__: Any) -> None: ...
-
-    def finish(self) -> None: ...
-
-
 @pytest.fixture
 def wandb(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What a stand-in for Weights & Biases was started with."""
-    started: dict[str, Any] = {}
-    run = _Run()
-
-    def init(**arguments: Any) -> _Run:
-        started.update(arguments)
-        return run
-
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
-    return started
+    stand_in = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    monkeypatch.delenv("WANDB_DISABLED", raising=False)
+    return stand_in.last
 
 
 @pytest.fixture
