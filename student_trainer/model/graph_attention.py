@@ -1,9 +1,10 @@
 """GATv2 attention over the edges of a hop: out_i = sum_j alpha_ij l_j, alpha_i = softmax_j a . LeakyReLU(z_ij).
 
-z_ij = l_j + r_i + W_e e_ij. Two formulations, the same up to rounding:
+z_ij = l_j + r_i + W_e e_ij. Three formulations, the same up to rounding:
 
-    attend_edges    torch operations over [E, d] tensors: accelerators
     attend_rows     compiled loops over the sorted edges, which keep no [E, d] tensor for the backward pass: CPU
+    attend_sorted   the same in kernels without atomics (`attention_kernels.py`): CUDA, where Triton is installed
+    attend_edges    torch operations over [E, d] tensors: other accelerators; on some of them atomics change last bits
 
 Shapes: M_in inputs, M_out targets, E edges, d width.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +27,8 @@ from torch.autograd.function import once_differentiable
 from shared.compiled import compiled_sums
 from student_trainer.model.road_graph import Hop
 
+HAS_KERNELS = importlib.util.find_spec("triton") is not None
+"""Whether there are kernels for CUDA; Triton comes with torch's builds for it."""
 SLOPE = 0.2
 """Of LeakyReLU below 0."""
 CHUNKS = 16
@@ -45,6 +49,10 @@ def attend(left: Tensor, right: Tensor, on_attr: Tensor, att: Tensor, hop: Hop) 
         att: [d], a.
         hop: edges.
     """
+    if left.device.type == "cuda" and HAS_KERNELS:
+        from student_trainer.model.attention_kernels import attend_sorted  # Triton takes a second to import
+
+        return attend_sorted(left, right, on_attr, att, hop, SLOPE)
     if left.device.type != "cpu":
         return attend_edges(left, right, on_attr, att, hop)
     dtype = torch.float64 if left.dtype == torch.float64 else torch.float32  # under autocast, too
