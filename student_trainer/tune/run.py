@@ -28,7 +28,7 @@ import tqdm
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from shared import config, provenance
+from shared import config, processes, provenance
 from shared.errors import ConfigError, TrainingError
 from shared.store import Store
 from student_trainer.train import run as training
@@ -207,12 +207,12 @@ class _Workers:
         settings = self._settings
         path = settings.out / "logs" / f"worker-{number}.log"
         threads = plan.threads(settings, provenance.cores())
-        command = [sys.executable, "-m", "student_trainer.tune.worker", str(settings.out / "config.yaml"),
-                   str(number), str(os.getpid()), self._revision]  # fmt: skip
+        command = processes.command("student_trainer.tune.worker", str(settings.out / "config.yaml"),
+                                    str(number), str(os.getpid()), self._revision)  # fmt: skip
         with path.open("ab") as stream:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
-                env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+                env=processes.environment(OMP_NUM_THREADS=str(threads)),
             )  # fmt: skip
         return _Worker(number, process, path)
 
