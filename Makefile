@@ -11,7 +11,6 @@ METRICS ?= 127.0.0.1:9464
 STORE ?= runs/demo/store
 OUT ?= runs/train
 MINUTES ?= 30
-EXTRAS := teacher trainer report tune wandb dev# each by its name: markers of what `all` brings would be lost
 BUF := npx --yes @bufbuild/buf@1.75.0
 FUZZ_SECONDS = $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),60)
 
@@ -86,7 +85,7 @@ fuzz: setup ## coverage-guided fuzzing of every reader: make fuzz SECONDS=60 (of
 	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS) --out .fuzz
 
 lock: setup ## lock what pyproject.toml asks for (make lock UPGRADE='--upgrade-package grpcio')
-	$(BIN)/pip-compile --quiet $(addprefix --extra ,$(EXTRAS)) --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+	$(BIN)/pip-compile --quiet --extra all --extra dev --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 	  --no-header --no-annotate $(UPGRADE) --output-file requirements.lock pyproject.toml
 	sed -i 's/+cpu$$//; /^#/d; /^$$/d; /^lmtad-hoser-distill @/d' requirements.lock  # no local builds: it serves every machine
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv

@@ -1,9 +1,10 @@
-"""Installations of the project: a wheel from a clean tree, in environments that hold what an extra asks for, no more."""
+"""The project's wheel from a clean tree, installed where nothing is but what an extra brings."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -39,9 +40,11 @@ def pip(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProc
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
 
 
-def build_wheel(tree: Path, out: Path, *options: str) -> Path:
-    """The wheel of a source tree, or of an sdist."""
-    done = pip("wheel", "--no-deps", "--wheel-dir", out, *options, tree)
+def build_wheel(source: Path, out: Path, *options: str) -> Path:
+    """The wheel of a source tree or an sdist; the tree stays as it is."""
+    if source.is_dir():  # setuptools builds in the tree, and takes what an earlier build has left there
+        source = Path(shutil.copytree(source, out / "tree"))
+    done = pip("wheel", "--no-deps", "--wheel-dir", out, *options, source)
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = out.glob("*.whl")
     return wheel
@@ -65,8 +68,10 @@ def closure(project: metadata.Distribution, *extras: str) -> dict[str, metadata.
             continue
         seen.add((name, wanted))
         distribution = project if name == PROJECT else found.setdefault(name, metadata.distribution(name))
-        for requirement in requirements(distribution.requires or [], wanted):
-            pending.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
+        pending += [
+            (canonicalize_name(requirement.name), frozenset(requirement.extras))
+            for requirement in requirements(distribution.requires or [], wanted)
+        ]
     return found
 
 
@@ -86,7 +91,7 @@ class Installed:
         """The path of a program in it."""
         return str(self.path / "bin" / program)
 
-    def start(self, *command: object, cwd: Path, **options: object) -> subprocess.Popen[str]:
+    def start(self, *command: object, cwd: Path) -> subprocess.Popen[str]:
         """Starts a program of the environment, as a user who has activated nothing."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         program, *arguments = map(str, command)
