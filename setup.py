@@ -7,6 +7,7 @@ Wheels, sdists and editable installs take it as a part of setuptools' `build`; `
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Command, setup
 from setuptools.command.build import build
@@ -20,11 +21,11 @@ class BuildGrpc(Command):
     """Generates `shared/rpc/teacher/v1` below the build directory, or in the source tree."""
 
     description = "generate the gRPC code of proto/"
-    user_options = (
+    user_options: ClassVar = [
         ("build-lib=", "d", "directory to write below"),
         ("inplace", "i", "write into the source tree"),
-    )
-    boolean_options = ("inplace",)
+    ]
+    boolean_options: ClassVar = ["inplace"]
 
     def initialize_options(self) -> None:
         """What setuptools asks of a command."""
@@ -63,7 +64,7 @@ class BuildGrpc(Command):
 class Build(build):
     """setuptools' `build`, with the step at its end: what it generates replaces older copies."""
 
-    sub_commands = [*build.sub_commands, ("build_grpc", None)]  # noqa: RUF012  # as setuptools declares it
+    sub_commands: ClassVar = [*build.sub_commands, ("build_grpc", None)]
 
 
 setup(cmdclass={"build": Build, "build_grpc": BuildGrpc})

@@ -152,32 +152,30 @@ def test_teacher_and_trainer_each_in_an_environment_of_its_own(environments: dic
 
 
 @pytest.mark.parametrize(
-    ("installed", "arguments", "module", "extra"),
+    ("installed", "command", "module", "extra"),
     [
-        ("bare", ("teacher-server", "serve", "--teacher", "teacher.safetensors"), None, "teacher"),
-        ("bare", ("student-trainer", "train", "--data", "store", "--out", "new"), None, "trainer"),
-        ("trainer", ("teacher-server", "serve", "--teacher", "teacher.safetensors"), None, "teacher"),
-        ("teacher", ("student-trainer", "train", "--data", "store", "--out", "new"), None, "trainer"),
-        ("teacher", ("student-trainer", "prepare", "--raw", "raw", "--out", "new"), None, "trainer"),
-        ("trainer", ("student-trainer", "tune", "--data", "store", "--out", "new"), "optuna", "tune"),
-        ("trainer", ("student-trainer", "report", "--data", "store", "--out", "new"), "matplotlib", "report"),
-        ("trainer", ("student-trainer", "pipeline", "--data", "store", "--out", "new"), "matplotlib", "report"),
-        ("trainer", ("student-trainer", "train", "--data", "store", "--out", "w", "log.wandb=offline"), "wandb", "wandb"),
+        ("bare", "teacher-server serve --teacher teacher.safetensors", None, "teacher"),
+        ("bare", "student-trainer train --data store --out new", None, "trainer"),
+        ("trainer", "teacher-server serve --teacher teacher.safetensors", None, "teacher"),
+        ("teacher", "student-trainer train --data store --out new", None, "trainer"),
+        ("teacher", "student-trainer prepare --raw raw --out new", None, "trainer"),
+        ("trainer", "student-trainer tune --data store --out new", "optuna", "tune"),
+        ("trainer", "student-trainer report --data store --evaluations measured --out new", "matplotlib", "report"),
+        ("trainer", "student-trainer pipeline --data store --models run --out new", "matplotlib", "report"),
+        ("trainer", "student-trainer train --data store --out logged log.wandb=offline", "wandb", "wandb"),
     ],
-)  # fmt: skip
+)
 def test_a_missing_extra_is_named_in_one_line(
     environments: dict[str, Installed],
     work: Path,
     installed: str,
-    arguments: tuple[str, ...],
+    command: str,
     module: str | None,
     extra: str,
 ) -> None:
-    needed = {"--evaluations": "measured", "--models": "run"}
-    more = {"report": ("--evaluations",), "pipeline": ("--models",)}.get(arguments[1], ())
-    given = [text for flag in more for text in (flag, needed[flag])]
-    out, err = environments[installed].run(*arguments, *given, cwd=work, code=2)
-    (line,) = [line for line in err.splitlines() if line.startswith(f"{arguments[0]} {arguments[1]}: ")]
+    program, job, *arguments = command.split()
+    out, err = environments[installed].run(program, job, *arguments, cwd=work, code=2)
+    (line,) = [line for line in err.splitlines() if line.startswith(f"{program} {job}: ")]
     assert out == "" and "Traceback" not in err
     assert f"this needs the extra [{extra}]: pip install 'lmtad-hoser-distill[{extra}]'" in line
     assert module is None or f"the module {module} is not installed" in line
@@ -200,7 +198,7 @@ def test_another_shared_in_the_working_directory(
     if is_package:
         (tmp_path / "shared" / "__init__.py").write_text(ANOTHER)
     environment, program = environments["bare"], package.replace("_", "-")
-    out, err = environment.run("python", "-m", package, "--version", cwd=tmp_path, code=2 if is_package else 0)
+    _, err = environment.run("python", "-m", package, "--version", cwd=tmp_path, code=2 if is_package else 0)
     if is_package:
         (line,) = err.splitlines()
         assert line.startswith(f"{program}: `shared` would be imported from {tmp_path / 'shared' / '__init__.py'} ")
