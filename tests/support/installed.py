@@ -103,7 +103,7 @@ class Installed:
     def run(self, *command: object, cwd: Path, code: int = 0) -> tuple[str, str]:
         """Runs a program to its end, which must be this exit code; returns stdout and stderr."""
         process = self.start(*command, cwd=cwd)
-        out, err = process.communicate(timeout=280)
+        out, err = process.communicate(timeout=600)
         assert process.returncode == code, f"{command}: {process.returncode}\n{out}{err}"
         return out, err
 
