@@ -11,30 +11,30 @@ METRICS ?= 127.0.0.1:9464
 STORE ?= runs/demo/store
 OUT ?= runs/train
 MINUTES ?= 30
+BUF := npx --yes @bufbuild/buf@1.75.0
 FUZZ_SECONDS = $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),60)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto demo test test-fast chaos soak fuzz audit lint format type buf serve train bench bench-peers lock clean
+.PHONY: help setup proto demo test test-fast chaos soak fuzz audit lint format type buf buf-release serve train bench bench-peers lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 setup: $(READY) proto ## make .venv with the locked dependencies (VERIFY=1: only files whose hashes are known)
 
-$(READY): pyproject.toml requirements.lock
+$(READY): pyproject.toml setup.py requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0] + \
 	  "; name another one: make setup PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(if $(VERIFY),$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.hashes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[all,dev]'
 	@touch $@
 
 proto: $(RPC) ## generate the gRPC code from proto/
 
 $(RPC): proto/teacher/v1/teacher.proto | $(READY)
-	$(BIN)/python -m grpc_tools.protoc -Ishared/rpc=proto --python_out=. --pyi_out=. --grpc_python_out=. \
-	  shared/rpc/teacher/v1/teacher.proto
+	$(BIN)/python setup.py --quiet build_grpc --inplace
 
 demo: setup ## the main job on a synthetic city: prepare, pretrain, serve, train twice (a few minutes)
 	$(BIN)/python -m shared.demo --out runs/demo
@@ -59,8 +59,11 @@ format: setup ## ruff, mending
 type: setup ## mypy
 	$(BIN)/mypy
 
-buf: ## lint the wire contract (needs npm)
-	cd proto && npx --yes @bufbuild/buf@1.75.0 lint
+buf: ## lint the wire contract, and compare it with the last release's (needs npm)
+	cd proto && $(BUF) lint && $(BUF) breaking --against released.json
+
+buf-release: ## at a release: what `make buf` compares with from now on (needs npm)
+	cd proto && $(BUF) build --exclude-source-info --output released.json
 
 serve: setup ## the teacher daemon: make serve TEACHER=teacher.safetensors
 	$(BIN)/teacher-server serve --teacher $(TEACHER) --listen $(LISTEN) --metrics-listen $(METRICS)
@@ -82,9 +85,9 @@ fuzz: setup ## coverage-guided fuzzing of every reader: make fuzz SECONDS=60 (of
 	PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS) --out .fuzz
 
 lock: setup ## lock what pyproject.toml asks for (make lock UPGRADE='--upgrade-package grpcio')
-	$(BIN)/pip-compile --quiet --extra dev --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+	$(BIN)/pip-compile --quiet --extra all --extra dev --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
 	  --no-header --no-annotate $(UPGRADE) --output-file requirements.lock pyproject.toml
-	sed -i 's/+cpu$$//; /^#/d; /^$$/d' requirements.lock  # no local builds: the lock serves every machine
+	sed -i 's/+cpu$$//; /^#/d; /^$$/d; /^lmtad-hoser-distill @/d' requirements.lock  # no local builds: it serves every machine
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	grep -v '^torch==' requirements.lock | $(BIN)/uv pip compile --quiet --no-config --no-deps --universal --generate-hashes \
 	  --no-annotate --no-header --output-file requirements.hashes -  # of every platform's files; torch's builds differ

@@ -32,32 +32,29 @@ RUN set -eu; \
         rm -rf /var/lib/apt/lists/*; \
     fi
 WORKDIR /build
-COPY pyproject.toml requirements.lock README.md LICENSE ./
+COPY pyproject.toml setup.py requirements.lock README.md LICENSE ./
+COPY proto/ proto/
 COPY shared/__init__.py shared/
-# Two environments: /opt/build generates and installs, /opt/venv is what runs. The dependencies come first, with a
-# shell of the package, so that a change of code does not install torch again.
+# Two environments: /opt/build installs, /opt/venv is what runs. The dependencies come first, with a shell of the
+# package, so that a change of code does not install torch again.
 ARG TORCH_INDEX_URL=""
 RUN --mount=type=cache,target=/root/.cache/pip set -eu; \
     python3 -m venv /opt/build; \
     python3 -m venv --without-pip /opt/venv; \
-    /opt/build/bin/pip install -c requirements.lock grpcio-tools; \
     if [ -n "${TORCH_INDEX_URL}" ]; then \
         /opt/build/bin/pip --python /opt/venv install -c requirements.lock --no-deps --index-url "${TORCH_INDEX_URL}" torch; \
     fi; \
-    /opt/build/bin/pip --python /opt/venv install -c requirements.lock .
-COPY proto/ proto/
+    /opt/build/bin/pip --python /opt/venv install -c requirements.lock '.[teacher]'
 COPY shared/ shared/
 COPY teacher_server/ teacher_server/
 # The project is one distribution with two commands; this image holds the code of one.
 RUN --mount=type=cache,target=/root/.cache/pip set -eu; \
-    /opt/build/bin/python -m grpc_tools.protoc -Ishared/rpc=proto --python_out=. --pyi_out=. --grpc_python_out=. \
-        shared/rpc/teacher/v1/teacher.proto; \
     /opt/build/bin/pip --python /opt/venv install --no-deps --force-reinstall .; \
     rm /opt/venv/bin/student-trainer
 
 
 FROM base AS runtime
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="teacher-server" \
       org.opencontainers.image.description="LM-TAD teacher behind gRPC for distillation" \

@@ -5,4 +5,7 @@ drags in the other's stack. Imports go one way: `shared` <- `teacher_server`,
 `shared` <- `student_trainer`.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+
+DISTRIBUTION = "lmtad-hoser-distill"
+"""What it is installed by; and how the two packages know this `shared` from another one."""

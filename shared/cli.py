@@ -22,8 +22,8 @@ from typing import Any, get_args
 import yaml
 
 import shared
-from shared import config, log
-from shared.errors import ReportableError
+from shared import config, extras, log
+from shared.errors import ConfigError, ReportableError
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +49,23 @@ class Job:
     schema: str
     run: str
     flags: tuple[Flag, ...] = ()
+    extra: str | None = None
+    """The extra that it needs, if not its program's own."""
 
 
-def main(program: str, description: str, jobs: Sequence[Job], argv: Sequence[str] | None = None) -> int:
-    """Parses, configures, runs; returns the exit code (0 done, 1 failed, 2 bad input, 130 interrupted)."""
+def main(
+    program: str, description: str, jobs: Sequence[Job], argv: Sequence[str] | None = None, extra: str | None = None
+) -> int:
+    """Parses, configures, runs; returns the exit code (0 done, 1 failed, 2 bad input, 130 interrupted).
+
+    Args:
+        program: what people call it.
+        description: one sentence for its help.
+        jobs: its commands.
+        argv: arguments; those of the process if None.
+        extra: of the installation, needed by every job that names none; None if none is.
+    """
+    jobs = [job if job.extra else dataclasses.replace(job, extra=extra) for job in jobs]
     parser = argparse.ArgumentParser(program, description=description)
     parser.add_argument("--version", action="version", version=f"{program} {shared.__version__}")
     commands = parser.add_subparsers(dest="job", metavar="COMMAND", required=True, parser_class=_JobParser)
@@ -64,9 +77,10 @@ def main(program: str, description: str, jobs: Sequence[Job], argv: Sequence[str
     try:
         paths, overrides = _split(arguments.config)
         overrides = [*_from_flags(job, arguments), *overrides, *arguments.overrides]
-        settings = config.load(_import(job.schema), job.name, paths, overrides)
-        with _terminated_as_interrupted():
-            return int(_import(job.run)(settings) or 0)
+        with extras.needed(job.extra):
+            settings = config.load(_import(job.schema), job.name, paths, overrides)
+            with _terminated_as_interrupted():
+                return int(_import(job.run)(settings) or 0)
     except ReportableError as error:
         print(f"{program} {job.name}: {error}", file=sys.stderr)
         return 2
@@ -104,7 +118,12 @@ class _JobParser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         lines = [super().format_help(), f"settings (key=value, or in a YAML file under '{self.job.name}:'):"]
-        for key, default, doc in config.describe(_import(self.job.schema)):
+        try:
+            with extras.needed(self.job.extra):
+                described = config.describe(_import(self.job.schema))
+        except ConfigError as error:
+            return "\n".join([*lines, f"  {error}"]) + "\n"
+        for key, default, doc in described:
             lines.append(f"  {key} = {default}")
             lines += textwrap.wrap(doc, 96, initial_indent="      ", subsequent_indent="      ")
         return "\n".join(lines) + "\n"

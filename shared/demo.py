@@ -20,6 +20,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from shared import processes
+
 MARKER = ".demo"
 READY_SECONDS = 60
 STOP_SECONDS = 20
@@ -75,12 +77,14 @@ def _run(out: Path) -> dict[str, Any]:
 
 def _stage(out: Path, name: str, package: str, *arguments: object) -> dict[str, Any]:
     """Runs a command; returns the JSON of the last line that it printed."""
-    command = [sys.executable, "-m", package, *map(str, arguments)]
+    command = processes.command(package, *map(str, arguments))
     log = out / "logs" / f"{name.replace(' ', '-')}.log"
-    print(f"[{name}] {package.replace('_', '-')} {shlex.join(command[3:])}", flush=True)
+    print(f"[{name}] {package.replace('_', '-')} {shlex.join(map(str, arguments))}", flush=True)
     start = time.monotonic()
     with log.open("w") as stream:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stream, text=True, check=False)
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=stream, text=True, check=False, env=processes.environment()
+        )
         stream.write(done.stdout)
     if done.returncode:
         last = log.read_text().strip().splitlines()[-1:] or ["no output"]
@@ -93,11 +97,14 @@ def _stage(out: Path, name: str, package: str, *arguments: object) -> dict[str, 
 @contextlib.contextmanager
 def _teacher_daemon(out: Path, teacher: Path) -> Iterator[str]:
     """A daemon on free ports; yields its address and stops it in the end."""
-    command = [sys.executable, "-m", "teacher_server", "serve", "--teacher", str(teacher)]
-    command += ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--config", "config/demo.yaml"]
-    print(f"[serve] teacher-server {shlex.join(command[3:])}", flush=True)
+    arguments = ["serve", "--teacher", str(teacher), "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
+    arguments += ["--config", "config/demo.yaml"]
+    print(f"[serve] teacher-server {shlex.join(arguments)}", flush=True)
     log = out / "logs" / "serve.log"
-    with log.open("w") as stream, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stream, text=True) as daemon:
+    with log.open("w") as stream, subprocess.Popen(
+        processes.command("teacher_server", *arguments),
+        stdout=subprocess.PIPE, stderr=stream, text=True, env=processes.environment(),
+    ) as daemon:  # fmt: skip
         try:
             assert daemon.stdout is not None
             ready = daemon.stdout.readline()  # printed once it serves; empty if it ended instead

@@ -48,6 +48,7 @@ JOBS = (
         summary="search settings of the distillation, and find out whether the best is better than none",
         schema="student_trainer.tune.config:TuneConfig",
         run="student_trainer.tune.run:run",
+        extra="tune",
         flags=(
             Flag("--data", "data", "store to train on", "STORE"),
             Flag("--teacher", "teacher", "one teacher for all trials, as for train", "HOST:PORT[,HOST:PORT...]"),
@@ -110,6 +111,7 @@ JOBS = (
         summary="tables, charts and a map of evaluated trips in one HTML file",
         schema="student_trainer.report.config:ReportConfig",
         run="student_trainer.report.run:run",
+        extra="report",
         flags=(
             Flag("--data", "data", "store that the trips were generated on", "STORE"),
             Flag("--evaluations", "evaluations", "directories that `evaluate` wrote", "BASELINE[,OTHER...]"),
@@ -136,6 +138,7 @@ JOBS = (
         summary="all models of a directory: trips, metrics, comparisons, reports; only what is not done",
         schema="student_trainer.pipeline.config:PipelineConfig",
         run="student_trainer.pipeline.run:run",
+        extra="report",
         flags=(
             Flag("--data", "data", "store that `prepare` wrote", "STORE"),
             Flag("--models", "models", "directory of runs, or of .pth files", "DIR"),
@@ -149,7 +152,7 @@ JOBS = (
 
 def main() -> int:
     """Runs the command line; returns the exit code."""
-    return cli.main("student-trainer", "Trains HOSER, with a remote LM-TAD teacher or without.", JOBS)
+    return cli.main("student-trainer", "Trains HOSER, with a remote LM-TAD teacher or without.", JOBS, extra="trainer")
 
 
 if __name__ == "__main__":

@@ -71,7 +71,8 @@ JOBS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code."""
-    return cli.main("teacher-server", "The LM-TAD teacher: makes, serves and questions it.", JOBS, argv)
+    description = "The LM-TAD teacher: makes, serves and questions it."
+    return cli.main("teacher-server", description, JOBS, argv, extra="teacher")
 
 
 if __name__ == "__main__":

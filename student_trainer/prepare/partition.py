@@ -14,7 +14,7 @@ import kahip
 import numpy as np
 import numpy.typing as npt
 
-from shared import ragged
+from shared import processes, ragged
 from shared.errors import DataError
 
 Int = npt.NDArray[np.int64]
@@ -55,10 +55,9 @@ class Partitioning:
 
     def __init__(self, origin: Int, destination: Int, num_roads: int, count: int, seed: int) -> None:
         """Starts; the arguments are those of `partition`."""
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
-            start_new_session=True,  # an interrupt is for the parent, which ends it
+            processes.command(__name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env=processes.environment(), start_new_session=True,  # an interrupt is for the parent, which ends it
         )  # fmt: skip
         assert self._process.stdin is not None
         with self._process.stdin as stream:

@@ -7,12 +7,11 @@ import dataclasses
 import logging
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from shared import provenance
+from shared import processes, provenance
 from shared.errors import TrainingError
 from student_trainer.tune import plan
 from student_trainer.tune.config import TuneConfig
@@ -53,12 +52,12 @@ class WorkerPool:
         settings = self._settings
         path = settings.out / "logs" / f"worker-{number}.log"
         threads = plan.threads(settings, provenance.cores())
-        command = [sys.executable, "-m", "student_trainer.tune.worker", str(settings.out / "config.yaml"),
-                   str(number), str(os.getpid()), self._revision]  # fmt: skip
+        command = processes.command("student_trainer.tune.worker", str(settings.out / "config.yaml"),
+                                    str(number), str(os.getpid()), self._revision)  # fmt: skip
         with path.open("ab") as stream:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
-                env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+                env=processes.environment(OMP_NUM_THREADS=str(threads)),
             )  # fmt: skip
         return _Worker(number, process, path)
 

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from shared import extras as shared_extras
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCKERFILES = sorted((REPOSITORY / "docker").glob("*.Dockerfile"))
 PACKAGE = {"teacher": "teacher_server", "trainer": "student_trainer"}
+EXTRAS = {"teacher": {"teacher"}, "trainer": {"report", "trainer", "tune", "wandb"}}
 
 each_dockerfile = pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.stem)
 
@@ -94,6 +97,16 @@ def test_an_image_holds_the_code_of_one_command(path: Path) -> None:
     assert {PACKAGE[path.stem], "shared", "proto"} <= sources
     assert other not in sources
     assert f"rm /opt/venv/bin/{other.replace('_', '-')}" in read_stages(path)["builder"].arguments("RUN")[-1]
+
+
+@each_dockerfile
+def test_an_image_installs_what_its_command_needs(path: Path) -> None:
+    """Together the images hold every extra that `all` does; the build step generates the gRPC code."""
+    runs = " ".join(read_stages(path)["builder"].arguments("RUN"))
+    (extras,) = re.findall(r"install -c requirements\.lock '\.\[(.+?)\]'", runs)
+    assert set(extras.split(",")) == EXTRAS[path.stem]
+    assert "protoc" not in runs and {"setup.py", "proto/"} <= set(context_sources(path))
+    assert set.union(*EXTRAS.values()) == shared_extras.EXTRAS.keys()
 
 
 @each_dockerfile
