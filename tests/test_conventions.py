@@ -65,7 +65,12 @@ MAY_IMPORT = {
         "student_trainer.train",
         "student_trainer.predict",
     },
-    "student_trainer.evaluate": {"student_trainer.data", "student_trainer.train", "student_trainer.predict"},
+    "student_trainer.evaluate": {
+        "student_trainer.data",
+        "student_trainer.model",
+        "student_trainer.train",
+        "student_trainer.predict",
+    },
     "student_trainer.report": {"student_trainer.data", "student_trainer.evaluate"},
     "student_trainer.pipeline": {"student_trainer.generate", "student_trainer.evaluate", "student_trainer.report"},
 }
