@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +21,13 @@ from shared.store import Store
 from student_trainer.data.batch import build_batch
 from student_trainer.data.network import RoadNetwork
 from student_trainer.model import device as devices
+from student_trainer.model import upstream
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.hoser import HOSER
 from student_trainer.model.road_graph import RoadGraph
 from student_trainer.train import run as training
-from student_trainer.train.config import TrainConfig
+from student_trainer.train.config import OptimConfig, TrainConfig
+from student_trainer.train.optim import build_optimizer, restore_optimizer
 from student_trainer.train.ranks import ALONE, Ranks
 from student_trainer.train.run import Session
 from student_trainer.train.trainer import Step, Trainer, prepare_step
@@ -204,6 +207,27 @@ def test_predictions_on_cuda_are_read_where_they_end(store: Store, cuda: FakeCud
         output = model(moved, embedding)
         times = model.candidate_times(moved, embedding, output)
         assert (output.logits.device, times.device, times.shape) == (CUDA, CUDA, batch.candidate_road.shape)
+
+
+def test_weights_go_to_the_models_device(store: Store, cuda: FakeCuda) -> None:
+    """Buffers, too, which are as long as the weights have them, and the optimizer's state, from a checkpoint's host."""
+    network = RoadNetwork.load(store)
+    config = ModelConfig(road_id_dim=8, road_attr_dim=2)
+    fewer = dataclasses.replace(network, zone_edge_index=np.array([[0, 1], [1, 0]]), zone_edge_weight=np.ones(2, "f4"))
+    source, model = HOSER(config, fewer), HOSER(config, network)
+    optimizer = build_optimizer(source, OptimConfig())
+    for parameter in source.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    with cuda.here(watched=False):
+        model.to(CUDA)
+        upstream.load_into(model, source.state_dict())
+        ours = build_optimizer(model, OptimConfig())
+        restore_optimizer(ours, optimizer.state_dict())
+        moments = [value for moments in ours.state_dict()["state"].values() for value in moments.values()]
+        encoder = model.road_network_encoder
+        assert {tensor.device for tensor in [*model.state_dict().values(), *moments, encoder.zone_adjacency]} == {CUDA}
+    assert encoder.zone_edge_index.shape == (2, 2) and moments
 
 
 READS = {

@@ -109,13 +109,14 @@ class FakeCuda:
         watch: refuses that the host waits for it.
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, from_pageable: bool = False) -> None:
+        """With copies to the device from pageable memory, for which the host waits, or without."""
         lend_device_guard()
         locked = PageLocked()
         monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: locked.pin(tensor))
         monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
-        self._mode, self.watch = FakeTensorMode(allow_non_fake_inputs=True), Watch(locked)
+        self._mode, self.watch = FakeTensorMode(allow_non_fake_inputs=True), Watch(None if from_pageable else locked)
 
     @contextlib.contextmanager
     def here(self, watched: bool = True) -> Iterator[None]:
