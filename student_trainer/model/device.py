@@ -35,7 +35,8 @@ class Seen:
     @classmethod
     def here(cls) -> Seen:
         """On this machine."""
-        return cls(torch.cuda.device_count() if torch.cuda.is_available() else 0, torch.backends.cuda.is_built())
+        is_built: bool = torch.backends.cuda.is_built()  # type: ignore[no-untyped-call]
+        return cls(torch.cuda.device_count() if torch.cuda.is_available() else 0, is_built)
 
     def __str__(self) -> str:
         if not self.is_built:
@@ -130,7 +131,7 @@ def float32_products(device: torch.device, tf32: bool) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [switch.allow_tf32 for switch in switches]
     try:
         for switch in switches:

@@ -180,5 +180,5 @@ class RoadNetworkEncoder(nn.Module):
 
     def _apply(self, *args: Any, **kwargs: Any) -> RoadNetworkEncoder:
         self._adjacency = None  # on another device or in another dtype it is made anew
-        super()._apply(*args, **kwargs)
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         return self

@@ -9,7 +9,8 @@ Where the teacher has failed and `client.on_failure` is `skip`, a micro-batch's 
 divided as before: a position that has an answer pulls as hard as it would have anyway, one without does not pull, and
 no rank needs to know which answers the others have. All ranks call the same collectives in either case.
 
-An accelerator is waited for once a step, for the norm of the gradient.
+An accelerator is waited for once a step, for the norm of the gradient (`device.read`), and once more for the scale of a step
+whose values overflowed.
 """
 
 from __future__ import annotations
