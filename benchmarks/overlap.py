@@ -33,10 +33,10 @@ from student_trainer.data.network import RoadNetwork
 from student_trainer.distill.query import build_query
 from student_trainer.distill.teacher import NullTeacher
 from student_trainer.model.config import ModelConfig
+from student_trainer.model.device import pick_device
 from student_trainer.prepare.config import GridConfig
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed
-from student_trainer.train.optim import pick_device
 from student_trainer.train.run import Session
 from student_trainer.train.trainer import PlannedStep, prepare_step
 

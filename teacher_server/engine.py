@@ -220,7 +220,7 @@ class Engine:
 
         ends = ragged.offsets(lengths).tolist()
         self._each(run, [slice(*ends_of) for ends_of in itertools.pairwise(ends)])
-        return cast(Float32, found[: len(rows)].cpu().numpy())
+        return _read(found[: len(rows)])
 
     def _logits(self, states: Tensor, pairs: Tensor) -> Tensor:
         """Logits of pairs of state and token: float32 [n], products and sums in float32."""
@@ -330,8 +330,8 @@ def find_device(name: str) -> torch.device:
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return torch.device("cuda:0" if available else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= available:
+    device = torch.device("cuda:0" if name == "cuda" else name)
+    if device.type == "cuda" and device.index >= available:
         raise ConfigError(f"device={name}, but torch sees {available} CUDA devices here; use device=cpu or auto")
     return device
 
@@ -365,6 +365,11 @@ def _agreeing(what: str, sizes: tuple[int, ...], run: Callable[[int], tuple[Tens
     if found != sizes:
         log.info("%s: of sizes %s only %s give the same bits", what, sizes, found)
     return found
+
+
+def _read(found: Tensor) -> Float32:
+    """What a device has computed; the only place where scoring waits for it, once for logits and once for masses."""
+    return cast(Float32, found.cpu().numpy())
 
 
 def _processor() -> str:

@@ -109,11 +109,12 @@ class Batch:
         return self.road.flatten(), self.candidate_road
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device; from pinned memory the copy is asynchronous."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        """The host's batch on a device, which the host does not wait for."""
+        source = self.pin() if device.type == "cuda" else self
+        return source._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self) -> Batch:
-        """The batch in page-locked memory."""
+        """The batch in page-locked memory, from where copies are asynchronous; itself where it is already."""
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:

@@ -13,6 +13,7 @@ from student_trainer.data.batch import Batch
 from student_trainer.data.network import RoadNetwork
 from student_trainer.distill.config import DistillConfig
 from student_trainer.distill.kl import TeacherTarget
+from student_trainer.model.device import to_device
 
 
 def build_query(batch: Batch, network: RoadNetwork, distill: DistillConfig) -> ScoreQuery:
@@ -35,7 +36,7 @@ def build_query(batch: Batch, network: RoadNetwork, distill: DistillConfig) -> S
 def build_target(reply: ScoreReply, batch: Batch) -> TeacherTarget:
     """The reply beside the cells it is about, padded like the student's logits, on the batch's device."""
     token, layout = batch.candidate_token, batch.layout
-    log_probs = torch.from_numpy(reply.log_probs.astype(np.float32)).to(token.device, non_blocking=True)
+    log_probs = to_device(torch.from_numpy(reply.log_probs.astype(np.float32)), token.device)
     return TeacherTarget.of(layout.pad(log_probs, -torch.inf), layout.pad(token, -1), layout.exists)
 
 

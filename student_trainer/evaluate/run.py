@@ -163,10 +163,10 @@ def _pairs_table(
 
 
 def _predict(settings: EvaluateConfig, store: Store, network: RoadNetwork, trips: Trips) -> Positions:
+    from student_trainer.model.device import pick_device
     from student_trainer.model.weights import load_model  # torch takes seconds to import, and trips alone need none
     from student_trainer.predict.config import CutConfig
     from student_trainer.predict.positions import predict
-    from student_trainer.train.optim import pick_device
 
     assert settings.weights is not None
     device = pick_device(settings.device)

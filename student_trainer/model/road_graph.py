@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -44,9 +45,9 @@ class Hop:
     source_offsets: Tensor
     source_edges: Tensor
 
-    def to(self, device: torch.device) -> Hop:
-        """The same on a device."""
-        return Hop(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)})
+    def map(self, function: Callable[[Tensor], Tensor]) -> Hop:
+        """The same with other tensors."""
+        return Hop(**{f.name: function(getattr(self, f.name)) for f in dataclasses.fields(self)})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,9 +66,16 @@ class Field:
     row: Tensor
 
     def to(self, device: torch.device) -> Field:
-        """The same on a device."""
-        hops = tuple(hop.to(device) for hop in self.hops)
-        return Field(hops, self.inputs.to(device, non_blocking=True), self.row.to(device, non_blocking=True))
+        """The host's field on a device, which the host does not wait for."""
+        source = self.pin() if device.type == "cuda" else self
+        return source._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin(self) -> Field:
+        """The same in page-locked memory, from where copies are asynchronous; itself where it is already."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Field:
+        return Field(tuple(hop.map(function) for hop in self.hops), function(self.inputs), function(self.row))
 
 
 class RoadGraph:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import GCN
 
 from student_trainer.data.network import RoadNetwork
+from student_trainer.model import device as devices
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.graph_attention import attend
 from student_trainer.model.road_graph import Field, Hop, RoadGraph
@@ -64,8 +65,34 @@ class RoadGAT(nn.Module):
         return x
 
 
+def normalised_adjacency(edge_index: Tensor, weight: Tensor, num_zones: int) -> Tensor:
+    """What a graph convolution multiplies by: D^-1/2 (A + I) D^-1/2, [Z, Z], row: target (Kipf and Welling, 2017).
+
+    As `torch_geometric` normalises: a zone that has a self-loop keeps its weight, another gets one of weight 1; D sums
+    the weights of the edges into a zone. Needs no look at the values, so that an accelerator is not waited for.
+
+    Args:
+        edge_index: int64 [2, E], source and target; edges that are repeated add up, of self-loops one counts.
+        weight: [E].
+        num_zones: Z.
+    """
+    source, target = edge_index
+    is_loop = source == target
+    loops = weight.new_ones(num_zones + 1).index_put((torch.where(is_loop, source, num_zones),), weight)[:-1]
+    flow = torch.where(is_loop, torch.zeros_like(weight), weight)
+    adjacency = weight.new_zeros(num_zones, num_zones).index_put((target, source), flow, accumulate=True)
+    adjacency = adjacency + torch.diag(loops)
+    scale = adjacency.sum(1).pow(-0.5)
+    scale = scale.masked_fill(scale == torch.inf, 0)
+    return scale[:, None] * adjacency * scale
+
+
 class RoadNetworkEncoder(nn.Module):
-    """Embeds roads by id, attributes and neighbours; zones by id and the flow between them."""
+    """Embeds roads by id, attributes and neighbours; zones by id and the flow between them.
+
+    Zones are few, so the graph convolution is a product with one matrix, made once for a device and dtype: it has the
+    same bits in every run, which sums over edges have not on an accelerator.
+    """
 
     road_attr_len: Tensor
     road_attr_type: Tensor
@@ -101,6 +128,7 @@ class RoadNetworkEncoder(nn.Module):
         self.zone_gcn = GCN(dim, dim, config.num_graph_layers, cached=False)
         self._num_layers = config.num_graph_layers
         self._graph: RoadGraph | None = None
+        self._adjacency: Tensor | None = None
 
     def forward(self, field: Field) -> tuple[Tensor, Tensor]:
         """Embeddings of the field's roads [M, d] and of all zones [Z, d]."""
@@ -115,8 +143,28 @@ class RoadNetworkEncoder(nn.Module):
             ],
             dim=1,
         )
-        zone = self.zone_gcn(self.zone_id_emb.weight, self.zone_edge_index, self.zone_edge_weight)
-        return self.road_gat(road, field.hops), zone
+        return self.road_gat(road, field.hops), self._zones()
+
+    def _zones(self) -> Tensor:
+        """Embeddings of all zones, [Z, d]."""
+        zone: Tensor = self.zone_id_emb.weight
+        for i, conv in enumerate(self.zone_gcn.convs):
+            zone = self._flow(conv.lin(zone.relu() if i else zone)) + conv.bias
+        return zone
+
+    def _flow(self, zone: Tensor) -> Tensor:
+        """What flows into each zone, [Z, d]; not in half precision, under autocast, too."""
+        with devices.autocast(zone.device, None):
+            return self.zone_adjacency @ zone.to(self.zone_adjacency.dtype)
+
+    @property
+    def zone_adjacency(self) -> Tensor:
+        """The matrix of the graph that the buffers hold, [Z, Z], derived once on their device."""
+        if self._adjacency is None:
+            with torch.inference_mode(False), torch.no_grad():  # for training, too, whoever asks first
+                edges = (self.zone_edge_index, self.zone_edge_weight)
+                self._adjacency = normalised_adjacency(*edges, self.zone_id_emb.num_embeddings)
+        return self._adjacency
 
     @property
     def graph(self) -> RoadGraph:
@@ -127,5 +175,10 @@ class RoadNetworkEncoder(nn.Module):
         return self._graph
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._graph = None  # the buffers change
+        self._graph = self._adjacency = None  # the buffers change
         super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> RoadNetworkEncoder:
+        self._adjacency = None  # on another device or in another dtype it is made anew
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return self

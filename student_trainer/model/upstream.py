@@ -69,7 +69,7 @@ def load_into(model: HOSER, state_dict: Mapping[str, Tensor]) -> None:
         raise CompatibilityError(f"the weights are for {roads} roads, the store has {len(model.road2zone)}")
     for name in _GRAPH_BUFFERS:
         if (graph := weights.get(f"road_network_encoder.{name}")) is not None:
-            setattr(model.road_network_encoder, name, torch.empty_like(graph))
+            setattr(model.road_network_encoder, name, torch.empty_like(graph, device=model.road2zone.device))
     ours = model.state_dict()
     wrong = [f"{n} is missing" for n in ours.keys() - weights.keys()]
     wrong += [f"{n} is unknown" for n in weights.keys() - ours.keys()]

@@ -12,7 +12,8 @@ from shared.store import Trips
 from student_trainer.data.batch import Batch, build_batch
 from student_trainer.data.loader import by_length
 from student_trainer.data.network import RoadNetwork
-from student_trainer.model.hoser import HOSER
+from student_trainer.model.device import float32_products
+from student_trainer.model.hoser import HOSER, NetworkEmbedding
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.predict.config import CutConfig
 
@@ -21,32 +22,44 @@ from student_trainer.predict.config import CutConfig
 def predict(
     model: HOSER, network: RoadNetwork, trips: Trips, scale: TimeScale, cut: CutConfig, device: torch.device
 ) -> dict[str, npt.NDArray]:
-    """Predictions of P positions with K candidates, in the split's order.
+    """Predictions of P positions with K candidates, in the split's order; products of float32 without TF32.
 
     Returns:
         trip, step: int64 [P]; label: int64 [P], index among the candidates (-100 if cut off);
         candidate_offsets: int64 [P + 1]; road: int64 [K]; logit, seconds,
         log1p_seconds_standardised: float32 [K].
     """
-    embedding = model.embed_network()
-    parts: list[dict[str, npt.NDArray]] = []
-    for index in tqdm.tqdm(by_length(trips.lengths, cut.batch_size), unit="batch", disable=None):
-        batch = build_batch(network, trips, index, cut.candidate_top_k, cut.max_steps)
-        moved = batch.to(device)
-        output = model(moved, embedding)
-        times = model.candidate_times(moved, embedding, output).cpu().numpy()
-        parts.append(
-            {
-                **_places(batch, trips, index),
-                "candidate_length": batch.candidate_length.numpy(),
-                "label": batch.label.numpy(),
-                "road": batch.candidate_road.numpy(),
-                "logit": output.logits.cpu().numpy()[batch.layout.exists.numpy()],
-                "seconds": np.expm1(times * scale.sigma + scale.mu).clip(min=0).astype(np.float32),
-                "log1p_seconds_standardised": times,
-            }
-        )
+    batches = tqdm.tqdm(by_length(trips.lengths, cut.batch_size), unit="batch", disable=None)
+    with float32_products(device, tf32=False):  # whatever trained before in this process
+        embedding = model.embed_network()
+        parts = [_part(model, embedding, network, trips, index, scale, cut, device) for index in batches]
     return _in_order({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+
+def _part(
+    model: HOSER,
+    embedding: NetworkEmbedding,
+    network: RoadNetwork,
+    trips: Trips,
+    index: npt.NDArray[np.int64],
+    scale: TimeScale,
+    cut: CutConfig,
+    device: torch.device,
+) -> dict[str, npt.NDArray]:
+    """The predictions of some trips, in their order."""
+    batch = build_batch(network, trips, index, cut.candidate_top_k, cut.max_steps)
+    moved = batch.to(device)
+    output = model(moved, embedding)
+    times = model.candidate_times(moved, embedding, output).cpu().numpy()
+    return {
+        **_places(batch, trips, index),
+        "candidate_length": batch.candidate_length.numpy(),
+        "label": batch.label.numpy(),
+        "road": batch.candidate_road.numpy(),
+        "logit": output.logits.cpu().numpy()[batch.layout.exists.numpy()],
+        "seconds": np.expm1(times * scale.sigma + scale.mu).clip(min=0).astype(np.float32),
+        "log1p_seconds_standardised": times,
+    }
 
 
 def _places(batch: Batch, trips: Trips, index: npt.NDArray[np.int64]) -> dict[str, npt.NDArray]:

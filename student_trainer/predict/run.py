@@ -10,10 +10,10 @@ from shared import files
 from shared.errors import ConfigError
 from shared.store import Store
 from student_trainer.data.network import RoadNetwork
+from student_trainer.model.device import pick_device
 from student_trainer.model.weights import load_model
 from student_trainer.predict.config import PredictConfig
 from student_trainer.predict.positions import accuracy_of, predict
-from student_trainer.train.optim import pick_device
 
 
 def run(settings: PredictConfig) -> int:

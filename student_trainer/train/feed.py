@@ -49,7 +49,11 @@ class Prepared:
 
 
 class Feed:
-    """Builds batches of a split and sends the teacher's share of each on its way at once."""
+    """Builds batches of a split and sends the teacher's share of each on its way at once.
+
+    Attributes:
+        pins: whether what is for the device lies in page-locked memory, from where copies are asynchronous.
+    """
 
     def __init__(
         self,
@@ -61,9 +65,9 @@ class Feed:
         device: torch.device,
     ) -> None:
         """A feed without a teacher asks nothing."""
+        self.pins = device.type == "cuda"
         self._network, self._trips, self._config = network, trips, config
         self._distill, self._teacher = distill, teacher
-        self._pin = device.type == "cuda"
 
     def lengths(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Roads of each of the given trips: int64, as `index`."""
@@ -76,4 +80,4 @@ class Feed:
         if self._teacher is not None and ask:
             reply = self._teacher.submit(build_query(batch, self._network, self._distill))
         labels = int((batch.label >= 0).sum())
-        return Prepared(batch.pin() if self._pin else batch, labels, reply)
+        return Prepared(batch.pin() if self.pins else batch, labels, reply)

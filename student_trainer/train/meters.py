@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from student_trainer.model import device as devices
+
 
 class Sums:
     """Sums and counts by name; values stay on their device until they are read."""
@@ -45,7 +47,15 @@ class Sums:
 
     def totals(self) -> dict[str, tuple[float, int]]:
         """Sums and counts as plain numbers."""
-        return {name: (float(total), self._counts[name]) for name, total in self._sums.items()}
+        return {name: (total, self._counts[name]) for name, total in self._numbers().items()}
+
+    def _numbers(self) -> dict[str, float]:
+        """The sums on the host, which waits for an accelerator once."""
+        on_device = {name: total for name, total in self._sums.items() if isinstance(total, Tensor)}
+        numbers = {name: total for name, total in self._sums.items() if not isinstance(total, Tensor)}
+        if on_device:
+            numbers |= zip(on_device, devices.read(torch.stack(list(on_device.values()))), strict=True)
+        return {name: float(numbers[name]) for name in self._sums}
 
     @classmethod
     def of(cls, parts: Sequence[Mapping[str, tuple[float, int]]]) -> Sums:
@@ -58,7 +68,7 @@ class Sums:
 
     def means(self) -> dict[str, float]:
         """The mean of everything that was counted."""
-        return {name: float(total) / self._counts[name] for name, total in self._sums.items() if self._counts[name]}
+        return {name: total / self._counts[name] for name, total in self._numbers().items() if self._counts[name]}
 
 
 class Stopwatch:

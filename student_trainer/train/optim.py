@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -10,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shared.errors import ConfigError, FileFormatError
+from shared.errors import FileFormatError
+from student_trainer.model import device as devices
 from student_trainer.train.config import OptimConfig, RuntimeConfig
-from student_trainer.train.ranks import ALONE, Ranks
+
+log = logging.getLogger(__name__)
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps of each parameter, in its shape."""
@@ -63,27 +66,6 @@ def learning_rate(step: int, total: int, config: OptimConfig) -> float:
     return config.learning_rate * share
 
 
-def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda` or `cuda:N` stands for; with several ranks, this one's own.
-
-    Raises:
-        ConfigError: there is no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"runtime.device: {name!r} is no device; use auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and ranks.world > 1:
-        if device.index is not None:
-            raise ConfigError(f"runtime.device: {name} is one device; {ranks.world} ranks take one each with cuda")
-        device = torch.device("cuda", ranks.local)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"runtime.device: {device} is not here ({torch.cuda.device_count()} CUDA devices)")
-    return device
-
-
 def random_state(device: torch.device) -> dict[str, Tensor]:
     """State of the generators that a layer on the device may draw from, by device type: uint8 each."""
     states = {"cpu": torch.get_rng_state()}
@@ -93,26 +75,57 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(states: Mapping[str, Tensor], device: torch.device) -> None:
-    """Restores what `random_state` gave; a run may go on on another type of device, without that type's state."""
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
+    """Restores what `random_state` gave; a run may go on on another type of device, without that type's state.
+
+    Raises:
+        FileFormatError: these are no states of generators.
+    """
+    try:
+        torch.set_rng_state(states["cpu"])
+        if device.type == "cuda" and "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], device)
+    except (LookupError, TypeError, RuntimeError) as error:
+        raise FileFormatError(f"the checkpoint's state of the random generators is damaged: {error}") from None
+
+
+def restore_scaler(scaler: torch.amp.GradScaler, state: Mapping[str, Any]) -> None:
+    """Gives a loss scaler the state that a checkpoint holds.
+
+    The arithmetic of a run may change when it goes on: one that had no scaler (whose state is empty) begins with a
+    fresh one, and a scaler that is off needs no state.
+
+    Raises:
+        FileFormatError: it is not the state of a scaler.
+    """
+    if not scaler.is_enabled():
+        return
+    if not state:
+        log.info("the run had no loss scaling; beginning with a scale of %g", scaler.get_scale())
+        return
+    known = {name: type(value) for name, value in scaler.state_dict().items()}
+    if {name: type(value) for name, value in state.items()} != known:
+        raise FileFormatError(
+            f"the checkpoint's state of the loss scaler is damaged: it has {sorted(map(str, state))}, "
+            f"expected {sorted(known)}"
+        )
+    scaler.load_state_dict(dict(state))
 
 
 class Precision:
-    """Autocast and loss scaling as the settings and the device want them."""
+    """Autocast, loss scaling and TF32 as the settings and the device want them."""
 
     def __init__(self, config: RuntimeConfig, device: torch.device) -> None:
         amp = config.amp
         if amp == "auto":
             amp = "off" if device.type == "cpu" else "float16"
         self.dtype = {"off": None, "float16": torch.float16, "bfloat16": torch.bfloat16}[amp]
-        self._device = device
+        self._device, self._tf32 = device, config.tf32
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
-        if device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = config.tf32
-            torch.backends.cudnn.allow_tf32 = config.tf32
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context of forward passes."""
-        return torch.autocast(self._device.type, dtype=self.dtype, enabled=self.dtype is not None)
+        return devices.autocast(self._device, self.dtype)
+
+    def float32_products(self) -> AbstractContextManager[None]:
+        """The context of forward and backward passes: what stays float32 may use TF32, if the settings let it."""
+        return devices.float32_products(self._device, self._tf32)

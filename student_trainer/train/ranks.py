@@ -104,8 +104,8 @@ class Ranks:
     def sum_gradients(self, parameters: Sequence[nn.Parameter], finite: Tensor) -> Tensor:
         """Adds up gradients over ranks; a rank without any takes part with zeros.
 
-        Gradients, flags that say which exist, and `finite` travel as one tensor. A parameter that has a gradient
-        on no rank is left without.
+        Gradients and `finite` travel as one tensor, which gradients exist between the hosts' memories, so that no
+        accelerator is waited for. A parameter that has a gradient on no rank is left without.
 
         Args:
             parameters: in the same order on every rank.
@@ -116,12 +116,12 @@ class Ranks:
         """
         if self.world == 1:
             return finite
+        exists = self.sums(*(int(p.grad is not None) for p in parameters))
         parts = [p.grad.reshape(-1) if p.grad is not None else p.new_zeros(p.numel()) for p in parameters]
-        exists = parts[0].new_tensor([p.grad is not None for p in parameters])
-        bucket = torch.cat([*parts, exists, (~finite).to(exists.dtype)[None]])
+        bucket = torch.cat([*parts, (~finite).to(parts[0].dtype)[None]])
         self.sum_(bucket)
-        *totals, exists, bad = torch.split(bucket, [*(p.numel() for p in parameters), len(parameters), 1])
-        for parameter, total, there in zip(parameters, totals, exists.tolist(), strict=True):
+        *totals, bad = torch.split(bucket, [*(p.numel() for p in parameters), 1])
+        for parameter, total, there in zip(parameters, totals, exists, strict=True):
             parameter.grad = total.view_as(parameter) if there else None
         return bad[0] == 0
 

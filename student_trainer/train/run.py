@@ -33,6 +33,7 @@ from student_trainer.distill.config import NAME_LENGTH, ClientConfig
 from student_trainer.distill.query import check_teacher
 from student_trainer.distill.teacher import FailureStats, NullTeacher, Teacher
 from student_trainer.model import upstream
+from student_trainer.model.device import pick_device
 from student_trainer.model.hoser import HOSER
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.runs import checkpoint as checkpoints
@@ -47,9 +48,9 @@ from student_trainer.train.meters import Clock, Sums
 from student_trainer.train.optim import (
     Precision,
     build_optimizer,
-    pick_device,
     random_state,
     restore_optimizer,
+    restore_scaler,
     set_random_state,
 )
 from student_trainer.train.profiling import Profile
@@ -105,9 +106,7 @@ def _open(settings: TrainConfig, ranks: Ranks) -> tuple[torch.device, Store, Che
         raise ConfigError(
             f"optim.batch_size {settings.optim.batch_size} is for all ranks together, and there are {ranks.world}"
         )
-    device = pick_device(settings.runtime.device, ranks)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    device = pick_device(settings.runtime.device, ranks.local, ranks.world, "runtime.device")
     store = Store(settings.data)
     if ranks.is_first:
         check_wandb(settings.log.wandb)
@@ -396,7 +395,7 @@ class Session:
             )
         upstream.load_into(self.model, resumed.model)
         restore_optimizer(optimizer, resumed.optimizer)
-        self.precision.scaler.load_state_dict(resumed.scaler)
+        restore_scaler(self.precision.scaler, resumed.scaler)
         set_random_state(resumed.random_state, self.device)
         log.info("resuming at step %d", resumed.progress.step)
         return resumed.progress

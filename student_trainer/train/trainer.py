@@ -9,7 +9,8 @@ Where the teacher has failed and `client.on_failure` is `skip`, a micro-batch's 
 divided as before: a position that has an answer pulls as hard as it would have anyway, one without does not pull, and
 no rank needs to know which answers the others have. All ranks call the same collectives in either case.
 
-An accelerator is waited for once a step, for the norm of the gradient.
+An accelerator is waited for once a step, for the norm of the gradient (`device.read`), and once more for the scale of a
+step whose values overflowed.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from student_trainer.data.loader import Index, TripOrder
 from student_trainer.distill import kl as distillation
 from student_trainer.distill.kl import TeacherTarget
 from student_trainer.distill.query import build_target
+from student_trainer.model import device as devices
 from student_trainer.model.hoser import HOSER, NetworkEmbedding
 from student_trainer.model.road_graph import Field, RoadGraph
 from student_trainer.model.time_scale import TimeScale
@@ -92,8 +94,9 @@ def prepare_step(feed: Feed, graph: RoadGraph, plan: PlannedStep, ranks: Ranks =
     """Builds a rank's batches of a step and asks the teacher; runs ahead of the loop."""
     shares = [ranks.share(index, feed.lengths(index)) for index in plan.micro_batches]
     micro_batches = [feed.prepare(share) for share in shares if len(share)]
-    read = [ids.numpy() for item in micro_batches for ids in item.batch.roads_read]
-    return Step(plan, micro_batches, graph.field(np.concatenate([np.zeros(0, np.int64), *read])))
+    roads = [ids.numpy() for item in micro_batches for ids in item.batch.roads_read]
+    field = graph.field(np.concatenate([np.zeros(0, np.int64), *roads]))
+    return Step(plan, micro_batches, field.pin() if feed.pins else field)
 
 
 class Trainer:
@@ -138,7 +141,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         found = Sums()
-        finite = self.compute_gradients(step, found)
+        with self._precision.float32_products():
+            finite = self.compute_gradients(step, found)
         missed = self._check_missed()
         with self._stop.shield():
             with self.stopwatch.part("optimizer"):
@@ -271,7 +275,7 @@ class Trainer:
         scaler = self._precision.scaler
         scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self._parameters, self._settings.optim.clip_norm)
-        loss_is_finite, norm_is_finite = torch.stack([finite, torch.isfinite(norm)]).tolist()
+        loss_is_finite, norm_is_finite = devices.read(torch.stack([finite, torch.isfinite(norm)]))
         if loss_is_finite and (norm_is_finite or scaler.is_enabled()):
             scaler.step(self.optimizer)  # an enabled scaler skips the step itself and lowers its scale
         scaler.update()

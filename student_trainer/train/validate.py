@@ -66,7 +66,10 @@ class Validator:
         model.eval()
         sums = Sums()
         missed = 0
-        with Prefetcher(self._prepare, range(len(self._batches)), LOOKAHEAD) as prepared:
+        with (
+            self._precision.float32_products(),
+            Prefetcher(self._prepare, range(len(self._batches)), LOOKAHEAD) as prepared,
+        ):
             with self._precision.autocast():
                 network = model.embed_network()
             for number, item in enumerate(prepared):
@@ -92,12 +95,15 @@ class Validator:
         with self._precision.autocast():
             output = model(batch, network)
             times = model.label_times(batch, network, output)
-        labelled, count = batch.label >= 0, item.labels
+        count = item.labels
         hits = output.logits.argmax(-1) == batch.label
         sums.add("accuracy", hits.float().sum(), batch.positions)
         sums.add("nll", losses.next_road_loss(output.logits, batch.label), count)
-        sums.add("time_error", losses.time_errors(times, batch.seconds, self._scale)[labelled].sum(), count)
-        sums.add("seconds_error", losses.seconds_errors(times, batch.seconds, self._scale)[labelled].sum(), count)
+        for name, errors in {
+            "time_error": losses.time_errors(times, batch.seconds, self._scale),
+            "seconds_error": losses.seconds_errors(times, batch.seconds, self._scale),
+        }.items():  # not indexed by the mask: how many are labelled is the host's to know
+            sums.add(name, torch.where(batch.label >= 0, errors, 0).sum(), count)
         if reply is not None:
             target = build_target(reply, batch)
             config = self._distill

@@ -24,13 +24,14 @@ from shared.wire import ScoreQuery, ScoreReply
 from student_trainer.data.network import RoadNetwork
 from student_trainer.distill.teacher import NullTeacher, Teacher
 from student_trainer.evaluate import next_road
+from student_trainer.model.device import pick_device
 from student_trainer.model.weights import load_model
 from student_trainer.predict.config import CutConfig
 from student_trainer.predict.positions import predict
 from student_trainer.runs.layout import RunFiles
 from student_trainer.train import run as training
 from student_trainer.train.config import RecipeConfig, TrainConfig
-from student_trainer.train.optim import pick_device, random_state, set_random_state
+from student_trainer.train.optim import random_state, set_random_state
 from student_trainer.train.stop import StopSignals
 from student_trainer.tune.config import Objective
 
@@ -120,6 +121,7 @@ def train(task: Task, folder: Path, report: Callable[[int, Values], bool]) -> di
     runs = [task.settings(folder / f"seed{seed}", seed) for seed in task.seeds]
     if runs[0].runtime.threads:
         torch.set_num_threads(runs[0].runtime.threads)
+    device = pick_device(runs[0].runtime.device, setting="runtime.device")
     connected, revision = training.connect(runs[0], store)
     teacher = CountedTeacher(connected)
     pruned, epoch = False, 0
@@ -127,7 +129,7 @@ def train(task: Task, folder: Path, report: Callable[[int, Values], bool]) -> di
     with contextlib.closing(teacher), StopSignals() as stop, contextlib.ExitStack() as opened:
         asked: Teacher = NullTeacher() if isinstance(connected, NullTeacher) else teacher
         sessions = [
-            training.Session(settings, store, asked, revision, pick_device(settings.runtime.device),
+            training.Session(settings, store, asked, revision, device,
                              training.claim_directory(settings, store), stop=stop)
             for settings in runs
         ]  # fmt: skip
@@ -213,7 +215,7 @@ def measure(task: Task, folder: Path, split: SplitName) -> dict[str, dict[str, f
     for seed in task.seeds:
         weights = RunFiles(folder / f"seed{seed}").best
         model, scale = load_model(weights, store)
-        device = pick_device(task.recipe.runtime.device)
+        device = pick_device(task.recipe.runtime.device, setting="runtime.device")
         batch = task.recipe.batch
         cut = CutConfig(candidate_top_k=batch.candidate_top_k, max_steps=batch.max_steps)
         arrays = predict(model.to(device), network, trips, scale, cut, device)

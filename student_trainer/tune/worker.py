@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from shared import config
 from shared import log as logging_setup
 from shared.errors import CompatibilityError, ReportableError, TeacherError, TrainingError
+from student_trainer.model.device import Seen, share_out
 from student_trainer.tune import folders, plan, trial
 from student_trainer.tune.config import TuneConfig
 from student_trainer.tune.liveness import heartbeat, stop_if_orphaned
@@ -59,10 +59,8 @@ def main(arguments: list[str]) -> int:
 def on_device(settings: TuneConfig, number: int) -> TuneConfig:
     """The settings of the worker of a number: of several accelerators each has its own."""
     runtime = settings.train.runtime
-    count = torch.cuda.device_count()
-    if runtime.device not in ("auto", "cuda") or count < 2:
-        return settings
-    runtime = runtime.model_copy(update={"device": f"cuda:{number % count}"})
+    device = share_out(runtime.device, number, Seen.here().devices)
+    runtime = runtime.model_copy(update={"device": device})
     return settings.model_copy(update={"train": settings.train.model_copy(update={"runtime": runtime})})
 
 

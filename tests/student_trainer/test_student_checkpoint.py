@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -40,6 +41,24 @@ def test_round_trip(tmp_path: Path) -> None:
     assert torch.equal(loaded.model["w"], sample().model["w"])
     assert loaded.progress == sample().progress
     assert [f.name for f in path.parent.iterdir()] == ["last.pt"]
+
+
+def test_one_that_was_saved_on_cuda_is_read_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, the optimizer's state and the generators' come to the host, whatever device the file names."""
+    saved = dataclasses.replace(sample(), optimizer={"state": {0: {"exp_avg": torch.ones(2), "step": torch.ones(())}}})
+    saved.random_state["cuda"] = torch.zeros(16, dtype=torch.uint8)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
+        checkpoints.save(tmp_path / "last.pt", saved)
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="CUDA"):
+            torch.load(tmp_path / "last.pt", weights_only=True)
+    loaded = checkpoints.load(tmp_path / "last.pt")
+    assert loaded.model["w"].device == loaded.optimizer["state"][0]["exp_avg"].device == torch.device("cpu")
+    for name in ("model", "optimizer", "random_state"):
+        assert_same_bits(getattr(loaded, name), getattr(saved, name))
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:

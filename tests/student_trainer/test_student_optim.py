@@ -12,9 +12,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.errors import ConfigError, FileFormatError
+from shared.errors import FileFormatError
 from student_trainer.train.config import OptimConfig, RuntimeConfig
-from student_trainer.train.optim import Precision, build_optimizer, learning_rate, pick_device, restore_optimizer
+from student_trainer.train.optim import (
+    Precision,
+    build_optimizer,
+    learning_rate,
+    random_state,
+    restore_optimizer,
+    restore_scaler,
+    set_random_state,
+)
 
 
 @given(st.integers(1, 400), st.floats(0, 1), st.floats(0, 1))
@@ -38,13 +46,6 @@ def test_precision_on_cpu() -> None:
     with bfloat16.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.bfloat16
     assert Precision(RuntimeConfig(amp="float16"), cpu).scaler.is_enabled()
-
-
-def test_unknown_device() -> None:
-    with pytest.raises(ConfigError, match="no device"):
-        pick_device("abacus")
-    with pytest.raises(ConfigError, match="not here"):
-        pick_device("cuda:77")
 
 
 def trained() -> torch.optim.Optimizer:
@@ -82,3 +83,63 @@ def test_a_spoiled_state_of_the_optimizer_is_refused(spoil: Callable[[dict[str, 
     spoil(state)
     with pytest.raises(FileFormatError, match="state of the optimizer is damaged"):
         restore_optimizer(trained(), state)
+
+
+def scaler_of(amp: str) -> torch.amp.GradScaler:
+    return Precision(RuntimeConfig.model_validate({"amp": amp}), torch.device("cpu")).scaler
+
+
+def test_a_loss_scaler_goes_on_where_it_was() -> None:
+    trained = scaler_of("float16")
+    trained.load_state_dict({**trained.state_dict(), "scale": 512.0, "_growth_tracker": 7})
+    fresh = scaler_of("float16")
+    restore_scaler(fresh, copy.deepcopy(trained.state_dict()))
+    assert fresh.state_dict() == trained.state_dict()
+    assert (fresh.get_scale(), fresh.state_dict()["_growth_tracker"]) == (512.0, 7)
+
+
+@pytest.mark.parametrize(("before", "now"), [("off", "float16"), ("bfloat16", "float16"), ("float16", "off")])
+def test_arithmetic_may_change_when_a_run_goes_on(before: str, now: str) -> None:
+    """What scales begins with a fresh scale where there was none, and what does not needs none."""
+    scaler = scaler_of(now)
+    restore_scaler(scaler, scaler_of(before).state_dict())
+    assert scaler.state_dict() == scaler_of(now).state_dict()
+
+
+@pytest.mark.parametrize("spoil", [{"scale": "high"}, {"scale": torch.ones(1)}, {"more": 1.0}])
+def test_a_spoiled_state_of_the_scaler_is_refused(spoil: dict[str, Any]) -> None:
+    scaler = scaler_of("float16")
+    with pytest.raises(FileFormatError, match="state of the loss scaler is damaged"):
+        restore_scaler(scaler, {**scaler.state_dict(), **spoil})
+    with pytest.raises(FileFormatError, match=r"it has \['scale'\], expected \['_growth_tracker'"):
+        restore_scaler(scaler, {"scale": 2.0})
+
+
+@pytest.mark.parametrize(
+    "states", [{}, {"cuda": torch.zeros(16, dtype=torch.uint8)}, {"cpu": torch.zeros(4, dtype=torch.uint8)},
+               {"cpu": torch.zeros(5056)}],
+)  # fmt: skip
+def test_a_spoiled_state_of_the_generators_is_refused(states: dict[str, torch.Tensor]) -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(FileFormatError, match="state of the random generators is damaged"):
+        set_random_state(states, torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_generators_go_on_on_another_kind_of_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA device's state is set on one only, and one that has none saved draws on from the run's seed."""
+    cuda, of_cuda = torch.device("cuda", 1), torch.zeros(16, dtype=torch.uint8)
+    placed: list[tuple[torch.Tensor, torch.device]] = []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: of_cuda)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: placed.append((state, device)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        saved = {"cuda": random_state(cuda), "cpu": random_state(torch.device("cpu"))}
+        assert saved["cuda"].keys() == {"cpu", "cuda"} and saved["cpu"].keys() == {"cpu"}
+        expected = torch.rand(3)
+        set_random_state(saved["cuda"], torch.device("cpu"))
+        assert torch.equal(torch.rand(3), expected) and not placed
+        set_random_state(saved["cpu"], cuda)
+        assert torch.equal(torch.rand(3), expected) and not placed
+        set_random_state(saved["cuda"], cuda)
+        assert placed == [(of_cuda, cuda)]

@@ -28,11 +28,11 @@ from torch import nn
 
 from shared.errors import ConfigError, ReportableError, TrainingError
 from shared.store import Store
+from student_trainer.model.device import Seen, choose
 from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.train import run as training
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.meters import Sums
-from student_trainer.train.optim import pick_device
 from student_trainer.train.ranks import RankLost, Ranks
 from student_trainer.train.run import Session
 
@@ -248,19 +248,17 @@ def test_what_fails_on_one_rank_fails_on_all_with_its_message() -> None:
     assert [(type(result), str(result)) for result in results] == [(ReportableError, "on rank 1: no such thing")] * 3
 
 
-def test_fewer_trips_than_ranks_and_a_device_for_all_are_refused(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fewer_trips_than_ranks_and_a_device_for_all_are_refused(store: Store, tmp_path: Path) -> None:
     settings = settings_of(store, tmp_path / "run", optim={"batch_size": 2})
     with pytest.raises(ConfigError, match="batch_size 2 is for all ranks together, and there are 3"):
         training._open(settings, Ranks(0, 3))
-    assert pick_device("auto", Ranks(1, 2, 1)).type in ("cpu", "cuda")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert pick_device("cuda", Ranks(5, 8, 1)) == torch.device("cuda", 1)
-    with pytest.raises(ConfigError, match="cuda:1 is one device; 8 ranks"):
-        pick_device("cuda:1", Ranks(5, 8, 1))
-    with pytest.raises(ConfigError, match="cuda:2 is not here"):
-        pick_device("cuda", Ranks(2, 3, 2))
+    two = Seen(2)
+    assert choose("auto", Seen(0), local=1, world=2) == torch.device("cpu")
+    assert choose("cuda", two, local=1, world=8) == torch.device("cuda", 1)
+    with pytest.raises(ConfigError, match="device=cuda:1 is one device; 8 ranks take one each with device=cuda"):
+        choose("cuda:1", two, local=1, world=8)
+    with pytest.raises(ConfigError, match=r"LOCAL_RANK=2 needs cuda:2, but torch sees 2 .* start at most 2 ranks on"):
+        choose("cuda", two, local=2, world=3)
 
 
 def test_ranks_have_their_own_names_for_the_teacher() -> None:

@@ -9,13 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.random_city import random_network
 from torch import Tensor
-from torch_geometric.nn import GATv2Conv
+from torch_geometric.nn import GCN, GATv2Conv
 from torch_geometric.utils import k_hop_subgraph
 
+from student_trainer.model.config import ModelConfig
 from student_trainer.model.graph_attention import attend, attend_edges, attend_rows, segment_softmax
 from student_trainer.model.road_graph import Field, Hop, RoadGraph
-from student_trainer.model.roads import GATv2Layer, RoadGAT
+from student_trainer.model.roads import GATv2Layer, RoadGAT, RoadNetworkEncoder, normalised_adjacency
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Hop], Tensor]
 
@@ -144,3 +146,70 @@ def test_segment_softmax_by_definition() -> None:
     result = segment_softmax(score, segment, 3)
     expected = torch.cat([score[[0, 1, 3]].softmax(0), score[[2, 4]].softmax(0)])[[0, 1, 3, 2, 4]]
     torch.testing.assert_close(result, expected)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 9), st.integers(0, 40), st.integers(1, 3), seeds)
+def test_zones_equal_torch_geometric(num_zones: int, num_edges: int, layers: int, seed: int) -> None:
+    """Outputs and gradients in float64, with self-loops, edges without weight, and zones that nothing flows into."""
+    generator = torch.Generator().manual_seed(seed)
+    places = torch.randperm(num_zones**2, generator=generator)[:num_edges]
+    edges = torch.stack([places // num_zones, places % num_zones])
+    weight = torch.rand(edges.shape[1], generator=generator, dtype=torch.float64)
+    weight *= torch.arange(len(weight)) % 5 > 0
+    network, _ = random_network(10)
+    encoder = RoadNetworkEncoder(
+        ModelConfig(road_id_dim=4, road_attr_dim=1, num_graph_layers=layers, zone_embeddings=num_zones), network
+    ).double()
+    encoder.zone_edge_index, encoder.zone_edge_weight = edges, weight
+    with torch.no_grad():
+        for parameter in encoder.zone_gcn.parameters():
+            parameter += torch.rand(parameter.shape, generator=generator)
+    parameters = [encoder.zone_id_emb.weight, *encoder.zone_gcn.parameters()]
+    found = encoder._zones()
+    expected = encoder.zone_gcn(encoder.zone_id_emb.weight, edges, weight)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    grad = torch.randn(found.shape, generator=generator, dtype=torch.float64)
+    for ours, theirs in zip(
+        torch.autograd.grad((found * grad).sum(), parameters),
+        torch.autograd.grad((expected * grad).sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_the_zones_matrix_by_hand() -> None:
+    """1 flows into 0 with weight 3; 0 has a self-loop of weight 1, 1 gets one."""
+    found = normalised_adjacency(torch.tensor([[1, 0], [0, 0]]), torch.tensor([3.0, 1.0]), 2)
+    torch.testing.assert_close(found, torch.tensor([[1 / 4, 3 / 2], [0.0, 1.0]]))
+
+
+def test_the_zones_matrix_follows_its_graph() -> None:
+    """Weights bring another graph, and another dtype is not the old one's numbers; nothing of it is in the weights."""
+    network, _ = random_network(10)
+    config = ModelConfig(road_id_dim=4, road_attr_dim=1)
+    encoder, other = RoadNetworkEncoder(config, network), RoadNetworkEncoder(config, network)
+    reference = set(dict(GCN(8, 8, 2).named_parameters()))
+    assert {name.removeprefix("zone_gcn.") for name in encoder.state_dict() if "zone_gcn" in name} == reference
+    assert not [name for name in encoder.state_dict() if "adjacency" in name]
+    with torch.inference_mode():
+        before = encoder.zone_adjacency
+    assert encoder.zone_adjacency is before and not before.is_inference()  # made once, and good for training
+    other.zone_edge_weight *= 2
+    encoder.load_state_dict(other.state_dict())
+    assert torch.equal(encoder.zone_adjacency, other.zone_adjacency) and not torch.equal(encoder.zone_adjacency, before)
+    exact = normalised_adjacency(other.zone_edge_index, other.zone_edge_weight.double(), 4)
+    assert torch.equal(encoder.double().zone_adjacency, exact)
+
+
+def test_zones_are_added_up_in_float32_under_autocast() -> None:
+    network, _ = random_network(10)
+    encoder = RoadNetworkEncoder(ModelConfig(road_id_dim=4, road_attr_dim=1), network)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed, theirs = (
+            encoder._zones(),
+            encoder.zone_gcn(encoder.zone_id_emb.weight, encoder.zone_edge_index, encoder.zone_edge_weight),
+        )
+    assert mixed.dtype is theirs.dtype is torch.float32
+    torch.testing.assert_close(mixed, theirs, rtol=0, atol=2e-3)
+    assert not torch.equal(mixed, encoder._zones())  # the layers' own products really are in half precision

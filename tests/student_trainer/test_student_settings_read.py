@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from student_trainer.evaluate.config import CompareConfig, EvaluateConfig
 from student_trainer.generate.config import SearchConfig
 from student_trainer.model import upstream
 from student_trainer.model.config import ModelConfig
+from student_trainer.model.device import float32_products
 from student_trainer.model.hoser import HOSER
 from student_trainer.pipeline import run as pipeline
 from student_trainer.pipeline.config import PipelineConfig
@@ -100,14 +100,6 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return stand_in.last
 
 
-@pytest.fixture
-def tf32_switches() -> Iterator[None]:
-    """torch's process-wide switches, as they were afterwards."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
 def reads_of_other_policies() -> set[Setting]:
     """What a request reads whose teacher is not waited for."""
     with recorded_reads() as reads:
@@ -120,8 +112,9 @@ def reads_of_an_accelerator() -> set[Setting]:
     """What only accelerators read, without one."""
     settings = RuntimeConfig(amp="off", tf32=False)
     with recorded_reads() as reads:
-        Precision(settings, torch.device("cuda"))
-    assert not torch.backends.cuda.matmul.allow_tf32
+        precision = Precision(settings, torch.device("cuda"))
+    with float32_products(torch.device("cuda"), tf32=True), precision.float32_products():
+        assert not torch.backends.cuda.matmul.allow_tf32
     return reads
 
 
@@ -143,7 +136,6 @@ def reads_of_a_run_that_diverges(data: Path, out: Path) -> set[Setting]:
 
 
 @pytest.mark.integration
-@pytest.mark.usefixtures("tf32_switches")
 def test_train_and_predict_read_all(tmp_path: Path, running_teacher: TeacherStarter, wandb: dict[str, Any]) -> None:
     store = write_random_store(tmp_path / "store", trips=30)
     write_tiny_teacher(tmp_path / "teacher", tokeniser=store.tokeniser)

@@ -26,9 +26,11 @@ from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.train import run as training
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.meters import Sums
+from student_trainer.train.optim import Precision
 from student_trainer.train.run import Session
 from student_trainer.train.trainer import PlannedStep
 
+CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {
     "model": {"road_id_dim": 8, "road_attr_dim": 2},
     "optim": {"epochs": 2, "batch_size": 8, "learning_rate": 3e-3},
@@ -393,3 +395,19 @@ def test_window_and_sequence_ask_for_the_same_contexts(store: Store, tmp_path: P
     assert window.candidate_tokens.tolist() == sequence.candidate_tokens.tolist()
     roads = store.trips("train").roads[: sequence.history_lengths[0]]
     assert tokens[: len(roads)] == network.road_token[roads].tolist()  # the current road is part of the history
+
+
+@pytest.mark.parametrize(("before", "now"), [("off", "float16"), ("float16", "off"), ("float16", "float16")])
+def test_a_run_goes_on_in_other_arithmetic(store: Store, tmp_path: Path, before: str, now: str) -> None:
+    """`runtime` may change where a run resumes: what had no loss scaler gets a fresh one."""
+    first = start(settings_of(store, tmp_path / "run", runtime={"amp": before}), store)
+    epochs = first.epochs()
+    next(epochs)
+    epochs.close()
+    settings = settings_of(store, tmp_path / "run", runtime={"amp": now}).model_copy(update={"resume": True})
+    session = start(settings, store)
+    scale = session.precision.scaler.state_dict()
+    source = first.precision if before == now else Precision(settings.runtime, CPU)
+    assert scale == source.scaler.state_dict() and bool(scale) == (now == "float16")
+    session.train()
+    assert session.progress.step == session.schedule.total_steps and session.progress.bad_steps == 0

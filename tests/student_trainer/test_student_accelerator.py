@@ -1,0 +1,269 @@
+"""The student on an accelerator that is not there: no mixed devices, and the host waits where it says it does."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.fake_cuda import CUDA, META, FakeCuda, HostWaits, Reads, Watch
+from support.fakes import FakeTeacher
+from support.random_city import write_random_store
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+from shared.store import Store
+from student_trainer.data.batch import build_batch
+from student_trainer.data.network import RoadNetwork
+from student_trainer.model import device as devices
+from student_trainer.model import upstream
+from student_trainer.model.config import ModelConfig
+from student_trainer.model.hoser import HOSER
+from student_trainer.model.road_graph import RoadGraph
+from student_trainer.train import run as training
+from student_trainer.train.config import OptimConfig, TrainConfig
+from student_trainer.train.optim import build_optimizer, restore_optimizer
+from student_trainer.train.ranks import ALONE, Ranks
+from student_trainer.train.run import Session
+from student_trainer.train.trainer import Step, Trainer, prepare_step
+
+SMALL: dict[str, Any] = {
+    "model": {"road_id_dim": 8, "road_attr_dim": 2},
+    "optim": {"epochs": 2, "batch_size": 8, "accumulation": 2},
+    "log": {"tensorboard": False, "progress": False},
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return write_random_store(tmp_path_factory.mktemp("random") / "store")
+
+
+class Doubling(Ranks):
+    """Two ranks that find the same gradients."""
+
+    def __init__(self) -> None:
+        super().__init__(0, 2, 0)
+
+    def sums(self, *values: int) -> list[int]:
+        return [2 * value for value in values]
+
+    def sum_(self, tensor: torch.Tensor) -> None:
+        assert tensor.device == CUDA
+        tensor.mul_(2)
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
+    """Stands in for the one function that waits for a device."""
+    reads = Reads(1.0)
+    monkeypatch.setattr(devices, "read", reads)
+    return reads
+
+
+def start(
+    store: Store,
+    out: Path,
+    there: contextlib.AbstractContextManager[None],
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+    ranks: Ranks = ALONE,
+    **changed: Any,
+) -> Session:
+    """A distilling session on a device without values; only the road graph, which is the host's, is real."""
+    monkeypatch.setattr(training, "random_state", lambda _: {})
+    settings = TrainConfig.model_validate({"data": store.path, "out": out, "teacher": "fake", **SMALL, **changed})
+    network = RoadNetwork.load(store)
+    model = HOSER(settings.model, network)
+    monkeypatch.setattr(training, "HOSER", lambda *_: model)  # made of real tensors; fakes cannot be moved
+    with there:
+        session = Session(settings, store, FakeTeacher(), "fake", device, None, ranks)
+    lend_graph(model, network)
+    return session
+
+
+def lend_graph(model: HOSER, network: RoadNetwork) -> None:
+    """The road graph, which a model derives from its buffers once, for one whose buffers have no values."""
+    edges, attr = (torch.from_numpy(np.array(array)) for array in (network.road_edge_index, network.intersection_attr))
+    model.road_network_encoder._graph = RoadGraph(edges, attr, network.num_roads, model.config.num_graph_layers)
+
+
+def planned(session: Session) -> Step:
+    return prepare_step(session.feed, session.model.graph, next(session.schedule.from_step(0)), session.ranks)
+
+
+@contextlib.contextmanager
+def without_backward(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Forward passes leave no graph, and a backward pass leaves gradients without having been made."""
+
+    def backward(loss: torch.Tensor) -> None:
+        assert (loss.device, loss.shape) == (CUDA, ())
+        assert torch.backends.cuda.matmul.allow_tf32  # within a step, as `runtime.tf32` has it
+        for parameter in trainer._parameters:
+            parameter.grad = torch.zeros_like(parameter)
+
+    monkeypatch.setattr(torch.autograd, "backward", backward)
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    return FakeCuda(monkeypatch)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "float32": {"runtime": {"amp": "off"}, "distill": {"collisions": "duplicate", "temperature": 2.0}},
+    "float16": {"runtime": {"amp": "float16"}},
+    "bfloat16": {"runtime": {"amp": "bfloat16"}, "model": {**SMALL["model"], "temporal": "time_emb"}},
+}
+
+
+@pytest.mark.parametrize("ranks", [ALONE, Doubling()], ids=["alone", "two ranks"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_step_on_cuda_waits_once(
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cuda: FakeCuda,
+    reads: Reads,
+    variant: str,
+    ranks: Ranks,
+) -> None:
+    """Copies from pinned memory, forward, all losses, the scaler, clipping, AdamW: the norm is all that is read."""
+    session = start(store, tmp_path, cuda.here(watched=False), CUDA, monkeypatch, ranks, **VARIANTS[variant])
+    step = planned(session)  # as the prefetching thread does
+    assert len(step.micro_batches) == 2
+    with cuda.here(), without_backward(session.trainer, monkeypatch):
+        session.trainer.train_step(step)
+        assert reads.by == ["Trainer._update"]
+        state = session.trainer.optimizer.state_dict()["state"]
+        assert len(state) == len(session.trainer._parameters)
+        assert {value.device for moments in state.values() for value in moments.values()} == {CUDA}
+        metrics = session.trainer.take_metrics(1.0)
+    assert set(reads.by[1:]) == {"Sums._numbers"}
+    assert {"train/loss_kl", "train/loss_time", "train/gradient_norm", "train/teacher_entropy"} <= metrics.keys()
+    tensors_of_a_batch, tensors_of_a_field = 15 + 3, 2 * 7 + 2
+    assert cuda.watch.copies == 2 * (tensors_of_a_batch + 1) + tensors_of_a_field  # 1: the teacher's answer
+
+
+def test_a_step_whose_scale_was_too_large_waits_once_more(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda
+) -> None:
+    """For the scale, which tells whether values overflowed or the run diverges."""
+    scales = []
+    monkeypatch.setattr(devices, "read", lambda _: [True, False])
+    monkeypatch.setattr(torch.amp.GradScaler, "get_scale", lambda _: scales.append(1) or 2.0)
+    session = start(store, tmp_path, cuda.here(watched=False), CUDA, monkeypatch, runtime={"amp": "float16"})
+    step = planned(session)
+    with cuda.here(), without_backward(session.trainer, monkeypatch):
+        session.trainer.train_step(step)
+    assert (len(scales), session.progress.bad_steps, session.progress.step) == (1, 0, 1)
+
+
+@pytest.mark.parametrize("checkpoint_blocks", [False, True])
+def test_a_step_on_the_meta_device_with_its_backward_pass(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: Reads, checkpoint_blocks: bool
+) -> None:
+    """What fakes of CUDA lack where torch is built for CPUs only: autograd's own operations."""
+    monkeypatch.setattr(sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *_: None)
+    model = {**SMALL["model"], "checkpoint_blocks": checkpoint_blocks}
+    here = contextlib.nullcontext()
+    session = start(store, tmp_path, here, META, monkeypatch, runtime={"amp": "off"}, model=model)
+    step = planned(session)
+    with Watch():
+        session.trainer.train_step(step)
+    assert reads.by == ["Trainer._update"]
+    gradients = {p.grad.device for p in session.trainer._parameters if p.grad is not None}
+    assert gradients == {META} and all(p.grad is not None for p in session.trainer._parameters)
+
+
+def test_validation_on_cuda_waits_at_its_end(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda, reads: Reads
+) -> None:
+    session = start(store, tmp_path, cuda.here(watched=False), CUDA, monkeypatch, runtime={"amp": "float16"})
+    with cuda.here():
+        metrics = session.validator.measure(session.model)
+    assert set(reads.by) == {"Sums._numbers"} and len(reads.by) == 1
+    assert {"accuracy", "nll", "time_error", "seconds_error", "kl", "agreement"} <= metrics.keys()
+
+
+def test_predictions_on_cuda_are_read_where_they_end(store: Store, cuda: FakeCuda) -> None:
+    """Every batch's times and logits, and nothing before."""
+    network = RoadNetwork.load(store)
+    model = HOSER(ModelConfig(road_id_dim=8, road_attr_dim=2), network).eval()
+    with cuda.here(watched=False):
+        model.to(CUDA)
+    lend_graph(model, network)
+    batch = build_batch(network, store.trips("val"), np.arange(5))
+    with cuda.here(), torch.no_grad():
+        embedding = model.embed_network()
+        moved = batch.to(CUDA)
+        output = model(moved, embedding)
+        times = model.candidate_times(moved, embedding, output)
+        assert (output.logits.device, times.device, times.shape) == (CUDA, CUDA, batch.candidate_road.shape)
+
+
+def test_weights_go_to_the_models_device(store: Store, cuda: FakeCuda) -> None:
+    """Buffers, too, which are as long as the weights have them, and the optimizer's state, from a checkpoint's host."""
+    network = RoadNetwork.load(store)
+    config = ModelConfig(road_id_dim=8, road_attr_dim=2)
+    fewer = dataclasses.replace(network, zone_edge_index=np.array([[0, 1], [1, 0]]), zone_edge_weight=np.ones(2, "f4"))
+    source, model = HOSER(config, fewer), HOSER(config, network)
+    optimizer = build_optimizer(source, OptimConfig())
+    for parameter in source.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    with cuda.here(watched=False):
+        model.to(CUDA)
+        upstream.load_into(model, source.state_dict())
+        ours = build_optimizer(model, OptimConfig())
+        restore_optimizer(ours, optimizer.state_dict())
+        moments = [value for moments in ours.state_dict()["state"].values() for value in moments.values()]
+        encoder = model.road_network_encoder
+        assert {tensor.device for tensor in [*model.state_dict().values(), *moments, encoder.zone_adjacency]} == {CUDA}
+    assert encoder.zone_edge_index.shape == (2, 2) and moments
+
+
+READS = {
+    "item": lambda x: x.sum().item(),
+    "bool": lambda x: bool(x.any()),
+    "list": lambda x: x.tolist(),
+    "numpy": lambda x: x.cpu().numpy(),
+    "cpu": lambda x: x.cpu(),
+    "into the host's": lambda x: torch.zeros(3).copy_(x),
+    "nonzero": lambda x: x.nonzero(),
+    "mask": lambda x: x[x > 0],
+    "mask of the host": lambda x: x[torch.ones(3, dtype=torch.bool)],
+    "index of the host": lambda x: x[torch.tensor([0, 1])],
+    "mixed": lambda x: x + torch.ones(3),
+    "repeat": lambda x: x.repeat_interleave(x.long()),
+    "pageable": lambda x: torch.ones(3).to(x.device, non_blocking=True),
+    "blocking": lambda x: torch.ones(3).pin_memory().to(x.device),
+    "literal": lambda x: x.new_tensor([1.0, 2.0]),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_the_watch_sees_what_waits(cuda: FakeCuda, name: str) -> None:
+    with cuda.here(), pytest.raises((HostWaits, DataDependentOutputException, DynamicOutputShapeException)):
+        READS[name](torch.ones(3, device=CUDA))
+
+
+@pytest.mark.parametrize("name", sorted(READS.keys() - {"pageable", "blocking", "literal"}))
+def test_the_watch_sees_what_waits_on_the_meta_device(name: str) -> None:
+    with Watch(), pytest.raises((HostWaits, RuntimeError, NotImplementedError)):
+        READS[name](torch.ones(3, device=META))
+
+
+def test_the_watch_lets_pass_what_does_not_wait(cuda: FakeCuda) -> None:
+    with cuda.here():
+        x = torch.ones(3).pin_memory().to(CUDA, non_blocking=True)
+        assert (x * 2 + torch.tensor(1.0)).device == CUDA  # a number of the host is an argument of the kernel
+        assert torch.where(x > 0, x, 0)[x.argsort()].device == CUDA
+    assert cuda.watch.copies == 1
