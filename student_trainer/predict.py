@@ -13,7 +13,7 @@ import pydantic
 import torch
 import tqdm
 
-from shared import files, ragged
+from shared import claims, files, ragged
 from shared.config import Section
 from shared.errors import CompatibilityError, ConfigError, FileFormatError
 from shared.store import Cache, SplitName, Store, Trips
@@ -57,6 +57,11 @@ def run(settings: PredictConfig) -> int:
     """Predicts and writes; prints accuracy and where the file is as JSON on stdout."""
     if settings.out.suffix != ".npz":
         raise ConfigError(f"out must end in .npz, got {settings.out}")
+    with claims.file(settings.out):
+        return _run(settings)
+
+
+def _run(settings: PredictConfig) -> int:
     device = pick_device(settings.device)
     store = Store(settings.data)
     model, scale = load_model(settings.weights, store)
