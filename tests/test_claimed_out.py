@@ -25,7 +25,6 @@ from shared.errors import ConfigError
 from student_trainer.__main__ import JOBS as STUDENT
 from student_trainer.train import checkpoint as checkpoints
 from student_trainer.tune import phases as tune_phases
-from student_trainer.tune import run as tuning
 from teacher_server.__main__ import JOBS as TEACHER
 
 pytestmark = pytest.mark.integration
@@ -41,12 +40,12 @@ JOBS = {
     "predict": "predict --data {store} --weights {weights} --out {out}.npz",
     "generate": "generate --data {store} --weights {weights} --out {out} pairs=6",
     "evaluate": "evaluate --data {store} --trips {trips} --out {out} bootstrap.draws=100",
-    "compare": "compare --evaluations {one} {other} --out {out} bootstrap.draws=100",
-    "report": "report --data {store} --evaluations {one} {other} --out {out}",
+    "compare": "compare --evaluations {one},{other} --out {out} bootstrap.draws=100",
+    "report": "report --data {store} --evaluations {one},{other} --out {out}",
     "bundle": "bundle --report {report} --out {out}.zip",
     "pipeline": "pipeline --data {store} --models {models} --out {out} pairs=6 bootstrap.draws=100 splits=test "
     "search.max_steps=20",
-    "tune": "tune --data {store} --teacher none:1 --out {out} workers=1 trials=1 epochs=1",
+    "tune": "tune --data {store} --teacher none --out {out} skip=1,2,3 workers=1 epochs=1",
     "pretrain": "pretrain --data {store} --out {out}.safetensors n_layer=1 n_head=1 n_embd=8 max_steps=2",
     "export": "export --checkpoint {upstream} --out {out}.safetensors n_head=2 grid_rows=4 grid_cols=4",
 }
@@ -79,7 +78,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def command(job: str, paths: dict[str, Path], *more: str) -> int:
     program, jobs = ("teacher-server", TEACHER) if job in ("pretrain", "export") else ("student-trainer", STUDENT)
-    return cli.main(program, "", jobs, [*(word.format(**paths) for word in JOBS[job].split()), *more])
+    recipe = [RECIPE] if job == "tune" else []
+    return cli.main(program, "", jobs, [*(word.format(**paths) for word in JOBS[job].split()), *recipe, *more])
 
 
 @pytest.fixture(params=JOBS)
@@ -120,9 +120,7 @@ def test_a_job_is_refused_where_another_one_writes(
     made: dict[str, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tuning, "_check_teacher", lambda settings: "a teacher that fits")
     before = content(tmp_path)
     capsys.readouterr()
     assert command(job, made | {"out": tmp_path / "out"}) == 2
@@ -133,23 +131,18 @@ def test_a_job_is_refused_where_another_one_writes(
     assert content(tmp_path) == before
 
 
-def test_a_job_writes_where_a_link_leads(
-    job: str, made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_writes_where_a_link_leads(job: str, made: dict[str, Path], tmp_path: Path) -> None:
     """A relative link to what is not there, then, where the job does that, to what it has written."""
     suffix = SUFFIX.get(job, "")
     link, real = tmp_path / "here" / f"out{suffix}", tmp_path / "big" / f"real{suffix}"
     link.parent.mkdir()
     real.parent.mkdir()
     link.symlink_to(Path("..") / "big" / real.name)
-    if job == "tune":
-        monkeypatch.setattr(tuning, "_check_teacher", lambda settings: "")
-        monkeypatch.setattr(tuning, "_watch", lambda phase, workers: None)
-        monkeypatch.setattr(tuning._Workers, "__enter__", lambda workers: workers)
     again = ["overwrite=true"] if job in ("pretrain", "export") else []
-    for more in ([], again):
-        if job == "train" and more is again:
-            real.rename(tmp_path / "first")
+    passes = [(True, list[str]())] + [(False, again)] * (job != "tune")  # whose processes take their time
+    for is_first, more in passes:
+        if job == "train" and not is_first:
+            real.rename(tmp_path / "first")  # what is there may only be resumed
             real.mkdir()
         assert command(job, made | {"out": tmp_path / "here" / "out"}, *more) == 0
         assert link.is_symlink() and os.readlink(link) == f"../big/{real.name}"
