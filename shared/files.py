@@ -187,8 +187,13 @@ def _locked_directory(target: Path, kind: str) -> tuple[Path, Lock]:
     """A new directory beside `target`, and the lock that shows for as long as this process lives that it is in use."""
     while True:
         path = Path(tempfile.mkdtemp(prefix=f".{target.name}.{kind}-", dir=target.parent))
-        with contextlib.suppress(Held, FileNotFoundError):  # somebody took it for abandoned before it was locked
+        try:
             return path, lock.acquire(path / lock.NAME)
+        except (Held, FileNotFoundError):  # somebody took it for abandoned before it was locked
+            continue
+        except BaseException:  # a full disk
+            shutil.rmtree(path, ignore_errors=True)
+            raise
 
 
 def _beside(target: Path, kinds: str) -> list[Path]:

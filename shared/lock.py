@@ -219,16 +219,13 @@ def _read(path: Path) -> Holder | None:
     """What a lock's file says; None if it says nothing yet."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        return Holder(**{field.name: field_type(document[field.name]) for field, field_type in _FIELDS})
+        return Holder(str(document["host"]), int(document["pid"]), str(document["since"]), str(document["command"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _is_this_process(found: Holder) -> bool:
     return (found.host, found.pid) == (socket.gethostname(), os.getpid())
-
-
-_FIELDS = [(field, int if field.name == "pid" else str) for field in dataclasses.fields(Holder)]
 
 
 def _forget() -> None:

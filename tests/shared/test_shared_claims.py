@@ -279,6 +279,11 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_full_disk_is_reported_and_no_lock_stays(tmp_path: Path, kind: str) -> None:
     with pytest.raises(ReportableError, match=r"cannot write .*out: No space left"), KINDS[kind](tmp_path / "out"):
         pass
+    with (
+        pytest.raises(ReportableError, match=r"cannot write .*out: No space left"),
+        files.atomic_directory(tmp_path / "out"),
+    ):
+        pass
     assert not list(tmp_path.rglob(".*"))
     with hold(tmp_path / "out", kind) as other:
         assert other.stdout is not None and other.stdout.readline()
