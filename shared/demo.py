@@ -20,7 +20,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared import processes
+from shared import claims, lock, processes
+from shared.errors import ReportableError
 
 MARKER = ".demo"
 READY_SECONDS = 60
@@ -38,9 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = parser.parse_args(argv).out
     start = time.monotonic()
     try:
-        _start_afresh(out)
-        result = _run(out)
-    except StageFailed as error:
+        with claims.directory(out):
+            _start_afresh(out)
+            result = _run(out)
+    except (StageFailed, ReportableError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -52,11 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _start_afresh(out: Path) -> None:
-    if out.exists():
-        if not (out / MARKER).exists():
-            raise StageFailed(f"{out} exists and was not made by the demo; choose another --out")
-        shutil.rmtree(out)
-    (out / "logs").mkdir(parents=True)
+    claims.check(out, "a directory of the demo", lambda out: (out / MARKER).exists())
+    for path in out.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != lock.NAME:
+            path.unlink()
+    (out / "logs").mkdir()
     (out / MARKER).touch()
 
 

@@ -1,4 +1,7 @@
-"""Writing files so that nobody ever sees half of one, and naming their content."""
+"""Writing files so that nobody ever sees half of one, and naming their content.
+
+Every writer follows links: it is what a link leads to that is written, and the link stays (see `destination`).
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,14 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from shared import lock
 from shared.errors import ReportableError
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: nothing is known to be abandoned
-    fcntl = None  # type: ignore[assignment]
+from shared.lock import Held, Lock
 
 PARTIAL, REPLACED = "partial", "replaced"
 """Kinds of temporary directories beside a target: its next content, and its last."""
@@ -29,13 +30,52 @@ PARTIAL, REPLACED = "partial", "replaced"
 PROBE, PROBE_BYTES = ".probe", 65536
 """Where and how much is written to learn whether anything can be."""
 
+REPLACE_ATTEMPTS, REPLACE_PAUSE_SECONDS = 20, 0.1
+"""How often a directory is moved to where another process has just made one, which it removes again."""
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
+def destination(path: Path) -> Path:
+    """Where a path leads, whether there is something or not: absolute, without links.
+
+    Raises:
+        ReportableError: a link in it leads in a circle, or to a place in a directory that does not exist: something
+            that is not mounted, perhaps.
+    """
+    for part in (path, *path.parents):
+        if part.is_symlink() and not part.exists():
+            leads = Path(os.path.realpath(part))
+            if leads.is_symlink():
+                raise ReportableError(f"cannot write {path}: the link {part} leads in a circle; choose another place")
+            if not leads.parent.is_dir():
+                raise ReportableError(
+                    f"cannot write {path}: the link {part} leads to {leads}, and there is no directory {leads.parent}; "
+                    "make it, or choose another place"
+                )
+    return Path(os.path.realpath(path))
+
+
+def make_directory(path: Path) -> None:
+    """Makes a directory and those above it, where they lead, if they are not there."""
+    destination(path).mkdir(parents=True, exist_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, if it is there; a link to it stays, so that what is written next goes where it leads."""
+    destination(path).unlink(missing_ok=True)
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a directory holds nothing but the lock of a job."""
+    return all(path.name == lock.NAME for path in folder.iterdir())
+
+
 @contextlib.contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """A temporary file beside `target` that becomes `target` if the block succeeds.
+    """A temporary file beside `target` that becomes `target` if the block succeeds; if `target` is a link, what it
+    leads to.
 
     The bytes are on disk before the name changes, so a crash leaves the old file
     or the new one. If the block raises, the temporary file is removed.
@@ -43,25 +83,26 @@ def atomic_path(target: Path) -> Iterator[Path]:
     Raises:
         ReportableError: there can be no such file, or the file system takes no more.
     """
-    with _reporting(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    with reporting(target):
+        real = destination(target)
+        real.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{real.name}.", dir=real.parent)
     os.close(handle)
     temporary = Path(name)
     try:
-        with _reporting(target, temporary):
+        with reporting(target, temporary):
             yield temporary
             with open(temporary, "rb+") as stream:
                 os.fsync(stream.fileno())
             temporary.chmod(0o666 & ~_umask())
-            os.replace(temporary, target)
+            os.replace(temporary, real)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """A temporary directory beside `target` that takes its place if the block succeeds.
+    """A temporary directory beside `target`, or beside what it leads to, that takes its place if the block succeeds.
 
     The bytes are on disk before the names change. Where the system can exchange two names (Linux), a process that is
     killed at any time leaves the old directory or the new one; elsewhere there is a moment without either, and the
@@ -71,43 +112,66 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     Raises:
         ReportableError: there can be no such directory, or the file system takes no more.
     """
-    with _reporting(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _clear_abandoned(target)
-        temporary, lock = _locked_directory(target, PARTIAL)
+    with reporting(target):
+        real = destination(target)
+        real.parent.mkdir(parents=True, exist_ok=True)
+        clear_abandoned(real)
+        temporary, held = _locked_directory(real, PARTIAL)
     try:
-        with _reporting(target, temporary):
+        with reporting(target, temporary):
             yield temporary
             temporary.chmod(0o777 & ~_umask())
             _sync_tree(temporary)
-            _replace_directory(temporary, target)
+            _replace_directory(temporary, real)
+            held.path = real / lock.NAME  # it has moved with its directory
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        _unlock(lock)
+        held.release()
 
 
 def _replace_directory(temporary: Path, target: Path) -> None:
     """Afterwards `temporary` is gone, or is what `target` was."""
     if not target.exists():
-        os.replace(temporary, target)
-    elif target.is_symlink() or not target.is_dir() or not _exchange(temporary, target):
+        _move(temporary, target)
+    elif not target.is_dir() or not _exchange(temporary, target):
         _put_aside_and_replace(temporary, target)
     _sync(target.parent)
 
 
 def _put_aside_and_replace(temporary: Path, target: Path) -> None:
-    old, lock = _locked_directory(target, REPLACED)
+    old, held = _locked_directory(target, REPLACED)
+    aside, is_needed = old / target.name, False
     try:
-        aside = old / target.name
         os.replace(target, aside)
+        is_needed = True
         try:
-            os.replace(temporary, target)
+            _move(temporary, target)
         except BaseException:
-            os.replace(aside, target)
+            _move(aside, target)
+            is_needed = False
             raise
+        is_needed = False
     finally:
-        shutil.rmtree(old, ignore_errors=True)
-        _unlock(lock)
+        if not is_needed:
+            shutil.rmtree(old, ignore_errors=True)
+        held.release()
+
+
+def _move(source: Path, target: Path) -> None:
+    """Renames; where another process has made a directory to claim it, waits until it has removed that again.
+
+    It does as soon as it sees that there is a `REPLACED` directory, see `is_being_replaced`.
+    """
+    for _ in range(REPLACE_ATTEMPTS - 1):
+        try:
+            os.replace(source, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            return
+        time.sleep(REPLACE_PAUSE_SECONDS)
+    os.replace(source, target)
 
 
 def _exchange(a: Path, b: Path) -> bool:
@@ -119,51 +183,50 @@ def _exchange(a: Path, b: Path) -> bool:
     return bool(renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0)
 
 
-def _locked_directory(target: Path, kind: str) -> tuple[Path, int | None]:
-    """A new directory beside `target`, and the handle that keeps it locked for as long as this process lives."""
+def _locked_directory(target: Path, kind: str) -> tuple[Path, Lock]:
+    """A new directory beside `target`, and the lock that shows for as long as this process lives that it is in use."""
     while True:
         path = Path(tempfile.mkdtemp(prefix=f".{target.name}.{kind}-", dir=target.parent))
-        lock = _lock(path)
-        if path.exists():  # else somebody took it for abandoned before it was locked
-            return path, lock
-        _unlock(lock)
-
-
-def _lock(directory: Path) -> int | None:
-    """Locks a directory; None if another process holds it, or if there are no locks here."""
-    if fcntl is None:
-        return None
-    try:
-        handle = os.open(directory, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
-
-
-def _unlock(lock: int | None) -> None:
-    if lock is not None:
-        os.close(lock)
-
-
-def _clear_abandoned(target: Path) -> None:
-    """Removes what killed processes left beside `target`, and puts back what they had put aside."""
-    pattern = re.compile(re.escape(f".{target.name}.") + rf"({PARTIAL}|{REPLACED})-\w{{8}}")
-    for path in sorted(target.parent.iterdir()):
-        if not pattern.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+        try:
+            return path, lock.acquire(path / lock.NAME)
+        except (Held, FileNotFoundError):  # somebody took it for abandoned before it was locked
             continue
-        lock = _lock(path)
-        if lock is None:
+        except BaseException:  # a full disk
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+
+
+def _beside(target: Path, kinds: str) -> list[Path]:
+    """Temporary directories of these kinds, a regular expression, beside `target`."""
+    pattern = re.compile(re.escape(f".{target.name}.") + rf"({kinds})-\w{{8}}")
+    found = [path for path in sorted(target.parent.iterdir()) if pattern.fullmatch(path.name)]
+    return [path for path in found if path.is_dir() and not path.is_symlink()]
+
+
+def is_being_replaced(target: Path) -> bool:
+    """Whether a process has put `target`, a path without links, aside and is about to put another in its place."""
+    return bool(_beside(target, REPLACED))
+
+
+def clear_abandoned(target: Path) -> None:
+    """Removes what killed processes left beside `target`, and puts back what they had put aside.
+
+    Args:
+        target: a path without links.
+    """
+    for path in _beside(target, f"{PARTIAL}|{REPLACED}"):
+        try:
+            held = lock.acquire(path / lock.NAME, attempts=1)
+        except (Held, OSError):
+            continue
+        if not held.is_certain:  # somebody may be writing there
+            held.release()
             continue
         aside = path / target.name
         if not target.exists() and aside.exists() and path.name.startswith(f".{target.name}.{REPLACED}-"):
             os.replace(aside, target)
         shutil.rmtree(path, ignore_errors=True)
-        _unlock(lock)
+        held.release()
 
 
 def _sync_tree(folder: Path) -> None:
@@ -188,7 +251,7 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _reporting(target: Path, written: Path | None = None) -> Iterator[None]:
+def reporting(target: Path, written: Path | None = None) -> Iterator[None]:
     """Around what writes `target`: a failure of the file system is reported, whichever library has met it.
 
     Args:

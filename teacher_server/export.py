@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import shared
-from shared import files, teacher_file
-from shared.errors import CompatibilityError, FileFormatError, ReportableError
+from shared import claims, files, teacher_file
+from shared.errors import CompatibilityError, FileFormatError
 from shared.grid import Grid
 from shared.teacher_file import TeacherHeader, Weights
 from shared.vocab import Tokeniser, Vocabulary
@@ -25,13 +25,20 @@ from teacher_server.config import ExportConfig
 
 log = logging.getLogger(__name__)
 
+OVERWRITE = "add overwrite=true"
+"""What a user may do about a teacher file that is there."""
 SPECIAL_TOKENS = 3
 """PAD, EOT and SOT follow the cells in this order."""
 
 
 def run(settings: ExportConfig) -> None:
     """Reads the checkpoint, writes the teacher file, prints one line of JSON."""
-    refuse_existing(settings.out, settings.overwrite)
+    with claims.file(settings.out):
+        claims.check_file(settings.out, settings.overwrite, OVERWRITE)
+        _export(settings)
+
+
+def _export(settings: ExportConfig) -> None:
     source = checkpoint.read(settings.checkpoint)
     architecture = checkpoint.architecture(source, settings.n_head)
     shape = grid_shape(source, settings)
@@ -52,12 +59,6 @@ def run(settings: ExportConfig) -> None:
     }
     header = teacher_file.write(settings.out, weights, architecture.to_dict(), Tokeniser(vocabulary, grid), provenance)
     print(json.dumps(summary(settings.out, header, sum(array.size for array in weights.values()))))
-
-
-def refuse_existing(out: Path, overwrite: bool) -> None:
-    """Raises `ReportableError` if `out` exists and may not be replaced."""
-    if out.exists() and not overwrite:
-        raise ReportableError(f"{out} exists; choose another --out or add overwrite=true")
 
 
 def summary(out: Path, header: TeacherHeader, parameters: int) -> dict[str, Any]:

@@ -29,14 +29,14 @@ from torch import Tensor
 from torch.nn import functional
 
 import shared
-from shared import ragged, teacher_file
+from shared import claims, ragged, teacher_file
 from shared.errors import DataError, FileFormatError, TrainingError
 from shared.store import SplitName, Store
 from shared.teacher_file import Weights
 from shared.vocab import Vocabulary
 from teacher_server.config import PretrainConfig
 from teacher_server.engine import find_device
-from teacher_server.export import refuse_existing, summary
+from teacher_server.export import OVERWRITE, summary
 from teacher_server.model import LMTAD, Architecture
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,12 @@ def run(settings: PretrainConfig) -> None:
         DataError: the store has no trips to learn from.
         TrainingError: the loss is not finite.
     """
-    refuse_existing(settings.out, settings.overwrite)
+    with claims.file(settings.out):
+        claims.check_file(settings.out, settings.overwrite, OVERWRITE)
+        _pretrain(settings)
+
+
+def _pretrain(settings: PretrainConfig) -> None:
     started = time.monotonic()
     if settings.threads:
         torch.set_num_threads(settings.threads)

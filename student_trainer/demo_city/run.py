@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from shared import files
+from shared import claims, files
 from shared.errors import DataError
 from student_trainer.demo_city import picture
 from student_trainer.demo_city.config import DemoCityConfig
@@ -33,22 +33,18 @@ def run(config: DemoCityConfig) -> int:
     """Writes the city and prints a summary as JSON; returns the exit code.
 
     Raises:
-        DataError: `out` holds something else than a demo city.
+        ConfigError: `out` holds something else than a demo city, or another job writes there.
+        DataError: it cannot be written.
     """
     try:
-        _check_target(config.out)
-        summary = _write_city(config)
+        with claims.directory(config.out):
+            claims.check(config.out, "a demo city", lambda out: (out / MARKER).is_file())
+            summary = _write_city(config)
     except OSError as error:
         raise DataError(f"cannot write {config.out}: {error}") from None
     log.info("wrote %s", config.out)
     print(json.dumps({"out": str(config.out), **summary}))
     return 0
-
-
-def _check_target(out: Path) -> None:
-    if not out.exists() or (out.is_dir() and (not any(out.iterdir()) or (out / MARKER).is_file())):
-        return
-    raise DataError(f"{out} exists and is not a demo city, so it is left alone; choose another --out or remove it")
 
 
 def _write_city(config: DemoCityConfig) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from shared import config, files, provenance
+from shared import claims, config, files, provenance
 from shared.errors import CompatibilityError, ConfigError
 from student_trainer.data import tables
 from student_trainer.evaluate import paired
@@ -78,8 +78,13 @@ def compare(settings: CompareConfig) -> dict[str, Any]:
     Raises:
         FileFormatError: an evaluation cannot be read.
         CompatibilityError: they are of other stores or other OD pairs.
-        ConfigError: two have the same name.
+        ConfigError: two have the same name, or another job writes to OUT.
     """
+    with claims.directory(settings.out):
+        return _compare(settings)
+
+
+def _compare(settings: CompareConfig) -> dict[str, Any]:
     evaluations = [read(path) for path in settings.evaluations]
     baseline, *others = evaluations
     names = [evaluation.name for evaluation in evaluations]
@@ -114,7 +119,6 @@ def compare(settings: CompareConfig) -> dict[str, Any]:
         "environment": provenance.environment(),
         "metrics": metrics,
     }
-    settings.out.mkdir(parents=True, exist_ok=True)
     config.save(settings, "compare", settings.out / "config.yaml")
     files.write_json(settings.out / "comparison.json", document)
     return document

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from shared import config, files, provenance
+from shared import claims, config, files, provenance
 from shared.errors import DataError
 from shared.store import Store, Trips
 from student_trainer.data.network import RoadNetwork
@@ -62,9 +62,14 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         FileFormatError: the trips or the weights cannot be read.
         CompatibilityError: they are of another store.
         DataError: the split is empty.
-        ConfigError: Weights & Biases cannot be used as asked.
+        ConfigError: another job writes to OUT, or Weights & Biases cannot be used as asked.
     """
     check_wandb(settings.log.wandb)
+    with claims.directory(settings.out):
+        return _evaluate(settings)
+
+
+def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     store = Store(settings.data)
     network = RoadNetwork.load(store)
     found = generated.read(settings.trips, store)
@@ -206,7 +211,7 @@ def _write(
         config.save(settings, "evaluate", config_path)
         files.write_json(metrics_path, document)
     if next_roads is None:
-        (settings.out / "next_road.parquet").unlink(missing_ok=True)
+        files.remove(settings.out / "next_road.parquet")
 
 
 def table(document: dict[str, Any]) -> str:

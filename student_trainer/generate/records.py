@@ -138,7 +138,7 @@ class Parts:
             return
         for path in sorted(self.folder.iterdir(), key=lambda path: path.name == "settings.json"):
             path.unlink()
-        self.folder.rmdir()
+        files.destination(self.folder).rmdir()
 
     def _whole(self) -> list[Path]:
         if not self.folder.is_dir():

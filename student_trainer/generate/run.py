@@ -21,7 +21,7 @@ import numpy as np
 import polars as pl
 import tqdm
 
-from shared import config, files, provenance
+from shared import claims, config, files, provenance
 from shared.errors import ConfigError, FileFormatError
 from shared.store import Store
 from student_trainer.data.network import RoadNetwork
@@ -58,7 +58,7 @@ def run(settings: GenerateConfig) -> int:
     """Generates and writes, or finds it done; prints the summary as JSON on stdout.
 
     Raises:
-        ConfigError: settings do not fit the data, or OUT holds something else.
+        ConfigError: settings do not fit the data, OUT holds something else, or another job writes there.
         CompatibilityError: the weights are of another network or store.
         DataError, FileFormatError: a file is missing or damaged, or the split is empty.
     """
@@ -68,6 +68,11 @@ def run(settings: GenerateConfig) -> int:
 
 def generate(settings: GenerateConfig) -> dict[str, Any]:
     """Generates and writes, or finds it done; returns the summary. Raises as `run`."""
+    with claims.directory(settings.out):
+        return _generate(settings)
+
+
+def _generate(settings: GenerateConfig) -> dict[str, Any]:
     store = Store(settings.data)
     parts = Parts(settings.out)
     weights = _weights(settings)
@@ -81,7 +86,7 @@ def generate(settings: GenerateConfig) -> dict[str, Any]:
     if parts.fingerprint != fingerprint:
         parts.remove()
         for name in RESULTS:  # nobody may take what is replaced for what is asked
-            (settings.out / name).unlink(missing_ok=True)
+            files.remove(settings.out / name)
         parts.start(fingerprint)
     found, took = _search(settings, searcher, pairs, parts)
     summary = _summary(settings, store, weights, found, took) | {"fingerprint": fingerprint}
@@ -147,13 +152,10 @@ def _finished(settings: GenerateConfig, fingerprint: str) -> dict[str, Any] | No
 def _check_target(settings: GenerateConfig, parts: Parts, fingerprint: str) -> None:
     """Refuses to replace what the user may still want."""
     out = settings.out
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is not a directory; choose another --out")
-    if not out.exists() or not any(out.iterdir()) or parts.fingerprint == fingerprint:
+    if parts.fingerprint == fingerprint:
         return
     has_trips = records.fingerprint_of(out / "summary.json") is not None
-    if parts.fingerprint is None and not has_trips:
-        raise ConfigError(f"{out} exists and holds no generated trips, so it is left alone; choose another --out")
+    claims.check(out, "a directory of generated trips", lambda _: parts.fingerprint is not None or has_trips)
     if (has_trips or parts.holds_trips) and not settings.replace:
         raise ConfigError(
             f"{out} holds trips of other settings, weights, data or software; choose another --out, or replace=true"

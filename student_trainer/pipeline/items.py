@@ -65,7 +65,6 @@ class Item:
 
     def mark_done(self, out: Path) -> None:
         """Remembers it."""
-        self.record(out).parent.mkdir(parents=True, exist_ok=True)
         files.write_json(self.record(out), {"fingerprint": self.fingerprint, "phase": self.phase, "name": self.name})
 
 

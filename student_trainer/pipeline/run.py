@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from shared import config
+from shared import claims, config, files
 from shared.errors import ReportableError
 from shared.store import Store
 from student_trainer.pipeline import models
@@ -33,12 +33,16 @@ def run(settings: PipelineConfig) -> int:
     """Does what is not done; prints a table on stderr and the outcomes as JSON on stdout. 1 if anything failed.
 
     Raises:
-        ConfigError: there are no models, or the baseline is not among them.
+        ConfigError: there are no models, the baseline is not among them, or another job writes to OUT.
         FileFormatError: `data` is no store.
     """
     store = Store(settings.data)
     items = plan(settings, models.find(settings.models, settings.baseline, settings.shortest_path), store)
-    settings.out.mkdir(parents=True, exist_ok=True)
+    with claims.directory(settings.out):
+        return _run(settings, items)
+
+
+def _run(settings: PipelineConfig, items: Sequence[Item]) -> int:
     config.save(settings, "pipeline", settings.out / "config.yaml")
     outcomes: dict[str, Outcome] = {}
     reasons: dict[str, str] = {}
@@ -65,7 +69,7 @@ def _do(item: Item, settings: PipelineConfig, outcomes: dict[str, Outcome]) -> t
     if not settings.force and item.is_done(out):
         return "was done", ""
     for path in (item.record(out), item.result):  # jobs that recognise finished work by themselves do it again
-        path.unlink(missing_ok=True)
+        files.remove(path)
     try:
         item.run()
     except (ReportableError, OSError) as error:

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from shared import files
+from shared import claims, files
 from shared.errors import ConfigError
 from shared.store import Store
 from student_trainer.data.network import RoadNetwork
@@ -20,6 +20,11 @@ def run(settings: PredictConfig) -> int:
     """Predicts and writes; prints accuracy and where the file is as JSON on stdout."""
     if settings.out.suffix != ".npz":
         raise ConfigError(f"out must end in .npz, got {settings.out}")
+    with claims.file(settings.out):
+        return _run(settings)
+
+
+def _run(settings: PredictConfig) -> int:
     device = pick_device(settings.device)
     store = Store(settings.data)
     model, scale = load_model(settings.weights, store)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import shared
-from shared import files
+from shared import claims, files
 from shared.errors import DataError
 from shared.store import FORMAT, SPLITS
 from student_trainer.prepare import parts, report
@@ -45,7 +45,8 @@ def run(config: PrepareConfig) -> int:
     """Writes the store, or finds it up to date, and prints what is in it; returns the exit code.
 
     Raises:
-        DataError: a raw file is missing or malformed, or `out` is something else than a store.
+        DataError: a raw file is missing or malformed.
+        ConfigError: `out` is something else than a store, or another job writes there.
         CompatibilityError: the teacher's grid does not fit the roads.
     """
     print(report.render(prepare(config).manifest))
@@ -55,7 +56,6 @@ def run(config: PrepareConfig) -> int:
 def prepare(config: PrepareConfig) -> Prepared:
     """Writes the store, or finds it up to date; raises as `run`."""
     try:
-        _check_target(config.out)
         return _prepare(config)
     except OSError as error:
         raise DataError(f"cannot read {config.raw} or write {config.out}: {error}") from None
@@ -68,12 +68,44 @@ def _prepare(config: PrepareConfig) -> Prepared:
     seen = _states(paths)
     inputs = _digests(paths)
     fingerprints = parts.fingerprints(config, inputs)
-    manifest = _read_manifest(config.out)
-    current = parts.read(config.out) if manifest is not None and manifest.get("format") == FORMAT else {}
-    current = {name: part for name, part in current.items() if part.fingerprint == fingerprints.get(name)}
-    if manifest is not None and current.keys() == fingerprints.keys():
-        log.info("%s is up to date", config.out)
+    if (manifest := _up_to_date(config.out, fingerprints)) is not None:  # needs no claim: a store may be read-only
         return Prepared(manifest, {})
+    with claims.directory(config.out):
+        claims.check(config.out, "a store", _is_store)
+        if (manifest := _up_to_date(config.out, fingerprints)) is not None:  # whoever had it has just ended
+            return Prepared(manifest, {})
+        return _write(config, paths, seen, inputs, fingerprints)
+
+
+def _up_to_date(out: Path, fingerprints: Mapping[str, str]) -> dict[str, Any] | None:
+    """The manifest of a store of which nothing has to be made."""
+    manifest = _read_manifest(out)
+    if manifest is None or _unchanged(out, fingerprints).keys() != fingerprints.keys():
+        return None
+    log.info("%s is up to date", out)
+    return manifest
+
+
+def _unchanged(out: Path, fingerprints: Mapping[str, str]) -> Parts:
+    """The parts that are there and need not be made."""
+    manifest = _read_manifest(out)
+    there = parts.read(out) if manifest is not None and manifest.get("format") == FORMAT else {}
+    return {name: part for name, part in there.items() if part.fingerprint == fingerprints.get(name)}
+
+
+def _write(
+    config: PrepareConfig,
+    paths: Mapping[str, Path],
+    seen: Mapping[str, tuple[int, int]],
+    inputs: Mapping[str, str],
+    fingerprints: Mapping[str, str],
+) -> Prepared:
+    """Makes what is missing, and puts the store in its place.
+
+    Args:
+        paths, seen, inputs: the raw files, their states before they were read, and their digests.
+    """
+    current = _unchanged(config.out, fingerprints)
     with files.atomic_directory(config.out) as folder:
         for name, part in current.items():
             log.info("%s has not changed", name)
@@ -89,13 +121,10 @@ def _prepare(config: PrepareConfig) -> Prepared:
     return Prepared(manifest, builder.seconds)
 
 
-def _check_target(out: Path) -> None:
-    """Refuses to replace what is not a store (of any version)."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
+def _is_store(out: Path) -> bool:
+    """Of any version."""
     manifest = _read_manifest(out)
-    if manifest is None or not str(manifest.get("format")).startswith(FORMAT.partition("/")[0]):
-        raise DataError(f"{out} exists and is not a store, so it is left alone; choose another --out or remove it")
+    return manifest is not None and str(manifest.get("format")).startswith(FORMAT.partition("/")[0])
 
 
 def _read_manifest(out: Path) -> dict[str, Any] | None:

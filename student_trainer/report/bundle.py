@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import shared
-from shared import files
+from shared import claims, files, lock
 from shared.errors import ConfigError, FileFormatError
 from student_trainer.report.config import BundleConfig
 from student_trainer.report.run import REPORT
@@ -27,7 +27,8 @@ def run(settings: BundleConfig) -> int:
     """Writes the archive; prints what is in it as JSON on stdout.
 
     Raises:
-        ConfigError: the name of the archive does not end in .zip, or two files would have the same place in it.
+        ConfigError: the name of the archive does not end in .zip, two files would have the same place in it, or another
+            job writes it.
         FileFormatError: a file is missing.
     """
     if settings.out.suffix != ".zip":
@@ -45,7 +46,11 @@ def run(settings: BundleConfig) -> int:
             for name, path in sorted(members.items())
         },
     }
-    with files.atomic_path(settings.out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    with (
+        claims.file(settings.out),
+        files.atomic_path(settings.out) as temporary,
+        zipfile.ZipFile(temporary, "w") as archive,
+    ):
         _add(archive, MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())
         for name, path in sorted(members.items()):
             _add(archive, name, path.read_bytes())
@@ -59,7 +64,7 @@ def _members(settings: BundleConfig) -> Iterator[tuple[str, Path]]:
     if not (settings.report / REPORT).is_file():
         raise FileFormatError(f"{settings.report} is no report; make one with `student-trainer report`")
     for path in sorted(settings.report.rglob("*")):
-        if path.is_file() and not path.is_symlink():
+        if path.is_file() and not path.is_symlink() and path.name != lock.NAME:
             yield str(PurePosixPath("report", *path.relative_to(settings.report).parts)), path
     for path in settings.weights:
         yield f"weights/{_existing(path).name}", path

@@ -16,8 +16,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from shared import config, files
-from shared.errors import ConfigError
+from shared import claims, config, files
 from shared.store import Trips
 from student_trainer.report import content as contents
 from student_trainer.report import figures, geojson, html, map_data
@@ -41,12 +40,13 @@ def write(settings: ReportConfig) -> Path:
 
     Raises:
         FileFormatError, CompatibilityError, ConfigError: see `contents.read`.
-        ConfigError: OUT holds something else than a report.
+        ConfigError: OUT holds something else than a report, or another job writes there.
     """
     content = contents.read(settings)
-    _check_target(settings.out)
-    with files.atomic_directory(settings.out) as folder:
-        _write(content, settings, folder)
+    with claims.directory(settings.out):
+        claims.check(settings.out, "a report", lambda out: (out / REPORT).exists() or (out / "evaluations").is_dir())
+        with files.atomic_directory(settings.out) as folder:
+            _write(content, settings, folder)
     page = settings.out / REPORT
     log.info("wrote %s; open it in a browser", page)
     return page
@@ -83,9 +83,3 @@ def _write_trips(content: Content, folder: Path) -> None:
 def file_name(name: str) -> str:
     """A model's name as part of a file's."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "model"
-
-
-def _check_target(out: Path) -> None:
-    is_ours = out.is_dir() and ((out / REPORT).exists() or (out / "evaluations").is_dir() or not any(out.iterdir()))
-    if out.exists() and not is_ours:
-        raise ConfigError(f"{out} exists and is no report, so it is left alone; choose another --out or remove it")

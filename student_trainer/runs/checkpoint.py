@@ -136,7 +136,7 @@ def _rotate(path: Path, keep: int) -> None:
                 os.replace(generation(path, age), generation(path, age + 1))
         before.unlink(missing_ok=True)
         try:
-            os.link(path, before)
+            os.link(files.destination(path), before)  # of a link itself, a later one would be the same file
         except OSError:  # a file system without links
             shutil.copyfile(path, before)
     for surplus in _generations(path):
@@ -151,7 +151,8 @@ def _generations(path: Path) -> list[Path]:
 
 
 def remove_halves(path: Path) -> None:
-    """Removes what a process that was killed while it wrote `path` has left beside it."""
+    """Removes what a process that was killed while it wrote `path` has left beside it; for who has claimed the run."""
+    path = files.destination(path)
     for half in path.parent.glob(f".{path.name}.*"):
         half.unlink()
 

@@ -11,6 +11,7 @@ OUT/profile.json, trace.json   where its time went, if `profile` is set
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 import tqdm
 
-from shared import config, files
+from shared import claims, config, files
 from shared.errors import CompatibilityError, ConfigError, TeacherError
 from shared.store import SplitName, Store, Trips
 from student_trainer.data.loader import Prefetcher, TripOrder
@@ -70,15 +71,15 @@ FREE_TO_CHANGE = ("resume", "profile", "teacher", "client", "log", "runtime", "o
 def run(settings: TrainConfig) -> int:
     """Trains, alone or as one of the ranks that `torchrun` started; rank 0 prints the summary as JSON on stdout."""
     patience = settings.client.patience_seconds or FOR_EVER_SECONDS
-    with join(settings.client.connect_seconds + patience) as ranks:
-        return _run(settings, ranks)
+    with join(settings.client.connect_seconds + patience) as ranks, contextlib.ExitStack() as held:
+        return _run(settings, ranks, held)
 
 
-def _run(settings: TrainConfig, ranks: Ranks) -> int:
+def _run(settings: TrainConfig, ranks: Ranks, held: contextlib.ExitStack) -> int:
     start = time.monotonic()
     if settings.runtime.threads:
         torch.set_num_threads(settings.runtime.threads)
-    device, store, resumed = ranks.together(lambda: _open(settings, ranks))
+    device, store, resumed = ranks.together(lambda: _open(settings, ranks, held))
     resumed = ranks.broadcast(resumed)
     teacher, revision = ranks.together(lambda: connect(settings, store, ranks))
     with StopSignals() as stop:
@@ -100,8 +101,10 @@ def write_summary(session: Session, seconds: float) -> dict[str, Any]:
     return summary
 
 
-def _open(settings: TrainConfig, ranks: Ranks) -> tuple[torch.device, Store, Checkpoint | None]:
-    """Device and data of this rank; the first claims the directory, which others need not see."""
+def _open(
+    settings: TrainConfig, ranks: Ranks, held: contextlib.ExitStack
+) -> tuple[torch.device, Store, Checkpoint | None]:
+    """Device and data of this rank; the first claims the directory, which others need not see, while `held` is open."""
     if settings.optim.batch_size < ranks.world:
         raise ConfigError(
             f"optim.batch_size {settings.optim.batch_size} is for all ranks together, and there are {ranks.world}"
@@ -110,6 +113,7 @@ def _open(settings: TrainConfig, ranks: Ranks) -> tuple[torch.device, Store, Che
     store = Store(settings.data)
     if ranks.is_first:
         check_wandb(settings.log.wandb)
+        held.enter_context(claims.directory(settings.out))
     return device, store, claim_directory(settings, store) if ranks.is_first else None
 
 
@@ -145,7 +149,7 @@ def _client_of(client: ClientConfig, ranks: Ranks) -> ClientConfig:
 
 
 def claim_directory(settings: TrainConfig, store: Store) -> Checkpoint | None:
-    """The checkpoint to resume from, if any.
+    """The checkpoint to resume from, if any. OUT is claimed by then: temporary files are nobody's.
 
     Raises:
         ConfigError: OUT holds a run, and it is not resumed or has other settings.
@@ -162,7 +166,7 @@ def claim_directory(settings: TrainConfig, store: Store) -> Checkpoint | None:
         else:
             _check_resumable(settings, store, resumed)
         return resumed
-    if settings.out.exists() and (not settings.out.is_dir() or any(settings.out.iterdir())):
+    if settings.out.exists() and not files.is_empty(settings.out):
         raise ConfigError(f"{settings.out} is not empty; go on with --resume, or choose another --out")
     return None
 

@@ -35,7 +35,6 @@ def write(study: optuna.Study, folder: Path, objective: Objective, vanilla: list
     completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(completed) < FEWEST:
         return []
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, options in _figures(study, objective).items():
         try:

@@ -6,6 +6,7 @@ OUT/optuna_trials/final_seedNN_{vanilla,distilled}_{...}/                       
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from shared import files
+from shared import claims, files
+from shared.lock import Held
 from student_trainer.tune.phases import STATES, Phase
 from student_trainer.tune.slots import AnyTrial
+
+log = logging.getLogger(__name__)
 
 RUNNING = "running"
 
@@ -32,17 +36,27 @@ def find(phase: Phase, trial: FrozenTrial) -> Path | None:
 
 
 def adopt(phase: Phase, trial: optuna.Trial) -> Path:
-    """The folder of a claimed trial; what an earlier attempt at its slot has left here is gone on with."""
+    """The folder of a claimed trial; what an earlier attempt at its slot has left here is gone on with.
+
+    Not if somebody trains there still: a worker that was taken for lost, for it was stopped for a while.
+    """
     folder = path(phase, trial, RUNNING)
     before = trial.user_attrs.get("retry_of")
     if before is not None and not phase.is_final:
         earlier = next(t for t in phase.slots.study.get_trials(deepcopy=False) if t.number == before)
         left = path(phase, earlier, RUNNING)
-        if left.is_dir() and not folder.exists():
+        if (held := in_use(left)) is not None:
+            log.warning("%s is %s, which was taken for lost; trial %d begins anew", left, held, trial.number)
+        elif left.is_dir() and not folder.exists():
             left.rename(folder)
             record_failure(phase, earlier)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def in_use(folder: Path) -> Held | None:
+    """Who trains in a trial's folder, if anybody does."""
+    return next((held for run in sorted(folder.glob("seed*")) if (held := claims.holder(run))), None)
 
 
 def keep(phase: Phase, trial: AnyTrial, state: TrialState, note: dict[str, Any]) -> None:

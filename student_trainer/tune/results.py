@@ -56,7 +56,6 @@ def write(settings: TuneConfig, found: Sequence[Phase]) -> dict[str, Any]:
     by_number = {phase.number: phase for phase in found}
     summary = summarise(settings, found)
     final = final_results(settings, by_number.get(2), by_number.get(3))
-    folder.mkdir(parents=True, exist_ok=True)
     files.write_json(folder / "study_summary.json", files.finite(summary))
     short: dict[str, Any] = {"out": str(folder), "phases": {p["phase"]: p["states"] for p in summary["phases"]}}
     search = by_number.get(1)

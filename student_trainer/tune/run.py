@@ -15,6 +15,7 @@ import json
 import logging
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -22,7 +23,7 @@ import tqdm
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from shared import config, provenance
+from shared import claims, config, files, lock, provenance
 from shared.errors import ConfigError
 from shared.store import Store
 from student_trainer.runs.sinks import check_wandb
@@ -50,6 +51,11 @@ def run(settings: TuneConfig) -> int:
         return 0
     check_wandb(settings.train.log.wandb)  # once: a trial goes on without it
     revision = _check_teacher(settings)
+    with claims.directory(settings.out):
+        return _run(settings, planned, revision)
+
+
+def _run(settings: TuneConfig, planned: Plan, revision: str) -> int:
     storage = open_storage(settings.storage, settings.out)
     _tell(planned, results.seconds_per_epoch(existing(planned, storage, revision)))
     _claim(settings)
@@ -123,11 +129,15 @@ def _claim(settings: TuneConfig) -> None:
         before = config.load(TuneConfig, "tune", [saved])
         if before.study != settings.study:
             raise ConfigError(f"{settings.out} is the directory of study {before.study}; choose another --out")
-    elif settings.out.exists() and any(p.name != "optuna.db" for p in settings.out.iterdir()):
-        raise ConfigError(f"{settings.out} is not empty and holds no study; choose another --out")
-    (settings.out / "optuna_trials").mkdir(parents=True, exist_ok=True)
-    (settings.out / "logs").mkdir(exist_ok=True)
+    claims.check(settings.out, "the directory of a study", _is_of_a_study)
+    for name in ("optuna_trials", "logs"):
+        files.make_directory(settings.out / name)
     config.save(settings, "tune", saved)
+
+
+def _is_of_a_study(out: Path) -> bool:
+    """Whether it holds settings of a study, or nothing but the storage that this command has just made."""
+    return (out / "config.yaml").exists() or all(path.name in ("optuna.db", lock.NAME) for path in out.iterdir())
 
 
 def _watch(phase: Phase, workers: WorkerPool) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from shared import claims
 from shared.errors import TrainingError
 from shared.store import SplitName, Store
 from shared.wire import ScoreQuery, ScoreReply
@@ -127,6 +128,8 @@ def train(task: Task, folder: Path, report: Callable[[int, Values], bool]) -> di
     pruned, epoch = False, 0
     values: Values = ()
     with contextlib.closing(teacher), StopSignals() as stop, contextlib.ExitStack() as opened:
+        for settings in runs:
+            opened.enter_context(claims.directory(settings.out))
         asked: Teacher = NullTeacher() if isinstance(connected, NullTeacher) else teacher
         sessions = [
             training.Session(settings, store, asked, revision, device,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from shared import config as configuration
-from shared.errors import ConfigError, DataError
+from shared.errors import ConfigError
 from shared.store import SPLITS, Store
 from student_trainer import __main__ as command_line
 from student_trainer.demo_city.config import DemoCityConfig, TripCounts
@@ -112,7 +112,7 @@ def test_only_a_demo_city_is_replaced(tmp_path: Path) -> None:
     run(city.model_copy(update={"seed": 9}))
     assert json.loads((city.out / "demo_city.json").read_text())["settings"]["seed"] == 9
     (city.out / "demo_city.json").unlink()
-    with pytest.raises(DataError, match="is not a demo city"):
+    with pytest.raises(ConfigError, match="is not a demo city"):
         run(city)
     assert (city.out / "train.csv").exists()
 
