@@ -18,7 +18,7 @@ import signal
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -93,15 +93,6 @@ def command(program: str, *arguments: str) -> str:
     return shlex.join([program, *arguments])
 
 
-def replay(program: str, job: Job, values: Mapping[str, Any]) -> str:
-    """The command line that sets every setting of a job as it was.
-
-    Args:
-        values: the settings, as `model_dump(mode="json")` gives them.
-    """
-    return command(program, job.name, *config.as_overrides(_import(job.schema), values))
-
-
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
     """Makes SIGTERM end a job as Ctrl-C does, with its checkpoint written and its temporary files removed.
@@ -124,7 +115,8 @@ class _JobParser(argparse.ArgumentParser):
     job: Job
 
     def format_help(self) -> str:
-        lines = [super().format_help(), f"settings (key=value, or in a YAML file under '{self.job.name}:'):"]
+        where = f"key=value, or in a YAML file under '{self.job.name}:'; key= for none"
+        lines = [super().format_help(), f"settings ({where}):"]
         for key, default, doc in config.describe(self._schema):
             lines.append(f"  {key} = {default}".rstrip())
             lines += textwrap.wrap(doc, 96, initial_indent="      ", subsequent_indent="      ")

@@ -5,7 +5,7 @@ describe a whole data set; a job reads its own section and ignores the others' v
 An unknown key anywhere is an error that names it.
 
 After `key=` the schema's type decides: a setting whose type is text or a path takes the characters as they are, a list
-of such takes them cut at commas, everything else is YAML. `as_overrides` is the inverse.
+of such takes them cut at commas, everything else is YAML. Nothing is none, or no text. `as_overrides` is the inverse.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 
 import pydantic
 import yaml
-from pydantic_core import PydanticUndefined
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from shared import files
 from shared.errors import ConfigError
@@ -160,37 +160,28 @@ def save(config: Section, job: str, path: Path) -> None:
     files.write_text(path, _to_yaml({job: config.model_dump(mode="json")}))
 
 
-def as_overrides(schema: type[Section], values: Mapping[str, Any]) -> list[str]:
+def as_overrides(values: Mapping[str, Any]) -> list[str]:
     """Settings as `key=value`, each of them, which `load` reads back as they are.
 
     Args:
-        schema: of the settings; decides how each is written.
         values: what `model_dump(mode="json")` gives.
     """
-    return [f"{key}={_as_override(schema, key, value)}" for key, value in _leaves(schema, values)]
+    return [f"{key}={_as_override(value)}" for key, value in _leaves(values)]
 
 
-def _leaves(schema: type[Section], values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys; what is no section is a value, mappings too."""
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values."""
     for name, value in values.items():
-        field = schema.model_fields.get(name)
-        section = None if field is None else _section_of(field.annotation)
-        if section is not None and isinstance(value, Mapping):
-            for key, leaf in _leaves(section, value):
-                yield f"{prefix}{name}.{key}", leaf
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 
 
-def _as_override(schema: type[Section], key: str, value: Any) -> str:
-    """What follows `key=`."""
-    kind = kind_of(schema, key)
-    if kind == "text" and isinstance(value, str | PurePath | None):
-        return "" if value is None else str(value)
-    if kind == "texts" and isinstance(value, list | tuple) and all(isinstance(text, str | PurePath) for text in value):
-        joined = ",".join(map(str, value))
-        if not joined.startswith("[") and _split(joined) == [str(text) for text in value]:
-            return joined
+def _as_override(value: Any) -> str:
+    """What follows `key=`: nothing for none, text as it is, all else in YAML."""
+    if value is None or isinstance(value, str):
+        return value or ""
     text = yaml.dump(value, Dumper=_LineDumper, sort_keys=False, default_flow_style=True, width=math.inf)
     return text.removesuffix("\n").removesuffix("\n...")
 
@@ -207,29 +198,24 @@ def describe(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, str
             yield from describe(section, f"{prefix}{name}.")
             continue
         value = field.get_default(call_default_factory=True)
-        if value is PydanticUndefined:
-            default = "required"
-        else:
-            default = _as_override(schema, name, _plain(value))
+        default = "required" if value is PydanticUndefined else _as_override(to_jsonable_python(value))
         yield prefix + name, default, " ".join((field.description or "").split())
 
 
-def _plain(value: Any) -> Any:
-    """A default as JSON has it."""
-    return pydantic.TypeAdapter(Any).dump_python(value, mode="json")
-
-
 def kind_of(schema: type[Section], key: str) -> Kind:
-    """How a setting is written after `key=`; YAML for one that there is not, and within mappings."""
-    *path, last = key.split(".")
-    for part in path:
-        field = schema.model_fields.get(part)
-        section = None if field is None else _section_of(field.annotation)
-        if section is None:
-            return "yaml"
-        schema = section
-    field = schema.model_fields.get(last)
-    return "yaml" if field is None else _kind_of(field.annotation)
+    """How a setting is written after `key=`; YAML for one that there is not."""
+    annotation: Any = schema
+    for part in key.split("."):
+        annotation = _below(annotation, part)
+    return _kind_of(annotation)
+
+
+def _below(annotation: Any, name: str) -> Any:
+    """The type of a section's field or a mapping's value; None if there is no such."""
+    if (section := _section_of(annotation)) is not None:
+        return section.model_fields[name].annotation if name in section.model_fields else None
+    mappings = [kind for kind in _alternatives(annotation) if typing.get_origin(kind) is dict]
+    return typing.get_args(mappings[0])[1] if mappings else None
 
 
 def _kind_of(annotation: Any) -> Kind:

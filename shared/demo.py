@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import json
 import math
-import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from shared import cli
 
 MARKER = ".demo"
 READY_SECONDS = 60
@@ -77,7 +78,7 @@ def _stage(out: Path, name: str, package: str, *arguments: object) -> dict[str, 
     """Runs a command; returns the JSON of the last line that it printed."""
     command = [sys.executable, "-m", package, *map(str, arguments)]
     log = out / "logs" / f"{name.replace(' ', '-')}.log"
-    print(f"[{name}] {package.replace('_', '-')} {shlex.join(command[3:])}", flush=True)
+    print(f"[{name}] {cli.command(package.replace('_', '-'), *command[3:])}", flush=True)
     start = time.monotonic()
     with log.open("w") as stream:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stream, text=True, check=False)
@@ -95,7 +96,7 @@ def _teacher_daemon(out: Path, teacher: Path) -> Iterator[str]:
     """A daemon on free ports; yields its address and stops it in the end."""
     command = [sys.executable, "-m", "teacher_server", "serve", "--teacher", str(teacher)]
     command += ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", "--config", "config/demo.yaml"]
-    print(f"[serve] teacher-server {shlex.join(command[3:])}", flush=True)
+    print(f"[serve] {cli.command('teacher-server', *command[3:])}", flush=True)
     log = out / "logs" / "serve.log"
     with log.open("w") as stream, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stream, text=True) as daemon:
         try:

@@ -14,43 +14,20 @@ import torch
 import tqdm
 
 from shared import files, ragged
-from shared.config import Section
 from shared.errors import CompatibilityError, ConfigError, FileFormatError
-from shared.store import Cache, SplitName, Store, Trips
+from shared.store import Store, Trips
 from student_trainer.data.batch import Batch, build_batch
 from student_trainer.data.loader import by_length
 from student_trainer.data.network import RoadNetwork
 from student_trainer.model import upstream
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.hoser import HOSER
+from student_trainer.predict_config import PredictConfig as PredictConfig
 from student_trainer.train import checkpoint as checkpoints
 from student_trainer.train.loss import TimeScale
 from student_trainer.train.optim import pick_device
 
 log = logging.getLogger(__name__)
-
-
-class PredictConfig(Section):
-    """A prediction over a split."""
-
-    data: Path
-    """Store that `prepare` wrote."""
-    weights: Path
-    """A run's checkpoint, or a `state_dict` of public HOSER."""
-    split: SplitName = "val"
-    """train, val or test."""
-    out: Path
-    """The .npz file to write."""
-    candidate_top_k: int = pydantic.Field(64, ge=0)
-    """As in training: keep at most this many candidates per position; 0 keeps all."""
-    max_steps: int = pydantic.Field(0, ge=0)
-    """As in training: keep the last so many steps of longer trips; 0 keeps all."""
-    cache: Cache = "auto"
-    """As in training: where the split is held."""
-    batch_size: int = pydantic.Field(64, ge=1)
-    """Trips per forward pass."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
 
 
 def run(settings: PredictConfig) -> int:

@@ -15,13 +15,14 @@ from typing import Any
 
 import shared
 from shared import files, teacher_file
-from shared.errors import CompatibilityError, FileFormatError, ReportableError
+from shared.errors import CompatibilityError, FileFormatError
 from shared.grid import Grid
 from shared.teacher_file import TeacherHeader, Weights
 from shared.vocab import Tokeniser, Vocabulary
 from teacher_server import checkpoint
 from teacher_server.checkpoint import Checkpoint
 from teacher_server.config import ExportConfig
+from teacher_server.early import refuse_existing
 
 log = logging.getLogger(__name__)
 
@@ -52,12 +53,6 @@ def run(settings: ExportConfig) -> None:
     }
     header = teacher_file.write(settings.out, weights, architecture.to_dict(), Tokeniser(vocabulary, grid), provenance)
     print(json.dumps(summary(settings.out, header, sum(array.size for array in weights.values()))))
-
-
-def refuse_existing(out: Path, overwrite: bool) -> None:
-    """Raises `ReportableError` if `out` exists and may not be replaced."""
-    if out.exists() and not overwrite:
-        raise ReportableError(f"{out} exists; choose another --out or add overwrite=true")
 
 
 def summary(out: Path, header: TeacherHeader, parameters: int) -> dict[str, Any]:

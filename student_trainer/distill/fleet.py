@@ -21,6 +21,7 @@ from typing import Literal, Protocol
 import grpc
 import numpy as np
 
+from shared.address import NAME_SCHEMES, addresses_in
 from shared.channel import Watched
 from shared.errors import CompatibilityError, ConfigError, InternalError, Overloaded, TeacherError, Unavailable
 from shared.rpc.credentials import authorization, open_aio_channel
@@ -50,7 +51,6 @@ MESSAGE_BYTES = 512 * 2**20
 """Largest answer accepted; what may be sent is the server's to decide."""
 CONNECT_SECONDS = 5.0
 """How long a connection may take to be made before another attempt; gRPC's own 20 s are lost on a stopped process."""
-NAME_SCHEMES = ("dns://", "ipv4:", "ipv6:", "xds://")
 SHARDS = 16
 SHARD_KEY = "teacher-shard"
 RING_HASH = "GRPC_EXPERIMENTAL_RING_HASH_SET_REQUEST_HASH_KEY"
@@ -92,7 +92,7 @@ def open_fleet(text: str, config: ClientConfig, caller: str) -> Fleet:
         ConfigError: it names nothing, or the channel's settings cannot be used for it.
     """
     is_name = text.startswith(NAME_SCHEMES)
-    addresses = [text] if is_name else list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    addresses = addresses_in(text)
     token = authorization(config.channel, addresses)
 
     def metadata() -> Sequence[tuple[str, str]]:
@@ -432,9 +432,10 @@ async def _try_info(stub: rpc.TeacherServiceStub, metadata: Metadata) -> Teacher
 
 
 def _nobody(where: str, seconds: float, failure: TeacherError) -> Unavailable:
+    listen = "" if where.startswith(NAME_SCHEMES) else f" --listen {addresses_in(where)[0]}"
     return Unavailable(
-        f"no teacher at {where} within {seconds:g} s ({failure}); start one: "
-        f"`teacher-server serve --teacher FILE --listen {where}`, or raise client.connect_seconds"
+        f"no teacher at {where} within {seconds:g} s ({failure}); start one there: "
+        f"`teacher-server serve --teacher FILE{listen}`, or raise client.connect_seconds"
     )
 
 

@@ -153,7 +153,7 @@ def read_parquet(path: Path, columns: dict[str, Any]) -> pl.DataFrame:
         FileFormatError: it is missing or damaged, a column is missing, of another type, or has nulls.
     """
     try:
-        frame = pl.read_parquet(path)
+        frame = pl.read_parquet(path, glob=False)
     except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         reason = (str(error) or "unreadable").splitlines()[0]
         raise FileFormatError(f"{path} is missing or damaged ({reason})") from None

@@ -124,7 +124,7 @@ class Parts:
         for path in self._whole():
             try:
                 took.append(json.loads(path.read_text(encoding="utf-8")))
-                tables.append(pl.read_parquet(path.with_suffix(".parquet")).select(*SCHEMA))
+                tables.append(pl.read_parquet(path.with_suffix(".parquet"), glob=False).select(*SCHEMA))
             except (OSError, ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
                 reason = " ".join(str(error).split())
                 raise FileFormatError(f"{path} or its trips are damaged ({reason}); remove {self.folder}") from None
