@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from support.command_lines import parsed_settings
 from support.generated_trips import write_generated
 
 from shared.store import Store
@@ -36,7 +38,7 @@ def call(*argv: object) -> int:
 @pytest.fixture(scope="session")
 def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a store, two evaluated models, their comparison, a run, and a report of all."""
-    root = tmp_path_factory.mktemp("report")
+    root = tmp_path_factory.mktemp("report [1] #2*")
     counts = {"train": 60, "val": 50, "test": 2}
     make_city(DemoCityConfig.model_validate({"out": root / "raw", "columns": 10, "rows": 10, "trips": counts}))
     prepare(PrepareConfig.model_validate({"raw": root / "raw", "out": root / "store", "zones": {"count": 4}}))
@@ -85,6 +87,20 @@ def test_the_page_holds_what_was_measured(city: Path) -> None:
     assert data["comparison"] == json.loads((city / "comparison" / "comparison.json").read_text())
     assert data["curves"]["run"]["train/loss_next_road"] == [[1, 2, 3], [1, 0.5, 1 / 3]]
     assert any(line.startswith("student-trainer evaluate") for line in data["commands"])
+
+
+def test_its_commands_make_the_same_again(city: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths with blanks, brackets, `#` and `*`, and settings that are none or no text."""
+    made: dict[str, list[Any]] = {}
+    for line in data_of(city / "report" / "report.html")["commands"]:
+        program, job, *argv = shlex.split(line)
+        if job != "generate":  # whose settings the test has made up
+            made.setdefault(job, []).append(parsed_settings(program, [job, *argv], monkeypatch).model_dump(mode="json"))
+    assert made == {
+        "evaluate": [json.loads((city / n / "metrics.json").read_text())["settings"] for n in ("first", "second")],
+        "compare": [json.loads((city / "comparison" / "comparison.json").read_text())["settings"]],
+    }
+    assert made["evaluate"][0]["data"] == str(city / "store")
 
 
 def test_the_map_holds_roads_and_trips(city: Path) -> None:
