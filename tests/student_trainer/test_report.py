@@ -23,7 +23,7 @@ from student_trainer.demo_city.config import DemoCityConfig
 from student_trainer.demo_city.run import run as make_city
 from student_trainer.prepare.config import PrepareConfig
 from student_trainer.prepare.run import prepare
-from student_trainer.report import html
+from student_trainer.report import figures, html
 
 PAIRS = 40
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -103,6 +103,12 @@ def test_its_commands_make_the_same_again(city: Path, monkeypatch: pytest.Monkey
     assert made["evaluate"][0]["data"] == str(city / "store")
 
 
+def test_a_models_name_is_no_formula(city: Path, tmp_path: Path) -> None:
+    content = json.dumps(data_of(city / "report" / "report.html")).replace('"second"', json.dumps("cost$\\no_$"))
+    assert figures.write(json.loads(content), tmp_path)
+    assert any("cost$\\no_$" in path.read_text() for path in tmp_path.glob("*.svg"))
+
+
 def test_the_map_holds_roads_and_trips(city: Path) -> None:
     """Within half a step of the store's own vertices; every kind of pair is there."""
     store, data = Store(city / "store"), data_of(city / "report" / "report.html")["map"]
@@ -112,7 +118,8 @@ def test_the_map_holds_roads_and_trips(city: Path) -> None:
     assert np.abs(steps[:, ::-1] * network["unit"] - metres).max() <= network["unit"] / 2 + 1e-6
     counts = np.frombuffer(base64.b64decode(network["counts"]), "<u2")
     assert counts.tolist() == np.diff(store.network("vertex_offsets")).tolist()
-    trips = {name: pl.read_parquet(city / f"trips-{name}" / "trips.parquet") for name in ("first", "second")}
+    files = {name: city / f"trips-{name}" / "trips.parquet" for name in ("first", "second")}
+    trips = {name: pl.read_parquet(path, glob=False) for name, path in files.items()}
     for pair in data["pairs"]:
         for name, frame in trips.items():
             row = frame.row(pair["pair"], named=True)
