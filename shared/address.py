@@ -47,7 +47,8 @@ class Address:
         if _is_ipv6(host) or _is_ipv6(text):  # whose last group may be a port
             raise ValueError(f"{FORMS}; an IPv6 address with a port has brackets, as in [::1]:{USUAL_PORT}")
         if not colon or text.endswith("]"):
-            raise ValueError(f"{FORMS}; there is no port, as in {text or 'HOST'}:{USUAL_PORT}")
+            example = f"HOST:{text}" if text.isdecimal() else f"{text or 'HOST'}:{USUAL_PORT}"
+            raise ValueError(f"{FORMS}; a host or a port is missing, as in {example}")
         bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
         if not (_is_ipv6(bare) if bare != host else re.fullmatch(r"[\w.-]+", host)):
             raise ValueError(f"{FORMS}; {host!r} is no host")

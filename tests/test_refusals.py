@@ -79,7 +79,7 @@ REFUSED = {
     "train window=8 --data d --out o": "unknown setting window (did you mean distill.window?)",
     "train --data d --out o --teacher http://host:1": "teacher: an address has no http://; write host:1",
     "train --data d --out o --teacher grpc://host:1": "teacher: an address has no grpc://; write host:1",
-    "train --data d --out o --teacher host": "there is no port, as in host:50051",
+    "train --data d --out o --teacher host": "a host or a port is missing, as in host:50051",
     "train --data d --out o --teacher a:1,host:99999": "teacher: port 99999 is above 65535",
     "train --data d --out o --teacher None": "teacher: write none for no teacher",
     "tune --data d --out o --teacher http://host:1": "teacher: an address has no http://; write host:1",

@@ -42,8 +42,9 @@ WRONG = {
     "grpc://host:1": "an address has no grpc://; write host:1$",
     "grpcs://host:1": "tls=true",
     "tcp://": "an address has no tcp://; write HOST:50051",
-    "host": "there is no port, as in host:50051",
-    "[::1]": r"there is no port, as in \[::1\]:50051",
+    "host": "a host or a port is missing, as in host:50051",
+    "[::1]": r"a host or a port is missing, as in \[::1\]:50051",
+    "50051": "a host or a port is missing, as in HOST:50051",
     "host:": "'' is no port",
     "host:http": "'http' is no port",
     "host:99999": "port 99999 is above 65535",
@@ -98,9 +99,9 @@ def test_names_and_none_are_teachers(text: str) -> None:
         ("", "write none for no teacher"),
         (" , ", "has no address"),
         ("dns://teachers:1", "three slashes: dns:///teachers:1"),
-        ("dns:///teachers", "there is no port, as in teachers:50051"),
+        ("dns:///teachers", "a host or a port is missing, as in teachers:50051"),
         ("dns:///teachers:99999", "above 65535"),
-        ("ipv4:10.0.0.1", "there is no port"),
+        ("ipv4:10.0.0.1", "a host or a port is missing"),
     ],
 )
 def test_what_is_no_teacher_is_refused(text: str, message: str) -> None:

@@ -268,7 +268,7 @@ def test_comparisons_that_make_no_sense_are_refused(
 def test_a_table_that_makes_its_reader_panic_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some damage is not an error of polars but a panic, which is no `Exception`."""
 
-    def panic(_: object) -> None:
+    def panic(_: object, glob: bool) -> None:
         raise pl.exceptions.PanicException("assertion failed")
 
     monkeypatch.setattr(pl, "read_parquet", panic)
