@@ -135,8 +135,9 @@ def load(
     for path in paths:
         merged = _merge(merged, _read_section(path, job))
     for key, given in (flags or {}).items():
-        is_list = isinstance(given, str) and kind_of(schema, key) == "texts"
-        merged = _merge(merged, _nested(key, _texts(key, given) if is_list else given))
+        if isinstance(given, str) and kind_of(schema, key) == "texts":
+            given = _texts(key, given)
+        merged = _merge(merged, _nested(key, given))
     for override in overrides:
         merged = _merge(merged, _parse_override(schema, override))
     return validate(schema, merged)
