@@ -204,7 +204,7 @@ def run(options: Options) -> Result:
 def _train_settings(options: Options, store: Store) -> TrainConfig:
     return TrainConfig(
         data=store.path,
-        teacher="sleeping",
+        teacher="sleeping:1",
         out=options.work / "run",
         model=ModelConfig(road_id_dim=32, road_attr_dim=8),
     )

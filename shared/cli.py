@@ -1,7 +1,8 @@
 """The command line of both packages: a table of jobs, each a schema and a function.
 
 What people type by hand has a flag; every other setting is an override `key=value`
-or a line in a YAML file. `--help` of a job lists its settings from the schema.
+or a line in a YAML file. `--help` of a job lists its settings from the schema. What is
+wrong with a command line is said before the job's own module, and torch with it, is imported.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import contextlib
 import dataclasses
 import importlib
 import logging
+import re
+import shlex
 import signal
 import sys
 import textwrap
@@ -18,8 +21,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
-
-import yaml
 
 import shared
 from shared import config, extras, log
@@ -42,7 +43,10 @@ class Flag:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A command: `schema` and `run` are import paths `module:name`, imported only when needed."""
+    """A command: `schema`, `run` and `check` are import paths `module:name`, imported only when needed.
+
+    `check` refuses what can be refused without `run`'s imports, which take seconds.
+    """
 
     name: str
     summary: str
@@ -51,6 +55,7 @@ class Job:
     flags: tuple[Flag, ...] = ()
     extra: str | None = None
     """The extra that it needs, if not its program's own."""
+    check: str = ""
 
 
 def main(
@@ -76,10 +81,12 @@ def main(
     log.setup(arguments.log_level)
     try:
         paths, overrides = _split(arguments.config)
-        overrides = [*_from_flags(job, arguments), *overrides, *arguments.overrides]
+        flags = {flag.key: given for flag in job.flags if (given := getattr(arguments, flag.key)) is not None}
         with extras.needed(job.extra):
-            settings = config.load(_import(job.schema), job.name, paths, overrides)
+            settings = config.load(_import(job.schema), job.name, paths, [*overrides, *arguments.overrides], flags)
             with _terminated_as_interrupted():
+                if job.check:
+                    _import(job.check)(settings)
                 return int(_import(job.run)(settings) or 0)
     except ReportableError as error:
         print(f"{program} {job.name}: {error}", file=sys.stderr)
@@ -93,6 +100,11 @@ def main(
         logger.debug("the failure in full", exc_info=True)
         print(f"{program} {job.name}: {error}", file=sys.stderr)
         return 1
+
+
+def command(program: str, *arguments: str) -> str:
+    """A command line as one types it: a shell reads the same arguments."""
+    return shlex.join([program, *arguments])
 
 
 @contextlib.contextmanager
@@ -112,21 +124,50 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 class _JobParser(argparse.ArgumentParser):
-    """A parser whose help ends with the settings of its job, read from the schema when help is asked for."""
+    """A parser of a job: settings may stand anywhere among the flags, and help ends with them."""
 
     job: Job
 
     def format_help(self) -> str:
-        lines = [super().format_help(), f"settings (key=value, or in a YAML file under '{self.job.name}:'):"]
+        where = f"key=value, or in a YAML file under '{self.job.name}:'; key= for none"
+        lines = [super().format_help(), f"settings ({where}):"]
         try:
             with extras.needed(self.job.extra):
-                described = config.describe(_import(self.job.schema))
+                described = config.describe(self._schema)
         except ConfigError as error:
             return "\n".join([*lines, f"  {error}"]) + "\n"
         for key, default, doc in described:
-            lines.append(f"  {key} = {default}")
+            lines.append(f"  {key} = {default}".rstrip())
             lines += textwrap.wrap(doc, 96, initial_indent="      ", subsequent_indent="      ")
         return "\n".join(lines) + "\n"
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As its parent, which takes only one group of settings and leaves those after the next flag over."""
+        found, left = super().parse_known_args(args, namespace)
+        for text in left:
+            if text.startswith("-"):
+                self.error(f"unknown flag {text.partition('=')[0]}{self._advice(text, args or ())}")
+        found.overrides = [*found.overrides, *left]
+        return found, []
+
+    def _advice(self, flag: str, args: Sequence[str]) -> str:
+        """The setting that an unknown flag may stand for, with its value, or flags like it."""
+        name, equals, value = flag.lstrip("-").partition("=")
+        if not equals:
+            place = list(args).index(flag)
+            value = next(iter(args[place + 1 : place + 2]), "")
+            if not value or value.startswith("-") or "=" in value:
+                value = "VALUE"
+        flags = {known.name.lstrip("-"): known.name for known in self.job.flags}
+        near = [flags[found] for found in config.similar(name, list(flags))]
+        near += [f"{key}={value}" for key in config.similar(name, [k for k, _, _ in config.describe(self._schema)])]
+        return f"; did you mean {' or '.join(shlex.quote(text) for text in near[:3])}?" if near else ""
+
+    @property
+    def _schema(self) -> Any:
+        return _import(self.job.schema)
 
 
 def _add_job(commands: Any, job: Job) -> None:
@@ -150,27 +191,9 @@ def _add_job(commands: Any, job: Job) -> None:
 
 
 def _split(after_config: list[str]) -> tuple[list[Path], list[str]]:
-    """Paths and overrides: `--config a.yaml b.yaml key=value` takes them all."""
-    overrides = [text for text in after_config if "=" in text and not Path(text).exists()]
+    """Paths and overrides: `--config a.yaml b.yaml key=value` takes them all; ./a=b.yaml is a path."""
+    overrides = [text for text in after_config if re.match(r"[\w.]+=", text)]
     return [Path(text) for text in after_config if text not in overrides], overrides
-
-
-def _from_flags(job: Job, arguments: argparse.Namespace) -> list[str]:
-    overrides = []
-    for flag in job.flags:
-        value = getattr(arguments, flag.key)
-        if value is not None:
-            overrides.append(f"{flag.key}={_to_yaml(value)}")
-    return overrides
-
-
-def _to_yaml(value: Any) -> str:
-    """A flag's text as YAML: lists and switches as they are, text quoted so that it stays text."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{', '.join(value)}]"
-    return yaml.safe_dump(str(value), default_style='"')
 
 
 def _import(path: str) -> Any:

@@ -3,21 +3,25 @@
 A YAML file holds one section a job (`train:`, `prepare:` ...), so that one file can
 describe a whole data set; a job reads its own section and ignores the others' values.
 An unknown key anywhere is an error that names it.
+
+After `key=` the schema's type decides: a setting whose type is text or a path takes the characters as they are, a list
+of such takes them cut at commas, everything else is YAML. Nothing is none, or no text. `as_overrides` is the inverse.
 """
 
 from __future__ import annotations
 
-import json
+import difflib
+import math
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any, Literal, TypeVar
 
 import pydantic
 import yaml
-from pydantic_core import PydanticUndefined
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from shared import files
 from shared.errors import ConfigError
@@ -56,8 +60,26 @@ class Section(pydantic.BaseModel):
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
     )
 
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _empty_text(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        """No text stands for none where that is allowed; no path is not the working directory."""
+        if not isinstance(value, str) or value or info.field_name is None:
+            return value
+        annotation = cls.model_fields[info.field_name].annotation
+        if _kind_of(annotation) == "text":
+            if type(None) in _alternatives(annotation):
+                return None
+            if str not in _alternatives(annotation) and PATHS & set(_alternatives(annotation)):
+                raise ValueError("expected a path; write . for the working directory")
+        return value
+
 
 S = TypeVar("S", bound=Section)
+
+PATHS = frozenset({Path, PurePath})
+Kind = Literal["text", "texts", "yaml"]
+"""How what follows `key=` is read: as it is, as it is between commas, or as YAML."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -66,6 +88,14 @@ class _Loader(yaml.SafeLoader):
 
 class _Dumper(yaml.SafeDumper):
     """Quotes text that `_Loader` or YAML 1.1 would read as something else."""
+
+
+class _LineDumper(_Dumper):
+    """Writes line breaks in text as escapes."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """A scalar on one line."""
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -79,16 +109,24 @@ for _tag, _pattern, _first in (
 ):
     for _kind in (_Loader, _Dumper):
         _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})$"), _first)
+_LineDumper.add_representer(str, _LineDumper.represent_text)
 
 
-def load(schema: type[S], job: str, paths: Sequence[Path] = (), overrides: Sequence[str] = ()) -> S:
+def load(
+    schema: type[S],
+    job: str,
+    paths: Sequence[Path] = (),
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, str | bool | Sequence[str]] | None = None,
+) -> S:
     """Builds the configuration of a job.
 
     Args:
         schema: the job's root schema.
         job: its section in the YAML files.
         paths: YAML files; a later one wins, key by key.
-        overrides: `a.b=value`, the value in YAML; a later one wins.
+        overrides: `a.b=value`, see `Kind`; a later one wins.
+        flags: dotted key to what its flag was given; they win over files, and overrides over them.
 
     Raises:
         ConfigError: naming the file or key, what is wrong and what would be right.
@@ -96,8 +134,12 @@ def load(schema: type[S], job: str, paths: Sequence[Path] = (), overrides: Seque
     merged: dict[str, Any] = {}
     for path in paths:
         merged = _merge(merged, _read_section(path, job))
+    for key, given in (flags or {}).items():
+        if isinstance(given, str) and kind_of(schema, key) == "texts":
+            given = _texts(key, given)
+        merged = _merge(merged, _nested(key, given))
     for override in overrides:
-        merged = _merge(merged, _parse_override(override))
+        merged = _merge(merged, _parse_override(schema, override))
     return validate(schema, merged)
 
 
@@ -119,6 +161,32 @@ def save(config: Section, job: str, path: Path) -> None:
     files.write_text(path, _to_yaml({job: config.model_dump(mode="json")}))
 
 
+def as_overrides(values: Mapping[str, Any]) -> list[str]:
+    """Settings as `key=value`, each of them, which `load` reads back as they are.
+
+    Args:
+        values: what `model_dump(mode="json")` gives.
+    """
+    return [f"{key}={_as_override(value)}" for key, value in _leaves(values)]
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _as_override(value: Any) -> str:
+    """What follows `key=`: nothing for none, text as it is, all else in YAML."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    text = yaml.dump(value, Dumper=_LineDumper, sort_keys=False, default_flow_style=True, width=math.inf)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
 def _to_yaml(values: dict[str, Any]) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False)  # ASCII: raw line separators would not read back
 
@@ -131,20 +199,57 @@ def describe(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, str
             yield from describe(section, f"{prefix}{name}.")
             continue
         value = field.get_default(call_default_factory=True)
-        default = "required" if value is PydanticUndefined else _as_override(value)
+        default = "required" if value is PydanticUndefined else _as_override(to_jsonable_python(value))
         yield prefix + name, default, " ".join((field.description or "").split())
 
 
-def _as_override(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+def kind_of(schema: type[Section], key: str) -> Kind:
+    """How a setting is written after `key=`; YAML for one that there is not."""
+    annotation: Any = schema
+    for part in key.split("."):
+        annotation = _below(annotation, part)
+    return _kind_of(annotation)
+
+
+def _below(annotation: Any, name: str) -> Any:
+    """The type of a section's field or a mapping's value; None if there is no such."""
+    if (section := _section_of(annotation)) is not None:
+        return section.model_fields[name].annotation if name in section.model_fields else None
+    mappings = [kind for kind in _alternatives(annotation) if typing.get_origin(kind) is dict]
+    return typing.get_args(mappings[0])[1] if mappings else None
+
+
+def _kind_of(annotation: Any) -> Kind:
+    """Text if it may be text or a path, whatever else it may be; of a list, what its elements are."""
+    alternatives = [kind for kind in _alternatives(annotation) if kind is not type(None)]
+    if any(_is_text(kind) for kind in alternatives):
+        return "text"
+    if len(alternatives) == 1 and typing.get_origin(alternatives[0]) in (tuple, list):
+        elements = [kind for kind in typing.get_args(alternatives[0]) if kind is not Ellipsis]
+        if elements and all(_kind_of(kind) == "text" for kind in elements):
+            return "texts"
+    return "yaml"
+
+
+def _is_text(kind: Any) -> bool:
+    if typing.get_origin(kind) is Literal:
+        return all(isinstance(choice, str) for choice in typing.get_args(kind))
+    return isinstance(kind, type) and issubclass(kind, str | PurePath)
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """The types of a union, nested ones too, without what `Annotated` adds to them; of anything else itself."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _alternatives(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return [kind for part in typing.get_args(annotation) for kind in _alternatives(part)]
+    return [annotation]
 
 
 def _section_of(annotation: Any) -> type[Section] | None:
     """The schema of a nested section (also when it is optional), or None for a value."""
-    candidates = [annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        candidates = list(typing.get_args(annotation))
-    for candidate in candidates:
+    for candidate in _alternatives(annotation):
         if isinstance(candidate, type) and issubclass(candidate, Section):
             return candidate
     return None
@@ -166,17 +271,45 @@ def _read_section(path: Path, job: str) -> dict[str, Any]:
     return content.get(job) or {}
 
 
-def _parse_override(text: str) -> dict[str, Any]:
+def _parse_override(schema: type[Section], text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not all(part for part in key.split(".")):
-        raise ConfigError(f"cannot read override {text!r}; write key=value, for example distill.window=4")
+        near = similar(key.lstrip("-"), [name for name, _, _ in describe(schema)])
+        example = f"{near[0]}={value or 'VALUE'}" if near else "distill.window=4"
+        raise ConfigError(f"cannot read override {text!r}; write key=value, for example {example}")
+    kind = kind_of(schema, key)
+    if kind == "text":
+        return _nested(key, value)
+    if kind == "texts":
+        return _nested(key, _texts(key, value))
     try:
-        nested = _parse(value)
+        return _nested(key, _parse(value))
     except yaml.YAMLError:
         raise ConfigError(f"cannot read the value of override {text!r}; write it in YAML") from None
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
     for part in reversed(key.split(".")):
-        nested = {part: nested}
-    return typing.cast(dict[str, Any], nested)
+        value = {part: value}
+    return typing.cast(dict[str, Any], value)
+
+
+def _texts(key: str, value: str) -> list[Any]:
+    """A,B or, for what holds commas or blanks at an end, a list in YAML: ['A,1', B]."""
+    if not value.startswith("["):
+        return _split(value)
+    try:
+        parsed = _parse(value)
+    except yaml.YAMLError:
+        parsed = None
+    if not isinstance(parsed, list):
+        raise ConfigError(f"cannot read the list {key}={value}; after [ it is YAML: write ['A','B']")
+    return parsed
+
+
+def _split(text: str) -> list[str]:
+    """What stands between commas, without blanks around it."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _parse(text: str) -> Any:
@@ -213,11 +346,43 @@ def _merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def similar(wanted: str, keys: Sequence[str], most: int = 3) -> list[str]:
+    """Those of some dotted keys that somebody who wrote `wanted` may have meant, the likeliest first.
+
+    The same last part counts most, then initials (`lr`), beginnings (`temp`), and letters in common.
+    """
+    wanted = wanted.replace("-", "_").lower()
+    scores = {key: _likeness(wanted, key) for key in keys}
+    likely = sorted((key for key in keys if scores[key] >= 0.7), key=lambda key: (-scores[key], key.count(".")))
+    return likely[:most]
+
+
+def _likeness(wanted: str, key: str) -> float:
+    """1 for the same last part and the same or no section, down to 0."""
+    section, _, name = wanted.rpartition(".")
+    candidate_section, _, candidate = key.rpartition(".")
+    if not name:
+        return 0.0
+    if name == candidate:
+        score = 1.0
+    elif name == "".join(word[:1] for word in candidate.split("_")) and len(name) > 1:
+        score = 0.95
+    elif min(len(name), len(candidate)) > 2 and (candidate.startswith(name) or name.startswith(candidate)):
+        score = 0.9
+    else:
+        score = difflib.SequenceMatcher(None, name, candidate).ratio()
+    if section and not f".{candidate_section}".endswith(f".{section}"):
+        score -= 0.1
+    return score
+
+
 def _explain(schema: type[Section], issue: Any) -> str:
     where = ".".join(str(part) for part in issue["loc"]) or "configuration"
     if issue["type"] == "extra_forbidden":
         known = _keys_beside(schema, issue["loc"])
-        return f"unknown setting {where}; known here: {', '.join(known)}"
+        near = similar(where, [key for key, _, _ in describe(schema)])
+        meant = f" (did you mean {' or '.join(near)}?)" if near else ""
+        return f"unknown setting {where}{meant}; known here: {', '.join(known)}"
     if issue["type"] == "missing":
         return f"{where} is required"
     message = issue["msg"].removeprefix("Value error, ")

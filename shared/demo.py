@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import json
 import math
-import shlex
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared import claims, lock, processes
+from shared import claims, cli, lock, processes
 from shared.errors import ReportableError
 
 MARKER = ".demo"
@@ -83,7 +82,7 @@ def _stage(out: Path, name: str, package: str, *arguments: object) -> dict[str, 
     """Runs a command; returns the JSON of the last line that it printed."""
     command = processes.command(package, *map(str, arguments))
     log = out / "logs" / f"{name.replace(' ', '-')}.log"
-    print(f"[{name}] {package.replace('_', '-')} {shlex.join(map(str, arguments))}", flush=True)
+    print(f"[{name}] {cli.command(package.replace('_', '-'), *map(str, arguments))}", flush=True)
     start = time.monotonic()
     with log.open("w") as stream:
         done = subprocess.run(
@@ -103,7 +102,7 @@ def _teacher_daemon(out: Path, teacher: Path) -> Iterator[str]:
     """A daemon on free ports; yields its address and stops it in the end."""
     arguments = ["serve", "--teacher", str(teacher), "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
     arguments += ["--config", "config/demo.yaml"]
-    print(f"[serve] teacher-server {shlex.join(arguments)}", flush=True)
+    print(f"[serve] {cli.command('teacher-server', *arguments)}", flush=True)
     log = out / "logs" / "serve.log"
     with log.open("w") as stream, subprocess.Popen(
         processes.command("teacher_server", *arguments),

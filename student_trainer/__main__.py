@@ -31,6 +31,7 @@ JOBS = (
         summary="train a student, with or without a teacher",
         schema="student_trainer.train.config:TrainConfig",
         run="student_trainer.train.run:run",
+        check="student_trainer.early:check_run",
         flags=(
             Flag("--data", "data", "store to train on", "STORE"),
             Flag(
@@ -49,6 +50,7 @@ JOBS = (
         schema="student_trainer.tune.config:TuneConfig",
         run="student_trainer.tune.run:run",
         extra="tune",
+        check="student_trainer.tune.plan:check",
         flags=(
             Flag("--data", "data", "store to train on", "STORE"),
             Flag("--teacher", "teacher", "one teacher for all trials, as for train", "HOST:PORT[,HOST:PORT...]"),
@@ -65,6 +67,7 @@ JOBS = (
         summary="write a student's per-step logits and travel times",
         schema="student_trainer.predict.config:PredictConfig",
         run="student_trainer.predict.run:run",
+        check="student_trainer.early:check_student",
         flags=(
             Flag("--data", "data", "store to read", "STORE"),
             Flag("--weights", "weights", "checkpoint of a run, or an upstream state_dict", "FILE"),
@@ -77,6 +80,7 @@ JOBS = (
         summary="search trips for the OD pairs of a split",
         schema="student_trainer.generate.config:GenerateConfig",
         run="student_trainer.generate.run:run",
+        check="student_trainer.early:check_student",
         flags=(
             Flag("--data", "data", "store to read", "STORE"),
             Flag("--weights", "weights", "checkpoint of a run, an upstream state_dict, or none", "FILE"),
@@ -89,6 +93,7 @@ JOBS = (
         summary="measure generated trips against real ones",
         schema="student_trainer.evaluate.config:EvaluateConfig",
         run="student_trainer.evaluate.run:run",
+        check="student_trainer.early:check_student",
         flags=(
             Flag("--data", "data", "store that the trips were generated on", "STORE"),
             Flag("--trips", "trips", "directory that `generate` wrote", "GENERATED"),
@@ -101,6 +106,7 @@ JOBS = (
         summary="compare evaluations pair by pair: is the difference real?",
         schema="student_trainer.evaluate.config:CompareConfig",
         run="student_trainer.evaluate.compare:run",
+        check="student_trainer.early:check_evaluations",
         flags=(
             Flag("--evaluations", "evaluations", "directories that `evaluate` wrote", "BASELINE,OTHER[,OTHER...]"),
             Flag("--out", "out", "directory to write", "COMPARISON"),
@@ -112,6 +118,7 @@ JOBS = (
         schema="student_trainer.report.config:ReportConfig",
         run="student_trainer.report.run:run",
         extra="report",
+        check="student_trainer.early:check_evaluations",
         flags=(
             Flag("--data", "data", "store that the trips were generated on", "STORE"),
             Flag("--evaluations", "evaluations", "directories that `evaluate` wrote", "BASELINE[,OTHER...]"),
@@ -126,6 +133,7 @@ JOBS = (
         summary="a report and what it is about in one archive",
         schema="student_trainer.report.config:BundleConfig",
         run="student_trainer.report.bundle:run",
+        check="student_trainer.early:check_report",
         flags=(
             Flag("--report", "report", "directory that `report` wrote", "REPORT"),
             Flag("--weights", "weights", "files of weights to add", "FILE[,FILE...]"),
@@ -139,6 +147,7 @@ JOBS = (
         schema="student_trainer.pipeline.config:PipelineConfig",
         run="student_trainer.pipeline.run:run",
         extra="report",
+        check="student_trainer.early:check_store",
         flags=(
             Flag("--data", "data", "store that `prepare` wrote", "STORE"),
             Flag("--models", "models", "directory of runs, or of .pth files", "DIR"),

@@ -22,6 +22,7 @@ JOBS = (
             Flag("--cell-size", "cell_size", "cell size, degrees: one number, or LAT,LNG", "DEG"),
             Flag("--bounds", "bounds", "bounds, degrees", ("LAT0", "LNG0", "LAT1", "LNG1"), nargs=4),
         ),
+        check="teacher_server.early:check_export",
     ),
     Job(
         "pretrain",
@@ -32,6 +33,7 @@ JOBS = (
             Flag("--data", "data", "store that `student-trainer prepare` wrote", "STORE"),
             Flag("--out", "out", "teacher file to write", "TEACHER"),
         ),
+        check="teacher_server.early:check_pretrain",
     ),
     Job(
         "serve",
@@ -44,6 +46,7 @@ JOBS = (
             Flag("--insecure", "insecure", "listen beyond this machine without encryption", is_switch=True),
             Flag("--metrics-listen", "metrics_listen", "HOST:PORT or off (default 127.0.0.1:9464)", "ADDRESS"),
         ),
+        check="teacher_server.early:check_serve",
     ),
     Job(
         "info",

@@ -1,63 +1,14 @@
-"""Where a server listens: HOST:PORT, [IPV6]:PORT or unix:PATH."""
+"""Whether a server can listen at an address."""
 
 from __future__ import annotations
 
-import dataclasses
 import errno
-import ipaddress
 import os
 import socket
 import stat
 
+from shared.address import Address as Address
 from shared.errors import ConfigError
-
-
-@dataclasses.dataclass(frozen=True)
-class Address:
-    """A TCP or Unix-domain address.
-
-    Attributes:
-        host: name or number, without brackets; empty for a Unix-domain socket.
-        port: 0 lets the system choose; 0 for a Unix-domain socket.
-        path: of a Unix-domain socket, otherwise empty.
-    """
-
-    host: str
-    port: int
-    path: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> Address:
-        """Reads an address; raises `ValueError` saying how to write one."""
-        if text.startswith("unix:"):
-            path = text.removeprefix("unix:")
-            if not path:
-                raise ValueError("expected unix:PATH")
-            return cls("", 0, path)
-        host, _, port = text.rpartition(":")
-        bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-        if not bare or (":" in bare and bare == host) or not (port.isascii() and port.isdecimal()):
-            raise ValueError("expected HOST:PORT, [IPV6]:PORT or unix:PATH")
-        if int(port) > 65535:
-            raise ValueError(f"port {port} is above 65535")
-        return cls(bare, int(port))
-
-    def with_port(self, port: int) -> Address:
-        """The same host at another port."""
-        return dataclasses.replace(self, port=port)
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can reach it."""
-        try:
-            return bool(self.path) or ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
-
-    def __str__(self) -> str:
-        if self.path:
-            return f"unix:{self.path}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def check_free(address: Address) -> None:

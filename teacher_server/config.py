@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
+from shared.address import Address, ServerText
 from shared.channel import ChannelConfig
 from shared.config import Section
-from teacher_server.address import Address
 
 
 def _check_address(text: str) -> str:
@@ -117,7 +117,7 @@ class InfoConfig(Section):
 
     teacher: Path | None = None
     """A teacher file."""
-    address: AddressText | None = None
+    address: ServerText | None = None
     """HOST:PORT or unix:PATH of a running server."""
     channel: ChannelConfig = ChannelConfig()
     """How to reach it."""
@@ -300,7 +300,7 @@ class ServeConfig(Section):
 class QueryConfig(Section):
     """`query`: one question to a running server."""
 
-    address: AddressText
+    address: ServerText
     """HOST:PORT or unix:PATH of the server."""
     history: Tokens = ()
     """Cell tokens so far, oldest first, separated by commas; empty: SOT alone."""

@@ -22,11 +22,10 @@ from shared.vocab import Tokeniser, Vocabulary
 from teacher_server import checkpoint
 from teacher_server.checkpoint import Checkpoint
 from teacher_server.config import ExportConfig
+from teacher_server.early import OVERWRITE
 
 log = logging.getLogger(__name__)
 
-OVERWRITE = "add overwrite=true"
-"""What a user may do about a teacher file that is there."""
 SPECIAL_TOKENS = 3
 """PAD, EOT and SOT follow the cells in this order."""
 

@@ -35,8 +35,9 @@ from shared.store import SplitName, Store
 from shared.teacher_file import Weights
 from shared.vocab import Vocabulary
 from teacher_server.config import PretrainConfig
+from teacher_server.early import OVERWRITE
 from teacher_server.engine import find_device
-from teacher_server.export import OVERWRITE, summary
+from teacher_server.export import summary
 from teacher_server.model import LMTAD, Architecture
 
 log = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -21,6 +22,10 @@ from shared.grid import Grid
 from shared.vocab import Tokeniser, Vocabulary
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# How long an example takes is the machine's load.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 # A shell starts its background jobs deaf to SIGINT, and so would be the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
 
+from shared.address import NAME_SCHEMES, addresses_in
 from shared.channel import Watched
 from shared.errors import CompatibilityError, TeacherError, Unavailable
 from shared.rpc.credentials import open_aio_channel
@@ -126,9 +127,10 @@ async def wait_for_answers(
             break
         remaining = deadline - time.monotonic()
         if remaining <= 0 or not any(failure.retryable for failure in failures):
+            listen = "" if where.startswith(NAME_SCHEMES) else f" --listen {addresses_in(where)[0]}"
             raise Unavailable(
-                f"no teacher at {where} within {seconds:g} s ({failures[0]}); start one: "
-                f"`teacher-server serve --teacher FILE --listen {where}`, or raise client.connect_seconds"
+                f"no teacher at {where} within {seconds:g} s ({failures[0]}); start one there: "
+                f"`teacher-server serve --teacher FILE{listen}`, or raise client.connect_seconds"
             )
         if not announced:
             log.info("waiting up to %.0f s for the teacher at %s", seconds, where)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from shared.address import NAME_SCHEMES, addresses_in
 from shared.errors import ConfigError, TeacherError
 from shared.rpc.credentials import authorization
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
@@ -19,8 +20,6 @@ from student_trainer.distill import routing
 from student_trainer.distill.config import ClientConfig
 from student_trainer.distill.named import Named
 from student_trainer.distill.replicas import Replicas
-
-NAME_SCHEMES = ("dns://", "ipv4:", "ipv6:", "xds://")
 
 
 class Fleet(Protocol):
@@ -61,7 +60,7 @@ def open_fleet(text: str, config: ClientConfig, caller: str) -> Fleet:
         ConfigError: it names nothing, or the channel's settings cannot be used for it.
     """
     is_name = text.startswith(NAME_SCHEMES)
-    addresses = [text] if is_name else list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    addresses = addresses_in(text)
     token = authorization(config.channel, addresses)
 
     def metadata() -> Sequence[tuple[str, str]]:

@@ -221,7 +221,7 @@ def _read_csv(path: Path, columns: Sequence[str]) -> pl.DataFrame:
 def _check_columns(path: Path, source: Path | io.BytesIO, wanted: Sequence[str]) -> Sequence[str]:
     """All columns of the source."""
     with _reporting(path):
-        present = pl.read_csv(source, n_rows=0, infer_schema=False).columns
+        present = pl.read_csv(source, n_rows=0, infer_schema=False, glob=False).columns
     if missing := [column for column in wanted if column not in present]:
         raise DataError(f"{path} has no column {', '.join(missing)}; it has {', '.join(present)}")
     return present
@@ -229,7 +229,7 @@ def _check_columns(path: Path, source: Path | io.BytesIO, wanted: Sequence[str])
 
 def _parse_csv(path: Path, source: Path | io.BytesIO, columns: Sequence[str]) -> pl.DataFrame:
     with _reporting(path):
-        return pl.read_csv(source, columns=list(columns), infer_schema=False).select(columns)
+        return pl.read_csv(source, columns=list(columns), infer_schema=False, glob=False).select(columns)
 
 
 @contextlib.contextmanager

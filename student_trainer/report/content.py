@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from shared import provenance
+from shared import cli, config, provenance
 from shared.errors import CompatibilityError, ConfigError, FileFormatError
 from shared.store import Store, Trips
 from student_trainer.evaluate import compare, generated
@@ -91,10 +90,10 @@ class Content:
         lines = []
         for evaluation in self.evaluations:
             made, settings = evaluation.document["generated"], evaluation.document["settings"]
-            lines.append(_command("generate", made["settings"], {"out": evaluation.document["trips"]}))
-            lines.append(_command("evaluate", settings, {}))
+            lines.append(_command("generate", made["settings"] | {"out": evaluation.document["trips"]}))
+            lines.append(_command("evaluate", settings))
         if self.comparison is not None:
-            lines.append(_command("compare", self.comparison["settings"], {}))
+            lines.append(_command("compare", self.comparison["settings"]))
         return lines
 
 
@@ -165,23 +164,9 @@ def _search(summary: dict[str, Any]) -> dict[str, Any]:
     return {key: summary.get(key) for key in kept}
 
 
-def _command(job: str, settings: dict[str, Any], changes: dict[str, Any]) -> str:
+def _command(job: str, settings: dict[str, Any]) -> str:
     """A command line that sets every setting."""
-    pairs = [f"{key}={_text(value)}" for key, value in _leaves(settings | changes)]
-    return " ".join(["student-trainer", job, *map(shlex.quote, pairs)])
-
-
-def _leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        found += _leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
-    return [(key, value) for key, value in found if value not in (None, "", [])]
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    return json.dumps(value) if isinstance(value, bool) else str(value)
+    return cli.command("student-trainer", job, *config.as_overrides(settings))
 
 
 def statuses(content: Content) -> pl.DataFrame:

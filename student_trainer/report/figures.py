@@ -24,6 +24,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "svg.hashsalt": "report",
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names of models are no formulas
 }
 
 

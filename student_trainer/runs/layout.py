@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from shared import files
+from shared.errors import ConfigError
+
 BEST = Path("checkpoints", "best.pt")
 """The best weights, below a run's directory: what makes a directory a run with a model."""
 BOOKS = ("config.yaml", "summary.json", "metrics.jsonl", "profile.json")
@@ -54,3 +57,9 @@ class RunFiles:
     def summary(self) -> Path:
         """Result of a finished run."""
         return self.folder / "summary.json"
+
+
+def check_unused(out: Path) -> None:
+    """Raises `ConfigError` if a new run cannot be written to a directory."""
+    if out.exists() and not files.is_empty(out):
+        raise ConfigError(f"{out} is not empty; go on with --resume, or choose another --out")

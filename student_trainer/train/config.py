@@ -7,6 +7,7 @@ from typing import Literal
 
 import pydantic
 
+from shared.address import TeachersText
 from shared.config import Section
 from shared.store import Cache
 from student_trainer.distill.config import ClientConfig, DistillConfig
@@ -123,7 +124,7 @@ class TrainConfig(RecipeConfig):
 
     data: Path
     """Store that `prepare` wrote."""
-    teacher: str = "none"
+    teacher: TeachersText = "none"
     """Addresses of teachers, HOST:PORT[,HOST:PORT...] or unix:PATH; one gRPC name of several, such as
     dns:///HOST:PORT; or none."""
     out: Path

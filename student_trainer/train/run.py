@@ -39,7 +39,7 @@ from student_trainer.model.hoser import HOSER
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.runs.checkpoint import Checkpoint, Progress
-from student_trainer.runs.layout import RunFiles
+from student_trainer.runs.layout import RunFiles, check_unused
 from student_trainer.runs.sinks import check_wandb
 from student_trainer.train.compiling import use_own_directory
 from student_trainer.train.config import TrainConfig
@@ -166,8 +166,7 @@ def claim_directory(settings: TrainConfig, store: Store) -> Checkpoint | None:
         else:
             _check_resumable(settings, store, resumed)
         return resumed
-    if settings.out.exists() and not files.is_empty(settings.out):
-        raise ConfigError(f"{settings.out} is not empty; go on with --resume, or choose another --out")
+    check_unused(settings.out)
     return None
 
 

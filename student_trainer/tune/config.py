@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
+from shared.address import TeachersText
 from shared.config import Section
 from student_trainer.train.config import RecipeConfig
 from student_trainer.tune.space import SPACE, Point, Space, merged
@@ -56,8 +57,9 @@ class StorageConfig(Section):
     """Where the study is."""
 
     url: str = ""
-    """sqlite:///FILE, postgresql+psycopg://..., journal:FILE or grpc://HOST:PORT of Optuna's proxy; $NAME and ${NAME}
-    stand for variables of the environment, for passwords. Empty: SQLite in OUT."""
+    """sqlite:///FILE, postgresql+psycopg://..., journal:FILE or grpc://HOST:PORT of Optuna's proxy; FILE is taken as it
+    is, but for $NAME and ${NAME}, which stand for variables of the environment, for passwords, and $$, a dollar sign.
+    Empty: SQLite in OUT."""
     heartbeat_seconds: float = pydantic.Field(10, gt=0)
     """How often a running trial shows that it is alive."""
     stale_seconds: float = pydantic.Field(120, gt=0)
@@ -96,7 +98,7 @@ class TuneConfig(Section):
 
     data: Path
     """Store that `prepare` wrote."""
-    teacher: str = "none"
+    teacher: TeachersText = "none"
     """As for `train`; only phases 0 and 3 can do without."""
     out: Path
     """Directory to write: optuna_trials/, optuna_results/."""

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from shared.errors import ConfigError
+from shared.store import Store
 from student_trainer.tune import samplers, space
 from student_trainer.tune.config import TuneConfig
 from student_trainer.tune.space import Point
@@ -92,6 +93,18 @@ class Plan:
             yield "note: final.split=val is what the setting is chosen by: the comparison is flattered"
         if tuned := [name for name in self.settings.space if not name.startswith("distill.")]:
             yield f"note: vanilla gets the {_list(tuned)} that is best for the distilled student"
+
+
+def check(settings: TuneConfig) -> None:
+    """Refuses before the trainer is imported.
+
+    Raises:
+        ConfigError: the study cannot work.
+        FileFormatError: there is no store.
+    """
+    make(settings)
+    if not settings.dry_run:
+        Store(settings.data)
 
 
 def make(settings: TuneConfig) -> Plan:

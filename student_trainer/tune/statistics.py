@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import scipy.stats
+import scipy  # stats are imported when they are first used, which takes seconds
 
 Float = npt.NDArray[np.float64]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import shlex
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shared
-from shared import cli
+from shared import cli, config
 from shared.cli import Flag, Job
 from shared.config import Section
 from shared.errors import DataError, InvalidRequest
@@ -107,6 +109,38 @@ def test_overrides_may_follow_config(tmp_path: Path) -> None:
     odd = tmp_path / "a=b.yaml"
     odd.write_text("train: {out: odd}")
     assert settings_of("--config", str(odd), "rows=4") == Settings(out="odd", rows=4)
+    assert settings_of("--config", str(path), f"out={'x' * 5000}").out == "x" * 5000  # longer than a file's name
+
+
+def test_a_file_does_not_change_what_an_override_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.yaml", "rows=4"):
+        Path(name).write_text("train: {out: file}")
+    assert settings_of("--config", "a.yaml", "rows=4") == Settings(out="file", rows=4)
+    assert settings_of("--config", "./rows=4") == Settings(out="file")
+
+
+def test_settings_may_stand_anywhere_among_the_flags() -> None:
+    expected = Settings(out="o", rows=5, level=0.25, strict=True)
+    assert settings_of("rows=4", "--out", "o", "rows=5", "--strict", "level=0.25") == expected
+    assert settings_of("--strict", "rows=4", "rows=5", "--out", "o", "level=0.25") == expected
+    assert settings_of("rows=3", "--strict", "--out=o", "rows=5", "--log-level", "info", "level=0.25") == expected
+
+
+@given(st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=20), st.none() | st.integers())
+def test_a_printed_command_is_read_as_it_was(text: str, rows: int | None) -> None:
+    settings = Settings(out=text, rows=rows, bounds=(-1.5, 1e-300))
+    line = cli.command("program", "train", *config.as_overrides(settings.model_dump(mode="json")))
+    program, *argv = shlex.split(line)
+    assert program == "program"
+    assert settings_of(*argv[1:]) == settings
+
+
+def test_a_printed_command_survives_a_shell() -> None:
+    argv = ["train", "out=run #2/$HOME `x` \"'\\ \n*[1]", "name=", "rows=[1, 2]", "-- ; &"]
+    script = f"set -- {cli.command('program', *argv)}; printf '%s\\0' \"$@\""
+    read = subprocess.run(["/bin/sh", "-c", script], capture_output=True, check=True).stdout.decode()
+    assert read.split("\0")[:-1] == ["program", *argv]
 
 
 @given(st.text(st.characters(exclude_characters="\0"), max_size=20).filter(lambda text: not text.startswith("-")))
@@ -193,6 +227,7 @@ def test_a_defect_keeps_its_traceback() -> None:
         ([], "program train: out is required"),
         (["--out", "o", "--rows", "many"], "program train: rows: Input should be a valid integer"),
         (["--out", "o", "colour=red"], "program train: unknown setting colour; known here: out, rows, bounds"),
+        (["--out", "o", "levl=1"], "program train: unknown setting levl (did you mean level?); known here: out, rows"),
         (["--out", "o", "level=0"], "program train: level: Input should be greater than 0"),
         (["--out", "o", "word"], "program train: cannot read override 'word'"),
         (["--config", "missing.yaml"], "program train: cannot read configuration missing.yaml"),
@@ -221,6 +256,37 @@ def test_a_bad_command_line_shows_the_usage(argv: list[str], capsys: pytest.Capt
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--level", "3"], "unknown flag --level; did you mean level=3?"),
+        (["--out", "o", "rows=1", "--levl=0.5", "level=1"], "unknown flag --levl; did you mean level=0.5?"),
+        (["--ouput", "x y"], "unknown flag --ouput; did you mean --out or 'out=x y'?"),
+        (["--lev"], "unknown flag --lev; did you mean level=VALUE?"),
+        (["--lev", "--strict"], "unknown flag --lev; did you mean level=VALUE?"),
+        (["--colour", "red"], "unknown flag --colour"),
+    ],
+)
+def test_an_unknown_flag_is_told_its_setting(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main("train", *argv)
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("usage: program train ")
+    assert err.endswith(f"program train: error: {message}\n")
+    assert not seen
+
+
+def test_what_can_be_refused_early_is_refused_before_the_job_is_imported(capsys: pytest.CaptureFixture[str]) -> None:
+    job = Job("train", "checks", f"{__name__}:Settings", "nowhere:run", check=f"{__name__}:refuse")
+    assert cli.main("program", "", [job], ["train", "out=o"]) == 2
+    assert capsys.readouterr().err == "program train: no o\n"
+
+
+def refuse(settings: Settings) -> None:
+    raise DataError(f"no {settings.out}")
+
+
 def test_help_of_a_job_lists_flags_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main("train", "--help")
@@ -228,7 +294,7 @@ def test_help_of_a_job_lists_flags_and_settings(capsys: pytest.CaptureFixture[st
     out = capsys.readouterr().out
     for text in ("--out OUT", "--bounds A B", "--config", "--log-level", "does what a test wants", "under 'train:'"):
         assert text in out
-    for text in ("out = required", "rows = null", "strict = false", "level = 0.5", "strict; 100 % of the time."):
+    for text in ("out = required", "rows =\n", "strict = false", "level = 0.5", "strict; 100 % of the time."):
         assert text in out
 
 

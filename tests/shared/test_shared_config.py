@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import pytest
@@ -40,6 +40,12 @@ class Outer(Section):
     """Off or on."""
     tags: tuple[str, ...] = ()
     """Tags."""
+    cache: Path | None = None
+    """Perhaps a path."""
+    label: Annotated[str, pydantic.Field(max_length=99)] | None = None
+    """Perhaps text."""
+    words: dict[str, str] = pydantic.Field(default_factory=dict)
+    """Text by name."""
     is_fast: bool = False
     """Fast."""
     inner: Inner = Inner()
@@ -119,12 +125,37 @@ def test_other_jobs_sections_and_empty_files_are_left_alone(tmp_path: Path) -> N
         ("name=none", "none"),
         ("name=a=b", "a=b"),
         ("name=127.0.0.1:50051,[::1]:50052", "127.0.0.1:50051,[::1]:50052"),
-        ("name='12'", "12"),
+        ("name='12'", "'12'"),
+        ("name=3", "3"),
+        ("name=007", "007"),
+        ("name=true", "true"),
+        ("name=null", "null"),
+        ("name=work/run #2/store", "work/run #2/store"),
+        ("name=a: b", "a: b"),
+        ("name= a ", " a "),
+        ("name=[1", "[1"),
+        ("name=[::1]:50051", "[::1]:50051"),
+        ("name=!!timestamp x", "!!timestamp x"),
+        ("name=$HOME/~/*", "$HOME/~/*"),
+        ("name=", ""),
+        ("data=2024", Path("2024")),
+        ("data=work/run #2/store", Path("work/run #2/store")),
+        ("data=~/a", Path("~/a")),
+        ("cache=0.3", Path("0.3")),
+        ("cache=null", Path("null")),
+        ("cache=", None),
+        ("label=true", "true"),
+        ("label=", None),
+        ("tags=true,007 , a b,", ("true", "007", "a b")),
+        ("tags=2024", ("2024",)),
+        ("tags=['a,b', ' c', '007']", ("a,b", " c", "007")),
+        ("tags=", ()),
+        ("words.a=1", {"a": "1"}),
     ],
 )
 def test_values_are_what_they_look_like(text: str, expected: Any) -> None:
     value: Any = load(text)
-    for part in text.partition("=")[0].split("."):
+    for part in text.partition("=")[0].removesuffix(".a").split("."):
         value = getattr(value, part)
     assert value == expected
     assert type(value) is type(expected)
@@ -133,9 +164,20 @@ def test_values_are_what_they_look_like(text: str, expected: Any) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["nme=x"], r"unknown setting nme; known here: data, name, mode, tags, is_fast, inner, spare"),
-        (["inner.rat=1"], r"unknown setting inner\.rat; known here: rate, steps, bounds"),
-        (["spare.rat=1"], r"unknown setting spare\.rat; known here: rate, steps, bounds"),
+        (
+            ["nme=x"],
+            r"unknown setting nme \(did you mean name\?\); known here: data, name, mode, tags, cache, ",
+        ),
+        (
+            ["inner.rat=1"],
+            r"unknown setting inner\.rat \(did you mean inner\.rate.*\); known here: rate, steps",
+        ),
+        (
+            ["spare.rat=1"],
+            r"unknown setting spare\.rat \(did you mean spare\.rate.*\); known here: rate, steps",
+        ),
+        (["rate=1"], r"unknown setting rate \(did you mean inner\.rate or spare\.rate\?\); known here: data, "),
+        (["colour=1"], r"unknown setting colour; known here: data, "),
         (["name.x=1"], r"^name: .*string"),
         (["inner=3"], r"^inner: .*\(got 3\)"),
         (["inner.rate=fast"], r"^inner\.rate: .*number.*\(got 'fast'\)"),
@@ -147,17 +189,18 @@ def test_values_are_what_they_look_like(text: str, expected: Any) -> None:
         (["inner.bounds=[1, x]"], r"^inner\.bounds\.1: .*\(got 'x'\)"),
         (["mode=maybe"], r"^mode: .*'off' or 'on'.*\(got 'maybe'\)"),
         (["is_fast=perhaps"], r"^is_fast: .*boolean"),
-        (["name=3"], r"^name: .*string.*\(got 3\)"),
+        (["data="], r"^data: expected a path; write \. for the working directory \(got ''\)"),
         (["name=forbidden"], r"^configuration: name must be another$"),
         (["inner.rate=-1", "nme=x"], r"inner\.rate: .*; unknown setting nme"),
         (["name"], r"cannot read override 'name'; write key=value"),
         (["=3"], r"cannot read override '=3'"),
         (["inner..rate=3"], r"cannot read override"),
-        (["name=[1"], r"cannot read the value of override 'name=\[1'"),
+        (["tags=[1"], r"cannot read the list tags=\[1; after \[ it is YAML: write \['A','B'\]"),
+        (["inner.steps=[1"], r"cannot read the value of override 'inner\.steps=\[1'"),
         (["inner.steps=!!int x"], r"cannot read the value of override"),
         (["is_fast=!!bool x"], r"cannot read the value of override"),
-        (["name=!!timestamp x"], r"cannot read the value of override"),
-        (["name=!!python/object:os.system x"], r"cannot read the value of override"),
+        (["inner.steps=!!timestamp x"], r"cannot read the value of override"),
+        (["inner.steps=!!python/object:os.system x"], r"cannot read the value of override"),
     ],
 )
 def test_errors_name_the_key_in_one_line(overrides: list[str], message: str) -> None:
@@ -212,12 +255,18 @@ def test_any_text_is_an_override_or_an_error_that_is_reported(text: str) -> None
 names = st.text(max_size=20) | st.sampled_from(
     ["off", "null", "~", "1e5", "3", "0x1F", "1:30", "2024-01-01", "007", "a: b", "#", " x ", "é", "true", ".5", "<<"]
 )
+texts = names | st.sampled_from(
+    ["[::1]:50051", "run #2", "'", '"', "\\", "$HOME", "a=b", "[a", "a,b", "-x", "\n", "!a"]
+)
 outers = st.builds(
     Outer,
-    data=st.sampled_from([Path("a b"), Path("/x:y"), Path("ü")]),
+    data=st.sampled_from([Path("a b"), Path("/x:y"), Path("ü")]) | texts.filter(bool).map(Path),
     name=names.filter(lambda name: name != "forbidden"),
     mode=st.sampled_from(["off", "on"]),
     tags=st.lists(names, max_size=3).map(tuple),
+    cache=st.none() | texts.filter(bool).map(Path),
+    label=st.none() | texts,
+    words=st.dictionaries(st.sampled_from(["a", "b_1"]), texts, max_size=2),
     is_fast=st.booleans(),
     inner=st.builds(Inner, rate=st.floats(1e-300, 1e300), steps=st.integers(-(10**12), 10**12)),
     spare=st.none() | st.builds(Inner, bounds=st.none() | st.tuples(st.floats(-9, 9), st.floats(-9, 9))),
@@ -232,8 +281,45 @@ def test_the_resolved_configuration_is_read_back_as_it_was(outer: Outer) -> None
     }
 
 
+@given(outers)
+def test_settings_as_overrides_are_read_back_as_they_were(outer: Outer) -> None:
+    overrides = config.as_overrides(outer.model_dump(mode="json"))
+    assert config.load(Outer, "train", [], overrides) == outer
+    assert not any("\n" in override for override in overrides if override.startswith(("tags=", "inner.", "spare")))
+
+
+def test_no_text_is_none_where_that_is_allowed(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", "train: {label: '', name: ''}")
+    assert (load(files=[path]).label, load(files=[path]).name) == (None, "")
+    assert load("label=", files=[write(tmp_path / "b.yaml", "train: {label: x}")]).label is None
+    with pytest.raises(ConfigError, match="expected a path"):
+        config.validate(Outer, {"data": ""})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ("epochs", ["optim.epochs", "final.epochs"]),
+        ("optim.lr", ["optim.learning_rate"]),
+        ("lr", ["optim.learning_rate"]),
+        ("window", ["distill.window"]),
+        ("distil.window", ["distill.window"]),
+        ("temp", ["distill.temperature"]),
+        ("learning-rate", ["optim.learning_rate"]),
+        ("learning_rte", ["optim.learning_rate"]),
+        ("final.epochs", ["final.epochs", "optim.epochs"]),
+        ("w", []),
+        ("xyz", []),
+        ("", []),
+    ],
+)
+def test_what_somebody_may_have_meant(wanted: str, expected: list[str]) -> None:
+    keys = ["data", "optim.epochs", "optim.learning_rate", "distill.window", "distill.temperature", "final.epochs"]
+    assert config.similar(wanted, keys) == expected
+
+
 def test_the_saved_configuration_starts_the_same_job(tmp_path: Path) -> None:
-    outer = load("name='1e5'", "mode=off", "tags=['1', é]", "inner.rate=3e-4")
+    outer = load("name=1e5", "mode=off", "tags=1,é", "inner.rate=3e-4")
     config.save(outer, "train", tmp_path / "run" / "config.yaml")
     assert config.load(Outer, "train", [tmp_path / "run" / "config.yaml"]) == outer
 
@@ -241,8 +327,8 @@ def test_the_saved_configuration_starts_the_same_job(tmp_path: Path) -> None:
 def test_describe_lists_every_setting_with_its_docstring() -> None:
     described = {key: (default, doc) for key, default, doc in config.describe(Outer)}
     assert list(described) == [
-        "data", "name", "mode", "tags", "is_fast", "inner.rate", "inner.steps", "inner.bounds",
-        "spare.rate", "spare.steps", "spare.bounds",
+        "data", "name", "mode", "tags", "cache", "label", "words", "is_fast",
+        "inner.rate", "inner.steps", "inner.bounds", "spare.rate", "spare.steps", "spare.bounds",
     ]  # fmt: skip
     assert described["data"] == ("required", "The store.")
     assert described["name"] == ("a", "The name, over two lines.")

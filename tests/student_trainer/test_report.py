@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from support.command_lines import parsed_settings
 from support.generated_trips import write_generated
 
 from shared.store import Store
@@ -21,7 +23,7 @@ from student_trainer.demo_city.config import DemoCityConfig
 from student_trainer.demo_city.run import run as make_city
 from student_trainer.prepare.config import PrepareConfig
 from student_trainer.prepare.run import prepare
-from student_trainer.report import html
+from student_trainer.report import figures, html
 
 PAIRS = 40
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -36,7 +38,7 @@ def call(*argv: object) -> int:
 @pytest.fixture(scope="session")
 def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a store, two evaluated models, their comparison, a run, and a report of all."""
-    root = tmp_path_factory.mktemp("report")
+    root = tmp_path_factory.mktemp("report [1] #2*")
     counts = {"train": 60, "val": 50, "test": 2}
     make_city(DemoCityConfig.model_validate({"out": root / "raw", "columns": 10, "rows": 10, "trips": counts}))
     prepare(PrepareConfig.model_validate({"raw": root / "raw", "out": root / "store", "zones": {"count": 4}}))
@@ -87,6 +89,26 @@ def test_the_page_holds_what_was_measured(city: Path) -> None:
     assert any(line.startswith("student-trainer evaluate") for line in data["commands"])
 
 
+def test_its_commands_make_the_same_again(city: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths with blanks, brackets, `#` and `*`, and settings that are none or no text."""
+    made: dict[str, list[Any]] = {}
+    for line in data_of(city / "report" / "report.html")["commands"]:
+        program, job, *argv = shlex.split(line)
+        if job != "generate":  # whose settings the test has made up
+            made.setdefault(job, []).append(parsed_settings(program, [job, *argv], monkeypatch).model_dump(mode="json"))
+    assert made == {
+        "evaluate": [json.loads((city / n / "metrics.json").read_text())["settings"] for n in ("first", "second")],
+        "compare": [json.loads((city / "comparison" / "comparison.json").read_text())["settings"]],
+    }
+    assert made["evaluate"][0]["data"] == str(city / "store")
+
+
+def test_a_models_name_is_no_formula(city: Path, tmp_path: Path) -> None:
+    content = json.dumps(data_of(city / "report" / "report.html")).replace('"second"', json.dumps("cost$\\no_$"))
+    assert figures.write(json.loads(content), tmp_path)
+    assert any("cost$\\no_$" in path.read_text() for path in tmp_path.glob("*.svg"))
+
+
 def test_the_map_holds_roads_and_trips(city: Path) -> None:
     """Within half a step of the store's own vertices; every kind of pair is there."""
     store, data = Store(city / "store"), data_of(city / "report" / "report.html")["map"]
@@ -96,7 +118,8 @@ def test_the_map_holds_roads_and_trips(city: Path) -> None:
     assert np.abs(steps[:, ::-1] * network["unit"] - metres).max() <= network["unit"] / 2 + 1e-6
     counts = np.frombuffer(base64.b64decode(network["counts"]), "<u2")
     assert counts.tolist() == np.diff(store.network("vertex_offsets")).tolist()
-    trips = {name: pl.read_parquet(city / f"trips-{name}" / "trips.parquet") for name in ("first", "second")}
+    files = {name: city / f"trips-{name}" / "trips.parquet" for name in ("first", "second")}
+    trips = {name: pl.read_parquet(path, glob=False) for name, path in files.items()}
     for pair in data["pairs"]:
         for name, frame in trips.items():
             row = frame.row(pair["pair"], named=True)

@@ -56,7 +56,7 @@ class FailingTeacher(FakeTeacher):
         return failed
 
 
-def settings_of(store: Store, out: Path, teacher: str = "fake", **client: Any) -> TrainConfig:
+def settings_of(store: Store, out: Path, teacher: str = "fake:1", **client: Any) -> TrainConfig:
     resume = client.pop("resume", False)
     values = {"data": store.path, "out": out, "teacher": teacher, "seed": 3, "resume": resume}
     return TrainConfig.model_validate({**values, **SMALL, "client": client})

@@ -52,7 +52,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def settings_of(store: Store, out: Path, resume: bool = False, **changed: dict[str, Any]) -> TrainConfig:
     sections = {name: {**SMALL.get(name, {}), **changed.get(name, {})} for name in {*SMALL, *changed}}
-    top = {"data": store.path, "out": out, "teacher": "fake", "seed": 3, "resume": resume}
+    top = {"data": store.path, "out": out, "teacher": "fake:1", "seed": 3, "resume": resume}
     return TrainConfig.model_validate({**top, **sections})
 
 

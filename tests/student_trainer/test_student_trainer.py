@@ -45,7 +45,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return write_random_store(tmp_path_factory.mktemp("random") / "store")
 
 
-def settings_of(store: Store, out: Path, teacher: str = "fake", **changed: dict[str, Any]) -> TrainConfig:
+def settings_of(store: Store, out: Path, teacher: str = "fake:1", **changed: dict[str, Any]) -> TrainConfig:
     sections = {name: {**SMALL.get(name, {}), **changed.get(name, {})} for name in {*SMALL, *changed}}
     return TrainConfig.model_validate({"data": store.path, "out": out, "teacher": teacher, "seed": 3, **sections})
 

@@ -25,14 +25,14 @@ from student_trainer.tune import slots as slots_module
 from student_trainer.tune.config import StorageConfig
 from student_trainer.tune.liveness import is_dead, worker_name
 from student_trainer.tune.slots import KILLED, STOPPED, Slots, open_study
-from student_trainer.tune.storage import open_storage
+from student_trainer.tune.storage import open_storage, url_of
 
 SCRIPT = str(REPOSITORY / "tests" / "support" / "fill_slots.py")
 PROXY = """
 import sys
 from optuna.storages import run_grpc_proxy_server
 from student_trainer.tune.config import StorageConfig
-from student_trainer.tune.storage import open_storage
+from student_trainer.tune.storage import open_storage, url_of
 from pathlib import Path
 run_grpc_proxy_server(open_storage(StorageConfig(url=sys.argv[1]), Path('.')), host='127.0.0.1', port=int(sys.argv[2]))
 """
@@ -231,6 +231,9 @@ def test_processes_know_each_other() -> None:
     [
         ("oracle://x", "storage.url oracle://x: give sqlite"),
         ("grpc://nowhere", "expected grpc://HOST:PORT"),
+        ("grpc://nowhere:99999", "port 99999 is above 65535"),
+        ("sqlite://", "expected sqlite:///FILE"),
+        ("sqlite:///:memory:", "expected sqlite:///FILE"),
         ("postgresql+psycopg://me:$ABSENT@127.0.0.1/x", "the environment has no ABSENT"),
         ("postgresql+psycopg://me:$SECRET@127.0.0.1:1/x?connect_timeout=2", "cannot be opened"),
     ],
@@ -243,3 +246,51 @@ def test_a_storage_that_cannot_be_opened(
     with pytest.raises(ConfigError, match=message.replace("$", r"\$").replace("+", r"\+")) as refused:
         open_storage(StorageConfig(url=url), tmp_path)
     assert "hunter2" not in str(refused.value)
+
+
+ODD = (
+    "a?b",
+    "cost$HOME",
+    "a%20b",
+    "a#b",
+    "a b",
+    "{a}",
+    "~",
+    "$$",
+    "a&b=c",
+    "é",
+    "50% [1] 'x' \"y\"",
+    "file:a?uri=true",
+)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_study_is_where_its_directory_is_whatever_its_name(name: str, tmp_path: Path) -> None:
+    out = tmp_path / name
+    storage = open_storage(StorageConfig(), out)
+    optuna.create_study(study_name="s", storage=storage)
+    assert (names_in(tmp_path), names_in(out)) == ([name], ["optuna.db"])
+    url = url_of(StorageConfig(), out)  # as it is printed: for Optuna, and for storage.url
+    assert optuna.get_all_study_names(url) == ["s"]
+    if "$" not in url:
+        assert optuna.get_all_study_names(open_storage(StorageConfig(url=url), tmp_path / "elsewhere")) == ["s"]
+    assert (names_in(tmp_path), names_in(out)) == ([name], ["optuna.db"])
+
+
+@pytest.mark.parametrize("name", [name for name in ODD if "uri=true" not in name])
+@pytest.mark.parametrize("scheme", ["sqlite:///", "journal:"])
+def test_a_file_in_a_storage_url_is_taken_as_it_is(scheme: str, name: str, tmp_path: Path) -> None:
+    url = f"{scheme}{tmp_path}/{name}/s".replace("$", "$$")
+    optuna.create_study(study_name="s", storage=open_storage(StorageConfig(url=url), tmp_path / "elsewhere"))
+    assert names_in(tmp_path) == [name]
+    assert "s" in names_in(tmp_path / name)
+
+
+def test_a_storage_url_has_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLACE", "here $NOT")
+    open_storage(StorageConfig(url=f"sqlite:///{tmp_path}/$PLACE/${{PLACE}}.db"), tmp_path)
+    assert names_in(tmp_path / "here $NOT") == ["here $NOT.db"]

@@ -21,8 +21,7 @@ def parsed_settings(program: str, argv: Sequence[str], monkeypatch: pytest.Monke
         patch.setattr(cli, "_import", _schema_or(seen.append))
         jobs = importlib.import_module(f"{PACKAGES[program]}.__main__").JOBS
         assert cli.main(program, "", jobs, argv) == 0, " ".join(argv)
-    (settings,) = seen
-    return settings
+    return seen[-1]  # the check of what is on this machine has seen them, too
 
 
 def _schema_or(recorder: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Addresses as people type them, and the check that nobody listens there."""
+"""The check that nobody listens at an address."""
 
 from __future__ import annotations
 
@@ -7,37 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from shared.address import Address
 from shared.errors import ConfigError
-from teacher_server.address import Address, check_free
-
-
-@pytest.mark.parametrize(
-    ("text", "address", "is_loopback"),
-    [
-        ("127.0.0.1:50051", Address("127.0.0.1", 50051), True),
-        ("localhost:0", Address("localhost", 0), True),
-        ("[::1]:80", Address("::1", 80), True),
-        ("0.0.0.0:1", Address("0.0.0.0", 1), False),
-        ("[::]:1", Address("::", 1), False),
-        ("teacher.example:65535", Address("teacher.example", 65535), False),
-        ("unix:/run/teacher.sock", Address("", 0, "/run/teacher.sock"), True),
-    ],
-)
-def test_parse_and_print_are_inverse(text: str, address: Address, is_loopback: bool) -> None:
-    assert Address.parse(text) == address
-    assert str(address) == text
-    assert address.is_loopback == is_loopback
-
-
-@pytest.mark.parametrize("text", ["", "50051", ":50051", "localhost", "::1:80", "host:", "host:-1", "host:8x", "unix:"])
-def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="expected"):
-        Address.parse(text)
-
-
-def test_port_above_the_range_is_refused() -> None:
-    with pytest.raises(ValueError, match="above 65535"):
-        Address.parse("localhost:65536")
+from teacher_server.address import check_free
 
 
 def test_taken_port() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY
+from support.command_lines import parsed_settings
 
-from shared import cli, config
+from shared import config
 from shared.cli import Job
 from shared.errors import ConfigError
 from teacher_server.__main__ import JOBS, main
@@ -41,17 +42,12 @@ def test_help_lists_flags_and_settings(job: Job, capsys: pytest.CaptureFixture[s
     for flag in job.flags:
         assert flag.name in text
     for key, _, _ in config.describe(resolve(job.schema)):
-        assert f"  {key} = " in text
+        assert f"\n  {key} =" in text
 
 
 def settings_of(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
     """The settings that a command line resolves to."""
-    seen: list[Any] = []
-    job = next(job for job in JOBS if job.name == arguments[0])
-    module, _, name = job.run.partition(":")
-    monkeypatch.setattr(importlib.import_module(module), name, seen.append)
-    assert cli.main("teacher-server", "", JOBS, list(arguments)) == 0
-    return seen[0]
+    return parsed_settings("teacher-server", arguments, monkeypatch)
 
 
 def test_serve_flags(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +73,7 @@ def test_export_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     ("override", "message"),
     [
         ("listen=nonsense", "listen: expected HOST:PORT"),
-        ("metrics_listen=9464", "metrics_listen: Input should be a valid string"),
+        ("metrics_listen=9464", "metrics_listen: expected HOST:PORT.* as in HOST:9464"),
         ("metrics_listen=unix:/x", "metrics are served over TCP"),
         ("batching.max_queued_positions=5", "max_request_positions is above max_queued_positions"),
         ("batching.max_queued_candidates=5", "max_request_candidates is above max_queued_candidates"),

@@ -1,0 +1,26 @@
+"""What commands refuse before their own imports, which take seconds: inputs that are not there, outputs that are."""
+
+from __future__ import annotations
+
+from shared import claims, teacher_file
+from shared.store import Store
+from teacher_server.config import ExportConfig, PretrainConfig, ServeConfig
+
+OVERWRITE = "add overwrite=true"
+"""What a user may do about a teacher file that is there."""
+
+
+def check_export(settings: ExportConfig) -> None:
+    """Raises `ReportableError` if the teacher file is there already."""
+    claims.check_file(settings.out, settings.overwrite, OVERWRITE)
+
+
+def check_pretrain(settings: PretrainConfig) -> None:
+    """Raises `ReportableError` if the teacher file is there already, or the store is not."""
+    claims.check_file(settings.out, settings.overwrite, OVERWRITE)
+    Store(settings.data)
+
+
+def check_serve(settings: ServeConfig) -> None:
+    """Raises `FileFormatError` if there is no teacher file."""
+    teacher_file.read_header(settings.teacher)

@@ -1,0 +1,170 @@
+"""What is wrong with a command line is said before seconds of imports, and in one way by all commands."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY
+from hypothesis import given
+from hypothesis import strategies as st
+from support.command_lines import PACKAGES, parsed_settings
+
+from shared import cli, config
+from shared.cli import Job
+
+SLOW = {"torch", "numba", "polars", "grpc", "scipy.stats", "sqlalchemy", "matplotlib", "sklearn", "pyarrow"}
+"""Packages whose import takes long, and which no refusal needs."""
+PROBE = f"""
+import contextlib, importlib, io, json, sys
+main = importlib.import_module(sys.argv[1] + ".__main__").main
+for line in sys.stdin.read().splitlines():
+    sys.argv[1:], before, said = json.loads(line), set(sys.modules), io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            code = main()
+        except SystemExit as ended:
+            code = ended.code
+    print(json.dumps([code, sorted({SLOW!r} & (set(sys.modules) - before)), said.getvalue()]))
+"""
+"""Commands, one a line, in one process: exit code, what each has imported first, and what it says."""
+Answer = tuple[int, list[str], str]
+JOBS: list[tuple[str, Job]] = [
+    (program, job)
+    for program, package in PACKAGES.items()
+    for job in importlib.import_module(f"{package}.__main__").JOBS
+]
+each_job = pytest.mark.parametrize(("program", "job"), JOBS, ids=lambda value: getattr(value, "name", value))
+
+
+def probe(lines: Sequence[str], folder: Path) -> dict[str, Answer]:
+    """What a fresh process of each program answers."""
+    answers: dict[str, Answer] = {}
+    for program, package in PACKAGES.items():
+        mine = [line for line in lines if program_of(line) == program]
+        done = subprocess.run(
+            [sys.executable, "-c", PROBE, package],
+            input="\n".join(json.dumps(shlex.split(line)) for line in mine), capture_output=True, text=True, check=True,
+            cwd=folder, env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        )  # fmt: skip
+        answers |= zip(mine, map(json.loads, done.stdout.splitlines()), strict=True)
+    return answers
+
+
+def program_of(line: str) -> str:
+    return next(program for program, job in JOBS if job.name == line.partition(" ")[0])
+
+
+def test_bad_usage_and_help_need_no_slow_import(tmp_path: Path) -> None:
+    bad = {"--bogus": (2, "unknown flag --bogus"), "bogus=1": (2, "unknown setting bogus"), "--help": (0, "")}
+    expected = {f"{job.name} {usage}": answer for _, job in JOBS for usage, answer in bad.items()}
+    answers = probe(list(expected), tmp_path)
+    for line, (code, message) in expected.items():
+        assert answers[line][:2] == [code, []], line
+        assert message in answers[line][2]
+
+
+REFUSED = {
+    "train --data d --out o optim.epochs=x": "optim.epochs: ",
+    "train --data d --out o --epochs 3": "did you mean optim.epochs=3?",
+    "train --data d --out o optim.lr=1": "unknown setting optim.lr (did you mean optim.learning_rate?)",
+    "train window=8 --data d --out o": "unknown setting window (did you mean distill.window?)",
+    "train --data d --out o --teacher http://host:1": "teacher: an address has no http://; write host:1",
+    "train --data d --out o --teacher grpc://host:1": "teacher: an address has no grpc://; write host:1",
+    "train --data d --out o --teacher host": "a host or a port is missing, as in host:50051",
+    "train --data d --out o --teacher a:1,host:99999": "teacher: port 99999 is above 65535",
+    "train --data d --out o --teacher None": "teacher: write none for no teacher",
+    "tune --data d --out o --teacher http://host:1": "teacher: an address has no http://; write host:1",
+    "tune --data d --out o --teacher host:1 trials=2": "trials=2 is less than",
+    "train --data d --out o": "d is not a store",
+    "tune --data d --out o --teacher host:1": "d is not a store",
+    "predict --data d --weights w --out o split=x": "split: ",
+    "predict --data d --weights w --out o.npz": "d is not a store",
+    "generate --data d --weights w --out o": "d is not a store",
+    "evaluate --data d --trips t --out o": "d is not a store",
+    "compare --evaluations a,b --out o": "a/metrics.json does not exist",
+    "report --data d --evaluations a,b --out o": "a/metrics.json does not exist",
+    "bundle --report r --out o.zip": "r is no report",
+    "pipeline --data d --models m --out o": "d is not a store",
+    "serve --teacher t": "no teacher file at t",
+    "serve --teacher t --listen http://host:1": "listen: an address has no http://; write host:1",
+    "pretrain --data d --out o": "d is not a store",
+    "pretrain --data d --out .": ". exists; choose another --out",
+    "export --checkpoint c --out .": ". exists; choose another --out",
+    "info --address host:0": "address: port 0 is nowhere",
+    "query --address grpc://host:1 --candidates 1": "address: an address has no grpc://; write host:1",
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
+    """To the commands of `REFUSED`, none of which leaves anything behind."""
+    folder = tmp_path_factory.mktemp("refused")
+    found = probe(list(REFUSED), folder)
+    assert list(folder.iterdir()) == []
+    return found
+
+
+@pytest.mark.parametrize(("line", "message"), REFUSED.items(), ids=REFUSED)
+def test_what_is_not_there_is_refused_before_slow_imports(line: str, message: str, answers: dict[str, Answer]) -> None:
+    code, slow, err = answers[line]
+    assert (code, slow) == (2, [])
+    assert message in err
+    assert "Traceback" not in err
+
+
+REQUIRED = {
+    "out": "o", "raw": "r", "data": "d", "weights": "w", "trips": "t", "evaluations": "a,b", "report": "r",
+    "models": "m", "checkpoint": "c", "teacher": "host:1", "address": "host:1", "candidates": "1,2",
+}  # fmt: skip
+
+
+def replayed(program: str, job: Job, values: dict[str, Any]) -> Any:
+    line = cli.command(program, job.name, *config.as_overrides(values))
+    with pytest.MonkeyPatch.context() as patch:
+        return parsed_settings(program, shlex.split(line)[1:], patch)
+
+
+@each_job
+def test_every_commands_settings_are_replayed_exactly(program: str, job: Job) -> None:
+    schema = cli._import(job.schema)
+    needed = {name for name, field in schema.model_fields.items() if field.is_required()}
+    needed |= {"info": {"teacher"}, "generate": {"weights"}}.get(job.name, set())
+    settings = config.load(schema, job.name, [], [f"{name}={REQUIRED[name]}" for name in needed])
+    assert replayed(program, job, settings.model_dump(mode="json")) == settings
+
+
+TEXT = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=12) | st.sampled_from(
+    [
+        "work/run #2/store",
+        "0.3",
+        "2024",
+        "true",
+        "007",
+        "null",
+        "[::1]:50051",
+        "a: b",
+        " a ",
+        "$HOME",
+        "~",
+        "'",
+        '"',
+        "[x",
+    ]
+)
+
+
+@given(TEXT, TEXT, st.none() | TEXT, st.lists(TEXT, max_size=3))
+def test_any_text_in_a_run_is_replayed_exactly(data: str, out: str, name: str | None, tags: list[str]) -> None:
+    program, job = next((program, job) for program, job in JOBS if job.name == "train")
+    log = {"wandb_name": name, "wandb_tags": tags, "wandb_project": data}
+    settings = config.validate(cli._import(job.schema), {"data": data, "out": out, "log": log, "teacher": "[::1]:1"})
+    assert replayed(program, job, settings.model_dump(mode="json")) == settings
