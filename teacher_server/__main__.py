@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -71,6 +72,8 @@ JOBS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code."""
+    # gRPC's core, which reads this when it is imported, would write a line on stderr for each call that it refuses.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     return cli.main("teacher-server", "The LM-TAD teacher: makes, serves and questions it.", JOBS, argv)
 
 
