@@ -30,7 +30,7 @@ CALLS_A_CONNECTION = 100
 """Calls that a connection may have open; a caller's own gRPC keeps those above it waiting."""
 PENDING_CALLS = 200
 """Calls that may have arrived and not be looked at yet; gRPC refuses those above it."""
-WINDOW_BYTES = 2**16
+WINDOW_BYTES = 2**17
 """Of a message that nobody reads, what a caller may have sent."""
 READ_BYTES = 2**16
 """What gRPC reads at once from a connection; it would become 4 MiB for whoever sends fast."""

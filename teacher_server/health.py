@@ -40,12 +40,12 @@ class Health(health_pb2_grpc.HealthServicer):
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         """The status now, and whenever it becomes another one, until the daemon stops."""
         told = None
-        while self._lifecycle.state is not State.STOPPED:
+        while (state := self._lifecycle.state) is not State.STOPPED:
             status = self._status(request.service)
             if status != told:
                 yield status
                 told = status
-            await self._lifecycle.change()
+            await self._lifecycle.end_of(state)
 
     def _status(self, service: str) -> health_pb2.HealthCheckResponse:
         statuses = health_pb2.HealthCheckResponse

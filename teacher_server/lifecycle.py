@@ -38,7 +38,7 @@ class Lifecycle:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def change(self) -> State:
-        """The state after the next one was entered; states that passed meanwhile are not told."""
-        await self._changed.wait()
-        return self._state
+    async def end_of(self, state: State) -> None:
+        """Returns when another state holds than this one."""
+        while self._state is state:
+            await self._changed.wait()

@@ -85,8 +85,9 @@ class Connection:
     def call(self, method: str, body: bytes | memoryview = b"", metadata: Sequence[tuple[str, str]] = ()) -> int:
         """Opens a call that sends this much of a message (with its five bytes of length), and stays open."""
         stream, self._next = self._next, self._next + 2
-        with contextlib.suppress(OSError):
-            self._writer.write(header_frames(stream, header_block(method, metadata)))
+        if self._writer.transport.is_closing():
+            return stream
+        self._writer.write(header_frames(stream, header_block(method, metadata)))
         self._unsent[stream] = body
         self._send(stream)
         return stream
