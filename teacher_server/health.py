@@ -15,7 +15,7 @@ NAMES = ("", pb.DESCRIPTOR.services_by_name["TeacherService"].full_name)
 """What can be asked for: the daemon, and its one service."""
 
 
-class Health(health_pb2_grpc.HealthServicer):
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the stubs lack it
     """The methods; they hold nothing for names that callers make up."""
 
     def __init__(self, lifecycle: Lifecycle) -> None:
