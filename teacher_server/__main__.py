@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -74,6 +75,8 @@ JOBS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code."""
+    # gRPC's core, which reads this when it is imported, would write a line on stderr for each call that it refuses.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     description = "The LM-TAD teacher: makes, serves and questions it."
     return cli.main("teacher-server", description, JOBS, argv, extra="teacher")
 

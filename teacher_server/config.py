@@ -42,6 +42,11 @@ def _split_numbers(value: Any) -> Any:
     return value.split(",") if isinstance(value, str) and "," in value else value
 
 
+NUMBER_BYTES = 4
+"""Tokens and lengths of a request are int32: a window has block - 1 tokens at most, and two lengths."""
+ENVELOPE_BYTES = 1024
+"""More than the other fields of a request and its place in a stream's message need."""
+
 AddressText = Annotated[str, pydantic.AfterValidator(_check_address)]
 Tokens = Annotated[tuple[Annotated[int, pydantic.Field(ge=0, lt=2**31)], ...], pydantic.BeforeValidator(_split_tokens)]
 
@@ -277,10 +282,19 @@ class ServeConfig(Section):
     engine: EngineConfig = EngineConfig()
     batching: BatchingConfig = BatchingConfig()
     cache: CacheConfig = CacheConfig()
-    max_message_bytes: int = pydantic.Field(64 * 2**20, ge=1024, lt=2**31)
-    """Largest request message; gRPC refuses a larger one with RESOURCE_EXHAUSTED, which ends a stream."""
+    max_connections: int = pydantic.Field(256, gt=0)
+    """Connections of callers; gRPC closes those above it. Lowered, with a warning, to what the limit of open files
+    (ulimit -n) allows."""
+    max_calls: int = pydantic.Field(512, gt=0)
+    """Calls of the teacher service that may be open, streams included, all callers together; refused with
+    RESOURCE_EXHAUSTED above it, before anything is read."""
+    max_message_bytes: int = pydantic.Field(16 * 2**20, ge=1024, lt=2**31)
+    """Largest request message; gRPC refuses a larger one with RESOURCE_EXHAUSTED, which ends a stream. Lowered to what
+    a request of `batching.max_request_positions` windows of the teacher's block and `batching.max_request_candidates`
+    needs."""
     stream_in_flight: int = pydantic.Field(64, gt=0)
-    """Requests of one stream under way; no more are read from it before an answer is written."""
+    """Requests of one stream under way; no more are read from it before an answer is written, nor while those under
+    way have more than `max_message_bytes` together."""
     keepalive_seconds: float = pydantic.Field(60.0, gt=0)
     """After so many seconds without a byte from a caller its connection is tested, and closed, with all that it has
     asked, if nothing comes back within a third of that."""
@@ -295,6 +309,13 @@ class ServeConfig(Section):
         if text.startswith("unix:"):
             raise ValueError("metrics are served over TCP: expected HOST:PORT or off")
         return text
+
+    def of_teacher(self, block_size: int) -> ServeConfig:
+        """These settings for a teacher with this block: no message is larger than the largest request that is valid."""
+        batching = self.batching
+        numbers = batching.max_request_positions * (block_size + 1) + batching.max_request_candidates
+        needed = NUMBER_BYTES * numbers + ENVELOPE_BYTES
+        return self.model_copy(update={"max_message_bytes": min(self.max_message_bytes, needed)})
 
 
 class QueryConfig(Section):

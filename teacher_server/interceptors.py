@@ -6,6 +6,7 @@ instead; `as_teacher_error` decides what it says, too.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
@@ -13,13 +14,11 @@ from typing import Any, cast
 import grpc
 from google.protobuf.message import DecodeError
 
-from shared.errors import InternalError, InvalidRequest, TeacherError
-from shared.rpc.teacher.v1 import teacher_pb2 as pb
+from shared.errors import InternalError, InvalidRequest, Overloaded, TeacherError
+from teacher_server.admission import SERVICE, abort, refusal, service_of
 from teacher_server.metrics import Metrics
 
 log = logging.getLogger(__name__)
-
-SERVICE = pb.DESCRIPTOR.services_by_name["TeacherService"].full_name
 
 Parse = Callable[[bytes], Any]
 Behaviour = Callable[[Any, grpc.aio.ServicerContext], Awaitable[Any]]
@@ -47,10 +46,11 @@ def as_teacher_error(error: BaseException) -> TeacherError:
 
 
 class TeacherInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the methods of the teacher service; leaves health and reflection alone."""
+    """Wraps the methods of the teacher service and counts its open calls; leaves health and reflection alone."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, metrics: Metrics, max_calls: int) -> None:
+        self._metrics, self._max_calls = metrics, max_calls
+        self._calls: set[asyncio.Task[Any]] = set()
 
     async def intercept_service(
         self,
@@ -59,9 +59,12 @@ class TeacherInterceptor(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler:
         """See `grpc.aio.ServerInterceptor`."""
         handler: Any = await continuation(handler_call_details)  # None for a method that nobody serves
-        service, _, method = handler_call_details.method.strip("/").partition("/")
-        if handler is None or service != SERVICE:
+        if handler is None or service_of(handler_call_details) != SERVICE:
             return cast(grpc.RpcMethodHandler, handler)
+        if not self._admit():
+            self._metrics.rejected.labels("calls").inc()
+            return refusal(Overloaded(f"{self._max_calls} calls are open, and no more may be (max_calls)"))
+        method = str(handler_call_details.method).rpartition("/")[2]
         parse = _lenient(handler.request_deserializer)
         if handler.stream_stream is not None:
             return grpc.stream_stream_rpc_method_handler(
@@ -71,15 +74,25 @@ class TeacherInterceptor(grpc.aio.ServerInterceptor):
             self._unary(method, handler.unary_unary), parse, handler.response_serializer
         )
 
+    def _admit(self) -> bool:
+        """Whether a call may go on; it counts until its task ends, for which it need not come as far as its method."""
+        task = asyncio.current_task()
+        assert task is not None
+        if len(self._calls) >= self._max_calls:
+            return False
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+        return True
+
     def _unary(self, method: str, answer: Behaviour) -> Behaviour:
         async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
             try:
                 with self._metrics.request(method):
                     return await answer(_checked(request), context)
             except Exception as error:
-                refusal = as_teacher_error(error)
+                refused = as_teacher_error(error)
             del request  # gRPC keeps the exception that ends a call, and with it this frame, in a cycle
-            return await _abort(context, refusal)
+            return await abort(context, refused)
 
         return call
 
@@ -90,8 +103,8 @@ def _stream(answer: Behaviour) -> Behaviour:
             await answer(_Messages(context), context)
             return
         except Exception as error:
-            refusal = as_teacher_error(error)
-        await _abort(context, refusal)
+            refused = as_teacher_error(error)
+        await abort(context, refused)
 
     return call
 
@@ -110,10 +123,6 @@ class _Messages:
         if message is grpc.aio.EOF:  # type: ignore[attr-defined]  # the stubs lack it
             raise StopAsyncIteration
         return _checked(message)
-
-
-async def _abort(context: grpc.aio.ServicerContext, error: TeacherError) -> None:
-    await context.abort(grpc.StatusCode[error.status], str(error))
 
 
 def _lenient(parse: Parse) -> Parse:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
 from collections.abc import Iterable, Iterator
-from wsgiref.simple_server import WSGIServer
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from shared.errors import ConfigError, InvalidRequest, TeacherError
-from teacher_server.address import Address, check_free
+from shared.errors import InvalidRequest, TeacherError
 from teacher_server.rows import RowTable
 
 SECONDS = tuple(1e-4 * 2**k for k in range(20))
@@ -53,7 +50,7 @@ class Metrics:
         )
         self.rejected = Counter(
             "teacher_rejected_total",
-            "Requests refused, by reason: queue_full, draining, loading, invalid, unauthenticated.",
+            "Requests and calls refused, by reason: queue_full, draining, loading, invalid, unauthenticated, calls.",
             ["reason"],
             registry=registry,
         )
@@ -107,7 +104,7 @@ class Metrics:
         )
         self.model = Info("teacher_model", "What is served.", registry=registry)
 
-        for reason in ("queue_full", "draining", "loading", "invalid", "unauthenticated"):
+        for reason in ("queue_full", "draining", "loading", "invalid", "unauthenticated", "calls"):
             self.rejected.labels(reason)
         for reason in ("idle", "full", "deadline", "drain"):
             self.batches.labels(reason)
@@ -171,28 +168,3 @@ class _RowCollector(Collector):
         yield GaugeMetricFamily("teacher_cache_rows", "Rows remembered or in flight.", value=self._rows.rows)
         yield GaugeMetricFamily("teacher_cache_bytes", "Memory of these rows.", value=self._rows.bytes)
         yield GaugeMetricFamily("teacher_cache_limit_bytes", "Memory that they may have.", value=self._rows.limit)
-
-
-class Exposition:
-    """The metrics over HTTP, served by threads of their own."""
-
-    def __init__(self, address: Address, registry: CollectorRegistry) -> None:
-        """Starts serving.
-
-        Raises:
-            ConfigError: the address is taken, not of this machine or not permitted.
-        """
-        check_free(address)
-        try:
-            self._server: WSGIServer
-            self._thread: threading.Thread
-            self._server, self._thread = prometheus_client.start_http_server(address.port, address.host, registry)
-        except OSError as error:
-            raise ConfigError(f"cannot serve metrics on {address}: {error}; choose another address") from None
-        self.address = address.with_port(self._server.server_port)
-
-    def close(self) -> None:
-        """Stops serving and frees the port."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import grpc
 
 from shared.channel import Tokens, Watched, check_pair, read_pem
 from shared.errors import ConfigError, Unauthenticated
 from teacher_server.address import Address
+from teacher_server.admission import SERVICE, refusal, service_of
 from teacher_server.config import ServeConfig, TlsConfig
-from teacher_server.interceptors import SERVICE
 from teacher_server.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 SCHEME = "Bearer "
+REFUSED = (
+    "this teacher wants a token that it knows: set client.channel.token_file (trainers), channel.token_file "
+    "(info, query) or TEACHER_TOKEN"
+)
 
 
 def check(settings: ServeConfig, tokens: Tokens) -> None:
@@ -96,23 +100,11 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler:
         """See `grpc.aio.ServerInterceptor`."""
         handler: Any = await continuation(handler_call_details)
-        service = handler_call_details.method.strip("/").partition("/")[0]
-        if handler is None or service != SERVICE or self._may_pass(handler_call_details):
+        if handler is None or service_of(handler_call_details) != SERVICE or self._may_pass(handler_call_details):
             return cast(grpc.RpcMethodHandler, handler)
         self._metrics.rejected.labels("unauthenticated").inc()
-        if handler.stream_stream is not None:
-            return grpc.stream_stream_rpc_method_handler(_refuse)
-        return grpc.unary_unary_rpc_method_handler(_refuse)
+        return refusal(Unauthenticated(REFUSED))
 
     def _may_pass(self, details: grpc.HandlerCallDetails) -> bool:
         sent = dict(details.invocation_metadata or ()).get("authorization", "")
         return isinstance(sent, str) and sent.startswith(SCHEME) and self._tokens.holds(sent.removeprefix(SCHEME))
-
-
-async def _refuse(_: Any, context: grpc.aio.ServicerContext) -> NoReturn:
-    await context.abort(
-        grpc.StatusCode[Unauthenticated.status],
-        "this teacher wants a token that it knows: set client.channel.token_file (trainers), channel.token_file "
-        "(info, query) or TEACHER_TOKEN",
-    )
-    raise AssertionError("abort raises")

@@ -1,8 +1,8 @@
 """The daemon: wires address, service, batcher and model together, and ends in order.
 
-    listen -> NOT_SERVING -> load, warm up -> SERVING -> signal -> NOT_SERVING -> drain -> exit
+    listen -> loading -> load, warm up -> serving -> signal -> draining -> answer what was accepted -> stopped -> exit
 
-A second signal ends it at once.
+`lifecycle` holds the state; health and the probes over HTTP tell it. A second signal ends the daemon at once.
 """
 
 from __future__ import annotations
@@ -20,20 +20,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 import prometheus_client
 import uvloop
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]  # the stubs lack it
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
+from shared import teacher_file
 from shared.channel import Tokens
 from shared.errors import ConfigError, ReportableError
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
-from teacher_server import cache_file, heap, security
+from teacher_server import admission, cache_file, exposition, heap, security
 from teacher_server.address import Address, check_free
+from teacher_server.admission import SERVICE, FewRecords, PublicInterceptor
 from teacher_server.batcher import Batcher
 from teacher_server.config import CacheConfig, ServeConfig
-from teacher_server.interceptors import SERVICE, GoneCallers, TeacherInterceptor
-from teacher_server.metrics import Exposition, Metrics
+from teacher_server.exposition import Exposition
+from teacher_server.health import HEALTH, Health
+from teacher_server.interceptors import GoneCallers, TeacherInterceptor
+from teacher_server.lifecycle import Lifecycle, State
+from teacher_server.metrics import Metrics
 from teacher_server.rows import RowTable, warm_up
 from teacher_server.scorer import Scorer
 from teacher_server.service import TeacherService
@@ -45,21 +49,22 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-HEALTH_NAMES = ("", SERVICE)
-DESCRIBED = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+DESCRIBED = (SERVICE, HEALTH, reflection.SERVICE_NAME)
 """What reflection tells of."""
+REFLECTION_CONNECTIONS = 8
+"""Of a listener of its own for reflection."""
 GRPC_LOG = "grpc._cython.cygrpc"
 FLUSH_SECONDS = 1.0
-"""How long the last answers may take to leave after the drain; open health watches last as long."""
+"""How long the last answers may take to leave after the drain."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""They drain the daemon."""
 
 
 def serve(settings: ServeConfig) -> int:
     """Serves until a signal; returns the exit code.
 
     Raises:
-        ConfigError: an address is taken or not of this machine.
+        ConfigError: an address is taken or not of this machine, or there are too few file descriptors.
         FileFormatError: the teacher file cannot be read.
     """
     return uvloop.run(_serve(settings))
@@ -67,16 +72,18 @@ def serve(settings: ServeConfig) -> int:
 
 async def _serve(settings: ServeConfig) -> int:
     stop = _stop_on_signal()
-    logging.getLogger(GRPC_LOG).addFilter(GoneCallers())
+    _quieten_grpc()
     tokens = Tokens(settings.tokens)
     security.check(settings, tokens)
+    header = teacher_file.read_header(settings.teacher)
+    settings = settings.of_teacher(header.architecture["block_size"])
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter
-    metrics = Metrics(CollectorRegistry())
+    metrics, lifecycle = Metrics(CollectorRegistry()), Lifecycle()
     service: TeacherService[Any] = TeacherService(settings, metrics)
-    health = health_aio.HealthServicer()
-    await _set_health(health, NOT_SERVING)
-    server, address = build(settings, service, health, metrics, tokens)
-    exposition = _expose(settings, metrics)
+    health = Health(lifecycle)
+    connections = admission.allowed_connections(settings.max_connections, _other_connections(settings))
+    server, address = build(settings, service, health, metrics, tokens, connections)
+    exposed = _expose(settings, metrics, lifecycle)
     described = _describe(settings, health)
     model_thread = ThreadPoolExecutor(1, "model")
     trimming = asyncio.create_task(heap.trim_for_ever())
@@ -84,46 +91,60 @@ async def _serve(settings: ServeConfig) -> int:
         await server.start()
         if described is not None:
             await described.start()
+        if exposed is not None:
+            exposed.start()
         log.info("listening on %s, loading %s", address, settings.teacher)
         loaded = await _unless(stop, _load(settings, model_thread))
         if loaded is None:
-            return 0
+            log.info("stopped before the teacher was loaded")
+            os._exit(0)  # nothing was accepted; the interpreter would wait for the thread that loads
         scorer, rows = loaded
         _open(service, scorer, rows, model_thread, settings, metrics)
         heap.settle()
-        await _set_health(health, SERVING)
-        _announce(address, exposition, scorer)
+        lifecycle.enter(State.SERVING)
+        _announce(address, exposed, scorer)
         await stop.wait()
-        await health.enter_graceful_shutdown()
+        lifecycle.enter(State.DRAINING)
         code = await _drain(service, settings.drain_seconds)
         _keep(rows, scorer, settings.cache)
         return code
     finally:
+        lifecycle.enter(State.STOPPED)
         trimming.cancel()
         await server.stop(FLUSH_SECONDS)
         if described is not None:
             await described.stop(None)
-        if exposition is not None:
-            exposition.close()
+        if exposed is not None:
+            await exposed.close()
         model_thread.shutdown(wait=False)
 
 
 def build(
     settings: ServeConfig,
     service: TeacherService[Any],
-    health: health_aio.HealthServicer,
+    health: Health,
     metrics: Metrics,
     tokens: Tokens | None = None,
+    connections: int | None = None,
 ) -> tuple[grpc.aio.Server, Address]:
     """The gRPC server, bound but not started, and where it listens.
+
+    Args:
+        tokens: that callers must show; none: they need not.
+        connections: that it may have; none: as many as the settings say.
 
     Raises:
         ConfigError: the address is taken or not of this machine, or a file of `tls` cannot be used.
     """
-    interceptors: list[grpc.aio.ServerInterceptor] = [TeacherInterceptor(metrics)]
+    connections = connections or settings.max_connections
+    interceptors: list[grpc.aio.ServerInterceptor] = [
+        TeacherInterceptor(metrics, settings.max_calls),
+        PublicInterceptor(connections),
+    ]
     if tokens:
         interceptors.insert(0, security.TokenInterceptor(tokens, metrics))
-    server = grpc.aio.server(interceptors=interceptors, options=_options(settings))
+    options = admission.options(settings, connections, settings.max_message_bytes)
+    server = grpc.aio.server(interceptors=interceptors, options=options)
     rpc.add_TeacherServiceServicer_to_server(service, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     if settings.reflection == "on":
@@ -131,11 +152,12 @@ def build(
     return server, _bind(server, settings.listen, security.server_credentials(settings.tls))
 
 
-def _describe(settings: ServeConfig, health: health_aio.HealthServicer) -> grpc.aio.Server | None:
+def _describe(settings: ServeConfig, health: Health) -> grpc.aio.Server | None:
     """A server of its own for reflection, if it was asked for."""
     if settings.reflection in ("on", "off"):
         return None
-    server = grpc.aio.server(options=_options(settings))
+    options = admission.options(settings, REFLECTION_CONNECTIONS, admission.PUBLIC_BYTES)
+    server = grpc.aio.server(interceptors=[PublicInterceptor(REFLECTION_CONNECTIONS)], options=options)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection(DESCRIBED, server)
     log.info("reflection on %s", _bind(server, settings.reflection, None))
@@ -155,24 +177,24 @@ def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredenti
     return address if address.path else address.with_port(port)
 
 
-def _options(settings: ServeConfig) -> list[tuple[str, int]]:
-    return [
-        ("grpc.so_reuseport", 0),  # a second daemon on the port must fail, not take half of the calls
-        ("grpc.max_receive_message_length", settings.max_message_bytes),
-        ("grpc.max_send_message_length", -1),  # an answer is smaller than its question
-        ("grpc.keepalive_time_ms", round(1000 * settings.keepalive_seconds)),  # notice machines that have vanished
-        ("grpc.keepalive_timeout_ms", round(1000 * settings.keepalive_seconds / 3)),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.ping_timeout_ms", round(1000 * settings.keepalive_seconds / 3)),  # otherwise 60 s come first
-        ("grpc.http2.max_pings_without_data", 0),  # gRPC would stop after two
-        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # trainers ping while their student computes
-    ]
+def _other_connections(settings: ServeConfig) -> int:
+    """Those of the other listeners."""
+    described = 0 if settings.reflection in ("on", "off") else REFLECTION_CONNECTIONS
+    return described + (0 if settings.metrics_listen == "off" else exposition.CONNECTIONS)
 
 
-def _expose(settings: ServeConfig, metrics: Metrics) -> Exposition | None:
+def _expose(settings: ServeConfig, metrics: Metrics, lifecycle: Lifecycle) -> Exposition | None:
     if settings.metrics_listen == "off":
         return None
-    return Exposition(Address.parse(settings.metrics_listen), metrics.registry)
+    return Exposition(Address.parse(settings.metrics_listen), metrics.registry, lifecycle)
+
+
+def _quieten_grpc() -> None:
+    """What callers can make gRPC log is little; of what its core writes past `logging`, see `__main__`."""
+    logging.getLogger(GRPC_LOG).addFilter(GoneCallers())
+    few = FewRecords()
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(few)
 
 
 async def _load(settings: ServeConfig, model_thread: Executor) -> tuple[Engine, RowTable]:
@@ -240,11 +262,11 @@ def _open(
     service.open(scorer, Batcher(scorer, rows, model_thread, settings.batching, metrics))
 
 
-def _announce(address: Address, exposition: Exposition | None, scorer: Scorer[Any]) -> None:
+def _announce(address: Address, exposed: Exposition | None, scorer: Scorer[Any]) -> None:
     """One line of JSON on stdout: scripts wait for it."""
     ready = {
         "listening": str(address),
-        "metrics": None if exposition is None else str(exposition.address),
+        "metrics": None if exposed is None else str(exposed.address),
         "weights_revision": scorer.header.revision,
         "fingerprint": scorer.header.tokeniser.fingerprint,
         "device": scorer.device,
@@ -267,16 +289,17 @@ async def _drain(service: TeacherService[Any], seconds: float) -> int:
 
 
 def _stop_on_signal() -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT; a second one has its default effect."""
+    """Set by the first of `SIGNALS`; a second one has its default effect. What nohup ignores stays ignored."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    numbers = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
 
     def on_signal() -> None:
         stop.set()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in numbers:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in numbers:
         loop.add_signal_handler(number, on_signal)
     return stop
 
@@ -287,8 +310,3 @@ async def _unless(stop: asyncio.Event, work: Awaitable[T]) -> T | None:
     await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     return working.result() if working.done() else None
-
-
-async def _set_health(health: health_aio.HealthServicer, status: int) -> None:
-    for name in HEALTH_NAMES:
-        await health.set(name, status)

@@ -108,7 +108,7 @@ class TeacherService(rpc.TeacherServiceServicer, Generic[ReadyT]):
             return await self._score(request, context, caller, granted)
 
         account = self._credits.open()
-        stream = _Stream(score, self._settings.stream_in_flight, self._metrics, context, self._credits, account)
+        stream = _Stream(score, self._settings, self._metrics, context, self._credits, account)
         try:
             await stream.run(requests, self._reads)
         finally:
@@ -151,7 +151,7 @@ class _Stream:
     def __init__(
         self,
         score: Score,
-        in_flight: int,
+        settings: ServeConfig,
         metrics: Metrics,
         context: grpc.aio.ServicerContext,
         credits: CreditPool,
@@ -162,7 +162,11 @@ class _Stream:
         self._context = context
         self._credits = credits
         self._account = account
-        self._slots = asyncio.Semaphore(in_flight)
+        self._slots = asyncio.Semaphore(settings.stream_in_flight)
+        self._most_bytes = settings.max_message_bytes
+        self._bytes = 0
+        """Of the requests under way."""
+        self._lighter = asyncio.Event()
         self._writing = asyncio.Lock()
         self._ids: set[int] = set()
 
@@ -180,8 +184,13 @@ class _Stream:
                     await self._slots.acquire()
                     async for message in requests:
                         granted = self._account.spend(_positions(message.request))
+                        self._bytes += message.request.ByteSize()
                         answers.create_task(self._answer(message.request, granted))
+                        del message
                         await self._slots.acquire()
+                        while self._bytes > self._most_bytes:
+                            self._lighter.clear()
+                            await self._lighter.wait()
             except TimeoutError:
                 pass  # the teacher is draining
             except InvalidRequest as error:
@@ -205,6 +214,8 @@ class _Stream:
                 await self._context.write(answer)
             except grpc.aio.InternalError:  # gRPC fails the write before it cancels the call
                 raise Cancelled("the caller has gone") from None
+        self._bytes -= request.ByteSize()
+        self._lighter.set()
         self._slots.release()
 
     @contextlib.contextmanager

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import urllib.request
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
-from prometheus_client.parser import text_string_to_metric_families
 
-from shared.errors import ConfigError, InvalidRequest, Overloaded
-from teacher_server.address import Address
-from teacher_server.metrics import Exposition, Metrics
+from shared.errors import InvalidRequest, Overloaded
+from teacher_server.metrics import Metrics
 from teacher_server.rows import RowTable
 
 CONTRACT = {
@@ -69,7 +65,7 @@ def test_a_loaded_teacher_counts_its_rows() -> None:
 def test_reasons_are_there_before_they_happen() -> None:
     registry = CollectorRegistry()
     Metrics(registry)
-    for reason in ("queue_full", "draining", "loading", "invalid"):
+    for reason in ("queue_full", "draining", "loading", "invalid", "unauthenticated", "calls"):
         assert registry.get_sample_value("teacher_rejected_total", {"reason": reason}) == 0
     for reason in ("idle", "full", "deadline", "drain"):
         assert registry.get_sample_value("teacher_batches_total", {"reason": reason}) == 0
@@ -95,29 +91,3 @@ def test_request_is_counted_by_what_it_raises(error: BaseException, code: str) -
     assert registry.get_sample_value("teacher_request_seconds_count", {"method": "Score"}) == 1
     invalid = registry.get_sample_value("teacher_rejected_total", {"reason": "invalid"})
     assert invalid == (code == "INVALID_ARGUMENT")
-
-
-def has_ipv6() -> bool:
-    try:
-        with socket.create_server(("::1", 0), family=socket.AF_INET6):
-            return True
-    except OSError:
-        return False
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_exposition_serves_and_frees_its_port(host: str) -> None:
-    if ":" in host and not has_ipv6():
-        pytest.skip("this machine has no IPv6")
-    registry = CollectorRegistry()
-    Metrics(registry).scored_positions.inc(5)
-    exposition = Exposition(Address(host, 0), registry)
-    try:
-        with urllib.request.urlopen(f"http://{exposition.address}/metrics", timeout=30) as answer:
-            families = {family.name: family for family in text_string_to_metric_families(answer.read().decode())}
-        assert families["teacher_scored_positions"].samples[0].value == 5
-        with pytest.raises(ConfigError, match="it is in use"):
-            Exposition(exposition.address, registry)
-    finally:
-        exposition.close()
-    Exposition(exposition.address, registry).close()

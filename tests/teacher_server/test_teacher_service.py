@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from grpc._cython import cygrpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,7 +30,9 @@ from shared.wire import HistoryMode, ScoreQuery
 from teacher_server import server
 from teacher_server.batcher import Batcher
 from teacher_server.config import BatchingConfig, ServeConfig
+from teacher_server.health import Health
 from teacher_server.interceptors import SERVICE, GoneCallers
+from teacher_server.lifecycle import Lifecycle, State
 from teacher_server.metrics import Metrics
 from teacher_server.rows import RowTable
 from teacher_server.scorer import Batch
@@ -67,7 +68,7 @@ async def bench(is_loaded: bool = True, **values: Any) -> AsyncIterator[Bench]:
         if is_loaded:
             rows = RowTable(0, made.scorer.costs, HEADER.tokeniser.vocabulary.sot)
             made.service.open(made.scorer, Batcher(made.scorer, rows, thread, config.batching, made.metrics))
-        running, address = server.build(config, made.service, health_aio.HealthServicer(), made.metrics)
+        running, address = server.build(config, made.service, Health(Lifecycle(State.SERVING)), made.metrics)
         await running.start()
         async with grpc.aio.insecure_channel(str(address)) as made.channel:
             made.stub = rpc.TeacherServiceStub(made.channel)
@@ -290,7 +291,9 @@ def test_reflection_lists_the_services() -> None:
             assert {SERVICE, "grpc.health.v1.Health"} <= names
             call.cancel()
             health = health_pb2_grpc.HealthStub(b.channel)
-            assert (await health.Check(health_pb2.HealthCheckRequest())).status == server.SERVING
+            assert (
+                await health.Check(health_pb2.HealthCheckRequest())
+            ).status == health_pb2.HealthCheckResponse.SERVING
 
     run(test())
 

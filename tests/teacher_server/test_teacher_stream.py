@@ -11,7 +11,6 @@ from typing import Any, cast
 import grpc
 import numpy as np
 import pytest
-from grpc_health.v1.health import aio as health_aio
 from prometheus_client import CollectorRegistry
 from support.batcher_fakes import CheckingScorer, FakeBatcher, answer_to
 
@@ -24,6 +23,8 @@ from student_trainer.distill.config import ClientConfig
 from teacher_server import server
 from teacher_server.batcher import Batcher
 from teacher_server.config import BatchingConfig, ServeConfig
+from teacher_server.health import Health
+from teacher_server.lifecycle import Lifecycle, State
 from teacher_server.metrics import Metrics
 from teacher_server.service import TeacherService
 
@@ -55,7 +56,7 @@ async def bench(pool: int = 10_000, **values: Any) -> AsyncIterator[Bench]:
     batching = BatchingConfig(max_queued_positions=pool, max_request_positions=min(pool, 1000))
     config = ServeConfig(teacher=Path("unused"), listen="127.0.0.1:0", batching=batching, **values)
     made = Bench(config)
-    running, address = server.build(config, made.service, health_aio.HealthServicer(), made.metrics)
+    running, address = server.build(config, made.service, Health(Lifecycle(State.SERVING)), made.metrics)
     await running.start()
     made.address = str(address)
     async with grpc.aio.insecure_channel(made.address) as channel:
