@@ -11,6 +11,7 @@ Shapes: n windows, T longest window with SOT, V vocabulary, K candidates.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +31,8 @@ def window_by_window(model: LMTAD, query: ScoreQuery, sot: int) -> Float32:
     windows = (window for trip in _trips(query) for window in _windows(trip, query.window, sot))
     answers = []
     for window, cells in zip(windows, candidates, strict=True):
-        probabilities = model(torch.from_numpy(window)[None]).float().softmax(-1)
-        answers.append(_renormalised(probabilities[0, -1].numpy()[cells]))
+        probabilities = _probabilities(model, window[None])
+        answers.append(_renormalised(probabilities[0, -1, cells]))
     return np.concatenate(answers)
 
 
@@ -44,7 +45,7 @@ def trip_at_once(model: LMTAD, query: ScoreQuery, sot: int) -> Float32:
         windows = _windows(trip, query.window, sot)
         lengths = np.array([len(window) for window in windows])
         padded = ragged.pad(np.concatenate(windows), lengths, int(lengths.max()), sot)  # causal: not seen from the left
-        probabilities = model(torch.from_numpy(padded)).float().softmax(-1).numpy()
+        probabilities = _probabilities(model, padded)
         answers += [_renormalised(probabilities[i, n - 1, next(candidates)]) for i, n in enumerate(lengths)]
     return np.concatenate(answers)
 
@@ -55,10 +56,15 @@ def whole_trips(model: LMTAD, query: ScoreQuery, sot: int) -> Float32:
     candidates = iter(np.split(query.candidate_tokens, ragged.offsets(query.candidate_lengths)[1:-1]))
     answers = []
     for trip in _trips(query):
-        tokens = torch.from_numpy(np.append(np.int32(sot), trip))
-        probabilities = model(tokens[None]).float().softmax(-1)[0].numpy()
+        probabilities = _probabilities(model, np.append(np.int32(sot), trip)[None])[0]
         answers += [_renormalised(probabilities[1 + i, next(candidates)]) for i in range(len(trip))]
     return np.concatenate(answers)
+
+
+def _probabilities(model: LMTAD, tokens: npt.NDArray[np.int32]) -> Float32:
+    """Of the whole vocabulary at every place, from the model's device: tokens [n, T] -> float32 [n, T, V]."""
+    logits = model(torch.from_numpy(tokens).to(model.lm_head.weight.device))
+    return cast(Float32, logits.float().softmax(-1).cpu().numpy())
 
 
 def _trips(query: ScoreQuery) -> Iterator[npt.NDArray[np.int32]]:

@@ -108,10 +108,10 @@ def running_teacher() -> TeacherStarter:
 
 @contextlib.contextmanager
 def start_teacher(teacher: Path, *overrides: str, listen: str = "127.0.0.1:0") -> Iterator[RunningTeacher]:
-    """Runs a server on free ports until the block ends."""
+    """Runs a server on free ports until the block ends; on the CPU, unless the overrides say otherwise."""
     command = [sys.executable, "-m", "teacher_server", "serve", "--teacher", str(teacher), "--listen", listen]
     process = subprocess.Popen(
-        [*command, "--metrics-listen", "127.0.0.1:0", *overrides],
+        [*command, "--metrics-listen", "127.0.0.1:0", "engine.device=cpu", *overrides],
         stdout=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,

@@ -47,6 +47,10 @@ class PaddedTensors:
         tensors = {field.name: torch.from_numpy(getattr(batch, field.name)) for field in dataclasses.fields(cls)}
         return cls(**{name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()})
 
+    def to(self, device: torch.device) -> PaddedTensors:
+        """The batch on a device."""
+        return PaddedTensors(**{field.name: getattr(self, field.name).to(device) for field in dataclasses.fields(self)})
+
 
 class StraightforwardHOSER(nn.Module):
     """The whole model: candidates' logits and travel times."""
@@ -88,7 +92,7 @@ class StraightforwardHOSER(nn.Module):
 
 def losses(logits: Tensor, times: Tensor, batch: PaddedTensors, scale: TimeScale) -> tuple[Tensor, Tensor]:
     """Means over the labelled steps: -log p(next road), and the relative error of log1p seconds."""
-    slot = torch.arange(logits.shape[2])
+    slot = torch.arange(logits.shape[2], device=logits.device)
     logits = logits.masked_fill(slot >= batch.candidate_length[..., None], -torch.inf)
     labelled = batch.label >= 0  # a step beyond its trip has no label
     next_road = F.cross_entropy(logits[labelled], batch.label[labelled])
@@ -151,7 +155,7 @@ class _TripEncoder(nn.Module):
         """States [B, T, 2d]."""
         gate = torch.sigmoid(self.road_zone_fusion_mlp(torch.cat([road, zone], dim=-1)))
         x = torch.cat([road + gate * zone, self.temporal_encoder(batch.temporal)], dim=-1)
-        step = torch.arange(x.shape[1])
+        step = torch.arange(x.shape[1], device=x.device)
         hidden = (step > step[:, None]) | (step >= batch.length[:, None, None])
         pairs = torch.stack([batch.distance, batch.interval], dim=-1)
         for block in self.blocks:
