@@ -66,7 +66,9 @@ def versions(device: torch.device) -> dict[str, Any]:
         found["device"] = properties.name
         found["device_memory_mib"] = properties.total_memory // clock.MIB
         found["multiprocessors"] = properties.multi_processor_count
-        found["driver"] = _nvidia("driver_version,clocks.max.sm,power.limit,pcie.link.gen.current,pcie.link.width.current")
+        found["driver"] = _nvidia(
+            "driver_version,clocks.max.sm,power.limit,pcie.link.gen.current,pcie.link.width.current"
+        )
         found["nccl"] = ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else None
     return found
 

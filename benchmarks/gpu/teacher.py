@@ -75,11 +75,12 @@ def compiled(task: Task, record: Record) -> None:
     positions = questions.of_trips(store, store.trips("val"))
     count, sot = min(size.batch_positions, len(positions)), size.grid[0] * size.grid[1]
     rates = {}
-    for name, made in {"eager": network, "compiled": torch.compile(network.hidden)}.items():
+    for name in ("eager", "compiled"):
         with record.attempt(name):
             began = time.perf_counter()
             if name == "compiled":
-                network.hidden = made  # type: ignore[assignment]
+                backend = "inductor" if task.is_full else "eager"
+                network.hidden = torch.compile(network.hidden, backend=backend)  # type: ignore[method-assign]
 
             def call() -> Any:
                 return teachers.at_once(network, positions, 0, count, size.window, sot)
@@ -179,7 +180,9 @@ def _device_share(task: Task, scorer: Any, record: Record) -> None:
     traced = clock.trace(ask, task.device, times)
     if traced is not None:
         record.add("request of new states", 1000 * wall, "ms")
-        record.add("request of new states, device busy", 1000 * traced.seconds, "ms", baseline=("its time", 1000 * wall))
+        record.add(
+            "request of new states, device busy", 1000 * traced.seconds, "ms", baseline=("its time", 1000 * wall)
+        )
         record.detail("request of new states, longest kernels", traced.longest)
 
 

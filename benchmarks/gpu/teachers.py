@@ -24,7 +24,7 @@ from teacher_server.config import EngineConfig
 from teacher_server.engine import Engine
 from teacher_server.model import LMTAD
 from teacher_server.scorer import Batch
-from teacher_server.tiles import Group, Kind
+from teacher_server.tiles import Kind
 
 CACHE_MIB = 1024
 """Room for everything that the passes ask."""
