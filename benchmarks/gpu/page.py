@@ -29,8 +29,8 @@ def markdown(found: dict[str, Any]) -> str:
     ]
     blocks.append(Table("Most memory by part, MiB", ["part", "resident", "on the device"], memory).markdown())
     blocks.append(
-        "- Limit here: by rates measured in the same process. H100: limits of its data sheet and predictions made before "
-        "the code had run on one; wanted: what was planned then.\n"
+        "- Limit here: by rates measured in the same process. H100: limits of its data sheet and predictions made "
+        "before the code had run on one; wanted: what was planned then.\n"
         "- Compared: the value divided by that of what is named.\n"
         "- On the device: sampled once a second, of all processes."
     )

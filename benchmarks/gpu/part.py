@@ -1,4 +1,4 @@
-"""One part in this process: `python -m benchmarks.gpu.part NAME --store S --work W --out FILE --device D --seconds N`."""
+"""One part in this process; its figures, and what failed, in a file."""
 
 from __future__ import annotations
 

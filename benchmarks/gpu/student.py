@@ -7,7 +7,6 @@ straightforward  the model of `straightforward/student.py`, same parameters, opt
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import statistics
 import time
@@ -161,7 +160,7 @@ def _straightforward(task: Task, store: Store, precision: str, record: Record, f
 
     clock.reset_peak(device)
     first[name] = step(made[0]).item()
-    seconds = _rate(step, made, dataclasses.replace(task))
+    seconds = _rate(step, made, task)
     record.add(name, 1 / seconds, "steps/s", note="batches built beforehand")
     record.add(f"{name}, memory", clock.peak_mib(device), "MiB")
     with record.attempt(f"{name}, kernels"):
