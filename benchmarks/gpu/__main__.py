@@ -75,7 +75,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
             arguments.device = "cpu"
         else:
             arguments.device = "cuda"
-    arguments.store, arguments.out = arguments.store.resolve(), arguments.out.resolve()
+    arguments.store, arguments.out = arguments.store.resolve(), arguments.out.resolve()  # parts have another directory
+    arguments.work = arguments.work and arguments.work.resolve()
     return arguments
 
 

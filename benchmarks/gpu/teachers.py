@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from shared import ragged, teacher_file
 from shared.grid import Grid
 from shared.store import Store
 from shared.vocab import Tokeniser, Vocabulary
-from teacher_server import engine, model, tiles
-from teacher_server.config import EngineConfig
+from teacher_server import engine, export, model, pretrain, tiles
+from teacher_server.config import EngineConfig, ExportConfig, PretrainConfig
 from teacher_server.engine import Engine
 from teacher_server.model import LMTAD
-from teacher_server.scorer import Batch
+from teacher_server.scorer import Batch, Scores
 from teacher_server.tiles import Kind
 
 CACHE_MIB = 1024
@@ -104,20 +104,43 @@ def sample_tiles(scorer: Engine, size: Size) -> Iterator[tuple[int, Any, float]]
         yield nodes, run, square * ((architecture.n_layer - 1) * PRODUCTS_A_NODE * nodes + last)
 
 
-def hidden_states(scorer: Engine, contexts: list[list[int]]) -> Tensor:
-    """Final hidden states after whole contexts, computed in one batch: float32 [n, D] on the CPU."""
+def exported(checkpoint: Path, out: Path) -> Path:
+    """The teacher file of an upstream checkpoint; returns its path."""
+    export.run(ExportConfig(checkpoint=checkpoint, out=out))
+    return out
+
+
+def pretrained(store: Store, out: Path, device: torch.device, dtype: str, steps: int) -> Path:
+    """Pretrains a small teacher for so many steps; returns the path of its file."""
+    values = {"data": store.path, "out": out, "device": str(device), "dtype": dtype, "max_steps": steps}
+    small = {"n_layer": 2, "n_head": 2, "n_embd": 32, "batch_tokens": 256, "warmup_steps": 5, "epochs": steps}
+    pretrain.run(PretrainConfig.model_validate(values | small))
+    return out
+
+
+def batch_of(contexts: Sequence[Sequence[int]], candidates: Sequence[int] = (0,)) -> Batch:
+    """Whole contexts, each scored at its end for the same candidates, with their total probability."""
     lengths = np.array([len(context) for context in contexts], np.int64)
-    ones = np.ones(len(contexts), np.int64)
-    batch = Batch(
+    count = len(contexts)
+    return Batch(
         tokens=np.concatenate([np.array(context, np.int32) for context in contexts]),
         lengths=lengths,
-        scored_row=np.arange(len(contexts)),
+        scored_row=np.arange(count),
         scored_place=lengths - 1,
-        candidates=np.zeros(len(contexts), np.int32),
-        candidate_lengths=ones,
-        with_mass=np.zeros(len(contexts), np.bool_),
+        candidates=np.tile(np.array(candidates, np.int32), count),
+        candidate_lengths=np.full(count, len(candidates), np.int64),
+        with_mass=np.ones(count, np.bool_),
     )
-    ready = scorer.assemble(batch)
+
+
+def scores(scorer: Engine, contexts: Sequence[Sequence[int]], candidates: Sequence[int]) -> Scores:
+    """Log-probabilities of the candidates after each context, and their total probability; one batch."""
+    return scorer.score(scorer.assemble(batch_of(contexts, candidates)))
+
+
+def hidden_states(scorer: Engine, contexts: Sequence[Sequence[int]]) -> Tensor:
+    """Final hidden states after whole contexts, computed in one batch: float32 [n, D] on the CPU."""
+    ready = scorer.assemble(batch_of(contexts))
     with torch.inference_mode():
         states = scorer._states(ready.tiling)
         return states[torch.from_numpy(ready.tiling.state).to(states.device)].cpu()
