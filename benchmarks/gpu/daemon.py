@@ -32,7 +32,7 @@ LOG_CHARACTERS = 3000
 def run(task: Task, record: Record) -> None:
     """Measures; what the daemon says at its end is kept where anything has failed."""
     store, size = Store(task.store), task.size
-    path = teachers.write_wide(task.work, size)
+    path = teachers.write_wide(task.work, size, store.tokeniser.vocabulary.cells)
     log = task.work / "daemon.log"
     try:
         with log.open("wb") as stream:

@@ -34,7 +34,7 @@ def run(task: Task, record: Record) -> None:
     heard = teachers.Warnings.listening()
     store = Store(task.store)
     began = time.perf_counter()
-    path = teachers.write_wide(task.work, size)
+    path = teachers.write_wide(task.work, size, store.tokeniser.vocabulary.cells)
     record.detail("write the teacher, s", time.perf_counter() - began)
     began = time.perf_counter()
     scorer = teachers.load(path, device, size)
@@ -71,9 +71,10 @@ def compiled(task: Task, record: Record) -> None:
     """Part `compiled`: the obvious implementation at its best under torch.compile, beside itself uncompiled."""
     size, device = task.size, task.device
     store = Store(task.store)
-    network = teachers.plain(teachers.write_wide(task.work, size), device, task.dtype)
+    path = teachers.write_wide(task.work, size, store.tokeniser.vocabulary.cells)
+    network = teachers.plain(path, device, task.dtype)
     positions = questions.of_trips(store, store.trips("val"))
-    count, sot = min(size.batch_positions, len(positions)), size.grid[0] * size.grid[1]
+    count, sot = min(size.batch_positions, len(positions)), teachers.sot_of(path)
     rates = {}
     for name in ("eager", "compiled"):
         with record.attempt(name):

@@ -32,9 +32,16 @@ PRODUCTS_A_NODE = 24
 """Multiplications and additions of a token in a block, in squares of the width: attention 8, the rest 16."""
 
 
-def write_wide(folder: Path, size: Size) -> Path:
-    """Writes a teacher with random weights over a full grid of the size's cells; returns its path."""
+def write_wide(folder: Path, size: Size, cells: int = 0) -> Path:
+    """Writes a teacher with random weights over a full grid of the size's cells, or more; returns its path.
+
+    Args:
+        folder: where to write.
+        size: of the teacher.
+        cells: at least so many: tokens that it will be asked about are below.
+    """
     rows, columns = size.grid
+    rows = max(rows, -(-cells // columns))
     path = folder / f"teacher_{size.n_layer}x{size.n_embd}_{rows * columns}.safetensors"
     if not path.exists():
         grid = Grid.from_bounds((0.0, 0.0, 0.01 * (rows - 0.5), 0.01 * (columns - 0.5)), 0.01, 0.01)
@@ -49,6 +56,11 @@ def write_for(folder: Path, store: Store, size: Size) -> Path:
     if not path.exists():
         write_random(path, store.tokeniser, size.n_layer, size.n_embd, size.n_head)
     return path
+
+
+def sot_of(path: Path) -> int:
+    """The token that a teacher file's contexts start with."""
+    return teacher_file.read_header(path).tokeniser.vocabulary.sot
 
 
 def overrides(device: torch.device, size: Size) -> list[str]:

@@ -27,7 +27,7 @@ DIGEST = """
 import hashlib, sys
 from pathlib import Path
 import torch
-sys.path.insert(0, "tests/cuda")
+sys.path[:0] = ["tests", "tests/cuda"]
 from test_cuda_batches import contexts_of, size_on
 from benchmarks.gpu import teachers
 device = torch.device(sys.argv[2])
@@ -80,7 +80,7 @@ def differing(found: torch.Tensor, expected: torch.Tensor) -> list[int]:
     return torch.nonzero((found != expected).any(1)).flatten().tolist()
 
 
-def test_shapes_agree_and_small_ones_are_used(scorer: Engine) -> None:
+def test_shapes_agree_and_small_ones_are_used(cuda: torch.device, scorer: Engine) -> None:
     """A lone window that costs a whole large tile is correct and slow: every group needs a smaller size."""
     lonely = {group: sizes for group, sizes in teachers.chosen_sizes(scorer).items() if len(sizes) < 2}
     assert not lonely
@@ -114,10 +114,10 @@ def test_in_the_first_a_middle_and_the_last_tile(
 ) -> None:
     """Far more contexts than fit a tile."""
     others = contexts_of(scorer, 12 * len(probes), 8)
-    half = len(others) // 2
-    mixed = probes[:500] + others[:half] + probes[500:1000] + others[half:] + probes[1000:]
+    half, third = len(others) // 2, len(probes) // 3
+    mixed = probes[:third] + others[:half] + probes[third : 2 * third] + others[half:] + probes[2 * third :]
     found = teachers.hidden_states(scorer, mixed)
-    where = [*range(500), *range(500 + half, 1000 + half), *range(1000 + len(others), len(mixed))]
+    where = [*range(third), *range(third + half, 2 * third + half), *range(2 * third + len(others), len(mixed))]
     assert not differing(found[where], together)
 
 
