@@ -44,9 +44,11 @@ def run(task: Task, record: Record) -> None:
                 local = teachers.local(scorer)
                 trips = questions.of_trips(store, store.trips("train"), 0, size.trips)
                 for case in _cases(trips, task):
-                    with record.attempt(case[0], 3):
+                    with record.attempt(case[0]):
+                        record.need(3)
                         _compare(*case, local, served, record)
-                with record.attempt("new states without a pause", size.load_seconds + 5):
+                with record.attempt("new states without a pause"):
+                    record.need(size.load_seconds + 5)
                     _load(task, served, local, record)
                 record.add("memory of the engine here", clock.peak_mib(task.device), "MiB")
                 record.add("memory of the daemon's process", meters.tree_rss(served.process) / clock.MIB, "MiB")
@@ -62,12 +64,9 @@ def _cases(trips: questions.Positions, task: Task) -> Iterator[Case]:
     size = task.size
     large = questions.requests(trips, size.large, HistoryMode.SEQUENCE, size.window)
     yield "one client", 1, IN_FLIGHT, list(itertools.islice(large, size.cold_requests))
-    skipped = size.cold_requests * size.large * 5 // 4
-    small = [
-        trips.windows(first, size.small, size.window)
-        for first in range(skipped % max(1, len(trips) // 2), len(trips) - size.small, size.small)
-    ]
-    yield "eight clients", size.clients, 1, small[: 10 * size.cold_requests]
+    begin = size.cold_requests * size.large * 5 // 4 % max(1, len(trips) // 2)
+    firsts = range(begin, len(trips) - size.small, size.small)[: 10 * size.cold_requests]
+    yield "eight clients", size.clients, 1, [trips.windows(first, size.small, size.window) for first in firsts]
 
 
 def _compare(

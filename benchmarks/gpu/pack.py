@@ -34,6 +34,7 @@ WHEELS = (
     "protobuf",
     "pydantic",
     "pydantic-core",
+    "tensorboard",
     "typing-extensions",
     "typing-inspection",
 )
@@ -55,7 +56,7 @@ out="$1"; seconds="${2:-470}"; parts="${3:-}"
 site="$(mktemp -d)"
 python3 -m pip install -q --disable-pip-version-check --no-index --no-deps --no-compile --target "$site" \\
   "$pack"/wheels/*.whl || exit 3
-mkdir -p shared/rpc && cp -r "$pack/generated/." shared/rpc/teacher/ || exit 3
+mkdir -p shared/rpc/teacher && cp -r "$pack/generated/." shared/rpc/teacher/ || exit 3
 export PYTHONPATH="$site" GPU_PACK="$pack" PYTHONUNBUFFERED=1
 exec python3 -m benchmarks.gpu --store "$pack/store" --out "$out" --seconds "$seconds" ${parts:+--only "$parts"} \\
   --device "${DEVICE:-cuda}"

@@ -32,7 +32,7 @@ def markdown(found: dict[str, Any]) -> str:
         "- Limit here: by rates measured in the same process. H100: limits of its data sheet and predictions made "
         "before the code had run on one; wanted: what was planned then.\n"
         "- Compared: the value divided by that of what is named.\n"
-        "- On the device: sampled once a second, of all processes."
+        "- On the device: sampled every two seconds, of all processes."
     )
     return "\n\n".join(blocks) + "\n"
 

@@ -98,13 +98,16 @@ class Record:
         self.notes.append(text)
         self.save()
 
+    def need(self, seconds: float) -> None:
+        """Raises `TimeoutError` if the part has less time left than what comes next takes."""
+        if self.left < seconds:
+            raise TimeoutError(f"{self.left:.0f} s of the part are left, {seconds:.0f} s are needed")
+
     @contextlib.contextmanager
-    def attempt(self, what: str, least_seconds: float = 0.0) -> Iterator[None]:
-        """Runs a block whose failure is kept and ends nothing else; without time for it, that is kept instead."""
+    def attempt(self, what: str) -> Iterator[None]:
+        """Runs a block whose failure is kept and ends nothing else."""
         began = time.monotonic()
         try:
-            if self.left < least_seconds:
-                raise TimeoutError(f"{self.left:.0f} s of the part are left, {least_seconds:.0f} s are needed")
             yield
         except Exception as error:
             text = str(error) if isinstance(error, TimeoutError) else traceback.format_exc()

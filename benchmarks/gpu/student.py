@@ -51,9 +51,11 @@ def run(task: Task, record: Record) -> None:
     first: dict[str, float] = {}
     for precision in PRECISIONS if task.is_full else ("float32", "bfloat16"):
         theirs: float | None = None
-        with record.attempt(f"straightforward {precision}", 5):
+        with record.attempt(f"straightforward {precision}"):
+            record.need(5)
             theirs = _straightforward(task, store, precision, record, first)
-        with record.attempt(f"ours {precision}", 5):
+        with record.attempt(f"ours {precision}"):
+            record.need(5)
             _ours(task, store, precision, record, first, theirs)
     if {"ours float32", "straightforward float32"} <= first.keys():
         ours, theirs = first["ours float32"], first["straightforward float32"]

@@ -38,6 +38,7 @@ def run(task: Task, record: Record) -> None:
     record.detail("write the teacher, s", time.perf_counter() - began)
     began = time.perf_counter()
     scorer = teachers.load(path, device, size)
+    scorer.warm_up()
     record.add("start of the engine", time.perf_counter() - began, "s", note="reading and comparing shapes included")
     record.detail("sizes of tile", teachers.chosen_sizes(scorer))
     record.detail("engine's log", heard.texts)
@@ -50,15 +51,19 @@ def run(task: Task, record: Record) -> None:
         _lone(task, scorer, fresh, record)
     with record.attempt("tiles"):
         _tiles(task, scorer, record)
-    with record.attempt("every state new", 10):
+    with record.attempt("every state new"):
+        record.need(10)
         _new(task, scorer, record)
     speeds: dict[str, float] = {}
-    with record.attempt("passes", 15):
+    with record.attempt("passes"):
+        record.need(15)
         speeds |= _passes(task, scorer, trips, record)
-    with record.attempt("device's share", 10):
+    with record.attempt("device's share"):
+        record.need(10)
         _device_share(task, scorer, record)
     record.add("memory of the engine", clock.peak_mib(device), "MiB")
-    with record.attempt("obvious implementations", 15):
+    with record.attempt("obvious implementations"):
+        record.need(15)
         speeds |= _obvious(task, scorer, path, fresh, record)
     for name in ("every state new", "first pass", "second pass"):
         found = next((figure for figure in record.figures if figure.name == name), None)
@@ -202,7 +207,8 @@ def _obvious(task: Task, scorer: Any, path: Any, positions: Positions, record: R
     queries = {"window by window": one_trip, "trip at once": trips, BASELINE: positions.windows(0, count, size.window)}
     record.detail("positions of the obvious implementations", {name: way[2] for name, way in ways.items()})
     for name, (function, arguments, scored) in ways.items():
-        with record.attempt(name, 2):
+        with record.attempt(name):
+            record.need(2)
             times = 5 if name == BASELINE and task.is_full else 1
             speeds[name] = scored / clock.seconds_of(lambda f=function, a=arguments: f(*a), device, times, 2)
             record.add(name, speeds[name], "positions/s")

@@ -32,13 +32,16 @@ def run(task: Task, record: Record) -> None:
     store, size = Store(task.store), task.size
     path = teachers.write_for(task.work, store, size)
     vanilla: float | None = None
-    with record.attempt("vanilla", 10):
+    with record.attempt("vanilla"):
+        record.need(10)
         vanilla = _train("vanilla", task, None, record)
     with (task.work / "train-daemon.log").open("wb") as stream:
         settings = [*teachers.overrides(task.device, size), daemon.remembering(teachers.CACHE_MIB)]
-        with record.attempt("distilled", 15), daemon.serve(path, *settings, log=stream) as served:
+        with record.attempt("distilled"), daemon.serve(path, *settings, log=stream) as served:
+            record.need(15)
             for name in ("cold", "warm"):
-                with record.attempt(name, 10):
+                with record.attempt(name):
+                    record.need(10)
                     before = meters.scrape(served.metrics)
                     step = _train(name, task, served, record)
                     known = meters.hit_rate(before, meters.scrape(served.metrics))

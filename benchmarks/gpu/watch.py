@@ -17,7 +17,7 @@ import psutil
 from benchmarks import meters
 from benchmarks.common import REPOSITORY
 
-POLL_SECONDS = 1.0
+POLL_SECONDS = 2.0
 GRACE_SECONDS = 4.0
 MIB = 2**20
 
