@@ -20,7 +20,7 @@ from benchmarks.gpu.record import Record
 
 BLOCKER = """
 import sys
-MISSING = {"polars", "kahip", "optuna", "wandb", "plotly", "sqlalchemy", "cmaes", "playwright", "matplotlib", "grpc_tools"}
+MISSING = {"polars", "kahip", "optuna", "wandb", "plotly", "sqlalchemy", "cmaes", "playwright", "matplotlib"}
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in MISSING:
