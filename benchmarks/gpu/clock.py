@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch._C._autograd import DeviceType
 
 MIB = 2**20
 
@@ -69,7 +70,7 @@ def trace(function: Callable[[], Any], device: torch.device, times: int = 1) -> 
     kernels: Counter[str] = Counter()
     microseconds: Counter[str] = Counter()
     for event in profile.events() or []:
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.device_type == DeviceType.CUDA:
             kernels[event.name] += 1
             microseconds[event.name] += event.time_range.elapsed_us()
     copies = sum(count for name, count in kernels.items() if name.startswith(("Memcpy", "Memset")))

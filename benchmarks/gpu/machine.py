@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 import shutil
@@ -60,7 +61,7 @@ def versions(device: torch.device) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
     found["cuda"] = torch.version.cuda
-    found["cudnn"] = torch.backends.cudnn.version()
+    found["cudnn"] = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         found["device"] = properties.name
@@ -69,7 +70,8 @@ def versions(device: torch.device) -> dict[str, Any]:
         found["driver"] = _nvidia(
             "driver_version,clocks.max.sm,power.limit,pcie.link.gen.current,pcie.link.width.current"
         )
-        found["nccl"] = ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else None
+        if torch.distributed.is_nccl_available():
+            found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
     return found
 
 
@@ -103,10 +105,10 @@ def _copies(device: torch.device, size: Size, record: Record) -> None:
     pinned = pageable.pin_memory() if device.type == "cuda" else pageable
     part = here[:quarter]
     for name, host in (("pinned", pinned), ("pageable", pageable)):
-        seconds = clock.seconds_of(lambda host=host: part.copy_(host, non_blocking=True), device, 5)
-        record.add(f"host to device, {name}", quarter / seconds / 1e9, "GB/s")
-        seconds = clock.seconds_of(lambda host=host: host.copy_(part, non_blocking=True), device, 5)
-        record.add(f"device to host, {name}", quarter / seconds / 1e9, "GB/s")
+        to_device = functools.partial(part.copy_, host, non_blocking=True)
+        to_host = functools.partial(host.copy_, part, non_blocking=True)
+        for way, copy in {"host to device": to_device, "device to host": to_host}.items():
+            record.add(f"{way}, {name}", quarter / clock.seconds_of(copy, device, 5) / 1e9, "GB/s")
 
 
 def _nvidia(query: str) -> str | None:

@@ -6,6 +6,7 @@ same dtype.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -210,7 +211,7 @@ def _obvious(task: Task, scorer: Any, path: Any, positions: Positions, record: R
         with record.attempt(name):
             record.need(2)
             times = 5 if name == BASELINE and task.is_full else 1
-            speeds[name] = scored / clock.seconds_of(lambda f=function, a=arguments: f(*a), device, times, 2)
+            speeds[name] = scored / clock.seconds_of(functools.partial(function, *arguments), device, times, 2)
             record.add(name, speeds[name], "positions/s")
             theirs = np.asarray(function(*arguments), np.float32)
             mine = teachers.local(scorer).score(queries[name]).astype(np.float32)
