@@ -12,10 +12,13 @@ STORE ?= runs/demo/store
 OUT ?= runs/train
 MINUTES ?= 30
 BUF := npx --yes @bufbuild/buf@1.75.0
+GPU_OUT ?= runs/gpu
+GPU_SECONDS ?= 470
 FUZZ_SECONDS = $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),60)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto demo test test-fast chaos soak fuzz audit lint format type buf buf-release serve train bench bench-peers lock clean
+.PHONY: help setup proto demo test test-fast chaos soak fuzz audit lint format type buf buf-release serve train bench \
+  bench-peers gpu-check gpu-pack lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -76,6 +79,12 @@ bench: setup ## benchmarks; results in benchmarks/results
 
 bench-peers: setup ## environments for the servers that the section `peers` compares with (downloads some 500 MiB)
 	$(BIN)/python -m benchmarks.peers.environments
+
+gpu-check: setup ## all that an accelerator is asked to do, measured: make gpu-check STORE=store GPU_OUT=runs/gpu
+	$(BIN)/python -m benchmarks.gpu --store $(STORE) --out $(GPU_OUT) --seconds $(GPU_SECONDS)
+
+gpu-pack: setup ## what must travel to a machine with an accelerator and no network, into .gpu-pack
+	$(BIN)/python -m benchmarks.gpu.pack --out .gpu-pack
 
 soak: setup ## a daemon at full load for a long time, and what grows: make soak MINUTES=30
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)

@@ -12,9 +12,7 @@ import numpy as np
 from benchmarks.common import REPOSITORY, Options
 from shared import files
 from shared.store import Store
-from student_trainer.demo_city import run as demo_city
 from student_trainer.demo_city.config import DemoCityConfig, TripCounts
-from student_trainer.prepare import run as prepare
 from student_trainer.prepare.config import GridConfig, PrepareConfig
 
 DATA = REPOSITORY.parent / "shared" / "data"
@@ -29,6 +27,8 @@ def open_store(options: Options, name: str, grid: GridConfig) -> Store:
     """The store of the options, or of the named city, or of the demo city."""
     if options.store is not None:
         return Store(options.store)
+    from student_trainer.prepare import run as prepare  # polars and kahip: not needed to open a store
+
     raw, is_demo = raw_city(options, name)
     out = options.work / raw.name
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
@@ -68,6 +68,8 @@ def sampled_city(raw: Path, out: Path, trips: dict[str, int], seed: int) -> Path
 
 
 def _demo_city(options: Options) -> Path:
+    from student_trainer.demo_city import run as demo_city
+
     raw = options.work / "raw" / ("tiny_city" if options.quick else "demo_city")
     config = DemoCityConfig(out=raw, columns=9, rows=9, trips=QUICK_TRIPS) if options.quick else DemoCityConfig(out=raw)
     with contextlib.redirect_stdout(sys.stderr):

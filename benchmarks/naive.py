@@ -11,6 +11,7 @@ Shapes: n windows, T longest window with SOT, V vocabulary, K candidates.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -61,10 +62,9 @@ def whole_trips(model: LMTAD, query: ScoreQuery, sot: int) -> Float32:
 
 
 def _probabilities(model: LMTAD, tokens: npt.NDArray[np.int32]) -> Float32:
-    """Of the whole vocabulary after every token, on the model's device: tokens [B, T] -> [B, T, V]."""
-    inputs = torch.from_numpy(tokens).to(model.lm_head.weight.device)
-    probabilities: Float32 = model(inputs).float().softmax(-1).cpu().numpy()
-    return probabilities
+    """Of the whole vocabulary at every place, from the model's device: tokens [n, T] -> float32 [n, T, V]."""
+    logits = model(torch.from_numpy(tokens).to(model.lm_head.weight.device))
+    return cast(Float32, logits.float().softmax(-1).cpu().numpy())
 
 
 def _trips(query: ScoreQuery) -> Iterator[npt.NDArray[np.int32]]:

@@ -50,7 +50,9 @@ def run(options: Options) -> Result:
     figures: dict[str, Any] = {}
     for n_layer, n_embd in size.teachers:
         path = write_teacher(options.work / f"prefixes_{n_layer}x{n_embd}.safetensors", store, n_layer, n_embd)
-        engines = {w: engine.load(path, EngineConfig(threads=1, prefix_window=w)) for w in size.prefix_windows}
+        engines = {
+            w: engine.load(path, EngineConfig(device="cpu", threads=1, prefix_window=w)) for w in size.prefix_windows
+        }
         positions = questions.of_trips(store, store.trips("val"), 0, max(size.trips) * (size.rounds + 1))
         for window in size.windows:
             for trips in size.trips:

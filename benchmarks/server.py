@@ -122,7 +122,7 @@ def _measure(store: Store, path: Path, case: Case, size: Size, mib: int) -> dict
             answers: dict[str, list[Float16]] = {}
             for way in ("engine", "daemon") if number % 2 else ("daemon", "engine"):
                 cpu, start = _cpu(daemon.process), time.perf_counter()
-                answers[way] = _ask(clients, block) if way == "daemon" else [local.score(query) for query in block]
+                answers[way] = ask(clients, block) if way == "daemon" else [local.score(query) for query in block]
                 found[way] = time.perf_counter() - start
                 found[f"{way}_server_cpu"] = _cpu(daemon.process) - cpu
             if not all(map(np.array_equal, answers["engine"], answers["daemon"])):
@@ -147,7 +147,7 @@ def _requests(store: Store, case: Case, size: Size) -> Iterator[ScoreQuery]:
     return questions.requests(questions.of_trips(store, trips, 0, count), case.positions, case.mode, size.window)
 
 
-def _ask(clients: Sequence[GrpcTeacher], block: Sequence[ScoreQuery]) -> list[Float16]:
+def ask(clients: Sequence[GrpcTeacher], block: Sequence[ScoreQuery]) -> list[Float16]:
     """The answers, in order; every client asks the next request as soon as it may have another one in flight."""
     if len(clients) == 1:
         futures = [clients[0].submit(query) for query in block]

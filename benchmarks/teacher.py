@@ -104,7 +104,8 @@ def run(options: Options) -> Result:
         header, weights = teacher_file.read(path)
         network = model.load(header, weights)
         for asked in teacher.passes:
-            found = _measure(engine.load(path, EngineConfig()), network, store, asked, size)
+            scorer = engine.load(path, EngineConfig(device="cpu"))  # where the obvious implementation is, too
+            found = _measure(scorer, network, store, asked, size)
             figures[f"{teacher.name}, {_window(asked.window)}"] = found
     settings = {
         "store": store.fingerprint,

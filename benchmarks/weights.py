@@ -17,11 +17,11 @@ def write_teacher(path: Path, store: Store, n_layer: int, n_embd: int) -> Path:
     return write_random(path, store.tokeniser, n_layer, n_embd)
 
 
-def write_random(path: Path, tokeniser: Tokeniser, n_layer: int, n_embd: int) -> Path:
+def write_random(path: Path, tokeniser: Tokeniser, n_layer: int, n_embd: int, n_head: int = 4) -> Path:
     """Writes a teacher file with this vocabulary; returns its path."""
     architecture = Architecture(
         n_layer=n_layer,
-        n_head=4,
+        n_head=n_head,
         n_embd=n_embd,
         block_size=256,
         vocab_size=tokeniser.vocabulary.size,

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import numpy as np
@@ -20,6 +20,9 @@ import pytest
 from shared import teacher_file
 from shared.grid import Grid
 from shared.vocab import Tokeniser, Vocabulary
+
+if TYPE_CHECKING:
+    import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -32,8 +35,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def reference_path(*parts: str) -> Path:
-    """A file of the reference data beside the repository; skips the test where it is absent."""
-    path = REPOSITORY.parent.joinpath("shared", *parts)
+    """A file of the reference data beside the repository; skips the test where it is absent.
+
+    GPU_PACK names a directory that holds them instead, on a machine to which only that has travelled.
+    """
+    pack = os.environ.get("GPU_PACK")
+    path = (Path(pack) if pack else REPOSITORY.parent / "shared").joinpath(*parts)
     if not path.exists():
         pytest.skip(f"needs the reference data {'/'.join(parts)}, which is not part of the repository")
     return path
@@ -85,6 +92,29 @@ def write_tiny_teacher(
     return teacher_file.write(path, weights, architecture, tokeniser, {"source": f"random, seed {seed}"})
 
 
+@pytest.fixture(scope="session")
+def accelerator() -> torch.device:
+    """A CUDA device with its index; skips with a notice where there is none.
+
+    TEST_ACCELERATOR=cpu gives the CPU instead, which shows that the tests themselves are sound.
+    """
+    import torch  # takes seconds, and few tests need it
+
+    if os.environ.get("TEST_ACCELERATOR") == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        pytest.skip("NOTICE: there is no CUDA device here; the tests marked cuda are skipped")
+    return torch.device("cuda", 0)
+
+
+@pytest.fixture(scope="session")
+def cuda(accelerator: torch.device) -> torch.device:
+    """The CUDA device, for what a CPU cannot stand in for."""
+    if accelerator.type != "cuda":
+        pytest.skip("needs CUDA itself")
+    return accelerator
+
+
 @dataclasses.dataclass(frozen=True)
 class RunningTeacher:
     """A server in a process of its own.
@@ -113,10 +143,10 @@ def running_teacher() -> TeacherStarter:
 
 @contextlib.contextmanager
 def start_teacher(teacher: Path, *overrides: str, listen: str = "127.0.0.1:0") -> Iterator[RunningTeacher]:
-    """Runs a server on free ports until the block ends."""
+    """Runs a server on free ports until the block ends; on the CPU, unless the overrides say otherwise."""
     command = [sys.executable, "-m", "teacher_server", "serve", "--teacher", str(teacher), "--listen", listen]
     process = subprocess.Popen(
-        [*command, "--metrics-listen", "127.0.0.1:0", *overrides],
+        [*command, "--metrics-listen", "127.0.0.1:0", "engine.device=cpu", *overrides],
         stdout=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,

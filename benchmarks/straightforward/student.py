@@ -50,6 +50,10 @@ class PaddedTensors:
         tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
         return cls(**{name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()})
 
+    def to(self, device: torch.device) -> PaddedTensors:
+        """The batch on a device."""
+        return PaddedTensors(**{field.name: getattr(self, field.name).to(device) for field in dataclasses.fields(self)})
+
 
 class StraightforwardHOSER(nn.Module):
     """The whole model: candidates' logits and travel times."""

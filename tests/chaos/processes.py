@@ -109,7 +109,8 @@ class Teacher(Program):
     """`teacher-server serve` on a free port."""
 
     def __init__(self, file: Path, log: Path, *overrides: str) -> None:
-        argv = ["serve", "--teacher", file, "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0", *overrides]
+        argv = ["serve", "--teacher", file, "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
+        argv += ["engine.device=cpu", *overrides]
         super().__init__("teacher_server", argv, log)
         self._ready: dict[str, Any] = {}
 

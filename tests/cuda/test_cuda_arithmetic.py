@@ -1,0 +1,136 @@
+"""The accelerator computes what the CPU computes, and what the public code computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import reference_path
+from support.accelerator import session_of, settings_of
+from support.random_city import write_random_store
+
+from benchmarks.gpu import teachers
+from benchmarks.gpu.size import TOY
+from shared.store import Store
+from student_trainer import predict
+from student_trainer.data.batch import build_batch
+from student_trainer.data.network import RoadNetwork
+from student_trainer.prepare.config import PrepareConfig
+from student_trainer.train.meters import Sums
+from student_trainer.train.run import Session
+from student_trainer.train.trainer import prepare_step
+
+pytestmark = pytest.mark.cuda
+
+HALF_ROUNDING = 0.03
+"""Of a log-probability that a model in float16 has computed."""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return write_random_store(tmp_path_factory.mktemp("random") / "store")
+
+
+def session_on(device: torch.device, store: Store, out: Path, amp: str = "off") -> Session:
+    return session_of(settings_of(store, out, device, runtime={"amp": amp}), store)
+
+
+def gradients_on(device: torch.device, store: Store, out: Path, amp: str = "off") -> torch.Tensor:
+    """Of the first step, as one vector in float64 on the CPU."""
+    session = session_on(device, store, out, amp)
+    step = prepare_step(session.feed, session.model.graph, next(session.schedule.from_step(0)))
+    assert bool(session.trainer.compute_gradients(step, Sums()))
+    parts = [p.grad.flatten() for p in session.model.parameters() if p.grad is not None]
+    return torch.cat(parts).double().cpu() / session.precision.scaler.get_scale()
+
+
+def test_the_engine_against_the_public_code(accelerator: torch.device, tmp_path: Path) -> None:
+    path = teachers.exported(reference_path("fixtures", "lmtad", "training_checkpoint.pt"), tmp_path / "teacher")
+    scorer = teachers.load(path, accelerator, TOY)
+    with np.load(reference_path("fixtures", "lmtad", "reference.npz")) as file:
+        reference = dict(file)
+    sot = scorer.header.tokeniser.vocabulary.sot
+    rows = zip(reference["history"], reference["history_length"], strict=True)
+    contexts = [[sot, *row[:length].tolist()] for row, length in rows]
+    candidates = [3, 14, 15, 92, 65]
+    found = teachers.scores(scorer, contexts, candidates)
+    logits = reference["last_logits"].astype(np.float64)
+    chosen = logits[:, candidates]
+    expected = chosen - np.logaddexp.reduce(chosen, axis=1, keepdims=True)
+    np.testing.assert_allclose(found.log_probs.reshape(-1, 5).astype(np.float64), expected, atol=HALF_ROUNDING)
+    mass = np.exp(chosen - np.logaddexp.reduce(logits, axis=1, keepdims=True)).sum(1)
+    np.testing.assert_allclose(found.candidate_mass.astype(np.float64), mass, atol=HALF_ROUNDING)
+
+
+@pytest.fixture(scope="module")
+def hoser_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    city = reference_path("fixtures", "hoser", "city")
+    if (packed := city.parents[2] / "hoser_store").exists():
+        return Store(packed)
+    from student_trainer.prepare import run as prepare
+
+    out = tmp_path_factory.mktemp("city") / "store"
+    prepare.run(PrepareConfig(raw=city, out=out))
+    return Store(out)
+
+
+@pytest.mark.parametrize("kind", ["freqs", "timeemb"])
+def test_the_student_against_the_public_code(accelerator: torch.device, hoser_store: Store, kind: str) -> None:
+    with np.load(reference_path("fixtures", "hoser", f"reference_{kind}.npz")) as file:
+        expected = dict(file)
+    model, _ = predict.load_model(reference_path("fixtures", "hoser", f"hoser_{kind}.pth"), hoser_store)
+    batch = build_batch(RoadNetwork.load(hoser_store), hoser_store.trips("val"), np.arange(16))
+    slots = np.arange(expected["candidate_road_id"].shape[2])
+    valid = np.arange(expected["trace_road_id"].shape[1]) < expected["trace_len"][:, None]
+    exists = valid[..., None] & (slots < expected["candidate_len"][..., None])
+    model.to(accelerator)
+    with torch.inference_mode():
+        there = batch.to(accelerator)
+        embedding = model.embed_network()
+        output = model(there, embedding)
+        times = model.candidate_times(there, embedding, output)
+    np.testing.assert_allclose(embedding.road.cpu().numpy(), expected["road_embedding"], atol=1e-4)
+    np.testing.assert_allclose(output.logits.cpu()[batch.layout.exists].numpy(), expected["logits"][exists], atol=1e-4)
+    np.testing.assert_allclose(times.cpu().numpy(), expected["time_pred"][exists], atol=1e-4)
+
+
+@pytest.mark.parametrize(("amp", "most"), [("off", 1e-4), ("float16", 2e-2), ("bfloat16", 1e-1)])
+def test_a_step_against_the_cpu(accelerator: torch.device, store: Store, tmp_path: Path, amp: str, most: float) -> None:
+    """Gradients of the first step: relative difference of the whole vector from float32 on the CPU."""
+    expected = gradients_on(torch.device("cpu"), store, tmp_path / "a")
+    found = gradients_on(accelerator, store, tmp_path / "b", amp)
+    assert len(found) == len(expected)
+    assert float((found - expected).norm() / expected.norm()) < most
+
+
+def test_an_overflow_skips_the_update(accelerator: torch.device, store: Store, tmp_path: Path) -> None:
+    session = session_on(accelerator, store, tmp_path / "run", "float16")
+    session.precision.scaler = torch.amp.GradScaler(accelerator.type, init_scale=2.0**120)
+    before = {name: tensor.clone() for name, tensor in session.model.state_dict().items()}
+    steps = session.schedule.from_step(0)
+    session.trainer.train_step(prepare_step(session.feed, session.model.graph, next(steps)))
+    assert session.precision.scaler.get_scale() < 2.0**120
+    assert all(torch.equal(before[name], tensor) for name, tensor in session.model.state_dict().items())
+    assert session.progress.bad_steps == 0
+    session.precision.scaler = torch.amp.GradScaler(accelerator.type)
+    session.trainer.train_step(prepare_step(session.feed, session.model.graph, next(steps)))
+    after = session.model.navigator.q_proj.weight
+    assert not torch.equal(before["navigator.q_proj.weight"], after)
+
+
+@pytest.mark.parametrize("amp", ["off", "float16", "bfloat16"])
+def test_nothing_in_a_step_waits_for_the_device(cuda: torch.device, store: Store, tmp_path: Path, amp: str) -> None:
+    """Forward, loss and backward; the update reads one flag."""
+    session = session_on(cuda, store, tmp_path / "run", amp)
+    steps = [
+        prepare_step(session.feed, session.model.graph, planned) for planned in list(session.schedule.from_step(0))[:2]
+    ]
+    session.trainer.train_step(steps[0])
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        session.trainer.compute_gradients(steps[1], Sums())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
