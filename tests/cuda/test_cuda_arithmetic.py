@@ -14,9 +14,9 @@ from support.random_city import write_random_store
 from benchmarks.gpu import teachers
 from benchmarks.gpu.size import TOY
 from shared.store import Store
-from student_trainer import predict
 from student_trainer.data.batch import build_batch
 from student_trainer.data.network import RoadNetwork
+from student_trainer.model.weights import load_model
 from student_trainer.prepare.config import PrepareConfig
 from student_trainer.train.meters import Sums
 from student_trainer.train.run import Session
@@ -80,7 +80,7 @@ def hoser_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def test_the_student_against_the_public_code(accelerator: torch.device, hoser_store: Store, kind: str) -> None:
     with np.load(reference_path("fixtures", "hoser", f"reference_{kind}.npz")) as file:
         expected = dict(file)
-    model, _ = predict.load_model(reference_path("fixtures", "hoser", f"hoser_{kind}.pth"), hoser_store)
+    model, _ = load_model(reference_path("fixtures", "hoser", f"hoser_{kind}.pth"), hoser_store)
     batch = build_batch(RoadNetwork.load(hoser_store), hoser_store.trips("val"), np.arange(16))
     slots = np.arange(expected["candidate_road_id"].shape[2])
     valid = np.arange(expected["trace_road_id"].shape[1]) < expected["trace_len"][:, None]

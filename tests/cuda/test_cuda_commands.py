@@ -20,7 +20,7 @@ from support.random_city import write_random_store
 from benchmarks.gpu import teachers
 from shared import teacher_file
 from shared.store import Store
-from student_trainer import predict
+from student_trainer.predict import run as predict
 from student_trainer.predict.config import PredictConfig
 from student_trainer.train import checkpoint as checkpoints
 from student_trainer.train import run as training
