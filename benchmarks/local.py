@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from benchmarks.common import BenchmarkError
 from shared.wire import ScoreQuery
-from teacher_server.engine import Engine
-from teacher_server.rows import RowTable, warm_up
+from teacher_server.answers.table import RowTable, warm_up
+from teacher_server.engine.engine import Engine
 
 Float16 = npt.NDArray[np.float16]
 

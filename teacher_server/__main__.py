@@ -13,7 +13,7 @@ JOBS = (
         "export",
         "turns an upstream LM-TAD checkpoint into a teacher file",
         "teacher_server.config:ExportConfig",
-        "teacher_server.export:run",
+        "teacher_server.lmtad.export:run",
         (
             Flag("--checkpoint", "checkpoint", "upstream checkpoint, training or weights-only", "FILE"),
             Flag("--out", "out", "teacher file to write", "TEACHER"),
@@ -27,7 +27,7 @@ JOBS = (
         "pretrain",
         "trains an LM-TAD teacher on a store",
         "teacher_server.config:PretrainConfig",
-        "teacher_server.pretrain:run",
+        "teacher_server.lmtad.pretrain:run",
         (
             Flag("--data", "data", "store that `student-trainer prepare` wrote", "STORE"),
             Flag("--out", "out", "teacher file to write", "TEACHER"),
@@ -49,7 +49,7 @@ JOBS = (
         "info",
         "says what a teacher file, or a running server, is",
         "teacher_server.config:InfoConfig",
-        "teacher_server.info:run",
+        "teacher_server.client.info:run",
         (
             Flag("--teacher", "teacher", "teacher file", "TEACHER"),
             Flag("--address", "address", "HOST:PORT or unix:PATH of a running server", "ADDRESS"),
@@ -59,7 +59,7 @@ JOBS = (
         "query",
         "asks a running server one question",
         "teacher_server.config:QueryConfig",
-        "teacher_server.query:run",
+        "teacher_server.client.query:run",
         (
             Flag("--address", "address", "HOST:PORT or unix:PATH of the server", "ADDRESS"),
             Flag("--history", "history", "cell tokens so far, oldest first; empty: SOT alone", "1,2,3"),

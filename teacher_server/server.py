@@ -28,18 +28,19 @@ from prometheus_client import CollectorRegistry
 from shared.channel import Tokens
 from shared.errors import ConfigError, ReportableError
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
-from teacher_server import cache_file, heap, security
+from teacher_server import heap, security
 from teacher_server.address import Address, check_free
-from teacher_server.batcher import Batcher
+from teacher_server.answers import saved as cache_file
+from teacher_server.answers.table import RowTable, warm_up
+from teacher_server.batching.batcher import Batcher
 from teacher_server.config import CacheConfig, ServeConfig
 from teacher_server.interceptors import SERVICE, GoneCallers, TeacherInterceptor
 from teacher_server.metrics import Exposition, Metrics
-from teacher_server.rows import RowTable, warm_up
 from teacher_server.scorer import Scorer
 from teacher_server.service import TeacherService
 
 if TYPE_CHECKING:
-    from teacher_server.engine import Engine
+    from teacher_server.engine.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +180,7 @@ async def _load(settings: ServeConfig, model_thread: Executor) -> tuple[Engine, 
     """Loads and warms up on the model's own thread, while the loop answers that it is loading."""
 
     def load() -> tuple[Engine, RowTable]:
-        from teacher_server import engine  # torch takes seconds to import
+        from teacher_server.engine import engine  # torch takes seconds to import
 
         scorer = engine.load(settings.teacher, settings.engine)
         rows = RowTable(settings.cache.mib * 2**20, scorer.costs, scorer.header.tokeniser.vocabulary.sot)

@@ -224,11 +224,11 @@ PRINTERS = {
     "student_trainer.train.run",
     "student_trainer.tune.run",
     "student_trainer.tune.worker",
-    "teacher_server.export",
-    "teacher_server.healthcheck",
-    "teacher_server.info",
-    "teacher_server.pretrain",
-    "teacher_server.query",
+    "teacher_server.lmtad.export",
+    "teacher_server.client.healthcheck",
+    "teacher_server.client.info",
+    "teacher_server.lmtad.pretrain",
+    "teacher_server.client.query",
     "teacher_server.server",
 }
 

@@ -23,9 +23,9 @@ from shared import cli, files, teacher_file
 from shared.errors import ReportableError
 from shared.store import Store
 from student_trainer.__main__ import JOBS as STUDENT
-from teacher_server import cache_file
 from teacher_server.__main__ import JOBS as TEACHER
-from teacher_server.rows import Kept
+from teacher_server.answers import saved as cache_file
+from teacher_server.answers.table import Kept
 
 pytestmark = pytest.mark.integration
 

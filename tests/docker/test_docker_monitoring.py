@@ -24,8 +24,8 @@ import yaml
 from conftest import TeacherStarter
 from prometheus_client import CollectorRegistry
 
+from teacher_server.answers.table import RowTable
 from teacher_server.metrics import Metrics
-from teacher_server.rows import RowTable
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCKER = REPOSITORY / "docker"

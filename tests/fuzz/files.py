@@ -27,8 +27,9 @@ from shared.store import Store
 from student_trainer.evaluate import generated
 from student_trainer.train import checkpoint as checkpoints
 from student_trainer.train.checkpoint import Checkpoint, Progress
-from teacher_server import cache_file, checkpoint, model
-from teacher_server.rows import Kept, RowTable
+from teacher_server.answers import saved as cache_file
+from teacher_server.answers.table import Kept, RowTable
+from teacher_server.lmtad import checkpoint, model
 
 ROOM = tempfile.TemporaryDirectory(prefix="fuzz-seeds-")
 """Of good files, removed with the process."""

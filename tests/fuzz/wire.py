@@ -16,7 +16,7 @@ from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.vocab import Tokeniser, Vocabulary
 from shared.wire import HistoryMode, Limits, ScoreQuery, ScoreReply, TeacherInfo
 from teacher_server import checks
-from teacher_server.rows import RowTable
+from teacher_server.answers.table import RowTable
 
 MessageT = TypeVar("MessageT", bound=Message)
 SignedT = TypeVar("SignedT", pb.ScoreResponse, pb.GetTeacherResponse)

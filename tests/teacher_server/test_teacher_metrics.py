@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from shared.errors import ConfigError, InvalidRequest, Overloaded
 from teacher_server.address import Address
+from teacher_server.answers.table import RowTable
 from teacher_server.metrics import Exposition, Metrics
-from teacher_server.rows import RowTable
 
 CONTRACT = {
     ("teacher_requests", "counter"),

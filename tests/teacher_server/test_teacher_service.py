@@ -29,11 +29,11 @@ from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import HistoryMode, ScoreQuery
 from teacher_server import server
-from teacher_server.batcher import Batcher
+from teacher_server.answers.table import RowTable
+from teacher_server.batching.batcher import Batcher
 from teacher_server.config import BatchingConfig, ServeConfig
 from teacher_server.interceptors import SERVICE, GoneCallers
 from teacher_server.metrics import Metrics
-from teacher_server.rows import RowTable
 from teacher_server.scorer import Batch
 from teacher_server.service import TeacherService
 

@@ -14,7 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from shared import files
-from teacher_server.rows import Kept
+from teacher_server.answers.table import Kept
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from teacher_server import healthcheck
+from teacher_server.client import healthcheck
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from shared.errors import FileFormatError
-from teacher_server import checkpoint
-from teacher_server.model import LMTAD, Architecture
+from teacher_server.lmtad import checkpoint
+from teacher_server.lmtad.model import LMTAD, Architecture
 
 SMALL = Architecture(n_layer=2, n_head=2, n_embd=8, block_size=6, vocab_size=15, bias=False)
 CONFIG = {**SMALL.to_dict(), "dropout": 0.1, "pad_token": 12, "integer_poe": False}

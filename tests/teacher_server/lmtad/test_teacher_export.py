@@ -11,25 +11,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import reference_path
+from support.teacher_files import write_checkpoint
 
 from shared import teacher_file
 from shared.config import validate
 from shared.errors import CompatibilityError, ConfigError, FileFormatError, ReportableError
-from teacher_server import export, model
 from teacher_server.config import ExportConfig
-from teacher_server.model import LMTAD, Architecture
+from teacher_server.lmtad import export, model
+from teacher_server.lmtad.model import LMTAD, Architecture
 
 PORTO = (41.140092, -8.690261, 41.185969, -8.549155)
 PORTO_CELL = (0.1 / 110.574, 0.1 / 111.320 / 0.99974)
-
-
-def write_checkpoint(path: Path, vocab_size: int, **extra: Any) -> Path:
-    """A weights-only export with a small model for `vocab_size` tokens."""
-    architecture = Architecture(n_layer=1, n_head=2, n_embd=4, block_size=6, vocab_size=vocab_size, bias=False)
-    torch.manual_seed(0)
-    config = {**architecture.to_dict(), **extra.pop("model_config", {})}
-    torch.save({"state_dict": LMTAD(architecture).state_dict(), "model_config": config, **extra}, path)
-    return path
 
 
 def run(checkpoint: Path, **settings: Any) -> teacher_file.TeacherHeader:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from shared.errors import FileFormatError
-from teacher_server import model as model_module
-from teacher_server.model import LMTAD, Architecture
+from teacher_server.lmtad import model as model_module
+from teacher_server.lmtad.model import LMTAD, Architecture
 
 SMALL = Architecture(n_layer=2, n_head=3, n_embd=12, block_size=10, vocab_size=17, bias=True)
 _erf = np.vectorize(math.erf)

@@ -11,44 +11,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.teacher_files import ROAD_CELL, circular_trips, write_store
 
 from shared import config, ragged, teacher_file
 from shared.errors import ConfigError, DataError, FileFormatError, ReportableError, TrainingError
-from shared.grid import Grid
 from shared.store import Store
-from shared.vocab import Tokeniser, Vocabulary
-from teacher_server import model, pretrain
+from shared.vocab import Vocabulary
 from teacher_server.config import PretrainConfig
-from teacher_server.pretrain import Corpus
-
-GRID = Grid.from_bounds((0.0, 0.0, 0.35, 0.45), 0.1, 0.1)
-ROAD_CELL = np.array([2, 3, 3, 5, 8, 11, 12, 19])
-"""Eight roads in seven of twenty cells."""
-
-
-def write_store(path: Path, trips: dict[str, list[list[int]]]) -> Path:
-    """A store as `prepare` lays it out, reduced to what pretraining reads."""
-    tokeniser = Tokeniser(Vocabulary.of_occupied(ROAD_CELL), GRID)
-    (path / "network").mkdir(parents=True)
-    assert tokeniser.vocabulary.occupied is not None
-    np.save(path / "network" / "occupied_cells.npy", tokeniser.vocabulary.occupied)
-    np.save(path / "network" / "road_token.npy", tokeniser.vocabulary.token(ROAD_CELL))
-    for split, rows in trips.items():
-        (path / split).mkdir()
-        lengths = np.array([len(row) for row in rows], np.int64)
-        np.save(path / split / "roads.npy", np.array([road for row in rows for road in row], np.int32))
-        np.save(path / split / "times.npy", np.zeros(lengths.sum(), np.int64))
-        np.save(path / split / "offsets.npy", ragged.offsets(lengths))
-        np.save(path / split / "source_rows.npy", np.arange(len(rows), dtype=np.int64))
-    manifest = {"format": "hoser-store/1", "fingerprint": "f00d", "splits": list(trips), **tokeniser.to_dict()}
-    (path / "store.json").write_text(json.dumps(manifest))
-    return path
-
-
-def circular_trips(count: int, seed: int) -> list[list[int]]:
-    """Trips around a circle of eight roads: the next road is certain, the end is not."""
-    random = np.random.default_rng(seed)
-    return [((random.integers(8) + np.arange(random.integers(2, 20))) % 8).tolist() for _ in range(count)]
+from teacher_server.lmtad import model, pretrain
+from teacher_server.lmtad.pretrain import Corpus
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from shared import ragged
-from teacher_server.model import LMTAD
+from teacher_server.lmtad.model import LMTAD
 from teacher_server.scorer import Batch, Int32, Int64
 
 UInt64 = npt.NDArray[np.uint64]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from teacher_server import cache_file
-from teacher_server.rows import Kept
+from teacher_server.answers import saved as cache_file
+from teacher_server.answers.table import Kept
 
 KEPT = Kept(
     np.array([3, 4], np.int32),

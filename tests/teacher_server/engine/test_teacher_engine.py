@@ -20,12 +20,13 @@ from shared.errors import ConfigError, InternalError, InvalidRequest
 from shared.grid import Grid
 from shared.vocab import Tokeniser, Vocabulary
 from shared.wire import HistoryMode, ScoreQuery
-from teacher_server import engine, export
 from teacher_server.config import EngineConfig, ExportConfig
-from teacher_server.engine import Engine
-from teacher_server.model import LMTAD, Architecture
+from teacher_server.engine import engine
+from teacher_server.engine.engine import Engine
+from teacher_server.engine.tiler import Kind
+from teacher_server.lmtad import export
+from teacher_server.lmtad.model import LMTAD, Architecture
 from teacher_server.scorer import Batch, Scores
-from teacher_server.tiles import Kind
 
 CPU = EngineConfig(device="cpu", threads=2, tile_tokens=256, smallest_bucket=2, prefix_window=6)
 CELLS, BLOCK = 40, 12

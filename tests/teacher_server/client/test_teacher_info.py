@@ -11,7 +11,7 @@ from conftest import TeacherStarter
 
 from shared import config, teacher_file
 from shared.errors import ConfigError, FileFormatError, Unavailable
-from teacher_server import info
+from teacher_server.client import info
 from teacher_server.config import InfoConfig
 
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared import ragged
-from teacher_server import tiles
+from teacher_server.engine import tiler as tiles
+from teacher_server.engine.tiler import OVERHEAD, Buckets, Choice, Group, Kind, Tile, Tiler
 from teacher_server.scorer import Batch
-from teacher_server.tiles import OVERHEAD, Buckets, Choice, Group, Kind, Tile, Tiler
 
 SOT, PAD, BLOCK = 9, 10, 14
 

@@ -18,11 +18,11 @@ from support.teacher_fakes import FakeScorer, expected_log_probs
 
 from shared.errors import DeadlineExceeded, InternalError, Overloaded, Unavailable
 from shared.wire import HistoryMode, ScoreQuery
-from teacher_server.batcher import Answer, Batcher
+from teacher_server.answers.compiled import PINNED
+from teacher_server.answers.table import RowTable
+from teacher_server.batching.batcher import Answer, Batcher
 from teacher_server.config import BatchingConfig
 from teacher_server.metrics import Metrics
-from teacher_server.row_table import PINNED
-from teacher_server.rows import RowTable
 from teacher_server.scorer import Batch
 
 LONGEST_COST = 64

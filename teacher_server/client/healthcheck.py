@@ -1,4 +1,4 @@
-"""A container's health probe: `python -m teacher_server.healthcheck ADDRESS`.
+"""A container's health probe: `python -m teacher_server.client.healthcheck ADDRESS`.
 
 Asks a running server's gRPC health service and exits 0 if it serves, 1 otherwise. A
 draining server does not serve. No token is needed. Imports neither torch nor the generated code, for it
@@ -37,7 +37,7 @@ def status(address: str, timeout: float = TIMEOUT, channel: ChannelConfig | None
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the status and returns the exit code."""
-    parser = argparse.ArgumentParser("teacher_server.healthcheck", description="Asks a teacher whether it serves.")
+    parser = argparse.ArgumentParser("healthcheck", description="Asks a teacher whether it serves.")
     parser.add_argument("address", nargs="?", default=ADDRESS, help=f"HOST:PORT or unix:PATH (default {ADDRESS})")
     for name, meaning in (
         ("ca", "PEM file of the certificate authorities that the teacher's certificate may come from"),

@@ -32,8 +32,8 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.wire import Float16, HistoryMode, ScoreQuery
-from teacher_server import row_table
-from teacher_server.row_table import (
+from teacher_server.answers import compiled as row_table
+from teacher_server.answers.compiled import (
     ANSWERED,
     BLOCK_BYTES,
     BLOCK_WORDS,

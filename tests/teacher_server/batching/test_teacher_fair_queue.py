@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher_server.fair_queue import FORGET_ABOVE, FairQueue
+from teacher_server.batching.fair_queue import FORGET_ABOVE, FairQueue
 
 
 def serve(queue: FairQueue[int], amount: float) -> tuple[str, int]:

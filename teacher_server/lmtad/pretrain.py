@@ -35,9 +35,9 @@ from shared.store import SplitName, Store
 from shared.teacher_file import Weights
 from shared.vocab import Vocabulary
 from teacher_server.config import PretrainConfig
-from teacher_server.engine import find_device
-from teacher_server.export import refuse_existing, summary
-from teacher_server.model import LMTAD, Architecture
+from teacher_server.engine.engine import find_device
+from teacher_server.lmtad.export import refuse_existing, summary
+from teacher_server.lmtad.model import LMTAD, Architecture
 
 log = logging.getLogger(__name__)
 

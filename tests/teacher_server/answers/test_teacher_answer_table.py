@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from support.row_fakes import answers, expected, make_query
 
 from shared.wire import HistoryMode, ScoreQuery
-from teacher_server.row_table import BLOCK_BYTES, BLOCK_WORDS, MASS_FLAG, PINNED, USED
-from teacher_server.rows import Asked, Kept, RowTable
+from teacher_server.answers.compiled import BLOCK_BYTES, BLOCK_WORDS, MASS_FLAG, PINNED, USED
+from teacher_server.answers.table import Asked, Kept, RowTable
 
 WINDOW, SEQUENCE = HistoryMode.WINDOW, HistoryMode.SEQUENCE
 SOT = 99

@@ -36,12 +36,14 @@ from shared import ragged, teacher_file
 from shared.errors import ConfigError, InternalError
 from shared.teacher_file import TeacherHeader
 from shared.wire import ScoreQuery
-from teacher_server import checks, model, tiles
+from teacher_server import checks
 from teacher_server.config import EngineConfig
-from teacher_server.model import LMTAD
+from teacher_server.engine import tiler as tiles
+from teacher_server.engine.softmax import distinct_log_sum, log_softmax
+from teacher_server.engine.tiler import Buckets, Choice, Group, Kind, Tile, Tiler, Tiling
+from teacher_server.lmtad import model
+from teacher_server.lmtad.model import LMTAD
 from teacher_server.scorer import Batch, Int64, Scores
-from teacher_server.softmax import distinct_log_sum, log_softmax
-from teacher_server.tiles import Buckets, Choice, Group, Kind, Tile, Tiler, Tiling
 
 log = logging.getLogger(__name__)
 

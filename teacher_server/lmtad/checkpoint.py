@@ -25,7 +25,7 @@ from torch import Tensor
 
 from shared import torch_archive
 from shared.errors import FileFormatError
-from teacher_server.model import LMTAD, Architecture, check_shapes
+from teacher_server.lmtad.model import LMTAD, Architecture, check_shapes
 
 WRAPPERS = frozenset({"_orig_mod", "module"})
 """Parts of a name that torch.compile and DistributedDataParallel add."""

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teacher_server.softmax import distinct_log_sum, log_softmax
+from teacher_server.engine.softmax import distinct_log_sum, log_softmax
 
 segments = st.lists(
     st.lists(st.tuples(st.integers(0, 5), st.floats(-30, 30, width=32)), min_size=1, max_size=6), max_size=6
