@@ -29,8 +29,8 @@ from shared.store import Store
 from shared.wire import ScoreQuery, decode_query, decode_reply, encode_query, encode_reply
 from shared.wire import ScoreReply as Reply
 from student_trainer.prepare.config import GridConfig
-from teacher_server.config import EngineConfig
 from teacher_server.engine import engine
+from teacher_server.engine.config import EngineConfig
 from teacher_server.lmtad import model
 from teacher_server.lmtad.model import LMTAD
 

@@ -12,7 +12,7 @@ JOBS = (
     Job(
         "export",
         "turns an upstream LM-TAD checkpoint into a teacher file",
-        "teacher_server.config:ExportConfig",
+        "teacher_server.lmtad.config:ExportConfig",
         "teacher_server.lmtad.export:run",
         (
             Flag("--checkpoint", "checkpoint", "upstream checkpoint, training or weights-only", "FILE"),
@@ -26,7 +26,7 @@ JOBS = (
     Job(
         "pretrain",
         "trains an LM-TAD teacher on a store",
-        "teacher_server.config:PretrainConfig",
+        "teacher_server.lmtad.config:PretrainConfig",
         "teacher_server.lmtad.pretrain:run",
         (
             Flag("--data", "data", "store that `student-trainer prepare` wrote", "STORE"),
@@ -48,7 +48,7 @@ JOBS = (
     Job(
         "info",
         "says what a teacher file, or a running server, is",
-        "teacher_server.config:InfoConfig",
+        "teacher_server.client.config:InfoConfig",
         "teacher_server.client.info:run",
         (
             Flag("--teacher", "teacher", "teacher file", "TEACHER"),
@@ -58,7 +58,7 @@ JOBS = (
     Job(
         "query",
         "asks a running server one question",
-        "teacher_server.config:QueryConfig",
+        "teacher_server.client.config:QueryConfig",
         "teacher_server.client.query:run",
         (
             Flag("--address", "address", "HOST:PORT or unix:PATH of the server", "ADDRESS"),

@@ -8,6 +8,9 @@ import ipaddress
 import os
 import socket
 import stat
+from typing import Annotated
+
+import pydantic
 
 from shared.errors import ConfigError
 
@@ -58,6 +61,16 @@ class Address:
         if self.path:
             return f"unix:{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def check_address(text: str) -> str:
+    """The text as it is; raises `ValueError` saying how to write an address."""
+    Address.parse(text)
+    return text
+
+
+AddressText = Annotated[str, pydantic.AfterValidator(check_address)]
+"""An address in a setting."""
 
 
 def check_free(address: Address) -> None:

@@ -31,9 +31,10 @@ from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from teacher_server import heap, security
 from teacher_server.address import Address, check_free
 from teacher_server.answers import saved as cache_file
+from teacher_server.answers.config import CacheConfig
 from teacher_server.answers.table import RowTable, warm_up
 from teacher_server.batching.batcher import Batcher
-from teacher_server.config import CacheConfig, ServeConfig
+from teacher_server.config import ServeConfig
 from teacher_server.interceptors import SERVICE, GoneCallers, TeacherInterceptor
 from teacher_server.metrics import Exposition, Metrics
 from teacher_server.scorer import Scorer

@@ -28,8 +28,8 @@ import numpy as np
 from shared.errors import DeadlineExceeded, InternalError, Overloaded, TeacherError, Unavailable
 from shared.wire import Float16, ScoreQuery
 from teacher_server.answers.table import Asked, Int64, RowTable
+from teacher_server.batching.config import BatchingConfig
 from teacher_server.batching.fair_queue import FairQueue
-from teacher_server.config import BatchingConfig
 from teacher_server.metrics import Metrics
 from teacher_server.scorer import ReadyT, Scorer, Scores
 

@@ -12,8 +12,8 @@ from shared.channel import ChannelConfig
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.vocab import Tokeniser
 from shared.wire import TeacherInfo
+from teacher_server.client.config import InfoConfig
 from teacher_server.client.connect import dialled
-from teacher_server.config import InfoConfig
 
 
 def run(settings: InfoConfig) -> None:

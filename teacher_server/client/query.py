@@ -7,8 +7,8 @@ import json
 import numpy as np
 
 from shared.wire import HistoryMode, ScoreQuery, decode_reply, encode_query
+from teacher_server.client.config import QueryConfig
 from teacher_server.client.connect import dialled
-from teacher_server.config import QueryConfig
 
 
 def run(settings: QueryConfig) -> None:

@@ -33,15 +33,16 @@ import torch
 from torch import Tensor
 
 from shared import ragged, teacher_file
-from shared.errors import ConfigError, InternalError
+from shared.errors import InternalError
 from shared.teacher_file import TeacherHeader
 from shared.wire import ScoreQuery
 from teacher_server import checks
-from teacher_server.config import EngineConfig
 from teacher_server.engine import tiler as tiles
+from teacher_server.engine.config import EngineConfig
 from teacher_server.engine.softmax import distinct_log_sum, log_softmax
 from teacher_server.engine.tiler import Buckets, Choice, Group, Kind, Tile, Tiler, Tiling
 from teacher_server.lmtad import model
+from teacher_server.lmtad.device import find_device, find_dtype
 from teacher_server.lmtad.model import LMTAD
 from teacher_server.scorer import Batch, Int64, Scores
 
@@ -325,26 +326,6 @@ def load(path: Path, settings: EngineConfig) -> Engine:
     """
     header, weights = teacher_file.read(path)
     return Engine(header, model.load(header, weights), settings)
-
-
-def find_device(name: str) -> torch.device:
-    """The device of a setting; raises `ConfigError` if there is none such."""
-    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda:0" if available else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= available:
-        raise ConfigError(f"device={name}, but torch sees {available} CUDA devices here; use device=cpu or auto")
-    return device
-
-
-def find_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Weights and arithmetic on a device."""
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.float16
-    if device.type == "cpu" and name != "float32":
-        log.warning("dtype=%s on the CPU is many times slower than float32", name)
-    return {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[name]
 
 
 def _agreeing(what: str, sizes: tuple[int, ...], run: Callable[[int], tuple[Tensor, Int64]]) -> tuple[int, ...]:

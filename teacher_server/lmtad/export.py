@@ -19,9 +19,9 @@ from shared.errors import CompatibilityError, FileFormatError, ReportableError
 from shared.grid import Grid
 from shared.teacher_file import TeacherHeader, Weights
 from shared.vocab import Tokeniser, Vocabulary
-from teacher_server.config import ExportConfig
 from teacher_server.lmtad import checkpoint
 from teacher_server.lmtad.checkpoint import Checkpoint
+from teacher_server.lmtad.config import ExportConfig
 
 log = logging.getLogger(__name__)
 

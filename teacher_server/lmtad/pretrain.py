@@ -18,7 +18,6 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -29,13 +28,14 @@ from torch import Tensor
 from torch.nn import functional
 
 import shared
-from shared import ragged, teacher_file
-from shared.errors import DataError, FileFormatError, TrainingError
-from shared.store import SplitName, Store
+from shared import teacher_file
+from shared.errors import TrainingError
+from shared.store import Store
 from shared.teacher_file import Weights
 from shared.vocab import Vocabulary
-from teacher_server.config import PretrainConfig
-from teacher_server.engine.engine import find_device
+from teacher_server.lmtad.config import PretrainConfig
+from teacher_server.lmtad.corpus import Corpus, Spans, draw_spans, make_batch, make_batches, read_corpus
+from teacher_server.lmtad.device import find_autocast, find_device
 from teacher_server.lmtad.export import refuse_existing, summary
 from teacher_server.lmtad.model import LMTAD, Architecture
 
@@ -43,37 +43,6 @@ log = logging.getLogger(__name__)
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
-
-POOL_BATCHES = 64
-"""Batches whose trips are sorted by length together: enough to waste little padding, few enough to stay random."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Corpus:
-    """The trips of a split as tokens, each followed by EOT.
-
-    Attributes:
-        tokens: int32, trips back to back.
-        starts: int64 [n], first token of each trip.
-        lengths: int64 [n], tokens of each trip without EOT, all above 0.
-    """
-
-    tokens: Int32
-    starts: Int64
-    lengths: Int64
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Spans:
-    """One stretch of each trip, to be preceded by SOT.
-
-    Attributes:
-        starts: int64 [n], places in the corpus.
-        lengths: int64 [n], tokens.
-    """
-
-    starts: Int64
-    lengths: Int64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +124,7 @@ class Trainer:
         self._device = find_device(settings.device)
         self._model = LMTAD(self.architecture, settings.dropout).to(self._device)
         self._optimiser = _optimiser(settings, self._model)
-        self._autocast = _autocast_dtype(settings.dtype, self._device)
+        self._autocast = find_autocast(settings.dtype, self._device)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=self._autocast is torch.float16)
         self.parameters = sum(parameter.numel() for parameter in self._model.parameters())
         self.step = self.epoch = 0
@@ -254,80 +223,6 @@ class Trainer:
         return functional.cross_entropy(flat, targets.flatten(), ignore_index=self._vocabulary.pad, reduction=reduction)
 
 
-def read_corpus(store: Store, split: SplitName) -> Corpus:
-    """The trips of a split as tokens.
-
-    Raises:
-        DataError: the split is missing or empty.
-        FileFormatError: roads and tokens of the store do not belong together.
-    """
-    trips = store.trips(split)
-    lengths = trips.lengths[trips.lengths > 0]
-    if not len(lengths):
-        raise DataError(f"{store.path}: the {split} split has no trips")
-    vocabulary, road_token = store.tokeniser.vocabulary, store.road_token
-    if len(road_token) == 0 or road_token.min() < 0 or road_token.max() >= vocabulary.cells:
-        raise FileFormatError(f"{store.path}: road_token does not fit the vocabulary; run `prepare` again")
-    tokens = np.full(int(lengths.sum()) + len(lengths), vocabulary.eot, np.int32)
-    tokens[ragged.positions(lengths + 1) < np.repeat(lengths, lengths + 1)] = road_token[trips.roads]
-    return Corpus(tokens, ragged.offsets(lengths + 1)[:-1], lengths)
-
-
-def draw_spans(corpus: Corpus, longest: int, crop_probability: float, rng: np.random.Generator) -> Spans:
-    """One span of each trip, at most `longest` tokens.
-
-    With `crop_probability` it starts at a uniformly drawn place of the trip; otherwise at the origin or, if the
-    trip is longer than the span, at a uniformly drawn place from which a whole span follows.
-    """
-    is_crop = rng.random(len(corpus.lengths)) < crop_probability
-    choices = np.where(is_crop, corpus.lengths, np.maximum(corpus.lengths - longest, 0) + 1)
-    skipped = rng.integers(choices)
-    return Spans(corpus.starts + skipped, np.minimum(corpus.lengths - skipped, longest))
-
-
-def make_batches(lengths: Int64, batch_tokens: int, rng: np.random.Generator | None) -> list[Int64]:
-    """Groups sequences of similar length; rows times the longest is at most `batch_tokens` (or one row).
-
-    Args:
-        lengths: int64 [n], tokens of each sequence.
-        batch_tokens: padded tokens of a batch.
-        rng: draws who shares a batch and the order of the batches; None: sorted by length.
-    """
-    if rng is None:
-        return list(_split(np.argsort(lengths, kind="stable"), lengths, batch_tokens))
-    order = rng.permutation(len(lengths))
-    pool = max(1, int(POOL_BATCHES * batch_tokens / lengths.mean()))
-    batches: list[Int64] = []
-    for start in range(0, len(order), pool):
-        part = order[start : start + pool]
-        batches += _split(part[np.argsort(lengths[part], kind="stable")], lengths, batch_tokens)
-    return [batches[i] for i in rng.permutation(len(batches))]
-
-
-def _split(ascending: Int64, lengths: Int64, batch_tokens: int) -> Iterator[Int64]:
-    start = 0
-    while start < len(ascending):
-        rest = lengths[ascending[start : start + batch_tokens]]
-        fitting = int(np.searchsorted(rest * np.arange(1, len(rest) + 1), batch_tokens, side="right"))
-        yield ascending[start : start + max(1, fitting)]
-        start += max(1, fitting)
-
-
-def make_batch(corpus: Corpus, spans: Spans, trips: Int64, vocabulary: Vocabulary) -> tuple[Int32, Int64]:
-    """Right-padded inputs int32 [B, T] and targets int64 [B, T] of some spans.
-
-    Inputs are SOT and the span; targets are the span and what follows it, the next cell or EOT.
-    """
-    starts, lengths = spans.starts[trips], spans.lengths[trips] + 1
-    width = int(lengths.max())
-    following = corpus.tokens[ragged.slices(starts, lengths)].astype(np.int64)
-    targets = ragged.pad(following, lengths, width, vocabulary.pad)
-    inputs = np.full((len(trips), width), vocabulary.pad, np.int32)
-    inputs[:, 1:] = np.where(np.arange(1, width) < lengths[:, None], targets[:, :-1], vocabulary.pad)
-    inputs[:, 0] = vocabulary.sot
-    return inputs, targets
-
-
 def learning_rate(settings: PretrainConfig, step: int, progress: float) -> float:
     """Linear warm-up in steps, then a cosine from the peak to `min_learning_rate` as progress goes from 0 to 1."""
     low = min(settings.min_learning_rate, settings.learning_rate)
@@ -354,12 +249,3 @@ def _optimiser(settings: PretrainConfig, model: LMTAD) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=True)
-
-
-def _autocast_dtype(name: str, device: torch.device) -> torch.dtype | None:
-    """Reduced precision of the forward pass; None: float32."""
-    if device.type == "cpu" or name == "float32":
-        return None
-    if name == "auto":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return {"float16": torch.float16, "bfloat16": torch.bfloat16}[name]

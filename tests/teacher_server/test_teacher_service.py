@@ -31,7 +31,8 @@ from shared.wire import HistoryMode, ScoreQuery
 from teacher_server import server
 from teacher_server.answers.table import RowTable
 from teacher_server.batching.batcher import Batcher
-from teacher_server.config import BatchingConfig, ServeConfig
+from teacher_server.batching.config import BatchingConfig
+from teacher_server.config import ServeConfig
 from teacher_server.interceptors import SERVICE, GoneCallers
 from teacher_server.metrics import Metrics
 from teacher_server.scorer import Batch

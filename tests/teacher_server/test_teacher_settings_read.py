@@ -26,8 +26,10 @@ from shared.wire import HistoryMode, ScoreQuery
 from teacher_server import security, server
 from teacher_server.__main__ import JOBS
 from teacher_server.client import info, query
-from teacher_server.config import ExportConfig, InfoConfig, PretrainConfig, QueryConfig, ServeConfig
+from teacher_server.client.config import InfoConfig, QueryConfig
+from teacher_server.config import ServeConfig
 from teacher_server.lmtad import export, pretrain
+from teacher_server.lmtad.config import ExportConfig, PretrainConfig
 
 PATIENCE = 60
 

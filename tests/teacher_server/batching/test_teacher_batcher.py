@@ -21,7 +21,7 @@ from shared.wire import HistoryMode, ScoreQuery
 from teacher_server.answers.compiled import PINNED
 from teacher_server.answers.table import RowTable
 from teacher_server.batching.batcher import Answer, Batcher
-from teacher_server.config import BatchingConfig
+from teacher_server.batching.config import BatchingConfig
 from teacher_server.metrics import Metrics
 from teacher_server.scorer import Batch
 

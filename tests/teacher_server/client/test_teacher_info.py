@@ -12,7 +12,7 @@ from conftest import TeacherStarter
 from shared import config, teacher_file
 from shared.errors import ConfigError, FileFormatError, Unavailable
 from teacher_server.client import info
-from teacher_server.config import InfoConfig
+from teacher_server.client.config import InfoConfig
 
 
 def describe(capsys: pytest.CaptureFixture[str], **settings: Any) -> dict[str, Any]:

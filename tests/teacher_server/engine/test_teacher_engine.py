@@ -20,11 +20,12 @@ from shared.errors import ConfigError, InternalError, InvalidRequest
 from shared.grid import Grid
 from shared.vocab import Tokeniser, Vocabulary
 from shared.wire import HistoryMode, ScoreQuery
-from teacher_server.config import EngineConfig, ExportConfig
 from teacher_server.engine import engine
+from teacher_server.engine.config import EngineConfig
 from teacher_server.engine.engine import Engine
 from teacher_server.engine.tiler import Kind
 from teacher_server.lmtad import export
+from teacher_server.lmtad.config import ExportConfig
 from teacher_server.lmtad.model import LMTAD, Architecture
 from teacher_server.scorer import Batch, Scores
 

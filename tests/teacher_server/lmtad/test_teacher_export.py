@@ -16,8 +16,8 @@ from support.teacher_files import write_checkpoint
 from shared import teacher_file
 from shared.config import validate
 from shared.errors import CompatibilityError, ConfigError, FileFormatError, ReportableError
-from teacher_server.config import ExportConfig
 from teacher_server.lmtad import export, model
+from teacher_server.lmtad.config import ExportConfig
 from teacher_server.lmtad.model import LMTAD, Architecture
 
 PORTO = (41.140092, -8.690261, 41.185969, -8.549155)

@@ -1,4 +1,4 @@
-"""Pretraining: batches by definition, learning what can be learned, repeatability, refusals."""
+"""Pretraining: learning what can be learned, repeatability, refusals."""
 
 from __future__ import annotations
 
@@ -9,17 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from support.teacher_files import ROAD_CELL, circular_trips, write_store
 
-from shared import config, ragged, teacher_file
+from shared import config, teacher_file
 from shared.errors import ConfigError, DataError, FileFormatError, ReportableError, TrainingError
 from shared.store import Store
-from shared.vocab import Vocabulary
-from teacher_server.config import PretrainConfig
 from teacher_server.lmtad import model, pretrain
-from teacher_server.lmtad.pretrain import Corpus
+from teacher_server.lmtad.config import PretrainConfig
 
 
 @pytest.fixture
@@ -31,12 +27,6 @@ def settings(store: Path, **changes: Any) -> PretrainConfig:
     small = {"n_layer": 1, "n_head": 2, "n_embd": 16, "batch_tokens": 256, "warmup_steps": 5, "epochs": 8}
     values = {"data": store, "out": store.parent / "teacher", "device": "cpu", "threads": 1, "learning_rate": 1e-2}
     return PretrainConfig.model_validate(values | small | changes)
-
-
-def make_corpus(trips: list[list[int]], eot: int) -> Corpus:
-    lengths = np.array([len(trip) for trip in trips], np.int64)
-    tokens = np.array([token for trip in trips for token in [*trip, eot]], np.int32)
-    return Corpus(tokens, ragged.offsets(lengths + 1)[:-1], lengths)
 
 
 def test_a_teacher_learns_what_is_certain(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,51 +139,6 @@ def test_heads_must_divide_the_width(store: Path) -> None:
 def test_the_block_is_bounded(store: Path, block_size: int | None, expected: int) -> None:
     pretrain.run(settings(store, max_steps=2, block_size=block_size, max_block_size=16))
     assert teacher_file.read_header(store.parent / "teacher").architecture["block_size"] == expected
-
-
-@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=12), min_size=1, max_size=8), st.integers(0, 9))
-def test_batches_follow_the_definition(trips: list[list[int]], seed: int) -> None:
-    vocabulary = Vocabulary.full(10)
-    corpus = make_corpus(trips, vocabulary.eot)
-    longest = 5
-    spans = pretrain.draw_spans(corpus, longest, 0.5, np.random.default_rng(seed))
-    inputs, targets = pretrain.make_batch(corpus, spans, np.arange(len(trips)), vocabulary)
-    for row, trip in enumerate(trips):
-        start, count = int(spans.starts[row] - corpus.starts[row]), int(spans.lengths[row])
-        assert 0 <= start < len(trip)
-        assert count == min(len(trip) - start, longest)
-        following = [*trip, vocabulary.eot][start : start + count + 1]
-        padding = [vocabulary.pad] * (inputs.shape[1] - count - 1)
-        assert inputs[row].tolist() == [vocabulary.sot, *following[:-1], *padding]
-        assert targets[row].tolist() == [*following, *padding]
-
-
-def test_places_of_crops_are_uniform() -> None:
-    corpus = make_corpus([list(range(10))] * 20_000, 99)
-    rng = np.random.default_rng(0)
-    whole = pretrain.draw_spans(corpus, 20, 0.0, rng)
-    assert np.array_equal(whole.starts, corpus.starts)
-    assert np.all(whole.lengths == 10)
-    places = pretrain.draw_spans(corpus, 20, 1.0, rng).starts - corpus.starts
-    np.testing.assert_allclose(np.bincount(places, minlength=10) / len(places), 0.1, atol=0.01)
-    half = pretrain.draw_spans(corpus, 20, 0.5, rng).starts - corpus.starts
-    assert np.mean(half == 0) == pytest.approx(0.55, abs=0.02)
-
-
-def test_every_part_of_a_long_trip_is_seen() -> None:
-    corpus = make_corpus([list(range(10))] * 5_000, 99)
-    spans = pretrain.draw_spans(corpus, 4, 0.0, np.random.default_rng(0))
-    assert np.all(spans.lengths == 4)
-    assert set((spans.starts - corpus.starts).tolist()) == set(range(7))
-
-
-@given(st.lists(st.integers(2, 60), min_size=1, max_size=200), st.integers(1, 200), st.booleans())
-def test_batches_hold_every_sequence_once(lengths: list[int], batch_tokens: int, is_random: bool) -> None:
-    array = np.array(lengths, np.int64)
-    batches = pretrain.make_batches(array, batch_tokens, np.random.default_rng(0) if is_random else None)
-    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * array[batch].max() <= batch_tokens
 
 
 def test_learning_rate_warms_up_and_falls() -> None:
