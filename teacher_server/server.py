@@ -32,7 +32,8 @@ from teacher_server import heap, security
 from teacher_server.address import Address, check_free
 from teacher_server.answers import saved as cache_file
 from teacher_server.answers.config import CacheConfig
-from teacher_server.answers.table import RowTable, warm_up
+from teacher_server.answers.table import AnswerTable as RowTable
+from teacher_server.answers.table import warm_up
 from teacher_server.batching.batcher import Batcher
 from teacher_server.config import ServeConfig
 from teacher_server.interceptors import SERVICE, GoneCallers, TeacherInterceptor

@@ -1,7 +1,12 @@
-"""The compiled half of `rows.py`: what happens to each row, without the interpreter.
+"""The compiled half of `table.py`: what happens to each row, without the interpreter.
 
 A table is a tuple of arrays, and functions that numba compiles change them in place. Sizes are in blocks, words
 (int32) and halves (uint16, the bits of a float16).
+
+All of it is one file, long as it is: numba keeps what it has compiled until the file of the compiled function
+changes. A changed callee, constant or tuple in another file would go unnoticed, and the old machine code would run.
+
+Arrays that belong together travel as named tuples, so that no two of them can change places.
 """
 
 from __future__ import annotations
@@ -19,14 +24,16 @@ UInt16 = npt.NDArray[np.uint16]
 
 BLOCK_WORDS = 16
 """int32 words of a block."""
+BLOCK_HALVES = 2 * BLOCK_WORDS
 QUEUED, RUNNING, DONE, FAILED = 1, 2, 3, 4
 ANSWERED = -1
 """In place of the slot of a row whose answer has been copied out."""
 CAUSAL_FLAG, MASS_FLAG, LENGTH_SHIFT = 1, 2, 2
 """The first word of a key: two flags, then the tokens of the context without SOT."""
-FRESH, FREE, USED, PINNED, ROWS, NEWEST, OLDEST, EVICTED, HITS, WAITS, MISSES, SEED = range(12)
-"""Places in `Table.counters`: blocks never used yet, head of the free ones, blocks in use, those of rows that
-somebody waits for or that are computed, rows, ends of the list of remembered rows, and counts since the start."""
+FRESH, FREE, USED, PINNED, ROWS, NEWEST, OLDEST, EVICTED, HITS, WAITS, MISSES, SEED, BUDGET, SOT = range(14)
+"""Indices in `Table.counters`: blocks never used yet, head of the free ones, blocks in use, those of rows that
+somebody waits for or that are computed, rows, ends of the LRU list, counts since the start, and settings: the hash's
+seed, blocks that the rows may have, the token that every context starts with."""
 NONE = -1
 
 
@@ -35,15 +42,16 @@ class Table(NamedTuple):
 
     Attributes:
         words: int32 [B, BLOCK_WORDS], key and answer.
-        halves: uint16 [B, 2 BLOCK_WORDS], the same memory: answers are float16.
+        halves: uint16 [B, BLOCK_HALVES], the same memory: answers are float16.
         following: int32 [B], next block of the row, or of the free ones.
         hashes: uint64 [B].
-        newer, older: int32 [B], neighbours in the list of remembered rows.
+        newer, older: int32 [B], neighbours in the LRU list of the remembered rows.
         key_words, value_halves: int32 [B], sizes.
         waiting: int32 [B], how often somebody waits for the row.
         state: uint8 [B].
         heads: int32 [power of two], open addressing: slot + 1, 0 for nothing.
-        counters: int64 [12].
+        counters: int64 [14].
+        costs: int64 [block size + 1], padded tokens of a context by its length with SOT.
     """
 
     words: Int32
@@ -58,14 +66,14 @@ class Table(NamedTuple):
     state: npt.NDArray[np.uint8]
     heads: Int32
     counters: Int64
+    costs: Int64
 
     @classmethod
-    def empty(cls, blocks: int, seed: int) -> Table:
-        """Memory is taken as it fills."""
+    def empty(cls, blocks: int, costs: Int64) -> Table:
+        """Without settings; memory is taken as it fills."""
         words = np.empty((blocks, BLOCK_WORDS), np.int32)
-        counters = np.zeros(12, np.int64)
+        counters = np.zeros(14, np.int64)
         counters[[FREE, NEWEST, OLDEST]] = NONE
-        counters[SEED] = seed
         return cls(
             words=words,
             halves=words.view(np.uint16),
@@ -79,7 +87,64 @@ class Table(NamedTuple):
             state=np.zeros(blocks, np.uint8),
             heads=np.zeros(1 << (2 * blocks - 1).bit_length(), np.int32),
             counters=counters,
+            costs=costs,
         )
+
+
+class Request(NamedTuple):
+    """A request's contents, named as in `ScoreQuery`."""
+
+    is_window: bool
+    window: int
+    with_mass: bool
+    history_tokens: Int32
+    history_lengths: Int32
+    candidate_tokens: Int32
+    candidate_lengths: Int32
+
+
+class Rows(NamedTuple):
+    """The rows of a request, and its answer, of which each row has its part.
+
+    Attributes:
+        slots: int64 [n], ANSWERED or where the row is.
+        first_candidate, first_position: int64 [n], where in the answer the row's begins.
+        log_probs: uint16 [K], bits of float16.
+        mass: uint16 [P], bits of float16; empty if it was not asked for.
+    """
+
+    slots: Int64
+    first_candidate: Int64
+    first_position: Int64
+    log_probs: UInt16
+    mass: UInt16
+
+
+class BatchArrays(NamedTuple):
+    """The arrays of `scorer.Batch`, which says what they are."""
+
+    tokens: Int32
+    lengths: Int64
+    scored_row: Int64
+    scored_place: Int64
+    candidates: Int32
+    candidate_lengths: Int64
+    with_mass: npt.NDArray[np.bool_]
+
+
+class Kept(NamedTuple):
+    """Remembered rows as a file keeps them, least recently used first.
+
+    Attributes:
+        key_words, value_halves: int32 [n], sizes of each.
+        words: int32 [sum of key_words], keys back to back.
+        halves: uint16 [sum of value_halves], bits of float16, back to back.
+    """
+
+    key_words: Int32
+    value_halves: Int32
+    words: Int32
+    halves: UInt16
 
 
 BLOCK_BYTES = 4 * BLOCK_WORDS + 4 + 8 + 4 * 5 + 1 + 8
@@ -88,9 +153,9 @@ BLOCK_BYTES = 4 * BLOCK_WORDS + 4 + 8 + 4 * 5 + 1 + 8
 
 def grown(table: Table, blocks: int) -> Table:
     """The same rows with room for more."""
-    larger = Table.empty(blocks, 0)
+    larger = Table.empty(blocks, table.costs)
     for name in larger._fields:
-        if name not in ("heads", "halves"):  # of other places, and of the same memory as words
+        if name not in ("heads", "halves", "costs"):  # other probes; the memory of words; the same
             old = getattr(table, name)
             getattr(larger, name)[: len(old)] = old
     index_all(larger, table.heads)
@@ -111,10 +176,11 @@ def _hash(key: Int32, length: int, seed: int) -> np.uint64:
 def _find(t: Table, key: Int32, length: int, h: np.uint64) -> int:
     """Slot of a key, or NONE."""
     mask = np.uint64(len(t.heads) - 1)
-    place = h & mask
-    while t.heads[place] != 0:
-        slot = t.heads[place] - 1
+    probe = h & mask
+    while t.heads[probe] != 0:
+        slot = t.heads[probe] - 1
         if t.hashes[slot] == h and t.key_words[slot] == length:
+            # Equal hashes are not trusted: the whole key is compared.
             block = slot
             same = True
             for i in range(length):
@@ -125,7 +191,7 @@ def _find(t: Table, key: Int32, length: int, h: np.uint64) -> int:
                     break
             if same:
                 return int(slot)
-        place = (place + np.uint64(1)) & mask
+        probe = (probe + np.uint64(1)) & mask
     return NONE
 
 
@@ -133,27 +199,27 @@ def _find(t: Table, key: Int32, length: int, h: np.uint64) -> int:
 def _link(t: Table, slot: int) -> None:
     """Enters a row into the index."""
     mask = np.uint64(len(t.heads) - 1)
-    place = t.hashes[slot] & mask
-    while t.heads[place] != 0:
-        place = (place + np.uint64(1)) & mask
-    t.heads[place] = slot + 1
+    probe = t.hashes[slot] & mask
+    while t.heads[probe] != 0:
+        probe = (probe + np.uint64(1)) & mask
+    t.heads[probe] = slot + 1
 
 
 @compiled
 def _unlink(t: Table, slot: int) -> None:
-    """Takes a row out of the index, and moves up those that its place had displaced."""
+    """Takes a row out of the index, and moves up those that it had displaced."""
     mask = np.uint64(len(t.heads) - 1)
-    place = t.hashes[slot] & mask
-    while t.heads[place] != slot + 1:
-        place = (place + np.uint64(1)) & mask
-    gap = place
-    place = (gap + np.uint64(1)) & mask
-    while t.heads[place] != 0:
-        home = t.hashes[t.heads[place] - 1] & mask
-        if ((place - home) & mask) >= ((place - gap) & mask):  # its home is not between the gap and its place
-            t.heads[gap] = t.heads[place]
-            gap = place
-        place = (place + np.uint64(1)) & mask
+    probe = t.hashes[slot] & mask
+    while t.heads[probe] != slot + 1:
+        probe = (probe + np.uint64(1)) & mask
+    gap = probe
+    probe = (gap + np.uint64(1)) & mask
+    while t.heads[probe] != 0:
+        home = t.hashes[t.heads[probe] - 1] & mask
+        if ((probe - home) & mask) >= ((probe - gap) & mask):  # its home is not between the gap and here
+            t.heads[gap] = t.heads[probe]
+            gap = probe
+        probe = (probe + np.uint64(1)) & mask
     t.heads[gap] = 0
 
 
@@ -166,8 +232,8 @@ def index_all(t: Table, old_index: Int32) -> None:
 
 
 @compiled
-def _remember(t: Table, slot: int) -> None:
-    """Makes a row the most recently used of the remembered ones."""
+def _lru_append(t: Table, slot: int) -> None:
+    """Puts a row at the recent end of the LRU list."""
     newest = t.counters[NEWEST]
     t.older[slot] = newest
     t.newer[slot] = NONE
@@ -179,8 +245,8 @@ def _remember(t: Table, slot: int) -> None:
 
 
 @compiled
-def _recall(t: Table, slot: int) -> None:
-    """Takes a row out of the list of the remembered ones."""
+def _lru_remove(t: Table, slot: int) -> None:
+    """Takes a row out of the LRU list."""
     newer, older = t.newer[slot], t.older[slot]
     if newer == NONE:
         t.counters[NEWEST] = older
@@ -214,8 +280,9 @@ def _free(t: Table, slot: int) -> None:
 
 @compiled
 def _evict_oldest(t: Table) -> None:
+    """Forgets the least recently used row."""
     slot = t.counters[OLDEST]
-    _recall(t, slot)
+    _lru_remove(t, slot)
     _unlink(t, slot)
     _free(t, slot)
     t.counters[EVICTED] += 1
@@ -227,6 +294,7 @@ def _insert(t: Table, key: Int32, length: int, value_halves: int, h: np.uint64, 
     count = (length + (value_halves + 1) // 2 + BLOCK_WORDS - 1) // BLOCK_WORDS
     while t.counters[USED] + count > len(t.words):
         _evict_oldest(t)
+    # Chain the blocks, and copy the key into them.
     first = NONE
     last = NONE
     for i in range(count):
@@ -243,6 +311,7 @@ def _insert(t: Table, key: Int32, length: int, value_halves: int, h: np.uint64, 
         last = block
         for j in range(min(BLOCK_WORDS, length - i * BLOCK_WORDS)):
             t.words[block, j] = key[i * BLOCK_WORDS + j]
+    # Enter it.
     t.hashes[first] = h
     t.key_words[first] = length
     t.value_halves[first] = value_halves
@@ -255,173 +324,217 @@ def _insert(t: Table, key: Int32, length: int, value_halves: int, h: np.uint64, 
 
 
 @compiled
-def _copy_out(t: Table, slot: int, log_probs: UInt16, first_candidate: int, mass: UInt16, first_position: int) -> None:
-    """A row's answer to where a request wants it: log-probabilities, then masses if it has them."""
-    _, _, candidates = _shape(t, slot)
+def _seek(t: Table, slot: int, half: int) -> tuple[int, int]:
+    """Block of a half of a row, and which half of the block it is; walks the row's blocks."""
     block = slot
-    half = 2 * t.key_words[slot]
-    while half >= 2 * BLOCK_WORDS:
+    while half >= BLOCK_HALVES:
         block = t.following[block]
-        half -= 2 * BLOCK_WORDS
-    total = t.value_halves[slot]
-    for i in range(total):
-        if half == 2 * BLOCK_WORDS:
-            block = t.following[block]
-            half = 0
-        if i < candidates:
-            log_probs[first_candidate + i] = t.halves[block, half]
-        else:
-            mass[first_position + i - candidates] = t.halves[block, half]
-        half += 1
+        half -= BLOCK_HALVES
+    return block, half
+
+
+@compiled
+def _wrapped(t: Table, block: int, half: int) -> tuple[int, int]:
+    """A half that may be one beyond its block."""
+    if half == BLOCK_HALVES:
+        return t.following[block], 0
+    return block, half
 
 
 @compiled
 def _word(t: Table, slot: int, i: int) -> int:
-    """Word i of a row's key; walks its blocks."""
-    block = slot
-    while i >= BLOCK_WORDS:
-        block = t.following[block]
-        i -= BLOCK_WORDS
-    return int(t.words[block, i])
+    """Word i of a row's key."""
+    block, half = _seek(t, slot, 2 * i)
+    return int(t.words[block, half // 2])
+
+
+@compiled
+def _key_shape(header: int, length: int) -> tuple[int, int, int]:
+    """Tokens of the context without SOT, positions that the answer spans, candidates: from a key's first word and
+    its length in words."""
+    tokens = header >> LENGTH_SHIFT
+    if header & CAUSAL_FLAG:
+        return tokens, tokens, length - 1 - 2 * tokens
+    return tokens, 1, length - 1 - tokens
+
+
+@compiled
+def _value_size(header: int, length: int) -> int:
+    """Halves of the answer to a key."""
+    _, positions, candidates = _key_shape(header, length)
+    return int(candidates + positions if header & MASS_FLAG else candidates)
 
 
 @compiled
 def _shape(t: Table, slot: int) -> tuple[int, int, int]:
-    """Tokens of the context without SOT, positions that the answer spans, candidates."""
-    header = t.words[slot, 0]
-    tokens = header >> LENGTH_SHIFT
-    if header & CAUSAL_FLAG:
-        return tokens, tokens, t.key_words[slot] - 1 - 2 * tokens
-    return tokens, 1, t.key_words[slot] - 1 - tokens
+    """See `_key_shape`."""
+    return _key_shape(t.words[slot, 0], t.key_words[slot])
 
 
 @compiled
-def _forget_surplus(t: Table, budget: int) -> None:
-    """Evicts until the rows fit the budget, or nothing is left that may go."""
-    while t.counters[USED] > budget and t.counters[OLDEST] != NONE:
+def _copy_out(t: Table, slot: int, rows: Rows, i: int) -> None:
+    """The answer to row i of a request, from its slot: log-probabilities, then masses if it has them."""
+    first_candidate, first_position = rows.first_candidate[i], rows.first_position[i]
+    _, _, candidates = _shape(t, slot)
+    block, half = _seek(t, slot, 2 * t.key_words[slot])
+    for i in range(t.value_halves[slot]):
+        block, half = _wrapped(t, block, half)
+        if i < candidates:
+            rows.log_probs[first_candidate + i] = t.halves[block, half]
+        else:
+            rows.mass[first_position + i - candidates] = t.halves[block, half]
+        half += 1
+
+
+@compiled
+def _unpin(t: Table, slot: int) -> None:
+    """Keeps an answered row that nobody waits for any more as the most recently used one, within the budget."""
+    t.counters[PINNED] -= _blocks_of(t, slot)
+    _lru_append(t, slot)
+    while t.counters[USED] > t.counters[BUDGET] and t.counters[OLDEST] != NONE:
         _evict_oldest(t)
 
 
 @compiled
-def _settle(t: Table, slot: int, budget: int) -> None:
-    """What becomes of an answered row when nobody waits for it any more."""
-    t.counters[PINNED] -= _blocks_of(t, slot)
-    _remember(t, slot)
-    _forget_surplus(t, budget)
+def _split(request: Request, longest: int, rows: Rows, spans: Int64) -> int:
+    """Cuts a request into rows, and returns their number.
+
+    Args:
+        request: to cut.
+        longest: tokens of the longest context without SOT.
+        rows: receives where each row's answer begins.
+        spans: int64 [P, 3], receives of each row its context's first token in the history, its tokens, and whether
+            it is causal.
+    """
+    count = 0
+    start = 0
+    c = 0
+    p = 0
+    for r in range(len(request.history_lengths)):
+        n = request.history_lengths[r]
+        # With the whole history, what fits the block is one causal row, up to the last position with candidates.
+        whole = 0
+        if not request.is_window and request.window == 0:
+            whole = min(n, longest)
+            while whole > 0 and request.candidate_lengths[p + whole - 1] == 0:
+                whole -= 1
+        if whole > 0:
+            rows.first_candidate[count] = c
+            rows.first_position[count] = p
+            spans[count, 0] = start
+            spans[count, 1] = whole
+            spans[count, 2] = 1
+            count += 1
+            for j in range(whole):
+                c += request.candidate_lengths[p + j]
+        # Every other position with candidates is a row of its own, after a window of tokens.
+        positions = 1 if request.is_window else n
+        for j in range(whole, positions):
+            if request.candidate_lengths[p + j] == 0:
+                continue
+            end = n if request.is_window else j + 1
+            limit = n if request.is_window else (request.window if request.window > 0 else longest)
+            rows.first_candidate[count] = c
+            rows.first_position[count] = p + j
+            spans[count, 0] = start + end - min(end, limit)
+            spans[count, 1] = min(end, limit)
+            spans[count, 2] = 0
+            count += 1
+            c += request.candidate_lengths[p + j]
+        p += positions
+        start += n
+    return count
 
 
 @compiled
-def _look_up(
-    t: Table, key: Int32, length: int, places: int, candidates: int, mass_wanted: bool,
-    log_probs: UInt16, first_candidate: int, mass: UInt16, first_position: int, scored: int,
-) -> tuple[int, bool]:  # fmt: skip
-    """One row of a request: ANSWERED, or its slot; whether it is new."""
+def _write_key(key: Int32, request: Request, rows: Rows, spans: Int64, i: int) -> tuple[int, int]:
+    """Writes the key of row i; returns its words and the row's scored positions.
+
+    A key is a header, the context's tokens, the candidates of each of its positions if it is causal, and the
+    candidates.
+    """
+    start, tokens, is_causal = spans[i, 0], spans[i, 1], spans[i, 2]
+    first_candidate, first_position = rows.first_candidate[i], rows.first_position[i]
+    flags = (CAUSAL_FLAG if is_causal else 0) | (MASS_FLAG if request.with_mass else 0)
+    key[0] = tokens << LENGTH_SHIFT | flags
+    length = 1
+    for j in range(tokens):
+        key[length] = request.history_tokens[start + j]
+        length += 1
+    candidates = 0
+    scored = 0
+    for j in range(tokens if is_causal else 1):
+        k = request.candidate_lengths[first_position + j]
+        candidates += k
+        scored += k > 0
+        if is_causal:
+            key[length] = k
+            length += 1
+    for j in range(candidates):
+        key[length] = request.candidate_tokens[first_candidate + j]
+        length += 1
+    return length, scored
+
+
+@compiled
+def _look_up(t: Table, key: Int32, length: int, scored: int, rows: Rows, i: int) -> bool:
+    """Finds the slot of row i of a request by its key, and says whether the row is new."""
     h = _hash(key, length, t.counters[SEED])
     slot = _find(t, key, length, h)
+    # A miss: the row is queued.
     if slot == NONE:
-        slot = _insert(t, key, length, candidates + (places if mass_wanted else 0), h, QUEUED)
+        slot = _insert(t, key, length, _value_size(key[0], length), h, QUEUED)
         t.counters[PINNED] += _blocks_of(t, slot)
         t.waiting[slot] = 1
         t.counters[MISSES] += scored
-        return slot, True
+        rows.slots[i] = slot
+        return True
+    # A hit: the answer is copied, and the row is the most recently used.
     if t.state[slot] == DONE:
-        _copy_out(t, slot, log_probs, first_candidate, mass, first_position)
+        _copy_out(t, slot, rows, i)
         if t.waiting[slot] == 0:
-            _recall(t, slot)
-            _remember(t, slot)
+            _lru_remove(t, slot)
+            _lru_append(t, slot)
         t.counters[HITS] += scored
-        return ANSWERED, False
+        rows.slots[i] = ANSWERED
+        return False
+    # In flight: one more waits for it (single-flight).
     t.waiting[slot] += 1
     t.counters[WAITS] += scored
-    return slot, False
+    rows.slots[i] = slot
+    return False
 
 
 @compiled
-def ask(
-    t: Table, is_window: bool, window: int, mass_wanted: bool, longest: int,
-    history: Int32, history_lengths: Int32, candidates: Int32, candidate_lengths: Int32, costs: Int64,
-    slots: Int64, first_candidate: Int64, first_position: Int64, log_probs: UInt16, mass: UInt16, key: Int32,
-) -> tuple[int, int, int]:  # fmt: skip
-    """Every row of a request; returns how many, the positions that are not answered, and the cost of the new rows."""
-    rows = 0
-    open_positions = 0
+def ask(t: Table, request: Request, rows: Rows) -> tuple[int, int, int]:
+    """Looks up every row of a request.
+
+    Returns:
+        How many rows there are, the scored positions that are not answered, and the cost of the new rows.
+    """
+    spans = np.empty((len(request.candidate_lengths), 3), np.int64)
+    key = np.empty(1 + 2 * len(request.history_tokens) + len(request.candidate_tokens), np.int32)
+    count = _split(request, len(t.costs) - 2, rows, spans)
+    unanswered = 0
     cost = 0
-    flag = MASS_FLAG if mass_wanted else 0
-    start = 0  # of the history row
-    c = 0  # of the position's candidates
-    p = 0
-    for r in range(len(history_lengths)):
-        n = history_lengths[r]
-        whole = 0  # positions that one causal row answers
-        if not is_window and window == 0:
-            whole = min(n, longest)
-            while whole > 0 and candidate_lengths[p + whole - 1] == 0:
-                whole -= 1
-        if whole > 0:
-            key[0] = whole << LENGTH_SHIFT | flag | CAUSAL_FLAG
-            total = 0
-            scored = 0
-            for j in range(whole):
-                key[1 + j] = history[start + j]
-                key[1 + whole + j] = candidate_lengths[p + j]
-                total += candidate_lengths[p + j]
-                scored += candidate_lengths[p + j] > 0
-            for j in range(total):
-                key[1 + 2 * whole + j] = candidates[c + j]
-            slot, is_new = _look_up(
-                t, key, 1 + 2 * whole + total, whole, total, mass_wanted, log_probs, c, mass, p, scored
-            )
-            slots[rows] = slot
-            first_candidate[rows] = c
-            first_position[rows] = p
-            rows += 1
-            if is_new:
-                cost += costs[whole + 1]
-            if slot != ANSWERED:
-                open_positions += scored
-            c += total
-        ends = 1 if is_window else n
-        for j in range(whole, ends):
-            k = candidate_lengths[p + j]
-            if k == 0:
-                continue
-            if is_window:
-                length = n
-                first = start
-            else:
-                length = min(j + 1, window if window > 0 else longest)
-                first = start + j + 1 - length
-            key[0] = length << LENGTH_SHIFT | flag
-            for i in range(length):
-                key[1 + i] = history[first + i]
-            for i in range(k):
-                key[1 + length + i] = candidates[c + i]
-            slot, is_new = _look_up(t, key, 1 + length + k, 1, k, mass_wanted, log_probs, c, mass, p + j, 1)
-            slots[rows] = slot
-            first_candidate[rows] = c
-            first_position[rows] = p + j
-            rows += 1
-            if is_new:
-                cost += costs[length + 1]
-            if slot != ANSWERED:
-                open_positions += 1
-            c += k
-        p += ends
-        start += n
-    return rows, open_positions, cost
+    for i in range(count):
+        length, scored = _write_key(key, request, rows, spans, i)
+        if _look_up(t, key, length, scored, rows, i):
+            cost += t.costs[spans[i, 1] + 1]
+        if rows.slots[i] != ANSWERED:
+            unanswered += scored
+    return count, unanswered, cost
 
 
 @compiled
-def take(
-    t: Table, slots: Int64, first: int, tokens: int, costs: Int64, into: Int64, count: int
-) -> tuple[int, int, int]:
-    """See `RowTable.take`: where to go on, slots now in `into`, tokens spent."""
+def take(t: Table, slots: Int64, first: int, tokens: int, into: Int64, count: int) -> tuple[int, int, int]:
+    """See `AnswerTable.take`: where to go on, slots now in `into`, tokens spent."""
     spent = 0
     i = first
     while i < len(slots) and count < len(into):
         slot = slots[i]
         if slot != ANSWERED and t.state[slot] == QUEUED:
-            cost = costs[(t.words[slot, 0] >> LENGTH_SHIFT) + 1]
+            cost = t.costs[(t.words[slot, 0] >> LENGTH_SHIFT) + 1]
             if spent + cost > tokens and count > 0:
                 break
             t.state[slot] = RUNNING
@@ -437,23 +550,20 @@ def sizes(t: Table, slots: Int64) -> Int64:
     """Tokens with SOT, scored places and candidates of rows."""
     sizes = np.zeros(3, np.int64)
     for slot in slots:
-        tokens, places, candidates = _shape(t, slot)
+        tokens, positions, candidates = _shape(t, slot)
         sizes[0] += tokens + 1
         sizes[2] += candidates
-        if places == 1:
+        if positions == 1:
             sizes[1] += 1
         else:
-            for j in range(places):
+            for j in range(positions):
                 sizes[1] += _word(t, slot, 1 + tokens + j) > 0
     return sizes
 
 
 @compiled
-def read(
-    t: Table, slots: Int64, sot: int, tokens: Int32, lengths: Int64, scored_row: Int64, scored_place: Int64,
-    candidates: Int32, candidate_lengths: Int64, with_mass: npt.NDArray[np.bool_],
-) -> None:  # fmt: skip
-    """Rows as a batch; writes its arrays."""
+def read(t: Table, slots: Int64, batch: BatchArrays) -> None:
+    """Writes rows into the arrays of a batch."""
     at = 0
     s = 0
     c = 0
@@ -462,9 +572,11 @@ def read(
         header = t.words[slot, 0]
         n, _, k = _shape(t, slot)
         is_causal = header & CAUSAL_FLAG != 0
-        lengths[r] = n + 1
-        tokens[at] = sot
+        # The context begins with SOT.
+        batch.lengths[r] = n + 1
+        batch.tokens[at] = t.counters[SOT]
         at += 1
+        # One walk over the key: tokens, of a causal row the candidates of each position, candidates.
         block = slot
         first = s
         for i in range(1, t.key_words[slot]):
@@ -472,63 +584,58 @@ def read(
                 block = t.following[block]
             word = t.words[block, i % BLOCK_WORDS]
             if i <= n:
-                tokens[at] = word
+                batch.tokens[at] = word
                 at += 1
             elif is_causal and i <= 2 * n:
                 if word > 0:
-                    scored_row[s] = r
-                    scored_place[s] = i - n
-                    candidate_lengths[s] = word
+                    batch.scored_row[s] = r
+                    batch.scored_place[s] = i - n
+                    batch.candidate_lengths[s] = word
                     s += 1
             else:
-                candidates[c] = word
+                batch.candidates[c] = word
                 c += 1
+        # Any other row has one scored place, its end.
         if not is_causal:
-            scored_row[s] = r
-            scored_place[s] = n
-            candidate_lengths[s] = k
+            batch.scored_row[s] = r
+            batch.scored_place[s] = n
+            batch.candidate_lengths[s] = k
             s += 1
         for i in range(first, s):
-            with_mass[i] = header & MASS_FLAG != 0
+            batch.with_mass[i] = header & MASS_FLAG != 0
 
 
 @compiled
-def fill(t: Table, slots: Int64, log_probs: UInt16, mass: UInt16, budget: int) -> None:
-    """See `RowTable.fill`."""
+def fill(t: Table, slots: Int64, log_probs: UInt16, mass: UInt16) -> None:
+    """See `AnswerTable.fill`."""
     c = 0
     s = 0
     for slot in slots:
-        tokens, places, candidates = _shape(t, slot)
-        block = slot
-        half = 2 * t.key_words[slot]
-        while half >= 2 * BLOCK_WORDS:
-            block = t.following[block]
-            half -= 2 * BLOCK_WORDS
-        is_causal = t.words[slot, 0] & CAUSAL_FLAG != 0
-        for i in range(t.value_halves[slot]):
-            if half == 2 * BLOCK_WORDS:
-                block = t.following[block]
-                half = 0
-            if i < candidates:
-                t.halves[block, half] = log_probs[c + i]
-            elif is_causal and _word(t, slot, 1 + tokens + i - candidates) == 0:
-                t.halves[block, half] = 0
-            else:
-                t.halves[block, half] = mass[s]
-                s += 1
+        header = t.words[slot, 0]
+        tokens, positions, candidates = _shape(t, slot)
+        # Log-probabilities, behind the key.
+        block, half = _seek(t, slot, 2 * t.key_words[slot])
+        for _ in range(candidates):
+            block, half = _wrapped(t, block, half)
+            t.halves[block, half] = log_probs[c]
             half += 1
-        c += candidates
-        if t.words[slot, 0] & MASS_FLAG == 0:
-            for i in range(places):
-                s += not is_causal or _word(t, slot, 1 + tokens + i) > 0
+            c += 1
+        # Masses, if they were asked for: 0 where nothing is scored, which the batch leaves out.
+        for j in range(positions):
+            is_scored = header & CAUSAL_FLAG == 0 or _word(t, slot, 1 + tokens + j) > 0
+            if header & MASS_FLAG:
+                block, half = _wrapped(t, block, half)
+                t.halves[block, half] = mass[s] if is_scored else 0
+                half += 1
+            s += is_scored
         t.state[slot] = DONE
         if t.waiting[slot] == 0:
-            _settle(t, slot, budget)
+            _unpin(t, slot)
 
 
 @compiled
 def fail(t: Table, slots: Int64) -> None:
-    """See `RowTable.fail`."""
+    """See `AnswerTable.fail`."""
     for slot in slots:
         _unlink(t, slot)
         if t.waiting[slot] == 0:
@@ -539,43 +646,43 @@ def fail(t: Table, slots: Int64) -> None:
 
 
 @compiled
-def collect(
-    t: Table, slots: Int64, first: int, first_candidate: Int64, first_position: Int64,
-    log_probs: UInt16, mass: UInt16, budget: int,
-) -> tuple[int, bool]:  # fmt: skip
-    """See `RowTable.collect`: where to go on, and whether no row has failed."""
+def collect(t: Table, rows: Rows, first: int) -> tuple[int, bool]:
+    """See `AnswerTable.collect`: where to go on, and whether no row has failed."""
     i = first
-    while i < len(slots):
-        slot = slots[i]
+    while i < len(rows.slots):
+        slot = rows.slots[i]
         if slot != ANSWERED:
             state = t.state[slot]
             if state == FAILED:
                 return i, False
             if state != DONE:
                 break
-            _copy_out(t, slot, log_probs, first_candidate[i], mass, first_position[i])
-            slots[i] = ANSWERED
+            _copy_out(t, slot, rows, i)
+            rows.slots[i] = ANSWERED
             t.waiting[slot] -= 1
             if t.waiting[slot] == 0:
-                _settle(t, slot, budget)
+                _unpin(t, slot)
         i += 1
     return i, True
 
 
 @compiled
-def release(t: Table, slots: Int64, first: int, budget: int) -> None:
-    """See `RowTable.release`; from row `first` on."""
+def release(t: Table, slots: Int64, first: int) -> None:
+    """See `AnswerTable.release`; from row `first` on."""
     for i in range(first, len(slots)):
         slot = slots[i]
         if slot == ANSWERED:
             continue
         slots[i] = ANSWERED
         t.waiting[slot] -= 1
+        # Others wait for it, or the model computes it: it stays.
         if t.waiting[slot] > 0 or t.state[slot] == RUNNING:
             continue
+        # Answered meanwhile: it is remembered.
         if t.state[slot] == DONE:
-            _settle(t, slot, budget)
+            _unpin(t, slot)
             continue
+        # Queued, or failed and out of the index already: it goes.
         if t.state[slot] == QUEUED:
             _unlink(t, slot)
         t.counters[PINNED] -= _blocks_of(t, slot)
@@ -598,78 +705,73 @@ def kept_sizes(t: Table) -> tuple[int, int, int]:
 
 
 @compiled
-def keep(t: Table, key_words: Int32, value_halves: Int32, words: Int32, halves: UInt16) -> None:
+def keep(t: Table, kept: Kept) -> None:
     """Writes the remembered rows into these arrays, least recently used first."""
     slot = t.counters[OLDEST]
     row = 0
     w = 0
     h = 0
     while slot != NONE:
-        key_words[row] = t.key_words[slot]
-        value_halves[row] = t.value_halves[slot]
+        kept.key_words[row] = t.key_words[slot]
+        kept.value_halves[row] = t.value_halves[slot]
         row += 1
+        # The key, word by word.
         block = slot
-        end = 2 * t.key_words[slot]
-        for i in range(end + t.value_halves[slot]):
-            if i and i % (2 * BLOCK_WORDS) == 0:
+        for i in range(t.key_words[slot]):
+            if i and i % BLOCK_WORDS == 0:
                 block = t.following[block]
-            if i >= end:
-                halves[h] = t.halves[block, i % (2 * BLOCK_WORDS)]
-                h += 1
-            elif i % 2 == 0:
-                words[w] = t.words[block, i // 2 % BLOCK_WORDS]
-                w += 1
+            kept.words[w] = t.words[block, i % BLOCK_WORDS]
+            w += 1
+        # The answer behind it.
+        block, half = _seek(t, slot, 2 * t.key_words[slot])
+        for _ in range(t.value_halves[slot]):
+            block, half = _wrapped(t, block, half)
+            kept.halves[h] = t.halves[block, half]
+            half += 1
+            h += 1
         slot = t.newer[slot]
 
 
 @compiled
-def _is_well_formed(key: Int32, length: int, value_halves: int, longest: int) -> bool:
+def _is_well_formed(key: Int32, value_halves: int, longest: int) -> bool:
     """Whether a key says what its sizes say."""
-    n = key[0] >> LENGTH_SHIFT
-    if n < 0 or n > longest or (key[0] & CAUSAL_FLAG and n == 0):
+    tokens, _, candidates = _key_shape(key[0], len(key))
+    is_causal = key[0] & CAUSAL_FLAG != 0
+    if tokens < 0 or tokens > longest or (is_causal and tokens == 0):
         return False
-    places = n if key[0] & CAUSAL_FLAG else 1
-    candidates = length - 1 - n - (n if key[0] & CAUSAL_FLAG else 0)
-    if candidates <= 0 or value_halves != candidates + (places if key[0] & MASS_FLAG else 0):
+    if candidates <= 0 or value_halves != _value_size(key[0], len(key)):
         return False
-    if key[0] & CAUSAL_FLAG:
-        total = 0
-        for i in range(n):
-            if key[1 + n + i] < 0:
-                return False
-            total += key[1 + n + i]
-        return bool(total == candidates)
-    return True
+    if not is_causal:
+        return True
+    # The candidates of a causal row's positions are all there are.
+    total = 0
+    for i in range(tokens):
+        if key[1 + tokens + i] < 0:
+            return False
+        total += key[1 + tokens + i]
+    return bool(total == candidates)
 
 
 @compiled
-def restore(
-    t: Table, fits: npt.NDArray[np.bool_], longest: int,
-    key_words: Int32, value_halves: Int32, words: Int32, halves: UInt16,
-) -> bool:  # fmt: skip
-    """See `RowTable.restore`: whether all rows were well-formed; those that do not fit are only checked."""
+def restore(t: Table, kept: Kept, fits: npt.NDArray[np.bool_]) -> bool:
+    """See `AnswerTable.restore`: whether all rows were well-formed; those that do not fit are only checked."""
     w = 0
     h = 0
-    for row in range(len(key_words)):
-        length = key_words[row]
-        key = words[w : w + length]
-        if length < 2 or not _is_well_formed(key, length, value_halves[row], longest):
+    for row in range(len(kept.key_words)):
+        length = kept.key_words[row]
+        value_halves = kept.value_halves[row]
+        key = kept.words[w : w + length]
+        if length < 2 or not _is_well_formed(key, value_halves, len(t.costs) - 2):
             return False
         code = _hash(key, length, t.counters[SEED])
         if fits[row] and _find(t, key, length, code) == NONE:
-            slot = _insert(t, key, length, value_halves[row], code, DONE)
-            block = slot
-            half = 2 * length
-            while half >= 2 * BLOCK_WORDS:
-                block = t.following[block]
-                half -= 2 * BLOCK_WORDS
-            for i in range(value_halves[row]):
-                if half == 2 * BLOCK_WORDS:
-                    block = t.following[block]
-                    half = 0
-                t.halves[block, half] = halves[h + i]
+            slot = _insert(t, key, length, value_halves, code, DONE)
+            block, half = _seek(t, slot, 2 * length)
+            for i in range(value_halves):
+                block, half = _wrapped(t, block, half)
+                t.halves[block, half] = kept.halves[h + i]
                 half += 1
-            _remember(t, slot)
+            _lru_append(t, slot)
         w += length
-        h += value_halves[row]
+        h += value_halves
     return True

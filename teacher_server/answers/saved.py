@@ -14,7 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from shared import files
-from teacher_server.answers.table import Kept
+from teacher_server.answers.compiled import Kept
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def write(path: Path, kept: Kept, numerics: str) -> None:
     """
     document = {"format": FORMAT, "numerics": numerics, "digest": _digest(kept)}
     with files.atomic_path(path) as temporary:
-        safetensors.numpy.save_file(vars(kept), temporary, metadata={"answers": json.dumps(document)})
+        safetensors.numpy.save_file(kept._asdict(), temporary, metadata={"answers": json.dumps(document)})
 
 
 def read(path: Path, numerics: str) -> Kept | None:
@@ -60,4 +60,4 @@ def read(path: Path, numerics: str) -> Kept | None:
 
 
 def _digest(kept: Kept) -> str:
-    return files.digest(*(part for name, array in vars(kept).items() for part in (name, array.tobytes())))
+    return files.digest(*(part for name, array in kept._asdict().items() for part in (name, array.tobytes())))

@@ -52,7 +52,7 @@ class FairQueue(Generic[ItemT]):
         self._served[caller] += amount
 
     def discard(self, caller: str, item: ItemT) -> None:
-        """Takes an item out, if it is there."""
+        """Removes an item; idempotent."""
         items = self._waiting.get(caller)
         if items is None or item not in items:
             return

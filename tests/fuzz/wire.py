@@ -16,7 +16,7 @@ from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.vocab import Tokeniser, Vocabulary
 from shared.wire import HistoryMode, Limits, ScoreQuery, ScoreReply, TeacherInfo
 from teacher_server import checks
-from teacher_server.answers.table import RowTable
+from teacher_server.answers.table import AnswerTable
 
 MessageT = TypeVar("MessageT", bound=Message)
 SignedT = TypeVar("SignedT", pb.ScoreResponse, pb.GetTeacherResponse)
@@ -48,7 +48,7 @@ def read_request(data: bytes) -> None:
         raise InvalidRequest("not a message") from None  # as interceptors do
     query = wire.decode_query(message)
     checks.check(query, Vocabulary.full(CELLS), BLOCK_SIZE, MAX_POSITIONS, MAX_CANDIDATES)
-    rows = RowTable(2**16, COSTS, sot=CELLS + 2, seed=0)
+    rows = AnswerTable(2**16, COSTS, sot=CELLS + 2, seed=0)
     asked = rows.ask(query)
     slots, count = np.empty(len(asked.slots) + 1, np.int64), 0
     count, _ = rows.take(asked, 10**6, slots, count)

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from shared.errors import ConfigError, InvalidRequest, Overloaded
 from teacher_server.address import Address
-from teacher_server.answers.table import RowTable
+from teacher_server.answers.table import AnswerTable
 from teacher_server.metrics import Exposition, Metrics
 
 CONTRACT = {
@@ -58,7 +58,7 @@ def test_a_loaded_teacher_counts_its_rows() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     before = {(metric.name, metric.type) for metric in registry.collect()}
-    metrics.watch(RowTable(2**20, np.arange(9), sot=0))
+    metrics.watch(AnswerTable(2**20, np.arange(9), sot=0))
     found = {(metric.name, metric.type) for metric in registry.collect()} - before
     assert found == CONTRACT_OF_ROWS
     for outcome in ("hit", "wait", "miss"):

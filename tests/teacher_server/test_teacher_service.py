@@ -29,7 +29,7 @@ from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import HistoryMode, ScoreQuery
 from teacher_server import server
-from teacher_server.answers.table import RowTable
+from teacher_server.answers.table import AnswerTable
 from teacher_server.batching.batcher import Batcher
 from teacher_server.batching.config import BatchingConfig
 from teacher_server.config import ServeConfig
@@ -66,7 +66,7 @@ async def bench(is_loaded: bool = True, **values: Any) -> AsyncIterator[Bench]:
     made = Bench(config)
     with ThreadPoolExecutor(1) as thread:
         if is_loaded:
-            rows = RowTable(0, made.scorer.costs, HEADER.tokeniser.vocabulary.sot)
+            rows = AnswerTable(0, made.scorer.costs, HEADER.tokeniser.vocabulary.sot)
             made.service.open(made.scorer, Batcher(made.scorer, rows, thread, config.batching, made.metrics))
         running, address = server.build(config, made.service, health_aio.HealthServicer(), made.metrics)
         await running.start()

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from support.row_fakes import answers, expected, make_query
 
 from shared.wire import HistoryMode, ScoreQuery
-from teacher_server.answers.compiled import BLOCK_BYTES, BLOCK_WORDS, MASS_FLAG, PINNED, USED
-from teacher_server.answers.table import Asked, Kept, RowTable
+from teacher_server.answers.compiled import BLOCK_BYTES, BLOCK_WORDS, MASS_FLAG, PINNED, USED, Kept
+from teacher_server.answers.table import AnswerTable, PendingAnswer
 
 WINDOW, SEQUENCE = HistoryMode.WINDOW, HistoryMode.SEQUENCE
 SOT = 99
@@ -22,11 +22,11 @@ COSTS = np.arange(BLOCK_SIZE + 1, dtype=np.int64)
 PLENTY = 10**6
 
 
-def make_table(blocks: int = 10_000) -> RowTable:
-    return RowTable(blocks * BLOCK_BYTES, COSTS, SOT)
+def make_table(blocks: int = 10_000) -> AnswerTable:
+    return AnswerTable(blocks * BLOCK_BYTES, COSTS, SOT)
 
 
-def compute(table: RowTable, *requests: Asked, tokens: int = PLENTY) -> list[int]:
+def compute(table: AnswerTable, *requests: PendingAnswer, tokens: int = PLENTY) -> list[int]:
     """Computes what is queued of the requests, in batches; returns the rows of each batch."""
     sizes = []
     into = np.empty(PLENTY, np.int64)
@@ -42,14 +42,14 @@ def compute(table: RowTable, *requests: Asked, tokens: int = PLENTY) -> list[int
         sizes.append(count)
 
 
-def answer(table: RowTable, query: ScoreQuery) -> Asked:
+def answer(table: AnswerTable, query: ScoreQuery) -> PendingAnswer:
     asked = table.ask(query)
     compute(table, asked)
     assert table.collect(asked) and asked.is_answered
     return asked
 
 
-def is_right(asked: Asked, query: ScoreQuery) -> bool:
+def is_right(asked: PendingAnswer, query: ScoreQuery) -> bool:
     log_probs, mass = expected(query, LONGEST)
     good = np.array_equal(asked.log_probs, log_probs)
     if query.include_candidate_mass:
@@ -87,7 +87,7 @@ def test_answers_are_those_of_each_context_by_itself(asked: list[ScoreQuery], bl
 @given(st.data(), st.sampled_from([0, 5, 10_000]))
 def test_any_interleaving_of_callers_ends_right_and_leaves_nothing_behind(data: st.DataObject, blocks: int) -> None:
     table = make_table(blocks)
-    live: list[tuple[ScoreQuery, Asked]] = []
+    live: list[tuple[ScoreQuery, PendingAnswer]] = []
     running: list[np.ndarray] = []
     for _ in range(data.draw(st.integers(0, 25))):
         step = data.draw(st.sampled_from(["ask", "take", "fill", "fail", "leave", "collect"]))
@@ -232,7 +232,7 @@ def test_take_keeps_to_its_tokens_but_takes_one() -> None:
 
 def test_a_collision_of_hashes_costs_time_not_an_answer() -> None:
     """With a known seed two keys with one hash can be found: the second word makes up for the first."""
-    table = RowTable(10_000 * BLOCK_BYTES, COSTS, SOT, seed=0)
+    table = AnswerTable(10_000 * BLOCK_BYTES, COSTS, SOT, seed=0)
     first, second = colliding_windows()
     answer(table, first)
     asked = table.ask(second)
@@ -271,10 +271,7 @@ def test_kept_rows_come_back_in_their_order(asked: list[ScoreQuery]) -> None:
     restored = make_table()
     restored.restore(kept)
     assert restored.rows == table.rows
-    assert all(
-        np.array_equal(mine, theirs)
-        for mine, theirs in zip(vars(kept).values(), vars(restored.keep()).values(), strict=True)
-    )
+    assert all(np.array_equal(mine, theirs) for mine, theirs in zip(kept, restored.keep(), strict=True))
     for query in asked:
         again = restored.ask(query)
         assert again.is_answered and is_right(again, query)
@@ -339,7 +336,7 @@ def test_a_trip_is_one_row_until_the_block_is_full() -> None:
 
 
 def test_long_rows_span_blocks() -> None:
-    table = RowTable(PLENTY, np.arange(202, dtype=np.int64), SOT)
+    table = AnswerTable(PLENTY, np.arange(202, dtype=np.int64), SOT)
     trips = [list(range(150)), list(range(150)), list(range(1, 200))]
     query = make_query(SEQUENCE, trips, [[1, 2, 3]] * 499, include_candidate_mass=True)
     asked = table.ask(query)

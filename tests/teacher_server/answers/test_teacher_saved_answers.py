@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from teacher_server.answers import saved as cache_file
-from teacher_server.answers.table import Kept
+from teacher_server.answers import saved
+from teacher_server.answers.compiled import Kept
 
 KEPT = Kept(
     np.array([3, 4], np.int32),
@@ -21,32 +21,32 @@ KEPT = Kept(
 
 
 def same(one: Kept, other: Kept) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(vars(one).values(), vars(other).values(), strict=True))
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "new" / "answers"
-    cache_file.write(path, KEPT, "n1")
-    kept = cache_file.read(path, "n1")
+    saved.write(path, KEPT, "n1")
+    kept = saved.read(path, "n1")
     assert kept is not None and same(kept, KEPT)
 
 
 def test_nothing_is_kept_as_nothing(tmp_path: Path) -> None:
     nothing = Kept(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.uint16))
-    cache_file.write(tmp_path / "answers", nothing, "n1")
-    kept = cache_file.read(tmp_path / "answers", "n1")
+    saved.write(tmp_path / "answers", nothing, "n1")
+    kept = saved.read(tmp_path / "answers", "n1")
     assert kept is not None and same(kept, nothing)
 
 
 def test_answers_of_another_teacher_are_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    cache_file.write(tmp_path / "answers", KEPT, "n1")
-    assert cache_file.read(tmp_path / "answers", "n2") is None
+    saved.write(tmp_path / "answers", KEPT, "n1")
+    assert saved.read(tmp_path / "answers", "n2") is None
     assert "other weights or another device" in caplog.text
 
 
 def test_no_file_is_a_cold_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    assert cache_file.read(tmp_path / "answers", "n1") is None
+    assert saved.read(tmp_path / "answers", "n1") is None
     assert "yet" in caplog.text
 
 
@@ -69,7 +69,7 @@ def of_bytes(path: Path) -> None:
 
 
 def of_other_types(path: Path) -> None:
-    arrays = {name: array.astype(np.float64) for name, array in vars(KEPT).items()}
+    arrays = {name: array.astype(np.float64) for name, array in KEPT._asdict().items()}
     with safetensors.safe_open(path, framework="np") as file:
         metadata = file.metadata()
     safetensors.numpy.save_file(arrays, path, metadata=metadata)
@@ -80,7 +80,7 @@ def test_a_file_that_is_not_whole_is_a_cold_start_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: object
 ) -> None:
     path = tmp_path / "answers"
-    cache_file.write(path, KEPT, "n1")
+    saved.write(path, KEPT, "n1")
     spoil(path)  # type: ignore[operator]
-    assert cache_file.read(path, "n1") is None
+    assert saved.read(path, "n1") is None
     assert "starting without them" in caplog.text

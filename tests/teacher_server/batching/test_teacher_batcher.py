@@ -19,7 +19,7 @@ from support.teacher_fakes import FakeScorer, expected_log_probs
 from shared.errors import DeadlineExceeded, InternalError, Overloaded, Unavailable
 from shared.wire import HistoryMode, ScoreQuery
 from teacher_server.answers.compiled import PINNED
-from teacher_server.answers.table import RowTable
+from teacher_server.answers.table import AnswerTable
 from teacher_server.batching.batcher import Answer, Batcher
 from teacher_server.batching.config import BatchingConfig
 from teacher_server.metrics import Metrics
@@ -50,7 +50,7 @@ class Bench:
         self.scorer = FakeScorer(LONGEST_COST)
         self.clock = Clock()
         self.registry = CollectorRegistry()
-        self.rows = RowTable(cache_bytes, self.scorer.costs, sot=99)
+        self.rows = AnswerTable(cache_bytes, self.scorer.costs, sot=99)
         metrics = Metrics(self.registry)
         metrics.watch(self.rows)
         self.batcher: Batcher[Batch] = Batcher(self.scorer, self.rows, thread, limits, metrics, self.clock)
