@@ -1,6 +1,6 @@
 """What the serving side knows of the model: a scorer of batches of contexts.
 
-`engine.load` makes the real one; tests of the batcher and the service use small fakes.
+`engine/engine.py` makes the real one; tests of the batcher and the service use small fakes.
 
     Batch --assemble (any thread)--> ready for the device --score (model thread)--> Scores
 
@@ -59,6 +59,36 @@ class Scores:
 
     log_probs: npt.NDArray[np.float16]
     candidate_mass: npt.NDArray[np.float16]
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """What a scorer is.
+
+    Attributes:
+        header: architecture, tokeniser and revision of the weights.
+        device: where the model runs, as torch names it.
+        compute_dtype: arithmetic of the forward pass: float16, bfloat16 or float32.
+        parameters: number of weights; a tied head counts once.
+        numerics: digest of the weights and of everything else that an answer's last bits depend on: device, dtype,
+            shapes, versions. Answers may be kept for a scorer with the same.
+    """
+
+    header: TeacherHeader
+    device: str
+    compute_dtype: str
+    parameters: int
+    numerics: str
+
+    @property
+    def cells(self) -> int:
+        """Tokens that are cells, the first ones of the vocabulary."""
+        return self.header.tokeniser.vocabulary.cells
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest context without SOT."""
+        return int(self.header.architecture["block_size"]) - 1
 
 
 ReadyT = TypeVar("ReadyT")

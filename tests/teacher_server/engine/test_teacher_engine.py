@@ -23,7 +23,8 @@ from shared.wire import HistoryMode, ScoreQuery
 from teacher_server.engine import engine
 from teacher_server.engine.config import EngineConfig
 from teacher_server.engine.engine import Engine
-from teacher_server.engine.tiler import Kind
+from teacher_server.engine.head import Head
+from teacher_server.engine.shapes import Kind
 from teacher_server.lmtad import export
 from teacher_server.lmtad.config import ExportConfig
 from teacher_server.lmtad.model import LMTAD, Architecture
@@ -219,12 +220,12 @@ def test_hidden_states_are_the_model_s(name: str) -> None:
 
 
 def test_sizes_with_other_bits_are_not_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    of_tree, log_sums = LMTAD.hidden_of_tree, Engine._log_sums
+    of_tree, log_sums = LMTAD.hidden_of_tree, Head._log_sums
 
     def one_differs(self: LMTAD, tokens: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         return of_tree(self, tokens, *others) + 1e-3 * (len(tokens) == 64)
 
-    def another_differs(self: Engine, states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    def another_differs(self: Head, states: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return log_sums(self, states, rows) + 1e-3 * (len(rows) < 100_000 // 4)
 
     monkeypatch.setattr(LMTAD, "hidden_of_tree", one_differs)
@@ -235,8 +236,8 @@ def test_sizes_with_other_bits_are_not_used(monkeypatch: pytest.MonkeyPatch, cap
     assert set(trees.values()) == {(256, 16)}
     assert "tree of 3 tokens: of sizes (256, 64, 16) only (256, 16) give the same bits" in caplog.text
     assert scorer.numerics != ENGINE.numerics
-    monkeypatch.setattr(Engine, "_log_sums", another_differs)
-    assert len(make_engine(MODEL)._normaliser_chunks.sizes) == 1
+    monkeypatch.setattr(Head, "_log_sums", another_differs)
+    assert len(make_engine(MODEL)._head.normaliser_chunks.sizes) == 1
 
 
 def test_bits_that_depend_on_the_place_are_named(

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared import ragged
-from teacher_server.engine import tiler as tiles
-from teacher_server.engine.tiler import OVERHEAD, Buckets, Choice, Group, Kind, Tile, Tiler
+from teacher_server.engine import calibrate, layouts, shapes
+from teacher_server.engine.layouts import Tile
+from teacher_server.engine.shapes import OVERHEAD, Buckets, Choice, Group, Kind
+from teacher_server.engine.tiler import Tiler
 from teacher_server.scorer import Batch
 
 SOT, PAD, BLOCK = 9, 10, 14
@@ -86,7 +88,7 @@ def expected_index(tile: Tile) -> int:
     """Scored rows are of a fixed number, but for those that are taken from a whole block's output."""
     if tile.group.kind is Kind.TREE:
         return tile.size * 3 // 8
-    return max(tile.size, tiles.LEAST_ROWS) if tile.group.kind is Kind.ENDS else tile.count
+    return max(tile.size, shapes.LEAST_ROWS) if tile.group.kind is Kind.ENDS else tile.count
 
 
 @given(batches(), batches(), st.sampled_from([0, 8]))
@@ -154,7 +156,7 @@ def test_samples_are_whole_contexts_everywhere(group: Group) -> None:
     sizes = group.sizes(512)
     contexts = random.integers(0, 8, (group.samples(sizes[-1]), group.width)).astype(np.int32)
     for size in sizes:
-        tile, which = tiles.sample(group, size, contexts, random)
+        tile, which = calibrate.sample(group, size, contexts, random)
         assert set(which.tolist()) >= set(range(len(contexts)))
         assert len(tile.index) == (expected_index(tile) if group.kind is not Kind.PLACES else size * group.width)
         for found, number in zip(contexts_of(tile), which.tolist(), strict=True):
@@ -182,14 +184,14 @@ def test_windows_of_common_lengths_need_no_padding() -> None:
 
 
 @pytest.mark.parametrize("collide", [False, True])
-def test_distinct_rows(collide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distinct_contexts(collide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if collide:
-        monkeypatch.setattr(tiles, "_hash", lambda rows: np.zeros(len(rows), np.uint64))
+        monkeypatch.setattr(layouts, "_hash", lambda rows: np.zeros(len(rows), np.uint64))
     rows = np.array([[1, 2], [3, 4], [1, 2], [2, 1]], np.int32)
-    distinct, inverse = tiles.distinct_rows(rows)
+    distinct, inverse = layouts.distinct_contexts(rows)
     np.testing.assert_array_equal(distinct[inverse], rows)
 
 
-def test_equal_rows_are_merged() -> None:
+def test_equal_contexts_are_merged() -> None:
     rows = np.repeat(np.arange(7, dtype=np.int32)[:, None], 3, 1)[[0, 0, 5, 6, 5, 5]]
-    assert len(tiles.distinct_rows(rows)[0]) == 3
+    assert len(layouts.distinct_contexts(rows)[0]) == 3
