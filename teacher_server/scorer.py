@@ -4,7 +4,7 @@
 
     Batch --assemble (any thread)--> ready for the device --score (model thread)--> Scores
 
-Shapes: R contexts, N context tokens, S scored places, K candidates.
+Shapes: R rows, each a context, N context tokens, S scored places, K candidates.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Int64 = npt.NDArray[np.int64]
 class Batch:
     """What to compute: contexts, the places in them that are scored, and the candidates of each.
 
-    A context is a row of tokens that starts with SOT. Contexts may repeat, with the same or with other
-    candidates.
+    A batch has a row for each context: its tokens, which start with SOT, and the candidates of its scored places.
+    Contexts may repeat, with the same or with other candidates.
 
     Attributes:
         tokens: int32 [N], contexts back to back.
         lengths: int64 [R], tokens with SOT; from 1 to the block size.
-        scored_row: int64 [S], ascending: context of each scored place.
+        scored_row: int64 [S], ascending: row of each scored place.
         scored_place: int64 [S], its last token's place in the context, ascending within a context.
         candidates: int32 [K], place after place.
         candidate_lengths: int64 [S], all above 0.

@@ -149,10 +149,11 @@ class AnswerTable:
         positions, with_mass = query.positions, query.include_candidate_mass
         self._make_room(query)
         log_probs, mass = np.empty(len(query.candidate_tokens), np.float16), np.zeros(positions * with_mass, np.float16)
-        rows = Rows(*np.empty((3, positions), np.int64), log_probs.view(np.uint16), mass.view(np.uint16))
+        slots, first_candidate, first_position = np.empty((3, positions), np.int64)
+        rows = Rows(slots, first_candidate, first_position, log_probs.view(np.uint16), mass.view(np.uint16))
         count, open_positions, cost = compiled.ask(self._table, _request(query), rows)
         if count < positions:
-            rows = Rows(*(array[:count] for array in rows[:3]), rows.log_probs, rows.mass)
+            rows = Rows(slots[:count], first_candidate[:count], first_position[:count], rows.log_probs, rows.mass)
         return PendingAnswer(
             rows=rows,
             log_probs=log_probs,

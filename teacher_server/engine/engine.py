@@ -7,7 +7,7 @@ The full-vocabulary softmax is never computed unless its normaliser is asked for
 candidates it cancels.
 
 Everything that touches floating point runs in shapes of fixed sizes (`shapes.py`), filled up with padding, and every
-row is computed independently of the others. Sizes are used together only if they were seen to give the same bits
+sequence is computed independently of the others. Sizes are used together only if they were seen to give the same bits
 here, on this device (`calibrate.py`): so an answer has the same bits whatever it shares a batch with.
 
 Shapes: S scored places, U distinct states, K candidates, D width.

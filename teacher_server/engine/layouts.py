@@ -61,7 +61,7 @@ class Tile:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PlainLayout:
-    """Distinct contexts, n of them, one row each.
+    """Distinct contexts, n of them, one sequence each.
 
     Attributes:
         contexts: int32 [n, T], padded.
@@ -107,8 +107,8 @@ class PlainLayout:
         start = 0
         for size in choice.cover(self.need):
             tokens = np.full((size, group.width), pad, np.int32)
-            part = self.contexts[start : start + size]
-            tokens[: len(part)] = part
+            contexts = self.contexts[start : start + size]
+            tokens[: len(contexts)] = contexts
             low, high = np.searchsorted(self.places, [start * group.width, (start + size) * group.width]).tolist()
             index = self.places[low:high] - start * group.width
             least = max(size, LEAST_ROWS) if group.kind is Kind.ENDS else len(index)
@@ -172,28 +172,28 @@ class TreeLayout:
             size = choice.cover(need)[0]
             scored = int(SCORED_SHARE * size)
             fits = int(np.searchsorted(before, before[start] + size - again, side="right")) - 1
-            part = slice(start, min(fits, start + scored, n))
-            shared = self.shared[part].copy()
+            fitting = slice(start, min(fits, start + scored, n))
+            shared = self.shared[fitting].copy()
             shared[0] = 0
-            lengths = self.lengths[part]
+            lengths = self.lengths[fitting]
             inputs = np.zeros((size, 2 + group.width), np.int32)
             inputs[:, 0] = pad
-            found = nodes_of(self.prefixes[part], lengths, shared)
+            found = nodes_of(self.prefixes[fitting], lengths, shared)
             inputs[: len(found)] = found
             ends = np.cumsum(lengths - shared) - 1  # the last token of each prefix is a node of its own
             yield Tile(group, size, inputs, filled(ends, scored), len(ends), start)
-            start = part.stop
+            start = fitting.stop
 
 
-def distinct_contexts(rows: Int32) -> tuple[Int32, Int64]:
-    """Distinct rows of [n, T] and, for each row, which of them it is.
+def distinct_contexts(contexts: Int32) -> tuple[Int32, Int64]:
+    """Distinct contexts of [n, T] and, for each context, which of them it is.
 
-    They are found by a 64-bit hash and compared in full: if two different rows share a hash, none is merged.
+    They are found by a 64-bit hash and compared in full: if two different ones share a hash, none is merged.
     """
-    _, first, inverse = np.unique(_hash(rows), return_index=True, return_inverse=True)
-    distinct = rows[first]
-    if not np.array_equal(distinct[inverse], rows):
-        return rows, np.arange(len(rows), dtype=np.int64)
+    _, first, inverse = np.unique(_hash(contexts), return_index=True, return_inverse=True)
+    distinct = contexts[first]
+    if not np.array_equal(distinct[inverse], contexts):
+        return contexts, np.arange(len(contexts), dtype=np.int64)
     return distinct, inverse
 
 
@@ -224,8 +224,8 @@ def filled(values: npt.NDArray, size: int) -> Int32:
     return filled
 
 
-def _hash(rows: Int32) -> UInt64:
-    """A 64-bit hash of each row: a sum of products with fixed odd numbers, its upper bits the better ones."""
-    factors = np.random.default_rng(_SEED).integers(1 << 63, size=rows.shape[1], dtype=np.uint64) * 2 + 1
-    hashes: UInt64 = (rows.astype(np.uint64) * factors).sum(1)
+def _hash(contexts: Int32) -> UInt64:
+    """A 64-bit hash of each context: a sum of products with fixed odd numbers, its upper bits the better ones."""
+    factors = np.random.default_rng(_SEED).integers(1 << 63, size=contexts.shape[1], dtype=np.uint64) * 2 + 1
+    hashes: UInt64 = (contexts.astype(np.uint64) * factors).sum(1)
     return hashes

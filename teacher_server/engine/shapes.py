@@ -31,9 +31,9 @@ class Kind(enum.Enum):
     """How contexts are computed."""
 
     PLACES = "places"
-    """One row each, every place."""
+    """One sequence each, every place."""
     ENDS = "ends"
-    """One row each, in the last block only the end."""
+    """One sequence each, in the last block only the end."""
     TREE = "tree"
     """Short ones: one node for each distinct prefix."""
 

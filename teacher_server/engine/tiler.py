@@ -2,7 +2,8 @@
 
     contexts -> by padded length and kind -> layouts of the distinct ones -> tiles, the largest first
 
-Each row of a tile is computed independently of the others, so an answer has the same bits whatever shares its batch.
+Each sequence or node of a tile is computed independently of the others, so an answer has the same bits whatever
+shares its batch.
 
 Shapes: R contexts, N context tokens, S scored places, U distinct states.
 """
@@ -28,7 +29,7 @@ class Tiling:
         tiles: the largest first.
         state: int64 [S], state of each scored place.
         states: U.
-        contexts: distinct contexts of rows, and distinct scored prefixes of trees.
+        contexts: distinct contexts of plain tiles, and distinct scored prefixes of trees.
         tokens: tokens or nodes, without padding.
     """
 
