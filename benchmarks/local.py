@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from benchmarks.common import BenchmarkError
 from shared.wire import ScoreQuery
-from teacher_server.engine import Engine
-from teacher_server.rows import RowTable, warm_up
+from teacher_server.answers.table import AnswerTable, warm_up
+from teacher_server.engine.engine import Engine
 
 Float16 = npt.NDArray[np.float16]
 
@@ -29,7 +29,7 @@ class LocalTeacher:
     def __init__(self, engine: Engine, cache_mib: int) -> None:
         """Without anything remembered."""
         self.engine = engine
-        self.table = RowTable(cache_mib * 2**20, engine.costs, engine.header.tokeniser.vocabulary.sot)
+        self.table = AnswerTable(cache_mib * 2**20, engine.costs, engine.header.tokeniser.vocabulary.sot)
         self.seconds: dict[str, float] = defaultdict(float)
         warm_up(self.table)
 

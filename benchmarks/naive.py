@@ -19,7 +19,7 @@ import torch
 
 from shared import ragged
 from shared.wire import ScoreQuery
-from teacher_server.model import LMTAD
+from teacher_server.lmtad.model import LMTAD
 
 Float32 = npt.NDArray[np.float32]
 

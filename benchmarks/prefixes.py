@@ -17,8 +17,8 @@ from benchmarks.common import BenchmarkError, Options, Result, Table, rotated, s
 from benchmarks.local import LocalTeacher
 from benchmarks.teacher import CITY, GRID, ROUNDING
 from benchmarks.weights import write_teacher
-from teacher_server import engine
-from teacher_server.config import EngineConfig
+from teacher_server.engine import engine
+from teacher_server.engine.config import EngineConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,8 +32,8 @@ from shared.store import Store
 from shared.wire import HistoryMode, ScoreQuery
 from student_trainer.distill.client import GrpcTeacher
 from student_trainer.distill.config import ClientConfig
-from teacher_server import engine
-from teacher_server.config import EngineConfig
+from teacher_server.engine import engine
+from teacher_server.engine.config import EngineConfig
 
 
 @dataclasses.dataclass(frozen=True)

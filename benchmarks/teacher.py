@@ -29,9 +29,10 @@ from shared.store import Store
 from shared.wire import ScoreQuery, decode_query, decode_reply, encode_query, encode_reply
 from shared.wire import ScoreReply as Reply
 from student_trainer.prepare.config import GridConfig
-from teacher_server import engine, model
-from teacher_server.config import EngineConfig
-from teacher_server.model import LMTAD
+from teacher_server.engine import engine
+from teacher_server.engine.config import EngineConfig
+from teacher_server.lmtad import model
+from teacher_server.lmtad.model import LMTAD
 
 CITY, GRID = "sf_taxi", GridConfig(cell_size=0.0009, vocabulary="full")
 """20,010 cells: a small vocabulary for a full grid, so that the full softmax is not made dearer than it is."""

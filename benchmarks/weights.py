@@ -9,7 +9,7 @@ import torch
 from shared import teacher_file
 from shared.store import Store
 from shared.vocab import Tokeniser
-from teacher_server.model import LMTAD, Architecture
+from teacher_server.lmtad.model import LMTAD, Architecture
 
 
 def write_teacher(path: Path, store: Store, n_layer: int, n_embd: int) -> Path:

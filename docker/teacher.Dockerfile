@@ -72,6 +72,6 @@ WORKDIR /home/teacher
 EXPOSE 50051 9464
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
-    CMD ["python", "-m", "teacher_server.healthcheck", "127.0.0.1:50051"]
+    CMD ["python", "-m", "teacher_server.client.healthcheck", "127.0.0.1:50051"]
 ENTRYPOINT ["teacher-server"]
 CMD ["serve", "--teacher", "/models/teacher.safetensors", "--listen", "0.0.0.0:50051", "--insecure", "--metrics-listen", "0.0.0.0:9464"]

@@ -13,8 +13,8 @@ JOBS = (
     Job(
         "export",
         "turns an upstream LM-TAD checkpoint into a teacher file",
-        "teacher_server.config:ExportConfig",
-        "teacher_server.export:run",
+        "teacher_server.lmtad.config:ExportConfig",
+        "teacher_server.lmtad.export:run",
         (
             Flag("--checkpoint", "checkpoint", "upstream checkpoint, training or weights-only", "FILE"),
             Flag("--out", "out", "teacher file to write", "TEACHER"),
@@ -28,8 +28,8 @@ JOBS = (
     Job(
         "pretrain",
         "trains an LM-TAD teacher on a store",
-        "teacher_server.config:PretrainConfig",
-        "teacher_server.pretrain:run",
+        "teacher_server.lmtad.config:PretrainConfig",
+        "teacher_server.lmtad.pretrain:run",
         (
             Flag("--data", "data", "store that `student-trainer prepare` wrote", "STORE"),
             Flag("--out", "out", "teacher file to write", "TEACHER"),
@@ -52,8 +52,8 @@ JOBS = (
     Job(
         "info",
         "says what a teacher file, or a running server, is",
-        "teacher_server.config:InfoConfig",
-        "teacher_server.info:run",
+        "teacher_server.client.config:InfoConfig",
+        "teacher_server.client.info:run",
         (
             Flag("--teacher", "teacher", "teacher file", "TEACHER"),
             Flag("--address", "address", "HOST:PORT or unix:PATH of a running server", "ADDRESS"),
@@ -62,8 +62,8 @@ JOBS = (
     Job(
         "query",
         "asks a running server one question",
-        "teacher_server.config:QueryConfig",
-        "teacher_server.query:run",
+        "teacher_server.client.config:QueryConfig",
+        "teacher_server.client.query:run",
         (
             Flag("--address", "address", "HOST:PORT or unix:PATH of the server", "ADDRESS"),
             Flag("--history", "history", "cell tokens so far, oldest first; empty: SOT alone", "1,2,3"),

@@ -6,9 +6,22 @@ import errno
 import os
 import socket
 import stat
+from typing import Annotated
+
+import pydantic
 
 from shared.address import Address as Address
 from shared.errors import ConfigError
+
+
+def check_address(text: str) -> str:
+    """The text as it is; raises `ValueError` saying how to write an address."""
+    Address.parse(text)
+    return text
+
+
+AddressText = Annotated[str, pydantic.AfterValidator(check_address)]
+"""An address in a setting."""
 
 
 def check_free(address: Address) -> None:

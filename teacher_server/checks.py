@@ -2,38 +2,54 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import numpy.typing as npt
 
 from shared.errors import InvalidRequest
-from shared.vocab import Vocabulary
 from shared.wire import HistoryMode, ScoreQuery
 
 Int32 = npt.NDArray[np.int32]
 
 
-def check(query: ScoreQuery, vocabulary: Vocabulary, block_size: int, max_positions: int, max_candidates: int) -> None:
+@dataclasses.dataclass(frozen=True)
+class RequestLimits:
+    """What a teacher accepts.
+
+    Attributes:
+        cells: tokens that may be asked for are below it.
+        longest: tokens of a window, without SOT.
+        positions: scored positions of a request.
+        candidates: candidates of a request.
+    """
+
+    cells: int
+    longest: int
+    positions: int
+    candidates: int
+
+
+def check(query: ScoreQuery, limits: RequestLimits) -> None:
     """Checks what decoding could not: tokens and limits.
 
     Raises:
         InvalidRequest: naming the field, the index and the limit.
     """
-    _check_tokens("history_tokens", query.history_tokens, vocabulary.cells)
-    _check_tokens("candidate_tokens", query.candidate_tokens, vocabulary.cells)
-    if query.positions > max_positions:
-        raise InvalidRequest(f"candidate_lengths: {query.positions} positions, at most {max_positions} in a request")
-    if len(query.candidate_tokens) > max_candidates:
-        raise InvalidRequest(
-            f"candidate_tokens: {len(query.candidate_tokens)} candidates, at most {max_candidates} in a request"
-        )
-    longest = block_size - 1
-    if query.window > longest:
-        raise InvalidRequest(f"window: {query.window} tokens, at most {longest} fit the teacher's block")
+    _check_tokens("history_tokens", query.history_tokens, limits.cells)
+    _check_tokens("candidate_tokens", query.candidate_tokens, limits.cells)
+    candidates = len(query.candidate_tokens)
+    if query.positions > limits.positions:
+        raise InvalidRequest(f"candidate_lengths: {query.positions} positions, at most {limits.positions} in a request")
+    if candidates > limits.candidates:
+        raise InvalidRequest(f"candidate_tokens: {candidates} candidates, at most {limits.candidates} in a request")
+    if query.window > limits.longest:
+        raise InvalidRequest(f"window: {query.window} tokens, at most {limits.longest} fit the teacher's block")
     lengths = query.history_lengths
-    if query.mode is HistoryMode.WINDOW and len(lengths) and int(lengths.max()) > longest:
-        index = int(np.argmax(lengths > longest))
+    if query.mode is HistoryMode.WINDOW and len(lengths) and int(lengths.max()) > limits.longest:
+        index = int(np.argmax(lengths > limits.longest))
         raise InvalidRequest(
-            f"history_lengths[{index}]: {lengths[index]} tokens, at most {longest} fit the teacher's block"
+            f"history_lengths[{index}]: {lengths[index]} tokens, at most {limits.longest} fit the teacher's block"
         )
 
 

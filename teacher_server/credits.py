@@ -1,4 +1,5 @@
-"""Credits: how many scored positions each stream may have in flight, so that what is sent always fits the queue.
+"""Flow control by credits: how many scored positions each stream may have in flight, so that what is sent fits the
+queue.
 
 One pool of positions is shared evenly by the open streams. A stream holds what it was granted and has not spent, and
 what it has in flight of that; together the streams hold no more than the pool, with one exception: a stream that has

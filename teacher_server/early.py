@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from shared import claims, teacher_file
 from shared.store import Store
-from teacher_server.config import ExportConfig, PretrainConfig, ServeConfig
-
-OVERWRITE = "add overwrite=true"
-"""What a user may do about a teacher file that is there."""
+from teacher_server.config import ServeConfig
+from teacher_server.lmtad.config import OVERWRITE, ExportConfig, PretrainConfig
 
 
 def check_export(settings: ExportConfig) -> None:

@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from shared.errors import InvalidRequest, TeacherError
-from teacher_server.rows import RowTable
+from teacher_server.answers.table import AnswerTable as RowTable
 
 SECONDS = tuple(1e-4 * 2**k for k in range(20))
 """Bounds of durations: 0.1 ms, doubling, up to 52 s."""

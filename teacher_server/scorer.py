@@ -1,10 +1,10 @@
 """What the serving side knows of the model: a scorer of batches of contexts.
 
-`engine.load` makes the real one; tests of the batcher and the service use small fakes.
+`engine/engine.py` makes the real one; tests of the batcher and the service use small fakes.
 
     Batch --assemble (any thread)--> ready for the device --score (model thread)--> Scores
 
-Shapes: R contexts, N context tokens, S scored places, K candidates.
+Shapes: R rows, each a context, N context tokens, S scored places, K candidates.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Int64 = npt.NDArray[np.int64]
 class Batch:
     """What to compute: contexts, the places in them that are scored, and the candidates of each.
 
-    A context is a row of tokens that starts with SOT. Contexts may repeat, with the same or with other
-    candidates.
+    A batch has a row for each context: its tokens, which start with SOT, and the candidates of its scored places.
+    Contexts may repeat, with the same or with other candidates.
 
     Attributes:
         tokens: int32 [N], contexts back to back.
         lengths: int64 [R], tokens with SOT; from 1 to the block size.
-        scored_row: int64 [S], ascending: context of each scored place.
+        scored_row: int64 [S], ascending: row of each scored place.
         scored_place: int64 [S], its last token's place in the context, ascending within a context.
         candidates: int32 [K], place after place.
         candidate_lengths: int64 [S], all above 0.
@@ -59,6 +59,36 @@ class Scores:
 
     log_probs: npt.NDArray[np.float16]
     candidate_mass: npt.NDArray[np.float16]
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """What a scorer is.
+
+    Attributes:
+        header: architecture, tokeniser and revision of the weights.
+        device: where the model runs, as torch names it.
+        compute_dtype: arithmetic of the forward pass: float16, bfloat16 or float32.
+        parameters: number of weights; a tied head counts once.
+        numerics: digest of the weights and of everything else that an answer's last bits depend on: device, dtype,
+            shapes, versions. Answers may be kept for a scorer with the same.
+    """
+
+    header: TeacherHeader
+    device: str
+    compute_dtype: str
+    parameters: int
+    numerics: str
+
+    @property
+    def cells(self) -> int:
+        """Tokens that are cells, the first ones of the vocabulary."""
+        return self.header.tokeniser.vocabulary.cells
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest context without SOT."""
+        return int(self.header.architecture["block_size"]) - 1
 
 
 ReadyT = TypeVar("ReadyT")

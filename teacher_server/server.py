@@ -28,22 +28,25 @@ from shared import teacher_file
 from shared.channel import Tokens
 from shared.errors import ConfigError, ReportableError
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
-from teacher_server import admission, cache_file, exposition, heap, security
+from teacher_server import admission, exposition, heap, security
 from teacher_server.address import Address, check_free
 from teacher_server.admission import SERVICE, FewRecords, PublicInterceptor
-from teacher_server.batcher import Batcher
-from teacher_server.config import CacheConfig, ServeConfig
+from teacher_server.answers import saved as cache_file
+from teacher_server.answers.config import CacheConfig
+from teacher_server.answers.table import AnswerTable as RowTable
+from teacher_server.answers.table import warm_up
+from teacher_server.batching.batcher import Batcher
+from teacher_server.config import ServeConfig
 from teacher_server.exposition import Exposition
 from teacher_server.health import HEALTH, Health
 from teacher_server.interceptors import GoneCallers, TeacherInterceptor
 from teacher_server.lifecycle import Lifecycle, State
 from teacher_server.metrics import Metrics
-from teacher_server.rows import RowTable, warm_up
 from teacher_server.scorer import Scorer
 from teacher_server.service import TeacherService
 
 if TYPE_CHECKING:
-    from teacher_server.engine import Engine
+    from teacher_server.engine.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +204,7 @@ async def _load(settings: ServeConfig, model_thread: Executor) -> tuple[Engine, 
     """Loads and warms up on the model's own thread, while the loop answers that it is loading."""
 
     def load() -> tuple[Engine, RowTable]:
-        from teacher_server import engine  # torch takes seconds to import
+        from teacher_server.engine import engine  # torch takes seconds to import
 
         scorer = engine.load(settings.teacher, settings.engine)
         rows = RowTable(settings.cache.mib * 2**20, scorer.costs, scorer.header.tokeniser.vocabulary.sot)

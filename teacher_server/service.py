@@ -17,7 +17,7 @@ from shared.errors import Cancelled, InvalidRequest, Unavailable
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import Limits, ScoreReply, TeacherInfo
-from teacher_server.batcher import Batcher
+from teacher_server.batching.batcher import Batcher
 from teacher_server.config import ServeConfig
 from teacher_server.credits import Account, CreditPool
 from teacher_server.interceptors import as_teacher_error

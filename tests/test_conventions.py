@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,21 @@ MAY_IMPORT = {
 }
 """Which part of the trainer knows which: data flows one way."""
 
+TEACHER_ROOMS: dict[str, set[str]] = {
+    "scorer": set(),
+    "address": set(),
+    "checks": set(),
+    "lmtad": set(),
+    "engine": {"scorer", "lmtad", "checks"},
+    "answers": {"scorer"},
+    "metrics": {"answers", "address"},
+    "batching": {"scorer", "answers", "metrics"},
+    "client": {"address"},
+    "serve": {"scorer", "address", "checks", "engine", "answers", "metrics", "batching"},
+    "early": {"serve", "lmtad"},
+}
+"""Which room of the teacher knows which; what has no room of its own serves."""
+
 STACKS = {"torch", "torch_geometric", "grpc", "polars", "kahip", "optuna"}
 """What `shared` must not drag in, but for gRPC in `shared.rpc`."""
 
@@ -164,6 +179,54 @@ def test_parts_of_the_trainer_know_what_lies_below_them(path: Path) -> None:
     part = part_of(name_of(path))
     others = {part_of(other) for other in imports_of(path) if other.startswith("student_trainer.")} - {part}
     assert others <= MAY_IMPORT[part]
+
+
+def room_of(name: str) -> str:
+    """The room of a module of the teacher."""
+    room = name.split(".")[1]
+    return room if room in TEACHER_ROOMS else "serve"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in MODULES if re.match(r"teacher_server\.(?!__main__$)", name_of(path))],
+    ids=name_of,
+)
+def test_rooms_of_the_teacher_know_what_lies_below_them(path: Path) -> None:
+    room = room_of(name_of(path))
+    others = {room_of(other) for other in imports_of(path) if other.startswith("teacher_server.")} - {room}
+    assert others <= TEACHER_ROOMS[room]
+
+
+def test_every_package_of_the_teacher_is_a_room() -> None:
+    packages = {path.parent.name for path in (REPOSITORY / "teacher_server").glob("*/__init__.py")}
+    assert packages <= TEACHER_ROOMS.keys()
+
+
+def compiled_functions(tree: ast.Module) -> list[ast.FunctionDef]:
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    return [node for node in found if any("compiled" in ast.unparse(decorator) for decorator in node.decorator_list)]
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if compiled_functions(tree_of(path))], ids=name_of)
+def test_compiled_functions_use_nothing_of_other_files(path: Path) -> None:
+    """numba's cache on disk notices a change of the function's own file only."""
+    tree = tree_of(path)
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    foreign = {alias.asname or alias.name for node in imports for alias in node.names if root_of_import(node) in ROOTS}
+    for node in tree.body:  # constants that are made of others'
+        if isinstance(node, ast.Assign) and names_in([node.value]) & foreign:
+            foreign |= names_in(node.targets)
+    used = set().union(*(names_in(function.body) for function in compiled_functions(tree)))
+    assert not used & foreign
+
+
+def root_of_import(node: ast.ImportFrom) -> str:
+    return (node.module or "").partition(".")[0]
+
+
+def names_in(nodes: Iterable[ast.AST]) -> set[str]:
+    return {name.id for node in nodes for name in ast.walk(node) if isinstance(name, ast.Name)}
 
 
 def test_no_module_imports_itself_through_others() -> None:
@@ -254,11 +317,11 @@ PRINTERS = {
     "student_trainer.train.run",
     "student_trainer.tune.run",
     "student_trainer.tune.worker",
-    "teacher_server.export",
-    "teacher_server.healthcheck",
-    "teacher_server.info",
-    "teacher_server.pretrain",
-    "teacher_server.query",
+    "teacher_server.client.healthcheck",
+    "teacher_server.client.info",
+    "teacher_server.client.query",
+    "teacher_server.lmtad.export",
+    "teacher_server.lmtad.pretrain",
     "teacher_server.server",
 }
 

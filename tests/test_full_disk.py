@@ -23,9 +23,9 @@ from shared import cli, files, teacher_file
 from shared.errors import ReportableError
 from shared.store import Store
 from student_trainer.__main__ import JOBS as STUDENT
-from teacher_server import cache_file
 from teacher_server.__main__ import JOBS as TEACHER
-from teacher_server.rows import Kept
+from teacher_server.answers import saved
+from teacher_server.answers.compiled import Kept
 
 pytestmark = pytest.mark.integration
 
@@ -155,7 +155,7 @@ def test_a_job_says_so_in_a_line_and_changes_nothing(
 LARGE = Kept(*(torch.arange(100_000).numpy().astype(dtype) for dtype in ("i4", "i4", "i4", "u2")))
 WRITERS: dict[str, Callable[[Path], object]] = {
     "text": lambda path: files.write_text(path, "x" * MIB),
-    "answers": lambda path: cache_file.write(path, LARGE, "n"),
+    "answers": lambda path: saved.write(path, LARGE, "n"),
 }
 
 

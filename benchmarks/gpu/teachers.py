@@ -19,12 +19,15 @@ from shared import ragged, teacher_file
 from shared.grid import Grid
 from shared.store import Store
 from shared.vocab import Tokeniser, Vocabulary
-from teacher_server import engine, export, model, pretrain, tiles
-from teacher_server.config import EngineConfig, ExportConfig, PretrainConfig
-from teacher_server.engine import Engine
-from teacher_server.model import LMTAD
+from teacher_server.engine import calibrate, engine
+from teacher_server.engine.config import EngineConfig
+from teacher_server.engine.engine import Engine
+from teacher_server.engine.layouts import Tile
+from teacher_server.engine.shapes import Kind
+from teacher_server.lmtad import export, model, pretrain
+from teacher_server.lmtad.config import ExportConfig, PretrainConfig
+from teacher_server.lmtad.model import LMTAD
 from teacher_server.scorer import Batch, Scores
-from teacher_server.tiles import Kind
 
 CACHE_MIB = 1024
 """Room for everything that the passes ask."""
@@ -90,8 +93,8 @@ def chosen_sizes(scorer: Engine) -> dict[str, list[int]]:
         f"{group.kind.value}, {group.width} tokens": list(sizes)
         for group, sizes in sorted(scorer._tiler.sizes.items(), key=lambda item: (item[0].kind.value, item[0].width))
     }
-    found["candidates"] = list(scorer._chunks.sizes)
-    found["normaliser"] = list(scorer._normaliser_chunks.sizes)
+    found["candidates"] = list(scorer._head.chunks.sizes)
+    found["normaliser"] = list(scorer._head.normaliser_chunks.sizes)
     return found
 
 
@@ -105,9 +108,9 @@ def sample_tiles(scorer: Engine, size: Size) -> Iterator[tuple[int, Any, float]]
     architecture = scorer._model.architecture
     for nodes in sizes:
         tokens = random.integers(vocabulary.cells, size=(group.samples(sizes[-1]), group.width), dtype=np.int32)
-        tile, _ = tiles.sample(group, nodes, tokens, random)
+        tile, _ = calibrate.sample(group, nodes, tokens, random)
 
-        def run(tile: tiles.Tile = tile) -> Tensor:
+        def run(tile: Tile = tile) -> Tensor:
             return tile.states(scorer._model, scorer._device)
 
         square = architecture.n_embd**2

@@ -57,7 +57,7 @@ class Model:
         import torch  # clients do without
 
         from shared import teacher_file
-        from teacher_server import model
+        from teacher_server.lmtad import model
 
         torch.set_num_threads(1)
         header, weights = teacher_file.read(path or Path(os.environ[TEACHER]))

@@ -23,7 +23,12 @@ import tqdm
 
 PATIENCE_SECONDS = 240.0
 """After which a cell has failed: whatever is waited for comes sooner, also on a busy machine."""
-PRELOADED = ("tests.chaos.processes", "student_trainer.train.run", "teacher_server.engine", "teacher_server.server")
+PRELOADED = (
+    "tests.chaos.processes",
+    "student_trainer.train.run",
+    "teacher_server.engine.engine",
+    "teacher_server.server",
+)
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(list(PRELOADED))

@@ -17,7 +17,7 @@ from conftest import REPOSITORY
 
 from benchmarks.gpu import teachers
 from benchmarks.gpu.size import FULL, TOY, Size
-from teacher_server.engine import Engine
+from teacher_server.engine.engine import Engine
 
 pytestmark = pytest.mark.cuda
 

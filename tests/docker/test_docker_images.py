@@ -148,7 +148,7 @@ def test_it_says_how_it_is_probed_and_stopped(path: Path) -> None:
     assert runtime.arguments("STOPSIGNAL") == ["SIGTERM"]
     (probe,) = runtime.arguments("HEALTHCHECK")
     if path.stem == "teacher":
-        assert probe.endswith('CMD ["python", "-m", "teacher_server.healthcheck", "127.0.0.1:50051"]')
+        assert probe.endswith('CMD ["python", "-m", "teacher_server.client.healthcheck", "127.0.0.1:50051"]')
     else:
         assert probe == "NONE"
 

@@ -24,8 +24,8 @@ import yaml
 from conftest import TeacherStarter
 from prometheus_client import CollectorRegistry
 
+from teacher_server.answers.table import AnswerTable
 from teacher_server.metrics import Metrics
-from teacher_server.rows import RowTable
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCKER = REPOSITORY / "docker"
@@ -58,7 +58,7 @@ def registered() -> dict[str, set[str]]:
     with metrics.request("Score"):
         pass
     metrics.batch_cut("idle", 1, 1, 1)
-    metrics.watch(RowTable(1024, np.arange(9), sot=0))
+    metrics.watch(AnswerTable(1024, np.arange(9), sot=0))
     samples: dict[str, set[str]] = {"up": set()}
     for family in registry.collect():
         for sample in family.samples:

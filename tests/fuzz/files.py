@@ -29,8 +29,9 @@ from student_trainer.data import tables
 from student_trainer.evaluate import generated
 from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.runs.checkpoint import Checkpoint, Progress
-from teacher_server import cache_file, checkpoint, model
-from teacher_server.rows import Kept, RowTable
+from teacher_server.answers import saved
+from teacher_server.answers.table import AnswerTable, Kept
+from teacher_server.lmtad import checkpoint, model
 
 ROOM = tempfile.TemporaryDirectory(prefix="fuzz-seeds-")
 """Of good files, removed with the process."""
@@ -86,7 +87,7 @@ COSTS = np.arange(17, dtype=np.int64)
 def read_cache(data: bytes) -> None:
     """What cannot be used is None, and the daemon starts without."""
     with as_file(data) as path:
-        _restore(cache_file.read(path, "n"))
+        _restore(saved.read(path, "n"))
 
 
 def read_cache_rows(data: bytes) -> None:
@@ -94,18 +95,18 @@ def read_cache_rows(data: bytes) -> None:
     words = np.frombuffer(data[: len(data) // 4 * 4], "<i4")
     cut, halves = len(words) // 4, words.view(np.uint16)[: len(words) // 3]
     with as_file(b"") as path:
-        cache_file.write(path, Kept(words[:cut], words[cut : 2 * cut], words[2 * cut :], halves), "n")
-        _restore(cache_file.read(path, "n"))
+        saved.write(path, Kept(words[:cut], words[cut : 2 * cut], words[2 * cut :], halves), "n")
+        _restore(saved.read(path, "n"))
         lengths = np.array([len(words)], np.int32)
-        cache_file.write(path, Kept(lengths, np.array([len(halves)], np.int32), words, halves), "n")
-        _restore(cache_file.read(path, "n"))
+        saved.write(path, Kept(lengths, np.array([len(halves)], np.int32), words, halves), "n")
+        _restore(saved.read(path, "n"))
 
 
 def _restore(kept: Kept | None) -> None:
     """As the daemon does."""
     if kept is None:
         return
-    rows = RowTable(2**16, COSTS, sot=99, seed=0)
+    rows = AnswerTable(2**16, COSTS, sot=99, seed=0)
     try:
         rows.restore(kept)
     except ValueError:
@@ -114,7 +115,7 @@ def _restore(kept: Kept | None) -> None:
 
 
 def _cache() -> bytes:
-    return _made("answers", lambda path: cache_file.write(path, KEPT, "n")).read_bytes()
+    return _made("answers", lambda path: saved.write(path, KEPT, "n")).read_bytes()
 
 
 # Checkpoints

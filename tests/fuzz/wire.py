@@ -16,11 +16,13 @@ from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.vocab import Tokeniser, Vocabulary
 from shared.wire import HistoryMode, Limits, ScoreQuery, ScoreReply, TeacherInfo
 from teacher_server import checks
-from teacher_server.rows import RowTable
+from teacher_server.answers.table import AnswerTable
+from teacher_server.checks import RequestLimits
 
 MessageT = TypeVar("MessageT", bound=Message)
 SignedT = TypeVar("SignedT", pb.ScoreResponse, pb.GetTeacherResponse)
 CELLS, BLOCK_SIZE, MAX_POSITIONS, MAX_CANDIDATES = 40, 16, 500, 2000
+LIMITS = RequestLimits(CELLS, BLOCK_SIZE - 1, MAX_POSITIONS, MAX_CANDIDATES)
 COSTS = np.arange(BLOCK_SIZE + 1, dtype=np.int64)
 QUERY = ScoreQuery(
     HistoryMode.SEQUENCE,
@@ -47,8 +49,8 @@ def read_request(data: bytes) -> None:
     except DecodeError:
         raise InvalidRequest("not a message") from None  # as interceptors do
     query = wire.decode_query(message)
-    checks.check(query, Vocabulary.full(CELLS), BLOCK_SIZE, MAX_POSITIONS, MAX_CANDIDATES)
-    rows = RowTable(2**16, COSTS, sot=CELLS + 2, seed=0)
+    checks.check(query, LIMITS)
+    rows = AnswerTable(2**16, COSTS, sot=CELLS + 2, seed=0)
     asked = rows.ask(query)
     slots, count = np.empty(len(asked.slots) + 1, np.int64), 0
     count, _ = rows.take(asked, 10**6, slots, count)

@@ -132,7 +132,7 @@ def test_teacher_and_trainer_each_in_an_environment_of_its_own(environments: dic
         line = server.stdout.readline()
         assert line, server.communicate()[1]
         address = json.loads(line)["listening"]
-        bare.run("python", "-m", "teacher_server.healthcheck", address, cwd=work)
+        bare.run("python", "-m", "teacher_server.client.healthcheck", address, cwd=work)
         asked = ("--address", address, "--history", "1,2", "--candidates", "3,4")
         answer, _ = bare.run("teacher-server", "query", *asked, cwd=work)
         assert sum(json.loads(answer)["probabilities"]) == pytest.approx(1, abs=2e-3)

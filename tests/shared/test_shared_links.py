@@ -17,8 +17,8 @@ from shared.config import Section
 from shared.errors import ReportableError
 from student_trainer.generate import records
 from student_trainer.runs import checkpoint as checkpoints
-from teacher_server import cache_file
-from teacher_server.rows import Kept
+from teacher_server.answers import saved as cache_file
+from teacher_server.answers.table import Kept
 
 
 class Settings(Section):

@@ -124,7 +124,7 @@ def test_one_index(tmp_path: Path, count: int) -> None:
 
 READERS = {
     "weights": "from student_trainer.runs.checkpoint import load_tensors as read",
-    "upstream": "from teacher_server.checkpoint import read",
+    "upstream": "from teacher_server.lmtad.checkpoint import read",
 }
 
 

@@ -13,7 +13,7 @@ from shared.errors import InvalidRequest, Overloaded, Unavailable
 from shared.teacher_file import TeacherHeader
 from shared.vocab import Tokeniser, Vocabulary
 from shared.wire import Float16, ScoreQuery
-from teacher_server.batcher import Answer
+from teacher_server.batching.batcher import Answer
 
 CELLS = 100
 HEADER = TeacherHeader(

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from shared.errors import InvalidRequest
-from shared.vocab import Vocabulary
 from shared.wire import HistoryMode, ScoreQuery
 from teacher_server import checks
+from teacher_server.checks import RequestLimits
 
 BLOCK = 6
 
@@ -33,18 +33,18 @@ def make_query(mode: HistoryMode, rows: list[list[int]], candidate_counts: list[
 )
 def test_what_breaks_a_limit_is_named(query: ScoreQuery, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
-        checks.check(query, Vocabulary.full(40), BLOCK, max_positions=10, max_candidates=20)
+        checks.check(query, RequestLimits(40, BLOCK - 1, positions=10, candidates=20))
 
 
 def test_candidates_must_be_cells() -> None:
     query = make_query(HistoryMode.WINDOW, [[1]], [2])
     query.candidate_tokens[1] = 40  # PAD
     with pytest.raises(InvalidRequest, match=r"candidate_tokens\[1\]: 40 is not a cell"):
-        checks.check(query, Vocabulary.full(40), BLOCK, max_positions=10, max_candidates=20)
+        checks.check(query, RequestLimits(40, BLOCK - 1, positions=10, candidates=20))
 
 
 @pytest.mark.parametrize("mode", HistoryMode)
 def test_requests_at_the_limits_pass(mode: HistoryMode) -> None:
     query = make_query(mode, [[0, 39, 1, 2, 3]], [1] if mode is HistoryMode.WINDOW else [1] * 5)
-    checks.check(query, Vocabulary.full(40), BLOCK, max_positions=5, max_candidates=len(query.candidate_tokens))
-    checks.check(make_query(mode, [], []), Vocabulary.full(40), BLOCK, max_positions=0, max_candidates=0)
+    checks.check(query, RequestLimits(40, BLOCK - 1, positions=5, candidates=len(query.candidate_tokens)))
+    checks.check(make_query(mode, [], []), RequestLimits(40, BLOCK - 1, positions=0, candidates=0))

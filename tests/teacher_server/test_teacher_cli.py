@@ -15,7 +15,8 @@ from shared import config
 from shared.cli import Job
 from shared.errors import ConfigError
 from teacher_server.__main__ import JOBS, main
-from teacher_server.config import ExportConfig, ServeConfig
+from teacher_server.config import ServeConfig
+from teacher_server.lmtad.config import ExportConfig
 
 
 def resolve(path: str) -> Any:

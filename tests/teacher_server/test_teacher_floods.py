@@ -36,8 +36,8 @@ from shared.errors import from_status
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import HistoryMode, ScoreQuery
-from teacher_server import healthcheck, info
 from teacher_server.admission import SERVICE
+from teacher_server.client import healthcheck, info
 
 pytestmark = pytest.mark.integration
 
@@ -301,11 +301,11 @@ def test_a_signal_while_loading_ends_it_with_one_line(tiny_teacher: Path, tmp_pa
     """At once: the thread that loads, held up here, is not waited for."""
     code = (
         "import sys, threading, types\n"
-        "engine = types.ModuleType('teacher_server.engine')\n"
+        "engine = types.ModuleType('teacher_server.engine.engine')\n"
         "engine.load = lambda *_: threading.Event().wait()\n"
-        "sys.modules['teacher_server.engine'] = engine\n"
-        "import teacher_server\n"
-        "teacher_server.engine = engine\n"
+        "sys.modules['teacher_server.engine.engine'] = engine\n"
+        "import teacher_server.engine\n"
+        "teacher_server.engine.engine = engine\n"
         "from teacher_server.__main__ import main\n"
         "sys.exit(main())"
     )

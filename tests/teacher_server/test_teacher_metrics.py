@@ -9,8 +9,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from shared.errors import InvalidRequest, Overloaded
+from teacher_server.answers.table import AnswerTable
 from teacher_server.metrics import Metrics
-from teacher_server.rows import RowTable
 
 CONTRACT = {
     ("teacher_requests", "counter"),
@@ -54,7 +54,7 @@ def test_a_loaded_teacher_counts_its_rows() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     before = {(metric.name, metric.type) for metric in registry.collect()}
-    metrics.watch(RowTable(2**20, np.arange(9), sot=0))
+    metrics.watch(AnswerTable(2**20, np.arange(9), sot=0))
     found = {(metric.name, metric.type) for metric in registry.collect()} - before
     assert found == CONTRACT_OF_ROWS
     for outcome in ("hit", "wait", "miss"):

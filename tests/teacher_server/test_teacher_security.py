@@ -23,8 +23,8 @@ from shared.wire import HistoryMode, ScoreQuery
 from student_trainer.distill.client import GrpcTeacher
 from student_trainer.distill.config import ClientConfig
 from student_trainer.train.config import TrainConfig
-from teacher_server import healthcheck, info
 from teacher_server.__main__ import main
+from teacher_server.client import healthcheck, info
 
 pytestmark = pytest.mark.integration
 

@@ -21,8 +21,8 @@ from shared import teacher_file, wire
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import HistoryMode, ScoreQuery
-from teacher_server import healthcheck
 from teacher_server.__main__ import main
+from teacher_server.client import healthcheck
 
 pytestmark = pytest.mark.integration
 

@@ -28,13 +28,14 @@ from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import HistoryMode, ScoreQuery
 from teacher_server import server
-from teacher_server.batcher import Batcher
-from teacher_server.config import BatchingConfig, ServeConfig
+from teacher_server.answers.table import AnswerTable
+from teacher_server.batching.batcher import Batcher
+from teacher_server.batching.config import BatchingConfig
+from teacher_server.config import ServeConfig
 from teacher_server.health import Health
 from teacher_server.interceptors import SERVICE, GoneCallers
 from teacher_server.lifecycle import Lifecycle, State
 from teacher_server.metrics import Metrics
-from teacher_server.rows import RowTable
 from teacher_server.scorer import Batch
 from teacher_server.service import TeacherService
 
@@ -66,7 +67,7 @@ async def bench(is_loaded: bool = True, **values: Any) -> AsyncIterator[Bench]:
     made = Bench(config)
     with ThreadPoolExecutor(1) as thread:
         if is_loaded:
-            rows = RowTable(0, made.scorer.costs, HEADER.tokeniser.vocabulary.sot)
+            rows = AnswerTable(0, made.scorer.costs, HEADER.tokeniser.vocabulary.sot)
             made.service.open(made.scorer, Batcher(made.scorer, rows, thread, config.batching, made.metrics))
         running, address = server.build(config, made.service, Health(Lifecycle(State.SERVING)), made.metrics)
         await running.start()

@@ -16,17 +16,20 @@ import pytest
 import torch
 from support.certificates import Authority, reads_of_a_channel
 from support.setting_reads import Setting, recorded_reads, settings_of
-from test_teacher_export import write_checkpoint
-from test_teacher_pretrain import circular_trips, write_store
+from support.teacher_files import circular_trips, write_checkpoint, write_store
 
 from shared import wire
 from shared.channel import Tokens
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import HistoryMode, ScoreQuery
-from teacher_server import export, info, pretrain, query, security, server
+from teacher_server import security, server
 from teacher_server.__main__ import JOBS
-from teacher_server.config import ExportConfig, InfoConfig, PretrainConfig, QueryConfig, ServeConfig
+from teacher_server.client import info, query
+from teacher_server.client.config import InfoConfig, QueryConfig
+from teacher_server.config import ServeConfig
+from teacher_server.lmtad import export, pretrain
+from teacher_server.lmtad.config import ExportConfig, PretrainConfig
 
 PATIENCE = 60
 

@@ -21,8 +21,9 @@ from shared.wire import HistoryMode, ScoreQuery
 from student_trainer.distill.client import GrpcTeacher
 from student_trainer.distill.config import ClientConfig
 from teacher_server import server
-from teacher_server.batcher import Batcher
-from teacher_server.config import BatchingConfig, ServeConfig
+from teacher_server.batching.batcher import Batcher
+from teacher_server.batching.config import BatchingConfig
+from teacher_server.config import ServeConfig
 from teacher_server.health import Health
 from teacher_server.lifecycle import Lifecycle, State
 from teacher_server.metrics import Metrics

@@ -1,0 +1,20 @@
+"""Settings of the remembered answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pydantic
+
+from shared.config import Section
+
+
+class CacheConfig(Section):
+    """What the teacher remembers: it is frozen, so an answer holds for ever."""
+
+    mib: int = pydantic.Field(256, ge=0)
+    """Memory for answers, MiB: about 100 bytes for a position with a window of up to 8. 0: nothing is remembered,
+    and only rows in flight are shared. Changes no answer."""
+    file: Path | None = None
+    """Written when the daemon drains and read when it starts, so that a restarted teacher is warm; ignored if it is
+    of other weights or another device. none: not kept."""

@@ -1,0 +1,1 @@
+"""Commands that ask a running server, or a teacher file, from outside."""

@@ -1,0 +1,1 @@
+"""LM-TAD, the teacher's model: its architecture, its files, its training."""

@@ -1,0 +1,86 @@
+"""Remembered answers between two runs of the daemon: kept whole, and used by the same teacher only."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from teacher_server.answers import saved
+from teacher_server.answers.compiled import Kept
+
+KEPT = Kept(
+    np.array([3, 4], np.int32),
+    np.array([1, 2], np.int32),
+    np.array([4, 1, 2, 4, 1, 2, 3], np.int32),
+    np.array([1, 2, 3], np.uint16),
+)
+
+
+def same(one: Kept, other: Kept) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "answers"
+    saved.write(path, KEPT, "n1")
+    kept = saved.read(path, "n1")
+    assert kept is not None and same(kept, KEPT)
+
+
+def test_nothing_is_kept_as_nothing(tmp_path: Path) -> None:
+    nothing = Kept(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.uint16))
+    saved.write(tmp_path / "answers", nothing, "n1")
+    kept = saved.read(tmp_path / "answers", "n1")
+    assert kept is not None and same(kept, nothing)
+
+
+def test_answers_of_another_teacher_are_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    saved.write(tmp_path / "answers", KEPT, "n1")
+    assert saved.read(tmp_path / "answers", "n2") is None
+    assert "other weights or another device" in caplog.text
+
+
+def test_no_file_is_a_cold_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    assert saved.read(tmp_path / "answers", "n1") is None
+    assert "yet" in caplog.text
+
+
+def damaged(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def of_something_else(path: Path) -> None:
+    safetensors.numpy.save_file({"words": np.zeros(1)}, path)
+
+
+def of_bytes(path: Path) -> None:
+    path.write_bytes(b"not at all")
+
+
+def of_other_types(path: Path) -> None:
+    arrays = {name: array.astype(np.float64) for name, array in KEPT._asdict().items()}
+    with safetensors.safe_open(path, framework="np") as file:
+        metadata = file.metadata()
+    safetensors.numpy.save_file(arrays, path, metadata=metadata)
+
+
+@pytest.mark.parametrize("spoil", [damaged, truncated, of_something_else, of_bytes, of_other_types])
+def test_a_file_that_is_not_whole_is_a_cold_start_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: object
+) -> None:
+    path = tmp_path / "answers"
+    saved.write(path, KEPT, "n1")
+    spoil(path)  # type: ignore[operator]
+    assert saved.read(path, "n1") is None
+    assert "starting without them" in caplog.text

@@ -1,0 +1,149 @@
+"""Pretraining: learning what can be learned, repeatability, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.teacher_files import ROAD_CELL, circular_trips, write_store
+
+from shared import config, teacher_file
+from shared.errors import ConfigError, DataError, FileFormatError, ReportableError, TrainingError
+from shared.store import Store
+from teacher_server.lmtad import model, pretrain
+from teacher_server.lmtad.config import PretrainConfig
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return write_store(tmp_path / "store", {"train": circular_trips(300, 0), "val": circular_trips(50, 1)})
+
+
+def settings(store: Path, **changes: Any) -> PretrainConfig:
+    small = {"n_layer": 1, "n_head": 2, "n_embd": 16, "batch_tokens": 256, "warmup_steps": 5, "epochs": 8}
+    values = {"data": store, "out": store.parent / "teacher", "device": "cpu", "threads": 1, "learning_rate": 1e-2}
+    return PretrainConfig.model_validate(values | small | changes)
+
+
+def test_a_teacher_learns_what_is_certain(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pretrain.run(settings(store))
+    result = json.loads(capsys.readouterr().out)
+    header, weights = teacher_file.read(store.parent / "teacher")
+    vocabulary = header.tokeniser.vocabulary
+    lmtad = model.load(header, weights)
+    token = vocabulary.token(ROAD_CELL)
+    for history, following in [([3, 4], 5), ([5, 6], 7), ([7, 0], 1), ([0, 1, 2, 3, 4, 5], 6)]:
+        tokens = torch.tensor([[vocabulary.sot, *token[history]]])
+        assert int(lmtad(tokens)[0, -1, : vocabulary.cells].argmax()) == token[following]
+    assert result["next_cell_accuracy"] > 0.85
+    assert result["held_out_loss"] < 0.7
+    assert header.provenance["held_out_loss"] == result["held_out_loss"]
+    assert header.provenance["store_fingerprint"] == "f00d"
+    assert header.tokeniser.fingerprint == Store(store).tokeniser.fingerprint
+    assert header.architecture["block_size"] == 21
+    assert result["epochs"] == 8
+
+
+def test_the_held_out_loss_is_that_of_the_file(store: Path) -> None:
+    pretrain.run(settings(store, epochs=2))
+    header, weights = teacher_file.read(store.parent / "teacher")
+    lmtad, vocabulary = model.load(header, weights), header.tokeniser.vocabulary
+    losses, hits = [], []
+    for trip in circular_trips(50, 1):
+        tokens = [vocabulary.sot, *vocabulary.token(ROAD_CELL)[trip].tolist(), vocabulary.eot]
+        logits = lmtad(torch.tensor([tokens[:-1]]))[0].double()
+        losses += (logits.logsumexp(-1) - logits[range(len(trip) + 1), tokens[1:]]).tolist()
+        hits += (logits[:-1, : vocabulary.cells].argmax(-1).numpy() == tokens[1:-1]).tolist()
+    assert header.provenance["held_out_loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+    assert header.provenance["next_cell_accuracy"] == pytest.approx(np.mean(hits), abs=1e-9)
+
+
+def test_a_seed_repeats_a_run(store: Path) -> None:
+    revisions = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        pretrain.run(settings(store, epochs=2, seed=seed, out=store.parent / name))
+        revisions.append(teacher_file.read_header(store.parent / name).revision)
+    assert revisions[0] == revisions[1] != revisions[2]
+
+
+def test_steps_end_the_run(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pretrain.run(settings(store, max_steps=3))
+    assert json.loads(capsys.readouterr().out)["steps"] == 3
+
+
+def test_the_best_weights_are_kept(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three epochs, of which the second is made out to be the best."""
+    seen: list[tuple[float, np.ndarray]] = []
+
+    def held_out(trainer: pretrain.Trainer) -> pretrain.HeldOut:
+        loss = [3.0, 1.0, 2.0][len(seen)]
+        seen.append((loss, trainer._model.weights()["transformer.wte.weight"].copy()))
+        return pretrain.HeldOut(loss, 0.5)
+
+    monkeypatch.setattr(pretrain.Trainer, "_held_out", held_out)
+    pretrain.run(settings(store, epochs=3))
+    header, weights = teacher_file.read(store.parent / "teacher")
+    assert (header.provenance["best_epoch"], header.provenance["held_out_loss"]) == (2, 1.0)
+    assert np.array_equal(weights["transformer.wte.weight"], seen[1][1])
+    assert not np.array_equal(weights["transformer.wte.weight"], seen[2][1])
+
+
+def test_an_existing_file_is_replaced_only_on_request(store: Path) -> None:
+    (store.parent / "teacher").write_text("mine")
+    with pytest.raises(ReportableError, match="overwrite=true"):
+        pretrain.run(settings(store))
+    assert (store.parent / "teacher").read_text() == "mine"
+    pretrain.run(settings(store, max_steps=1, overwrite=True))
+    assert teacher_file.read_header(store.parent / "teacher").revision
+
+
+def test_an_interrupted_run_writes_nothing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretrain.Trainer, "_held_out", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.run(settings(store, max_steps=1))
+    assert [path.name for path in store.parent.iterdir()] == ["store"]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(store: Path) -> None:
+    with pytest.raises(TrainingError, match="lower learning_rate"):
+        pretrain.run(settings(store, learning_rate=1e38, warmup_steps=0))
+    assert not (store.parent / "teacher").exists()
+
+
+@pytest.mark.parametrize("empty", ["train", "val"])
+def test_empty_splits_are_reported(tmp_path: Path, empty: str) -> None:
+    trips = {"train": circular_trips(5, 0), "val": circular_trips(5, 0), empty: [[]]}
+    with pytest.raises(DataError, match=f"the {empty} split has no trips"):
+        pretrain.run(settings(write_store(tmp_path / "store", trips)))
+
+
+def test_tokens_outside_the_vocabulary_are_reported(store: Path) -> None:
+    np.save(store / "network" / "road_token.npy", np.full(8, 7, np.int32))
+    with pytest.raises(FileFormatError, match="road_token does not fit"):
+        pretrain.run(settings(store))
+
+
+def test_heads_must_divide_the_width(store: Path) -> None:
+    with pytest.raises(ConfigError, match="n_embd 16 is not a multiple of n_head 3"):
+        config.validate(PretrainConfig, {"data": store, "out": "x", "n_embd": 16, "n_head": 3})
+
+
+@pytest.mark.parametrize(("block_size", "expected"), [(None, 16), (9, 9)])
+def test_the_block_is_bounded(store: Path, block_size: int | None, expected: int) -> None:
+    pretrain.run(settings(store, max_steps=2, block_size=block_size, max_block_size=16))
+    assert teacher_file.read_header(store.parent / "teacher").architecture["block_size"] == expected
+
+
+def test_learning_rate_warms_up_and_falls() -> None:
+    schedule = settings(Path("s"), learning_rate=1.0, min_learning_rate=0.1, warmup_steps=10)
+    assert pretrain.learning_rate(schedule, 0, 0.0) == pytest.approx(0.1)
+    assert pretrain.learning_rate(schedule, 9, 0.0) == pytest.approx(1.0)
+    assert pretrain.learning_rate(schedule, 50, 0.5) == pytest.approx(0.55)
+    assert pretrain.learning_rate(schedule, 99, 1.0) == pytest.approx(0.1)
