@@ -13,8 +13,11 @@ TEXT_CHARACTERS = 4000
 
 
 def pytest_runtest_logreport(report: Any) -> None:
-    """Called by pytest for each phase of a test; the test itself counts, and what fails or skips before or after."""
-    if report.when == "call" or report.outcome != "passed":
+    """Called by pytest for each phase of a test; the test itself counts, and what fails or skips before or after.
+
+    Of several processes (pytest-xdist) the one that leads them hears of all tests.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ and (report.when == "call" or report.outcome != "passed"):
         _write(report)
 
 

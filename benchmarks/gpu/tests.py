@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -18,6 +19,10 @@ from benchmarks.gpu.task import Task
 
 TEST_SECONDS = 60
 """Limit of one test."""
+PROCESSES = 6
+"""Run tests at once where pytest-xdist is installed: most of their time is the host's, starting and compiling."""
+STOP_SECONDS = 6
+"""How long pytest may take to stop."""
 
 
 def run(task: Task, record: Record) -> None:
@@ -26,17 +31,19 @@ def run(task: Task, record: Record) -> None:
     log.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "tests/cuda", "-m", "cuda", "-q", "-p", "benchmarks.gpu.outcomes"]
     command += ["-p", "no:cacheprovider", "-o", "filterwarnings=default", f"--timeout={TEST_SECONDS}"]
+    if importlib.util.find_spec("xdist") is not None:
+        command += ["-n", str(PROCESSES)]
     environment = os.environ | {outcomes.VARIABLE: str(log)}
     with (task.work / "pytest.log").open("w") as output:
         process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT)
         try:
-            process.wait(max(1.0, record.left - 5))
+            process.wait(max(1.0, record.left - 2 * STOP_SECONDS))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGINT)
             record.failures.append(Failure("all tests", "the part's time was over before the last test had ended"))
         finally:
             try:
-                process.wait(4)
+                process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
