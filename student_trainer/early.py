@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
+from shared import claims
 from shared.errors import FileFormatError
 from shared.store import Store
 from student_trainer.runs.layout import check_unused
@@ -61,9 +62,9 @@ def check_store(settings: ReadsStore) -> None:
 
 
 def check_run(settings: MakesRun) -> None:
-    """Raises `ReportableError` if there is no store, or OUT is used and not resumed."""
+    """Raises `ReportableError` if there is no store, or OUT is used and not resumed; who uses it now is said later."""
     check_store(settings)
-    if not settings.resume:
+    if not settings.resume and claims.holder(settings.out) is None:
         check_unused(settings.out)
 
 
