@@ -170,6 +170,22 @@ def test_parts_of_the_trainer_know_what_lies_below_them(path: Path) -> None:
     assert others <= MAY_IMPORT[part]
 
 
+def drawn_rooms(package: str) -> dict[str, set[str]]:
+    """Which room may import which, as a table of docs/architecture.md says."""
+    (table,) = re.findall(
+        rf"^\| `{package}` \|.*\n\|[ -|]+\n((?:\|.*\n)+)", (DOCS / "architecture.md").read_text("utf-8"), re.MULTILINE
+    )
+    rows = [[re.findall(r"`(\w+)[/.\w]*`", cell) for cell in row.split(" | ")] for row in table.splitlines()]
+    return {f"{package}.{room}": {f"{package}.{name}" for name in row[-1]} for row in rows for room in row[0]}
+
+
+def test_the_rooms_of_the_trainer_are_drawn() -> None:
+    drawn = drawn_rooms("student_trainer")
+    assert {room: drawn[room] for room in MAY_IMPORT} == MAY_IMPORT
+    packages = {name_of(path) for path in (REPOSITORY / "student_trainer").glob("*/__init__.py")}
+    assert drawn.keys() == packages
+
+
 def test_no_module_imports_itself_through_others() -> None:
     graph = {name_of(path): imports_of(path) & NAMES - {name_of(path)} for path in MODULES}
     while leaves := [name for name, imported in graph.items() if not imported & graph.keys()]:
