@@ -115,7 +115,7 @@ SPACE: Space = {
     "distill.temperature": Parameter(low=1.0, high=5.0),
     "distill.window": Parameter(low=2, high=8),
 }
-"""The design document's, with a weight that may be large: up to 0.1 is too small where data is scarce."""
+"""Of the weight a wide range: up to 0.1, as used before, is too small where data is scarce. See docs/tuning.md."""
 
 POINTS: tuple[Point, ...] = (
     {"distill.weight": 0.3, "distill.temperature": 1.0, "distill.window": 4},

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
 from tests.chaos.faults import FAULTS
 from tests.chaos.kills import run_kills
@@ -55,8 +56,17 @@ def test_a_cell_that_ended_otherwise_shows(tmp_path: Path) -> None:
     good = Found(cell, 3, None, 1.0, 0.0, is_equal=True)
     assert [found.is_good for found in (different, failed, good)] == [False, False, True]
     write(tmp_path / "matrix", [different, good])
-    assert "| DIFFERENT |" in (tmp_path / "matrix.md").read_text()
-    assert "| equal |" in (tmp_path / "matrix.md").read_text()
+    page = (tmp_path / "matrix.md").read_text()
+    assert "| DIFFERENT |" in page and "| equal |" in page
+
+
+def test_the_documented_matrix_is_a_page_of_this_program_with_every_cell(tmp_path: Path) -> None:
+    everything = [Found(cell, is_equal=True) for cell in cells({})]
+    write(tmp_path / "matrix", everything)
+    documented = (REPOSITORY / "docs" / "reliability" / "matrix.md").read_text().splitlines()
+    made = (tmp_path / "matrix.md").read_text().splitlines()
+    names = 3  # columns that name the cell; the others are measured
+    assert [line.split(" | ")[:names] for line in documented] == [line.split(" | ")[:names] for line in made]
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ def test_alerts_say_what_and_how_bad() -> None:
 
 
 def test_the_manual_explains_every_alert_and_metric() -> None:
-    manual = (REPOSITORY / "docs" / "operations.md").read_text()
+    manual = (REPOSITORY / "docs" / "monitoring.md").read_text()
     assert [alert["alert"] for alert in ALERTS if f"`{alert['alert']}`" not in manual] == []
     names = {re.sub(r"_(bucket|sum|count)$", "", name) for name in registered() if name.startswith("teacher_")}
     names = {name for name in names if not name.endswith("_created")}
