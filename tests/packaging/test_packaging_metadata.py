@@ -24,7 +24,7 @@ from shared.errors import ConfigError
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 GRPC = ("grpcio", "grpcio-health-checking", "grpcio-reflection")
 BROUGHT = {"report": ("report", "trainer"), "tune": ("tune", "report", "trainer"), "wandb": ("wandb", "trainer")}
-INSEPARABLE = {"pydantic_core": "pydantic", "google": "protobuf"}
+INSEPARABLE = {"pydantic_core": "pydantic", "google": "protobuf", "triton": "torch"}
 """Modules whose distribution comes with another one, or shares its name with others."""
 DISTRIBUTIONS = metadata.packages_distributions()
 CLIENT = {"__init__", "__main__", "address", "config", "dial", "healthcheck", "info", "query"}
