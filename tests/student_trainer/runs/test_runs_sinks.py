@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from support.fake_wandb import FakeWandb
 from support.generated_trips import write_generated
 from support.random_city import write_random_store
-from test_tune_trial import SMALL, phase_of, run_one, tune_settings
+from support.trials import SMALL, phase_of, run_one, tune_settings
 
 from shared.errors import ConfigError
 from shared.store import Store
