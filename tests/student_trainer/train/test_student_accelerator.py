@@ -77,7 +77,7 @@ def start(
 ) -> Session:
     """A distilling session on a device without values; only the road graph, which is the host's, is real."""
     monkeypatch.setattr(training, "random_state", lambda _: {})
-    settings = TrainConfig.model_validate({"data": store.path, "out": out, "teacher": "fake", **SMALL, **changed})
+    settings = TrainConfig.model_validate({"data": store.path, "out": out, "teacher": "fake:1", **SMALL, **changed})
     network = RoadNetwork.load(store)
     model = HOSER(settings.model, network)
     monkeypatch.setattr(training, "HOSER", lambda *_: model)  # made of real tensors; fakes cannot be moved
