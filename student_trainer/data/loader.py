@@ -32,6 +32,10 @@ class TripOrder:
     A batch holds `batch_size` trips on average: more short ones, or fewer long ones. Were it always as many, a step of
     a short trip would weigh several times one of a long trip, because the loss is a mean over the steps of a batch;
     and one batch in `bucket_batches` would pad nearly everything to its longest trip.
+
+    Attributes:
+        batches_per_epoch: how many batches there are.
+        steps_per_epoch: steps of all trips together.
     """
 
     def __init__(self, trips: Index, steps: Index, batch_size: int, bucket_batches: int, seed: int) -> None:
@@ -39,6 +43,7 @@ class TripOrder:
         self._trips, self._steps = trips, steps
         self._batch_size, self._bucket, self._seed = batch_size, batch_size * bucket_batches, seed
         self.batches_per_epoch = -(-len(trips) // batch_size)
+        self.steps_per_epoch = int(steps.sum())
 
     def epoch(self, epoch: int) -> list[Index]:
         """The batches of an epoch."""

@@ -65,6 +65,7 @@ class GrpcTeacher:
         except BaseException:
             self.close()
             raise
+        self.revision = self.info.weights_revision
 
     def submit(self, query: ScoreQuery) -> Future[ScoreReply]:
         """See `Teacher`; may be called from any thread."""

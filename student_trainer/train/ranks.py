@@ -28,6 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 from shared import log as logs
 from shared.errors import ReportableError, TrainingError
 from student_trainer.data.loader import Index
+from student_trainer.train.launch import is_one_of_several
 
 log = logging.getLogger(__name__)
 
@@ -259,7 +260,7 @@ def join(teacher_seconds: float) -> Iterator[Ranks]:
     Args:
         teacher_seconds: how long the settings let a rank wait for a teacher, while the others wait for it.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or "RANK" not in os.environ:
+    if not is_one_of_several():
         yield ALONE
         return
     if rank := int(os.environ["RANK"]):

@@ -30,9 +30,12 @@ from student_trainer.model.weights import load_model
 from student_trainer.predict.config import CutConfig
 from student_trainer.predict.positions import predict
 from student_trainer.runs.layout import RunFiles
-from student_trainer.train import run as training
 from student_trainer.train.config import RecipeConfig, TrainConfig
+from student_trainer.train.connect import connect
 from student_trainer.train.optim import random_state, set_random_state
+from student_trainer.train.resume import find_checkpoint
+from student_trainer.train.runtime import Runtime
+from student_trainer.train.session import Session
 from student_trainer.train.stop import StopSignals
 from student_trainer.tune.config import Objective
 
@@ -84,7 +87,7 @@ class CountedTeacher:
     """
 
     def __init__(self, teacher: Teacher) -> None:
-        self._teacher, self.failure_stats = teacher, teacher.failure_stats
+        self._teacher, self.revision, self.failure_stats = teacher, teacher.revision, teacher.failure_stats
         self.compute_seconds, self.positions = 0.0, 0
 
     def submit(self, query: ScoreQuery) -> Future[ScoreReply]:
@@ -123,7 +126,7 @@ def train(task: Task, folder: Path, report: Callable[[int, Values], bool]) -> di
     if runs[0].runtime.threads:
         torch.set_num_threads(runs[0].runtime.threads)
     device = pick_device(runs[0].runtime.device, setting="runtime.device")
-    connected, revision = training.connect(runs[0], store)
+    connected = connect(runs[0], store)
     teacher = CountedTeacher(connected)
     pruned, epoch = False, 0
     values: Values = ()
@@ -132,10 +135,15 @@ def train(task: Task, folder: Path, report: Callable[[int, Values], bool]) -> di
             opened.enter_context(claims.directory(settings.out))
         asked: Teacher = NullTeacher() if isinstance(connected, NullTeacher) else teacher
         sessions = [
-            training.Session(settings, store, asked, revision, device,
-                             training.claim_directory(settings, store), stop=stop)
+            Session(
+                settings,
+                store,
+                Runtime.of(settings.runtime, device, stop=stop),
+                asked,
+                find_checkpoint(settings, store),
+            )
             for settings in runs
-        ]  # fmt: skip
+        ]
         loops = [opened.enter_context(contextlib.closing(_with_own_numbers(session))) for session in sessions]
         for epoch in range(1, task.epochs + 1):
             for session, loop in zip(sessions, loops, strict=True):
@@ -151,7 +159,7 @@ def train(task: Task, folder: Path, report: Callable[[int, Values], bool]) -> di
             for session, loop in zip(sessions, loops, strict=True):
                 for _ in loop:  # writes what is left to write at the end
                     raise TrainingError("a run went on after its last epoch")
-                training.write_summary(session, time.monotonic() - start)
+                session.write_summary(time.monotonic() - start)
     return {
         "values": list(values),
         "epochs": epoch,
@@ -163,28 +171,28 @@ def train(task: Task, folder: Path, report: Callable[[int, Values], bool]) -> di
         "seconds": round(time.monotonic() - start, 3),
         "teacher_seconds": round(teacher.compute_seconds, 3),
         "teacher_positions": teacher.positions,
-        "teacher_revision": revision or None,
+        "teacher_revision": connected.revision or None,
     }
 
 
-def _with_own_numbers(session: training.Session) -> Generator[dict[str, float]]:
+def _with_own_numbers(session: Session) -> Generator[dict[str, float]]:
     """A session's epochs, whose random numbers do not depend on the sessions beside it."""
     epochs, state = session.epochs(), session.random_state
     try:
         while True:
-            set_random_state(state, session.device)
+            set_random_state(state, session.runtime.device)
             try:
                 record = next(epochs)
             except StopIteration:
                 return
             finally:
-                state = random_state(session.device)
+                state = random_state(session.runtime.device)
             yield record
     finally:
         epochs.close()
 
 
-def values_so_far(objective: Objective, sessions: Sequence[training.Session], epoch: int) -> Values:
+def values_so_far(objective: Objective, sessions: Sequence[Session], epoch: int) -> Values:
     """Means over seeds of the best epoch so far, which is the one whose weights a run keeps.
 
     Raises:
