@@ -27,7 +27,8 @@ PAGES = [path for path in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs
 
 ALLOWED = {
     "shared.errors": set(),
-    "shared.ragged": set(),
+    "shared.arrays": set(),
+    "shared.ragged": {"shared.arrays"},
     "shared.log": set(),
     "shared.provenance": {"shared", "shared.files"},
     "shared.lock": set(),
@@ -38,8 +39,8 @@ ALLOWED = {
     "shared.extras": {"shared", "shared.errors"},
     "shared.processes": set(),
     "shared.cli": {"shared", "shared.config", "shared.errors", "shared.extras", "shared.log"},
-    "shared.grid": {"shared.config", "shared.errors"},
-    "shared.vocab": {"shared.errors", "shared.files", "shared.grid"},
+    "shared.grid": {"shared.arrays", "shared.config", "shared.errors"},
+    "shared.vocab": {"shared.arrays", "shared.errors", "shared.files", "shared.grid"},
     "shared.demo": {"shared", "shared.claims", "shared.cli", "shared.errors", "shared.lock", "shared.processes"},
     "shared.address": set(),
 }

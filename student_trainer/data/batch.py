@@ -13,11 +13,11 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from shared import ragged
+from shared.arrays import Bool, Float32, Int32, Int64
 from shared.store import Trips
 from student_trainer.data import kernels
 from student_trainer.data.network import RoadNetwork
@@ -46,7 +46,7 @@ class CandidateLayout:
     exists: Tensor
 
     @classmethod
-    def of(cls, length: npt.NDArray[np.int64]) -> CandidateLayout:
+    def of(cls, length: Int64) -> CandidateLayout:
         """The layout of positions with `length` [P] candidates."""
         exists = np.arange(length.max()) < length[:, None]
         arrays = (ragged.rows(length), ragged.positions(length), exists)
@@ -132,16 +132,14 @@ class Candidates:
         label: int64 [P] index of the next road among the position's candidates, or -100.
     """
 
-    length: npt.NDArray[np.int64]
-    road: npt.NDArray[np.int64]
-    distance: npt.NDArray[np.float32]
-    angle: npt.NDArray[np.float32]
-    label: npt.NDArray[np.int64]
+    length: Int64
+    road: Int64
+    distance: Float32
+    angle: Float32
+    label: Int64
 
 
-def build_batch(
-    network: RoadNetwork, trips: Trips, index: npt.NDArray[np.int64], top_k: int = 0, max_steps: int = 0
-) -> Batch:
+def build_batch(network: RoadNetwork, trips: Trips, index: Int64, top_k: int = 0, max_steps: int = 0) -> Batch:
     """The batch of the given trips.
 
     Args:
@@ -187,12 +185,12 @@ def build_batch(
     return Batch(layout=CandidateLayout.of(candidates.length), **tensors)
 
 
-def is_weekend(departure: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+def is_weekend(departure: Int64) -> Bool:
     """Whether trips with these first times, seconds since 1970, are of a Saturday or a Sunday."""
     return np.asarray((departure // SECONDS_PER_DAY + 3) % 7 >= 5)  # 1970-01-01 was a Thursday
 
 
-def time_of_day(time: npt.NDArray[np.int64], weekend: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+def time_of_day(time: Int64, weekend: Bool) -> Float32:
     """Time of day in [0, 1), negated in trips of a weekend.
 
     Args:
@@ -203,14 +201,12 @@ def time_of_day(time: npt.NDArray[np.int64], weekend: npt.NDArray[np.bool_]) -> 
     return np.where(weekend, -fraction, fraction)
 
 
-def minutes_of_day(temporal: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def minutes_of_day(temporal: Float32) -> Float32:
     """What `time_of_day` gives, in minutes: the intervals between steps are differences of these."""
     return temporal * np.float32(MINUTES_PER_DAY)
 
 
-def _pairs(
-    network: RoadNetwork, road: npt.NDArray[np.int64], temporal: npt.NDArray[np.float32], length: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def _pairs(network: RoadNetwork, road: Int64, temporal: Float32, length: Int64) -> tuple[Float32, Float32]:
     """Distance and interval of every step to those before it.
 
     Minutes are float32 times of day as upstream has them: the interval saturates across midnight.
@@ -225,9 +221,9 @@ def _pairs(
 
 def candidates_of(
     network: RoadNetwork,
-    road: npt.NDArray[np.int64],
-    next_road: npt.NDArray[np.int32],
-    destination: npt.NDArray[np.int64],
+    road: Int64,
+    next_road: Int32,
+    destination: Int64,
     top_k: int = 0,
 ) -> Candidates:
     """The successors of roads, with their metrics.

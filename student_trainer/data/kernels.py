@@ -12,14 +12,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
+from shared.arrays import Float32, Float64, Int32, Int64
 from shared.compiled import compiled
 from student_trainer.data.geometry import EARTH_RADIUS_M
-
-Float64 = npt.NDArray[np.float64]
-Float32 = npt.NDArray[np.float32]
-Int64 = npt.NDArray[np.int64]
 
 DISTANCE_CLIP_M = 1000.0
 INTERVAL_CLIP_MIN = np.float32(5)
@@ -106,7 +102,7 @@ def fill_pairs(
 def fill_last_pairs(
     distance: Float32,
     interval: Float32,
-    path: npt.NDArray[np.int32],
+    path: Int32,
     length: Int64,
     road: Int64,
     minutes: Float32,
@@ -140,10 +136,10 @@ def fill_candidates(
     label: Int64,
     slot: Int64,
     length: Int64,
-    next_road: npt.NDArray[np.int32],
+    next_road: Int32,
     destination: Int64,
     towards_destination: Float64,
-    successors: npt.NDArray[np.int32],
+    successors: Int32,
     towards_successor: Float64,
     point: Float64,
 ) -> None:

@@ -15,14 +15,10 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from shared import ragged
+from shared.arrays import Bool, Int64, UInt64
 from shared.wire import HistoryMode, ScoreQuery, ScoreReply
-
-UInt64 = npt.NDArray[np.uint64]
-Int64 = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 
 def mix(values: UInt64) -> UInt64:
@@ -75,8 +71,8 @@ class Part:
 
     endpoint: int
     query: ScoreQuery
-    positions: Mask | None = None
-    candidates: Mask | None = None
+    positions: Bool | None = None
+    candidates: Bool | None = None
 
 
 def split(query: ScoreQuery, endpoint_of_row: Int64) -> list[Part]:
@@ -92,7 +88,7 @@ def split(query: ScoreQuery, endpoint_of_row: Int64) -> list[Part]:
     return [_part(query, int(endpoint), endpoint_of_row == endpoint) for endpoint in endpoints]
 
 
-def _part(query: ScoreQuery, endpoint: int, rows: Mask) -> Part:
+def _part(query: ScoreQuery, endpoint: int, rows: Bool) -> Part:
     tokens = np.repeat(rows, query.history_lengths)
     positions = rows if query.mode is HistoryMode.WINDOW else tokens
     candidates = np.repeat(positions, query.candidate_lengths)

@@ -14,14 +14,12 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch_geometric.utils import add_self_loops, remove_self_loops
 
 from shared import ragged
-
-Int = npt.NDArray[np.int64]
+from shared.arrays import Int64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,7 +93,7 @@ class RoadGraph:
         self._offsets = ragged.offsets(self._degree)
         self._num_roads, self._num_layers = num_roads, num_layers
 
-    def field(self, roads: Int) -> Field:
+    def field(self, roads: Int64) -> Field:
         """What is computed for `roads`, int64 in any order, repeated or not."""
         targets = self._distinct(roads)
         row = torch.from_numpy(self._places(targets))
@@ -112,7 +110,7 @@ class RoadGraph:
         hop, _ = self._hop(roads)
         return Field((hop,) * self._num_layers, torch.from_numpy(roads), torch.from_numpy(roads))
 
-    def _hop(self, targets: Int) -> tuple[Hop, Int]:
+    def _hop(self, targets: Int64) -> tuple[Hop, Int64]:
         """The edges into `targets` (ascending), and the roads that they come from (ascending, targets included)."""
         degree = self._degree[targets]
         edge = ragged.slices(self._offsets[targets], degree)
@@ -131,13 +129,13 @@ class RoadGraph:
         }
         return Hop(**{name: torch.from_numpy(array) for name, array in arrays.items()}), inputs
 
-    def _distinct(self, roads: Int) -> Int:
+    def _distinct(self, roads: Int64) -> Int64:
         """Ascending; what `np.unique` gives, without sorting."""
         is_there = np.zeros(self._num_roads, bool)
         is_there[roads] = True
         return np.flatnonzero(is_there)
 
-    def _places(self, roads: Int) -> Int:
+    def _places(self, roads: Int64) -> Int64:
         """Place of each road among `roads`, int64 [N]; their number where it is not among them."""
         places = np.full(self._num_roads, len(roads), np.int64)
         places[roads] = np.arange(len(roads))

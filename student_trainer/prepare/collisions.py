@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from shared.arrays import Int64
 from student_trainer.prepare.counts import Counts
 from student_trainer.prepare.network import Successors
 
@@ -43,9 +43,7 @@ class Collisions:
     chosen: bool
 
 
-def measure(
-    cell: npt.NDArray[np.int64], successors: Successors, steps: Counts, cell_size: float, chosen: bool
-) -> Collisions:
+def measure(cell: Int64, successors: Successors, steps: Counts, cell_size: float, chosen: bool) -> Collisions:
     """Measures a grid; `cell` is the cell of each road, int64 [N]."""
     num_cells = int(cell.max()) + 1
     _, group, size = np.unique(

@@ -11,15 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 import numpy as np
-import numpy.typing as npt
 
 from shared import ragged
+from shared.arrays import Int64
 from shared.store import Trips
 from student_trainer.prepare.network import Successors
 from student_trainer.prepare.trips import step_index, steps_of
 from student_trainer.prepare.workers import Workers
-
-Int = npt.NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,10 +32,10 @@ class Counts:
         seconds_count: int64 [T] how often.
     """
 
-    slot: Int
-    pair: Int
-    seconds: Int
-    seconds_count: Int
+    slot: Int64
+    pair: Int64
+    seconds: Int64
+    seconds_count: Int64
 
     @property
     def steps(self) -> int:
@@ -45,7 +43,7 @@ class Counts:
         return int(self.slot.sum())
 
 
-def pair_offsets(successors: Successors) -> Int:
+def pair_offsets(successors: Successors) -> Int64:
     """Where the pairs that begin with each slot begin in `Counts.pair`: int64 [S + 1]."""
     return ragged.offsets(successors.degree[successors.roads])
 
@@ -61,7 +59,7 @@ def count(
     slot, pair = np.zeros(len(successors.roads), np.int64), np.zeros(int(offsets[-1]), np.int64)
     seconds: Counter[int] = Counter()
 
-    def places(trips: Trips) -> tuple[Int, Int, Int, Int, int]:
+    def places(trips: Trips) -> tuple[Int64, Int64, Int64, Int64, int]:
         steps = steps_of(trips, successors)
         index = step_index(trips.offsets)
         follows = steps.previous_slot >= 0

@@ -8,14 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from shared import ragged
+from shared.arrays import Float64, Int64
 from shared.store import Trips
 from student_trainer.data import geometry
 from student_trainer.prepare.counts import Counts, pair_offsets
 from student_trainer.prepare.network import Successors
 from student_trainer.prepare.trips import Steps, steps_of
 from student_trainer.prepare.workers import Workers
-
-Int = npt.NDArray[np.int64]
 
 
 def measure(train: Counts, steps: Counts, nearest: int, successors: Successors) -> dict[str, float]:
@@ -36,9 +35,7 @@ def measure(train: Counts, steps: Counts, nearest: int, successors: Successors) 
     return {name: int(count) / steps.steps for name, count in hits.items()}
 
 
-def count_nearest(
-    blocks: Iterable[Trips], successors: Successors, centroids: npt.NDArray[np.float64], workers: Workers
-) -> int:
+def count_nearest(blocks: Iterable[Trips], successors: Successors, centroids: Float64, workers: Workers) -> int:
     """Steps to the candidate whose centroid (float64 [N, 2]) is nearest to the destination's."""
 
     def hits(trips: Trips) -> int:
@@ -48,7 +45,7 @@ def count_nearest(
     return sum(workers.in_order(hits, blocks))
 
 
-def _nearest(steps: Steps, successors: Successors, centroids: npt.NDArray[np.float64]) -> Int:
+def _nearest(steps: Steps, successors: Successors, centroids: Float64) -> Int64:
     """Slot of the candidate nearest to the destination, of each step."""
     degree = successors.degree[steps.road]
     slot = ragged.slices(successors.offsets[steps.road], degree)
@@ -58,7 +55,7 @@ def _nearest(steps: Steps, successors: Successors, centroids: npt.NDArray[np.flo
     return slot[_first_largest(-metres, degree)]
 
 
-def _most_frequent_slot(train: Counts, successors: Successors) -> Int:
+def _most_frequent_slot(train: Counts, successors: Successors) -> Int64:
     """Slot taken most often from each road, int64 [N]; -1 for a road without successors."""
     best = np.full(len(successors.degree), -1, np.int64)
     has_successors = successors.degree > 0
@@ -66,7 +63,7 @@ def _most_frequent_slot(train: Counts, successors: Successors) -> Int:
     return best
 
 
-def _second_order_hits(train: Counts, steps: Counts, first_order: Int, successors: Successors) -> int:
+def _second_order_hits(train: Counts, steps: Counts, first_order: Int64, successors: Successors) -> int:
     """Steps to the slot taken most often after the slot before; to the first order's where that is unknown."""
     next_degree = successors.degree[successors.roads]
     slot = ragged.slices(successors.offsets[successors.roads], next_degree)  # of each pair, the second
@@ -78,7 +75,7 @@ def _second_order_hits(train: Counts, steps: Counts, first_order: Int, successor
     return int(steps.pair[chosen].sum() + at_start[first_order[first_order >= 0]].sum())
 
 
-def _first_largest(values: npt.NDArray, lengths: Int) -> Int:
+def _first_largest(values: npt.NDArray, lengths: Int64) -> Int64:
     """Index of the first largest value of each ragged row; rows must not be empty."""
     starts = ragged.offsets(lengths)[:-1]
     largest = np.repeat(np.maximum.reduceat(values, starts), lengths)

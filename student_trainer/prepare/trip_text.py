@@ -7,12 +7,9 @@ which understands all that is CSV, or says what is wrong with it. So both give t
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from shared.arrays import Int32, Int64, UInt8
 from shared.compiled import compiled
-
-Bytes = npt.NDArray[np.uint8]
-Int = npt.NDArray[np.int64]
 
 COMMA, QUOTE, SPACE, CR, LF, ZERO, NINE = (ord(character) for character in '," \r\n09')
 TIME_BYTES = 20
@@ -23,7 +20,7 @@ LONGEST_ID = 9
 
 def read_block(
     text: bytes, columns: int, road_column: int, time_column: int, num_roads: int
-) -> tuple[npt.NDArray[np.int32], Int, Int] | None:
+) -> tuple[Int32, Int64, Int64] | None:
     """The trips of a block, or None if it holds anything but plain ones of known roads.
 
     Plain are roads as in `12,57,903` and times as in `2008-05-22T13:10:06Z`, as many, with blanks at will.
@@ -62,14 +59,14 @@ def _is_text(data: bytes) -> bool:
 
 @compiled
 def _read(
-    text: Bytes,
+    text: UInt8,
     columns: int,
     road_column: int,
     time_column: int,
     num_roads: int,
-    roads: npt.NDArray[np.int32],
-    times: Int,
-    lengths: Int,
+    roads: Int32,
+    times: Int64,
+    lengths: Int64,
 ) -> tuple[int, int]:
     """Rows and values read; (-1, -1) if it is not plain."""
     place, rows, values = 0, 0, 0
@@ -105,7 +102,7 @@ def _read(
 
 
 @compiled
-def _read_roads(text: Bytes, place: int, quoted: bool, num_roads: int, roads: npt.NDArray[np.int32]) -> tuple[int, int]:
+def _read_roads(text: UInt8, place: int, quoted: bool, num_roads: int, roads: Int32) -> tuple[int, int]:
     """Reads a list of road ids: where it ends, and how many; or place -1."""
     if _ends(text, place, quoted):
         return place, 0
@@ -130,7 +127,7 @@ def _read_roads(text: Bytes, place: int, quoted: bool, num_roads: int, roads: np
 
 
 @compiled
-def _read_times(text: Bytes, place: int, quoted: bool, times: Int) -> tuple[int, int]:
+def _read_times(text: UInt8, place: int, quoted: bool, times: Int64) -> tuple[int, int]:
     """Reads a list of times: where it ends, and how many; or place -1."""
     if _ends(text, place, quoted):
         return place, 0
@@ -153,7 +150,7 @@ def _read_times(text: Bytes, place: int, quoted: bool, times: Int) -> tuple[int,
 
 
 @compiled
-def _time(text: Bytes, place: int) -> int:
+def _time(text: UInt8, place: int) -> int:
     """Seconds since 1970 of `YYYY-MM-DDTHH:MM:SSZ`, or `BAD_TIME`."""
     year = 100 * _two_digits(text, place) + _two_digits(text, place + 2)
     month, day = _two_digits(text, place + 5), _two_digits(text, place + 8)
@@ -193,14 +190,14 @@ def _days_of(year: int, month: int) -> int:
 
 
 @compiled
-def _two_digits(text: Bytes, place: int) -> int:
+def _two_digits(text: UInt8, place: int) -> int:
     """The number, or something far below 0."""
     tens, ones = int(text[place]) - ZERO, int(text[place + 1]) - ZERO
     return 10 * tens + ones if 0 <= tens <= 9 and 0 <= ones <= 9 else -100_000
 
 
 @compiled
-def _ends(text: Bytes, place: int, quoted: bool) -> bool:
+def _ends(text: UInt8, place: int, quoted: bool) -> bool:
     """Whether a field ends here; between quotes a comma does not end it."""
     if place >= len(text):
         return False
@@ -209,14 +206,14 @@ def _ends(text: Bytes, place: int, quoted: bool) -> bool:
 
 
 @compiled
-def _skip_blanks(text: Bytes, place: int) -> int:
+def _skip_blanks(text: UInt8, place: int) -> int:
     while place < len(text) and text[place] == SPACE:
         place += 1
     return place
 
 
 @compiled
-def _skip(text: Bytes, place: int, quoted: bool) -> int:
+def _skip(text: UInt8, place: int, quoted: bool) -> int:
     """The end of a field that nobody reads; -1 if there is none, or a quote within it that is not doubled."""
     while place < len(text):
         character = text[place]

@@ -8,14 +8,12 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import numpy.typing as npt
 
 from shared import ragged
+from shared.arrays import Int64
 from shared.store import Trips
 from student_trainer.prepare.network import Successors
 from student_trainer.prepare.raw import RawTrips, refuse
-
-Int = npt.NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,17 +26,17 @@ class Steps:
         previous_slot: int64 [P] slot of the step before; -1 at a trip's first step.
     """
 
-    road: Int
-    next_road: Int
-    destination: Int
-    slot: Int
-    previous_slot: Int
+    road: Int64
+    next_road: Int64
+    destination: Int64
+    slot: Int64
+    previous_slot: Int64
 
     def __len__(self) -> int:
         return len(self.road)
 
 
-def step_index(offsets: Int) -> Int:
+def step_index(offsets: Int64) -> Int64:
     """Places, in the flat roads, of all roads but each trip's last: int64 [P]."""
     inside = np.ones(int(offsets[-1]), bool)
     inside[offsets[1:] - 1] = False
@@ -93,7 +91,7 @@ def usable(raw: RawTrips, successors: Successors, strict: bool) -> tuple[Trips, 
     return _take(raw, kept), dropped
 
 
-def _refuse_first(raw: RawTrips, row: Int, off_network: Int, backwards: Int) -> None:
+def _refuse_first(raw: RawTrips, row: Int64, off_network: Int64, backwards: Int64) -> None:
     def place_in_trip(index: int) -> int:
         return index - int(raw.offsets[row[index]])
 
@@ -104,7 +102,7 @@ def _refuse_first(raw: RawTrips, row: Int, off_network: Int, backwards: Int) -> 
         refuse(raw.path, row[index], "time_list", f"time goes backwards after place {place_in_trip(index)}")
 
 
-def _take(raw: RawTrips, kept: Int) -> Trips:
+def _take(raw: RawTrips, kept: Int64) -> Trips:
     lengths = np.diff(raw.offsets)[kept]
     index = ragged.slices(raw.offsets[kept], lengths)
     return Trips(raw.roads[index], raw.times[index], ragged.offsets(lengths), kept)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from concurrent.futures import Future
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
+from shared.arrays import Int64
 from shared.errors import TeacherError
 from shared.store import Trips
 from shared.wire import ScoreReply
@@ -68,11 +67,11 @@ class Feed:
         self._network, self._trips, self._teacher = network, trips, teacher
         self._config, self._distill = settings.batch, settings.distill
 
-    def lengths(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def lengths(self, index: Int64) -> Int64:
         """Roads of each of the given trips: int64, as `index`."""
         return self._trips.offsets[index + 1] - self._trips.offsets[index]
 
-    def prepare(self, index: npt.NDArray[np.int64], ask: bool = True) -> Prepared:
+    def prepare(self, index: Int64, ask: bool = True) -> Prepared:
         """The batch of the given trips; called by the prefetching thread."""
         batch = build_batch(self._network, self._trips, index, self._config.candidate_top_k, self._config.max_steps)
         reply = None

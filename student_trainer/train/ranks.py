@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from shared import log as logs
+from shared.arrays import Int64
 from shared.errors import ReportableError, TrainingError
-from student_trainer.data.loader import Index
 from student_trainer.train.launch import is_one_of_several
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Ranks:
     def sum_(self, tensor: Tensor) -> None:
         """Replaces a tensor by its sum over ranks, the same bits on each."""
 
-    def share(self, trips: Index, lengths: Index) -> Index:
+    def share(self, trips: Int64, lengths: Int64) -> Int64:
         """This rank's part of a micro-batch; the parts of all are the whole.
 
         Longest first, trips are dealt to and fro (0 1 2 2 1 0 0 1 ...), so that shares are even in number and length.
@@ -87,7 +87,7 @@ class Ranks:
         turn = np.arange(len(trips)) % (2 * self.world)
         dealt_to = np.minimum(turn, 2 * self.world - 1 - turn)
         mine = np.argsort(-lengths, kind="stable")[dealt_to == self.rank]
-        share: Index = trips[np.sort(mine)]
+        share: Int64 = trips[np.sort(mine)]
         return share
 
     def sums(self, *values: int) -> list[int]:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from student_trainer.data.loader import Index, TripOrder
+from shared.arrays import Int64
+from student_trainer.data.loader import TripOrder
 from student_trainer.model.road_graph import Field, RoadGraph
 from student_trainer.train.feed import Feed, Prepared
 from student_trainer.train.ranks import ALONE, Ranks
@@ -20,7 +21,7 @@ class PlannedStep:
     number: int
     epoch: int
     ends_epoch: bool
-    micro_batches: Sequence[Index]
+    micro_batches: Sequence[Int64]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,9 +14,10 @@ import torch
 import tqdm
 
 from shared import config, files
+from shared.arrays import Int64
 from shared.errors import CompatibilityError, ConfigError, TeacherError
 from shared.store import SplitName, Store, Trips
-from student_trainer.data.loader import Index, Prefetcher, TripOrder
+from student_trainer.data.loader import Prefetcher, TripOrder
 from student_trainer.data.network import RoadNetwork
 from student_trainer.distill.teacher import FailureStats, NullTeacher, Teacher
 from student_trainer.model import upstream
@@ -261,7 +262,7 @@ def _new_student(settings: TrainConfig, network: RoadNetwork, device: torch.devi
     return model
 
 
-def _schedule(train: Trips, chosen: Index, settings: TrainConfig) -> Schedule:
+def _schedule(train: Trips, chosen: Int64, settings: TrainConfig) -> Schedule:
     steps = train.lengths[chosen] - 1
     if settings.batch.max_steps:
         steps = np.minimum(steps, settings.batch.max_steps)
@@ -269,7 +270,7 @@ def _schedule(train: Trips, chosen: Index, settings: TrainConfig) -> Schedule:
     return Schedule(order, settings.optim.accumulation, settings.optim.epochs)
 
 
-def choose_trips(trips: Trips, settings: TrainConfig, split: SplitName = "train") -> Index:
+def choose_trips(trips: Trips, settings: TrainConfig, split: SplitName = "train") -> Int64:
     """All trips, or a sample of them that depends on the sample's seed alone: int64 [n], ascending.
 
     Raises:

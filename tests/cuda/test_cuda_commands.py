@@ -22,7 +22,7 @@ from shared import teacher_file
 from shared.store import Store
 from student_trainer.predict import run as predict
 from student_trainer.predict.config import PredictConfig
-from student_trainer.train import checkpoint as checkpoints
+from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.train import run as training
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.session import Session
