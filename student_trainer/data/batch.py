@@ -37,12 +37,12 @@ class CandidateLayout:
 
     Attributes:
         position: int64 [K] position of each candidate.
-        slot: int64 [K] its index among the position's candidates.
+        column: int64 [K] its index among the position's candidates.
         exists: bool [P, C].
     """
 
     position: Tensor
-    slot: Tensor
+    column: Tensor
     exists: Tensor
 
     @classmethod
@@ -55,7 +55,7 @@ class CandidateLayout:
     def pad(self, values: Tensor, fill: float) -> Tensor:
         """Flat values [K] as [P, C]."""
         padded = values.new_full(self.exists.shape, fill)
-        return padded.index_put((self.position, self.slot), values)
+        return padded.index_put((self.position, self.column), values)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class Batch:
         candidate_token: int64 [K] cell of the candidate.
         label: int64 [P] index of the next road among the candidates, or -100.
         seconds: float32 [P] travel time to the next road.
-        place: int64 [P] place of each position among the B * T padded steps.
+        padded_step: int64 [P] index of each position among the B * T padded steps.
         layout: where candidates lie among padded ones.
     """
 
@@ -95,7 +95,7 @@ class Batch:
     candidate_token: Tensor
     label: Tensor
     seconds: Tensor
-    place: Tensor
+    padded_step: Tensor
     layout: CandidateLayout
 
     @property
@@ -179,7 +179,7 @@ def build_batch(network: RoadNetwork, trips: Trips, index: Int64, top_k: int = 0
         "candidate_token": network.road_token[candidates.road].astype(np.int64),
         "label": candidates.label,
         "seconds": (chosen.times[step + 1] - time).astype(np.float32),
-        "place": ragged.slices(np.arange(len(kept)) * width, kept),
+        "padded_step": ragged.slices(np.arange(len(kept)) * width, kept),
     }
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
     return Batch(layout=CandidateLayout.of(candidates.length), **tensors)
@@ -235,8 +235,8 @@ def candidates_of(
         destination: int64 [P].
         top_k: as for `build_batch`.
     """
-    slot = network.successor_offsets[road]
-    length = network.successor_offsets[road + 1] - slot
+    first = network.successor_offsets[road]
+    length = network.successor_offsets[road + 1] - first
     count = int(length.sum())
     distance = np.empty(count, np.float32)
     found = Candidates(
@@ -251,7 +251,7 @@ def candidates_of(
         found.distance,
         found.angle,
         found.label,
-        slot,
+        first,
         length,
         next_road,
         destination,
@@ -278,14 +278,14 @@ def _keep_nearest(candidates: Candidates, k: int) -> Candidates:
     rank[order] = ragged.positions(length)
     kept = rank < k
     new_length = np.minimum(length, k)
-    new_slot = np.full(len(kept), IGNORED_LABEL, np.int64)
-    new_slot[kept] = ragged.positions(new_length)
+    new_label = np.full(len(kept), IGNORED_LABEL, np.int64)
+    new_label[kept] = ragged.positions(new_length)
     labelled = candidates.label >= 0
-    place = ragged.offsets(length)[:-1] + np.where(labelled, candidates.label, 0)
+    true = ragged.offsets(length)[:-1] + np.where(labelled, candidates.label, 0)
     return Candidates(
         length=new_length,
         road=candidates.road[kept],
         distance=candidates.distance[kept],
         angle=candidates.angle[kept],
-        label=np.where(labelled, new_slot[np.minimum(place, len(kept) - 1)], IGNORED_LABEL),
+        label=np.where(labelled, new_label[np.minimum(true, len(kept) - 1)], IGNORED_LABEL),
     )

@@ -68,16 +68,16 @@ class TripOrder:
 
 
 def padded_share(batches: Iterable[Int64], power: int = 1) -> float:
-    """Share of padding among the places of padded batches, given the steps of each batch's trips.
+    """Share of padding in padded batches, given the steps of each batch's trips.
 
     Args:
         batches: int64 [B] steps of the trips, for each batch.
         power: 1 for arrays [B, T], 2 for [B, T, T].
     """
     steps = list(batches)
-    filled = sum(int((batch**power).sum()) for batch in steps)
-    places = sum(len(batch) * int(batch.max() ** power) for batch in steps)
-    return 1 - filled / places
+    valid = sum(int((batch**power).sum()) for batch in steps)
+    padded = sum(len(batch) * int(batch.max() ** power) for batch in steps)
+    return 1 - valid / padded
 
 
 def by_length(lengths: Int64, batch_size: int) -> list[Int64]:

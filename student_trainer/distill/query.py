@@ -26,8 +26,8 @@ def build_query(batch: Batch, network: RoadNetwork, distill: DistillConfig) -> S
         )
     window = np.minimum(ragged.positions(length) + 1, distill.window)
     start = np.arange(len(tokens)) + 1 - window
-    rows = tokens[ragged.slices(start, window)]
-    return ScoreQuery(HistoryMode.WINDOW, rows, window.astype(np.int32), candidates, candidate_lengths)
+    histories = tokens[ragged.slices(start, window)]
+    return ScoreQuery(HistoryMode.WINDOW, histories, window.astype(np.int32), candidates, candidate_lengths)
 
 
 def check_teacher(info: TeacherInfo, store: Store, distill: DistillConfig, address: str) -> None:

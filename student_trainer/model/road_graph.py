@@ -27,15 +27,15 @@ class Hop:
     """One layer's share of the graph: the edges into M_out roads from M_in roads, sorted by target.
 
     Attributes:
-        place: int64 [M_out], the targets' own places among the inputs.
+        own: int64 [M_out], the index of each target among the inputs.
         offsets: int64 [M_out + 1], edges of each target.
-        source: int64 [E], place among the inputs.
-        target: int64 [E], place among the targets.
+        source: int64 [E], index among the inputs.
+        target: int64 [E], index among the targets.
         attr: float32 [E, 2].
         source_offsets: int64 [M_in + 1] and source_edges: int64 [E], the edges out of each input.
     """
 
-    place: Tensor
+    own: Tensor
     offsets: Tensor
     source: Tensor
     target: Tensor
@@ -96,7 +96,7 @@ class RoadGraph:
     def field(self, roads: Int64) -> Field:
         """What is computed for `roads`, int64 in any order, repeated or not."""
         targets = self._distinct(roads)
-        row = torch.from_numpy(self._places(targets))
+        row = torch.from_numpy(self._indices(targets))
         hops = []
         for _ in range(self._num_layers):
             hop, targets = self._hop(targets)
@@ -116,10 +116,10 @@ class RoadGraph:
         edge = ragged.slices(self._offsets[targets], degree)
         source = self._source[edge]
         inputs = self._distinct(source)
-        places = self._places(inputs)
-        source = places[source]
+        index = self._indices(inputs)
+        source = index[source]
         arrays = {
-            "place": places[targets],
+            "own": index[targets],
             "offsets": ragged.offsets(degree),
             "source": source,
             "target": ragged.rows(degree),
@@ -135,8 +135,8 @@ class RoadGraph:
         is_there[roads] = True
         return np.flatnonzero(is_there)
 
-    def _places(self, roads: Int64) -> Int64:
-        """Place of each road among `roads`, int64 [N]; their number where it is not among them."""
-        places = np.full(self._num_roads, len(roads), np.int64)
-        places[roads] = np.arange(len(roads))
-        return places
+    def _indices(self, roads: Int64) -> Int64:
+        """Index of each road among `roads`, int64 [N]; their number where it is not among them."""
+        indices = np.full(self._num_roads, len(roads), np.int64)
+        indices[roads] = np.arange(len(roads))
+        return indices

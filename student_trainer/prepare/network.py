@@ -16,11 +16,11 @@ from student_trainer.prepare.raw import Roads
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Successors:
-    """The roads that can follow each road. S slots: one for each pair of roads.
+    """The roads that can follow each road. S transitions: a road, and one that can follow it.
 
     Attributes:
-        offsets: int64 [N + 1] first slot of each road.
-        roads: int32 [S] the successor in each slot, in the order of `roadmap.rel`.
+        offsets: int64 [N + 1] first transition from each road.
+        roads: int32 [S] where each transition leads, in the order of `roadmap.rel`.
     """
 
     offsets: Int64
@@ -43,7 +43,7 @@ class Successors:
 
     @functools.cached_property
     def origin(self) -> Int64:
-        """The road that each slot belongs to, int64 [S]."""
+        """The road that each transition starts from, int64 [S]."""
         return ragged.rows(self.degree)
 
     @functools.cached_property
@@ -52,14 +52,14 @@ class Successors:
         order = np.argsort(pairs)
         return pairs[order], order
 
-    def slots(self, origin: npt.NDArray[np.integer], destination: npt.NDArray[np.integer]) -> Int64:
-        """The slot of each pair, int64; -1 where the destination is not a successor."""
+    def transitions(self, origin: npt.NDArray[np.integer], destination: npt.NDArray[np.integer]) -> Int64:
+        """The transition from each origin to each destination, int64; -1 where the destination is not a successor."""
         pairs, order = self._index
         if not len(pairs):
             return np.full(len(origin), -1, np.int64)
         wanted = self._pair(origin, destination)
-        place = np.searchsorted(pairs, wanted).clip(max=len(pairs) - 1)
-        return np.where(pairs[place] == wanted, order[place], -1)
+        found = np.searchsorted(pairs, wanted).clip(max=len(pairs) - 1)
+        return np.where(pairs[found] == wanted, order[found], -1)
 
     def _pair(self, origin: npt.NDArray[np.integer], destination: npt.NDArray[np.integer]) -> Int64:
         return origin.astype(np.int64) * (len(self.offsets) - 1) + destination
@@ -121,4 +121,4 @@ def intersection_attributes(roads: Roads, successors: Successors, edges: Int64) 
     start, end = roads.vertices[roads.vertex_offsets[:-1]], end_vertices(roads)
     bearing = geometry.bearing(start[:, 0], start[:, 1], end[:, 0], end[:, 1])
     angle = geometry.turn(bearing[edges[0]], bearing[edges[1]]) / np.pi
-    return np.stack([angle, successors.slots(edges[0], edges[1]) >= 0], axis=1).astype(np.float32)
+    return np.stack([angle, successors.transitions(edges[0], edges[1]) >= 0], axis=1).astype(np.float32)

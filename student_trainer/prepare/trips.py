@@ -22,22 +22,22 @@ class Steps:
 
     Attributes:
         road, next_road, destination: int64 [P]; the destination is the trip's last road.
-        slot: int64 [P] place of (road, next road) in `Successors`.
-        previous_slot: int64 [P] slot of the step before; -1 at a trip's first step.
+        transition: int64 [P] from road to next road, as `Successors` numbers them.
+        previous_transition: int64 [P] transition of the step before; -1 at a trip's first step.
     """
 
     road: Int64
     next_road: Int64
     destination: Int64
-    slot: Int64
-    previous_slot: Int64
+    transition: Int64
+    previous_transition: Int64
 
     def __len__(self) -> int:
         return len(self.road)
 
 
 def step_index(offsets: Int64) -> Int64:
-    """Places, in the flat roads, of all roads but each trip's last: int64 [P]."""
+    """Indices, in the flat roads, of all roads but each trip's last: int64 [P]."""
     inside = np.ones(int(offsets[-1]), bool)
     inside[offsets[1:] - 1] = False
     return np.flatnonzero(inside)
@@ -48,11 +48,11 @@ def steps_of(trips: Trips, successors: Successors) -> Steps:
     index = step_index(trips.offsets)
     lengths = trips.lengths - 1
     road, next_road = trips.roads[index].astype(np.int64), trips.roads[index + 1].astype(np.int64)
-    slot = successors.slots(road, next_road)
-    previous = np.roll(slot, 1)
+    transition = successors.transitions(road, next_road)
+    previous = np.roll(transition, 1)
     previous[ragged.offsets(lengths)[:-1]] = -1
     destination = np.repeat(trips.roads[trips.offsets[1:] - 1].astype(np.int64), lengths)
-    return Steps(road, next_road, destination, slot, previous)
+    return Steps(road, next_road, destination, transition, previous)
 
 
 def usable(raw: RawTrips, successors: Successors, strict: bool) -> tuple[Trips, dict[str, int]]:
@@ -74,9 +74,9 @@ def usable(raw: RawTrips, successors: Successors, strict: bool) -> tuple[Trips, 
     """
     lengths = np.diff(raw.offsets)
     row = ragged.rows(lengths)
-    place = np.flatnonzero(row[:-1] == row[1:])  # step_index needs trips of at least one road
-    off_network = place[successors.slots(raw.roads[place], raw.roads[place + 1]) < 0]
-    backwards = place[raw.times[place + 1] < raw.times[place]]
+    step = np.flatnonzero(row[:-1] == row[1:])  # step_index needs trips of at least one road
+    off_network = step[successors.transitions(raw.roads[step], raw.roads[step + 1]) < 0]
+    backwards = step[raw.times[step + 1] < raw.times[step]]
     if strict:
         _refuse_first(raw, row, off_network, backwards)
 

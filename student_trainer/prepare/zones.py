@@ -39,7 +39,7 @@ def transitions(train: Counts, zone: Int64, successors: Successors) -> Int64:
     """Counts of consecutive roads in different zones: int64 [Z, Z], zero diagonal."""
     num_zones = int(zone.max()) + 1
     source, target = zone[successors.origin], zone[successors.roads]
-    flow = np.bincount(source * num_zones + target, weights=train.slot, minlength=num_zones**2)
+    flow = np.bincount(source * num_zones + target, weights=train.transition, minlength=num_zones**2)
     counts = flow.astype(np.int64).reshape(num_zones, num_zones)  # exact: far below 2 ** 53
     np.fill_diagonal(counts, 0)
     return counts

@@ -71,7 +71,7 @@ class Ranks:
         """Replaces a tensor by its sum over ranks, the same bits on each."""
 
     def share(self, trips: Int64, lengths: Int64) -> Int64:
-        """This rank's part of a micro-batch; the parts of all are the whole.
+        """This rank's share of a micro-batch; the shares of all are the whole.
 
         Longest first, trips are dealt to and fro (0 1 2 2 1 0 0 1 ...), so that shares are even in number and length.
 
@@ -118,8 +118,8 @@ class Ranks:
         if self.world == 1:
             return finite
         exists = self.sums(*(int(p.grad is not None) for p in parameters))
-        parts = [p.grad.reshape(-1) if p.grad is not None else p.new_zeros(p.numel()) for p in parameters]
-        bucket = torch.cat([*parts, (~finite).to(parts[0].dtype)[None]])
+        flat = [p.grad.reshape(-1) if p.grad is not None else p.new_zeros(p.numel()) for p in parameters]
+        bucket = torch.cat([*flat, (~finite).to(flat[0].dtype)[None]])
         self.sum_(bucket)
         *totals, bad = torch.split(bucket, [*(p.numel() for p in parameters), 1])
         for parameter, total, there in zip(parameters, totals, exists, strict=True):

@@ -84,7 +84,7 @@ class Trainer:
             finite = self.compute_gradients(step, found)
         missed = self._check_missed()
         with self.runtime.stop.shield():
-            with self.stopwatch.part("optimizer"):
+            with self.stopwatch.stage("optimizer"):
                 is_finite = self._update(finite, found)
             if is_finite:
                 self.sums.merge(found)
@@ -109,14 +109,14 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         finite = torch.ones((), dtype=torch.bool, device=self.runtime.device)
         if step.micro_batches:
-            with self.stopwatch.part("transfer"):
+            with self.stopwatch.stage("transfer"):
                 field = step.field.to(self.runtime.device)
-            with self.stopwatch.part("network_forward"), self.runtime.precision.autocast():
+            with self.stopwatch.stage("network_forward"), self.runtime.precision.autocast():
                 network = self.model.embed_network(field)
             leaves = network.detach()
             for item in step.micro_batches:
                 finite &= self._accumulate(item, leaves, positions, max(labels, 1), found)
-            with self.stopwatch.part("network_backward"):
+            with self.stopwatch.stage("network_backward"):
                 network.backward(leaves)
         with self._meeting():
             return self.runtime.ranks.sum_gradients(self._parameters, finite)
@@ -133,28 +133,28 @@ class Trainer:
 
     def _meeting(self) -> AbstractContextManager[None]:
         """Counts the time that other ranks take."""
-        return self.stopwatch.part("ranks") if self.runtime.ranks.world > 1 else nullcontext()
+        return self.stopwatch.stage("ranks") if self.runtime.ranks.world > 1 else nullcontext()
 
     def _accumulate(
         self, item: Prepared, network: NetworkEmbedding, positions: int, labels: int, found: Sums
     ) -> Tensor:
         """Adds a micro-batch's gradients; whether its loss is finite, bool []."""
-        with self.stopwatch.part("transfer"):
+        with self.stopwatch.stage("transfer"):
             batch = item.batch.to(self.runtime.device)
-        self.stopwatch.places += batch.road.numel()
-        self.stopwatch.filled += batch.positions
-        with self.stopwatch.part("forward"), self.runtime.precision.autocast():
+        self.stopwatch.padded_steps += batch.road.numel()
+        self.stopwatch.trip_steps += batch.positions
+        with self.stopwatch.stage("forward"), self.runtime.precision.autocast():
             output = self.model(batch, network)
             times = self.model.label_times(batch, network, output)
-        with self.stopwatch.part("teacher_wait"):
+        with self.stopwatch.stage("teacher_wait"):
             reply = item.answer(self.settings.client.on_failure)
-        with self.stopwatch.part("loss"):
+        with self.stopwatch.stage("loss"):
             sums = self._label_sums(batch, output.logits, times)
             loss = sums["next_road"] / labels + self.settings.optim.time_weight * sums["time"] / labels
             distilled = None if reply is None else self._distillation.measure(batch, output, reply)
             if distilled is not None:
                 loss = loss + distilled.loss / positions
-        with self.stopwatch.part("backward"):
+        with self.stopwatch.stage("backward"):
             torch.autograd.backward(self.runtime.precision.scaler.scale(loss))
         found.add("loss", loss * positions, batch.positions)
         found.add("loss_next_road", sums["next_road"], item.labels)
@@ -237,7 +237,7 @@ class Trainer:
         self.sums = Sums.of(totals) if self.runtime.ranks.is_first else Sums()
 
     def take_metrics(self, wall_seconds: float) -> dict[str, float]:
-        """Means since the last call: losses of all ranks, and milliseconds of each part of a step of this one."""
+        """Means since the last call: losses of all ranks, and milliseconds of each stage of a step of this one."""
         means = Sums.of(self.runtime.ranks.gather(self.sums.totals())).means()
         steps = max(self.stopwatch.steps, 1)
         metrics = {f"train/{name}": value for name, value in means.items()}
@@ -245,8 +245,8 @@ class Trainer:
             metrics[f"perf/{name}_ms"] = 1000 * seconds / steps
         metrics["perf/step_ms"] = 1000 * wall_seconds / steps
         metrics["perf/positions_per_s"] = self.stopwatch.positions / wall_seconds if wall_seconds else 0.0
-        if self.stopwatch.places:
-            metrics["perf/padded_share"] = 1 - self.stopwatch.filled / self.stopwatch.places
+        if self.stopwatch.padded_steps:
+            metrics["perf/padded_share"] = 1 - self.stopwatch.trip_steps / self.stopwatch.padded_steps
         self.sums, self.stopwatch = Sums(), Stopwatch(self._awaited)
         return metrics
 

@@ -39,7 +39,7 @@ def test_first_steps_do_not_count(tmp_path: Path) -> None:
 
 def test_parts_since_a_moment() -> None:
     stopwatch = Stopwatch()
-    with stopwatch.part("a"):
+    with stopwatch.stage("a"):
         pass
     before = dict(stopwatch.seconds)
     stopwatch.seconds["a"] += 2.0
