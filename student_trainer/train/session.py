@@ -81,9 +81,8 @@ class Session:
         asked = self.teacher if settings.distils else None
         self.feed = Feed(network, train, settings, asked, runtime.device)
         self.schedule = _schedule(train, chosen, settings)
-        self.validator = Validator(
-            Feed(network, val, settings, asked, runtime.device), val, settings, self.scale, runtime
-        )
+        val_feed = Feed(network, val, settings, asked, runtime.device)
+        self.validator = Validator(val_feed, val, settings, self.scale, runtime)
         self.trainer = Trainer(self.model, settings, self.scale, runtime, self.schedule)
         if resumed is not None:
             restore(self.trainer, resumed, self.revision)

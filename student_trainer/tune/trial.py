@@ -23,7 +23,7 @@ from shared.errors import TrainingError
 from shared.store import SplitName, Store
 from shared.wire import ScoreQuery, ScoreReply
 from student_trainer.data.network import RoadNetwork
-from student_trainer.distill.teacher import NullTeacher, Teacher
+from student_trainer.distill.teacher import Teacher
 from student_trainer.evaluate import next_road
 from student_trainer.model.device import pick_device
 from student_trainer.model.weights import load_model
@@ -126,24 +126,50 @@ def train(task: Task, folder: Path, report: Callable[[int, Values], bool]) -> di
     if runs[0].runtime.threads:
         torch.set_num_threads(runs[0].runtime.threads)
     device = pick_device(runs[0].runtime.device, setting="runtime.device")
-    connected = connect(runs[0], store)
-    teacher = CountedTeacher(connected)
-    pruned, epoch = False, 0
-    values: Values = ()
-    with contextlib.closing(teacher), StopSignals() as stop, contextlib.ExitStack() as opened:
+    teacher = CountedTeacher(connect(runs[0], store))
+    with contextlib.closing(teacher), StopSignals() as stop, contextlib.ExitStack() as claimed:
         for settings in runs:
-            opened.enter_context(claims.directory(settings.out))
-        asked: Teacher = NullTeacher() if isinstance(connected, NullTeacher) else teacher
+            claimed.enter_context(claims.directory(settings.out))
         sessions = [
             Session(
                 settings,
                 store,
                 Runtime.of(settings.runtime, device, stop=stop),
-                asked,
+                teacher,
                 find_checkpoint(settings, store),
             )
             for settings in runs
         ]
+        values, epoch, pruned = _train_in_step(task, sessions, stop, report)
+        if not pruned:
+            for session in sessions:
+                session.write_summary(time.monotonic() - start)
+    histories = {
+        str(session.settings.seed): {
+            "history": session.progress.history[:epoch],
+            "bad_steps": session.progress.bad_steps,
+        }
+        for session in sessions
+    }
+    return {
+        "values": list(values),
+        "epochs": epoch,
+        "pruned": pruned,
+        "runs": histories,
+        "seconds": round(time.monotonic() - start, 3),
+        "teacher_seconds": round(teacher.compute_seconds, 3),
+        "teacher_positions": teacher.positions,
+        "teacher_revision": teacher.revision or None,
+    }
+
+
+def _train_in_step(
+    task: Task, sessions: Sequence[Session], stop: StopSignals, report: Callable[[int, Values], bool]
+) -> tuple[Values, int, bool]:
+    """Trains an epoch of each session in turn; the values, the epochs done, and whether it was pruned."""
+    values: Values = ()
+    epoch = 0
+    with contextlib.ExitStack() as opened:
         loops = [opened.enter_context(contextlib.closing(_with_own_numbers(session))) for session in sessions]
         for epoch in range(1, task.epochs + 1):
             for session, loop in zip(sessions, loops, strict=True):
@@ -151,28 +177,13 @@ def train(task: Task, folder: Path, report: Callable[[int, Values], bool]) -> di
                     next(loop)
             values = values_so_far(task.objective, sessions, epoch)
             if report(epoch, values) and epoch < task.epochs:
-                pruned = True
-                break
+                return values, epoch, True
             if stop.requested:
                 raise KeyboardInterrupt
-        if not pruned:
-            for session, loop in zip(sessions, loops, strict=True):
-                for _ in loop:  # writes what is left to write at the end
-                    raise TrainingError("a run went on after its last epoch")
-                session.write_summary(time.monotonic() - start)
-    return {
-        "values": list(values),
-        "epochs": epoch,
-        "pruned": pruned,
-        "runs": {
-            str(settings.seed): {"history": session.progress.history[:epoch], "bad_steps": session.progress.bad_steps}
-            for settings, session in zip(runs, sessions, strict=True)
-        },
-        "seconds": round(time.monotonic() - start, 3),
-        "teacher_seconds": round(teacher.compute_seconds, 3),
-        "teacher_positions": teacher.positions,
-        "teacher_revision": connected.revision or None,
-    }
+        for loop in loops:
+            for _ in loop:  # writes what is left to write at the end
+                raise TrainingError("a run went on after its last epoch")
+    return values, epoch, False
 
 
 def _with_own_numbers(session: Session) -> Generator[dict[str, float]]:
