@@ -18,9 +18,10 @@ import numpy as np
 from benchmarks import cities
 from benchmarks.common import Options, Result, Table, rotated, spread
 from benchmarks.straightforward.collate import build_padded, check_equal, matrices_by_pair, matrices_by_trip
+from shared.arrays import Int64
 from shared.store import Store
 from student_trainer.data.batch import build_batch
-from student_trainer.data.loader import Index, TripOrder, padded_share
+from student_trainer.data.loader import TripOrder, padded_share
 from student_trainer.data.network import RoadNetwork
 from student_trainer.prepare.config import GridConfig
 from student_trainer.train.config import DataConfig
@@ -73,7 +74,7 @@ def _build(store: Store, size: Size) -> dict[str, Any]:
     every = np.arange(len(trips))
     batches = TripOrder(every, trips.lengths - 1, BATCH_SIZE, config.bucket_batches, SEED).epoch(0)[: size.batches]
     top_k = config.candidate_top_k
-    ways: dict[str, Callable[[Index], object]] = {
+    ways: dict[str, Callable[[Int64], object]] = {
         OURS: lambda index: build_batch(network, trips, index, top_k),
         BY_TRIP: lambda index: build_padded(network, trips, index, matrices_by_trip, top_k),
         BY_PAIR: lambda index: build_padded(network, trips, index, matrices_by_pair, top_k),
@@ -92,7 +93,7 @@ def _build(store: Store, size: Size) -> dict[str, Any]:
     }
 
 
-def _milliseconds(way: Callable[[Index], object], index: Index) -> float:
+def _milliseconds(way: Callable[[Int64], object], index: Int64) -> float:
     start = time.perf_counter()
     way(index)
     return 1000 * (time.perf_counter() - start)
@@ -112,19 +113,19 @@ def _padding(store: Store, buckets: Sequence[int]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _equal_trips(steps: Index, bucket_batches: int) -> list[Index]:
+def _equal_trips(steps: Int64, bucket_batches: int) -> list[Int64]:
     """The usual order: sorted within buckets, then cut into batches of `BATCH_SIZE` trips."""
     order = np.random.default_rng(SEED).permutation(len(steps))
     size = BATCH_SIZE * bucket_batches
     buckets = [order[i : i + size] for i in range(0, len(order), size)]
-    batches: list[Index] = []
+    batches: list[Int64] = []
     for bucket in buckets:
         shortest_first = bucket[np.argsort(steps[bucket], kind="stable")]
         batches += [shortest_first[i : i + BATCH_SIZE] for i in range(0, len(bucket), BATCH_SIZE)]
     return batches
 
 
-def _judge(batches: Sequence[Index]) -> dict[str, float]:
+def _judge(batches: Sequence[Int64]) -> dict[str, float]:
     positions = np.array([batch.sum() for batch in batches])
     weight = 1 / positions  # of a position in the loss of its step, which is a mean
     mean = np.average(weight, weights=positions)

@@ -31,14 +31,14 @@ from student_trainer.data.batch import build_batch
 from student_trainer.data.loader import Prefetcher
 from student_trainer.data.network import RoadNetwork
 from student_trainer.distill.query import build_query
-from student_trainer.distill.teacher import NullTeacher
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.device import pick_device
 from student_trainer.prepare.config import GridConfig
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed
-from student_trainer.train.run import Session
-from student_trainer.train.trainer import PlannedStep, prepare_step
+from student_trainer.train.runtime import Runtime
+from student_trainer.train.schedule import PlannedStep, prepare_step
+from student_trainer.train.session import Session
 
 CITY, GRID = "sf_taxi_core", GridConfig()
 HIDDEN = 0.05
@@ -129,7 +129,7 @@ class Student:
 
     def __init__(self, settings: TrainConfig, store: Store) -> None:
         self._device = pick_device(settings.runtime.device)
-        self._session = Session(settings, store, NullTeacher(), "", self._device, None)
+        self._session = Session(settings, store, Runtime.of(settings.runtime, self._device))
         self._settings, self.network, self.trips = settings, RoadNetwork.load(store), store.trips("train")
         self._model = copy.deepcopy(self._session.model.state_dict())
         self._optimizer = copy.deepcopy(self._session.trainer.optimizer.state_dict())
@@ -152,8 +152,7 @@ class Student:
         trainer.optimizer.load_state_dict(copy.deepcopy(self._optimizer))
         teacher = SleepingTeacher(seconds, arm.serial)
         asked = {"vanilla": None, "synchronous": AskedWhenNeeded(teacher), "overlapped": teacher}[arm.kind]
-        s = self._settings
-        feed = Feed(self.network, self.trips, s.batch, s.distill, asked, self._device)
+        feed = Feed(self.network, self.trips, self._settings, asked, self._device)
         plan = self.plan(first, size.warm + size.steps + lookahead + 1)  # batches are built ahead to the last step
         with Prefetcher(
             lambda planned: prepare_step(feed, self._session.model.graph, planned), plan, lookahead

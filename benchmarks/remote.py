@@ -21,7 +21,7 @@ class SleepingTeacher:
     """
 
     def __init__(self, seconds: float, serial: bool) -> None:
-        self.failure_stats = FailureStats()
+        self.revision, self.failure_stats = "", FailureStats()
         self._seconds, self._serial, self._free_at = seconds, serial, 0.0
         self._waiting: queue.SimpleQueue[tuple[float, Future[ScoreReply], ScoreReply] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._answer, name="sleeping-teacher", daemon=True)
@@ -56,7 +56,7 @@ class AskedWhenNeeded:
 
     def __init__(self, teacher: Teacher) -> None:
         self._teacher = teacher
-        self.failure_stats = teacher.failure_stats
+        self.revision, self.failure_stats = teacher.revision, teacher.failure_stats
 
     def submit(self, query: ScoreQuery) -> Future[ScoreReply]:
         """See `Teacher`."""

@@ -30,13 +30,13 @@ from benchmarks import cities
 from benchmarks.common import REPOSITORY, BenchmarkError, Options, Result, Table, rotated, spread
 from shared.store import Store
 from student_trainer.data.loader import Prefetcher
-from student_trainer.distill.teacher import NullTeacher
 from student_trainer.model.config import ModelConfig
 from student_trainer.prepare.config import GridConfig
 from student_trainer.train.config import OptimConfig, RuntimeConfig, TrainConfig
 from student_trainer.train.ranks import join
-from student_trainer.train.run import Session
-from student_trainer.train.trainer import prepare_step
+from student_trainer.train.runtime import Runtime
+from student_trainer.train.schedule import prepare_step
+from student_trainer.train.session import Session
 
 CITY, GRID = "sf_taxi_core", GridConfig()
 
@@ -165,7 +165,7 @@ def rank(store: Store, threads: int, size: Size) -> None:
     torch.set_num_threads(threads)
     settings = _settings(store.path, threads, size)
     with join(0.0) as ranks:
-        session = Session(settings, store, NullTeacher(), "", torch.device("cpu"), None, ranks)
+        session = Session(settings, store, Runtime.of(settings.runtime, torch.device("cpu"), ranks))
         plan = itertools.islice(session.schedule.from_step(0), size.warm + size.steps)
         lookahead = settings.client.lookahead
         graph = session.model.graph

@@ -32,13 +32,13 @@ from benchmarks.straightforward.collate import build_padded, matrices_by_trip
 from benchmarks.straightforward.student import PaddedTensors, StraightforwardHOSER
 from shared.store import Store
 from student_trainer.data.network import RoadNetwork
-from student_trainer.distill.teacher import NullTeacher
 from student_trainer.model.config import ModelConfig
 from student_trainer.prepare.config import GridConfig
 from student_trainer.train.config import OptimConfig, TrainConfig
 from student_trainer.train.optim import build_optimizer, learning_rate
-from student_trainer.train.run import Session
-from student_trainer.train.trainer import PlannedStep, prepare_step
+from student_trainer.train.runtime import Runtime
+from student_trainer.train.schedule import PlannedStep, prepare_step
+from student_trainer.train.session import Session
 
 CITY, GRID = "sf_taxi", GridConfig()
 WAYS = ("ours", "straightforward")
@@ -229,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     size = QUICK if arguments.quick else FULL
     settings, device = size.settings(arguments.store, arguments.work), torch.device("cpu")
-    session = Session(settings, Store(arguments.store), NullTeacher(), "", device, None)
+    session = Session(settings, Store(arguments.store), Runtime.of(settings.runtime, device))
     prepare = _our_steps if arguments.way == "ours" else _straightforward_steps
     plan = list(itertools.islice(session.schedule.from_step(0), size.warm + size.steps))
     model, steps = prepare(session, plan)

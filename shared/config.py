@@ -307,6 +307,13 @@ def _texts(key: str, value: str) -> list[Any]:
     return parsed
 
 
+def split_commas(value: Any) -> Any:
+    """A validator's first step for a list of anything: A,B in one text is cut; one number is a list of one."""
+    if isinstance(value, str):
+        return _split(value)
+    return [value] if isinstance(value, int) else value
+
+
 def _split(text: str) -> list[str]:
     """What stands between commas, without blanks around it."""
     return [part.strip() for part in text.split(",") if part.strip()]

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pydantic
 
+from shared.arrays import Bool, Int64
 from shared.config import Section
 from shared.errors import ConfigError
 
@@ -81,7 +82,7 @@ class Grid(Section):
         """Number of cells, rows * cols."""
         return self.rows * self.cols
 
-    def cell(self, lat: npt.ArrayLike, lng: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    def cell(self, lat: npt.ArrayLike, lng: npt.ArrayLike) -> Int64:
         """Cell of each point: floor of float64 offsets, clamped to the grid.
 
         Args:
@@ -96,7 +97,7 @@ class Grid(Section):
         col = np.clip(col, 0, self.cols - 1).astype(np.int64)
         return row * self.cols + col
 
-    def contains(self, lat: npt.ArrayLike, lng: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    def contains(self, lat: npt.ArrayLike, lng: npt.ArrayLike) -> Bool:
         """Whether each point lies within the bounds (`cell` clamps the others to the edge)."""
         lat, lng = np.asarray(lat, np.float64), np.asarray(lng, np.float64)
         inside = (lat >= self.min_lat) & (lat <= self.max_lat)

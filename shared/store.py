@@ -27,6 +27,7 @@ import numpy.typing as npt
 import psutil
 
 from shared import ragged
+from shared.arrays import Int32, Int64
 from shared.errors import DataError, FileFormatError
 from shared.vocab import Tokeniser
 
@@ -52,20 +53,20 @@ class Trips:
         source_rows: int64 [n] row in the CSV file.
     """
 
-    roads: npt.NDArray[np.int32]
-    times: npt.NDArray[np.int64]
-    offsets: npt.NDArray[np.int64]
-    source_rows: npt.NDArray[np.int64]
+    roads: Int32
+    times: Int64
+    offsets: Int64
+    source_rows: Int64
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @property
-    def lengths(self) -> npt.NDArray[np.int64]:
+    def lengths(self) -> Int64:
         """Roads per trip, int64 [n]."""
         return np.diff(self.offsets)
 
-    def take(self, trips: npt.NDArray[np.int64]) -> Trips:
+    def take(self, trips: Int64) -> Trips:
         """The given trips, in the given order, in memory."""
         lengths = self.offsets[trips + 1] - self.offsets[trips]
         index = ragged.slices(self.offsets[trips], lengths)
@@ -119,7 +120,7 @@ class Store:
         return self.manifest[name]
 
     @functools.cached_property
-    def road_token(self) -> npt.NDArray[np.int32]:
+    def road_token(self) -> Int32:
         """Token of each road, int32 [N]."""
         return self.network("road_token")
 

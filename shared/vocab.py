@@ -8,8 +8,8 @@ import json
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from shared.arrays import Float64, Int32, Int64
 from shared.errors import CompatibilityError, FileFormatError
 from shared.files import digest
 from shared.grid import Grid
@@ -30,7 +30,7 @@ class Vocabulary:
     pad: int
     eot: int
     sot: int
-    occupied: npt.NDArray[np.int32] | None = None
+    occupied: Int32 | None = None
 
     def __post_init__(self) -> None:
         special = (self.pad, self.eot, self.sot)
@@ -50,7 +50,7 @@ class Vocabulary:
         return cls(cells, pad=cells, eot=cells + 1, sot=cells + 2)
 
     @classmethod
-    def of_occupied(cls, cells: npt.NDArray[np.int64]) -> Vocabulary:
+    def of_occupied(cls, cells: Int64) -> Vocabulary:
         """Only the given grid cells (in any order, with repeats) have tokens."""
         occupied = np.unique(cells).astype(np.int32)
         n = len(occupied)
@@ -61,7 +61,7 @@ class Vocabulary:
         """Number of tokens, special ones included."""
         return max(self.cells - 1, self.pad, self.eot, self.sot) + 1
 
-    def token(self, cell: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+    def token(self, cell: Int64) -> Int32:
         """Token of each grid cell.
 
         Raises:
@@ -93,7 +93,7 @@ class Tokeniser:
     vocabulary: Vocabulary
     grid: Grid | None
 
-    def tokens(self, lat: npt.NDArray[np.float64], lng: npt.NDArray[np.float64]) -> npt.NDArray[np.int32]:
+    def tokens(self, lat: Float64, lng: Float64) -> Int32:
         """Token of each point, degrees; raises `CompatibilityError` without a grid."""
         if self.grid is None:
             raise CompatibilityError("the teacher's file has no grid; export it again with --bounds and --cell-size")
@@ -121,7 +121,7 @@ class Tokeniser:
         }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], occupied: npt.NDArray[np.int32] | None) -> Tokeniser:
+    def from_dict(cls, values: dict[str, Any], occupied: Int32 | None) -> Tokeniser:
         """Inverse of `to_dict`; the table of occupied cells comes beside it.
 
         Raises:

@@ -14,17 +14,14 @@ import struct
 import zlib
 
 import numpy as np
-import numpy.typing as npt
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
+from shared.arrays import Float16, Int32
 from shared.errors import CompatibilityError, Corrupted, FileFormatError, InternalError, InvalidRequest
 from shared.grid import Grid
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.vocab import Tokeniser, Vocabulary
-
-Int32 = npt.NDArray[np.int32]
-Float16 = npt.NDArray[np.float16]
 
 
 class HistoryMode(enum.Enum):

@@ -10,6 +10,7 @@ from shared import claims
 from shared.errors import FileFormatError
 from shared.store import Store
 from student_trainer.runs.layout import check_unused
+from student_trainer.train.launch import is_one_of_several
 
 
 class ReadsStore(Protocol):
@@ -62,7 +63,12 @@ def check_store(settings: ReadsStore) -> None:
 
 
 def check_run(settings: MakesRun) -> None:
-    """Raises `ReportableError` if there is no store, or OUT is used and not resumed; who uses it now is said later."""
+    """Raises `ReportableError` if there is no store, or OUT is used and not resumed; who uses it now is said later.
+
+    Several ranks would each say so: they look when they have met, and say it once.
+    """
+    if is_one_of_several():
+        return
     check_store(settings)
     if not settings.resume and claims.holder(settings.out) is None:
         check_unused(settings.out)

@@ -31,7 +31,8 @@ LONGEST_PAGE = 150
 
 ALLOWED = {
     "shared.errors": set(),
-    "shared.ragged": set(),
+    "shared.arrays": set(),
+    "shared.ragged": {"shared.arrays"},
     "shared.log": set(),
     "shared.provenance": {"shared", "shared.files"},
     "shared.lock": set(),
@@ -42,8 +43,8 @@ ALLOWED = {
     "shared.extras": {"shared", "shared.errors"},
     "shared.processes": set(),
     "shared.cli": {"shared", "shared.config", "shared.errors", "shared.extras", "shared.log"},
-    "shared.grid": {"shared.config", "shared.errors"},
-    "shared.vocab": {"shared.errors", "shared.files", "shared.grid"},
+    "shared.grid": {"shared.arrays", "shared.config", "shared.errors"},
+    "shared.vocab": {"shared.arrays", "shared.errors", "shared.files", "shared.grid"},
     "shared.demo": {"shared", "shared.claims", "shared.cli", "shared.errors", "shared.lock", "shared.processes"},
     "shared.address": set(),
 }

@@ -28,12 +28,12 @@ from student_trainer.data.batch import build_batch
 from student_trainer.data.loader import Prefetcher
 from student_trainer.data.network import RoadNetwork
 from student_trainer.distill.query import build_query
-from student_trainer.distill.teacher import NullTeacher
 from student_trainer.model.config import ModelConfig
 from student_trainer.train.config import OptimConfig, RuntimeConfig, TrainConfig
 from student_trainer.train.optim import build_optimizer
-from student_trainer.train.run import Session
-from student_trainer.train.trainer import PlannedStep, prepare_step
+from student_trainer.train.runtime import Runtime
+from student_trainer.train.schedule import PlannedStep, prepare_step
+from student_trainer.train.session import Session
 
 PRECISIONS = {"float32": "off", "float16": "float16", "bfloat16": "bfloat16"}
 """`runtime.amp` by name."""
@@ -75,7 +75,8 @@ def _settings(task: Task, precision: str) -> TrainConfig:
 
 
 def _session(task: Task, store: Store, precision: str) -> Session:
-    return Session(_settings(task, precision), store, NullTeacher(), "", task.device, None)
+    settings = _settings(task, precision)
+    return Session(settings, store, Runtime.of(settings.runtime, task.device))
 
 
 def _plan(session: Session, task: Task) -> list[PlannedStep]:

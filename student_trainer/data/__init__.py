@@ -1,1 +1,1 @@
-"""From raw HOSER files to batches: raw -> network features -> store -> batch."""
+"""From a store to batches: road network, trips in a seeded order, candidates, padded tensors; tables and geometry."""

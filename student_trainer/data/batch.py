@@ -13,11 +13,11 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from shared import ragged
+from shared.arrays import Bool, Float32, Int32, Int64
 from shared.store import Trips
 from student_trainer.data import kernels
 from student_trainer.data.network import RoadNetwork
@@ -37,16 +37,16 @@ class CandidateLayout:
 
     Attributes:
         position: int64 [K] position of each candidate.
-        slot: int64 [K] its index among the position's candidates.
+        column: int64 [K] its index among the position's candidates.
         exists: bool [P, C].
     """
 
     position: Tensor
-    slot: Tensor
+    column: Tensor
     exists: Tensor
 
     @classmethod
-    def of(cls, length: npt.NDArray[np.int64]) -> CandidateLayout:
+    def of(cls, length: Int64) -> CandidateLayout:
         """The layout of positions with `length` [P] candidates."""
         exists = np.arange(length.max()) < length[:, None]
         arrays = (ragged.rows(length), ragged.positions(length), exists)
@@ -55,7 +55,7 @@ class CandidateLayout:
     def pad(self, values: Tensor, fill: float) -> Tensor:
         """Flat values [K] as [P, C]."""
         padded = values.new_full(self.exists.shape, fill)
-        return padded.index_put((self.position, self.slot), values)
+        return padded.index_put((self.position, self.column), values)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class Batch:
         candidate_token: int64 [K] cell of the candidate.
         label: int64 [P] index of the next road among the candidates, or -100.
         seconds: float32 [P] travel time to the next road.
-        place: int64 [P] place of each position among the B * T padded steps.
+        padded_step: int64 [P] index of each position among the B * T padded steps.
         layout: where candidates lie among padded ones.
     """
 
@@ -95,7 +95,7 @@ class Batch:
     candidate_token: Tensor
     label: Tensor
     seconds: Tensor
-    place: Tensor
+    padded_step: Tensor
     layout: CandidateLayout
 
     @property
@@ -132,16 +132,14 @@ class Candidates:
         label: int64 [P] index of the next road among the position's candidates, or -100.
     """
 
-    length: npt.NDArray[np.int64]
-    road: npt.NDArray[np.int64]
-    distance: npt.NDArray[np.float32]
-    angle: npt.NDArray[np.float32]
-    label: npt.NDArray[np.int64]
+    length: Int64
+    road: Int64
+    distance: Float32
+    angle: Float32
+    label: Int64
 
 
-def build_batch(
-    network: RoadNetwork, trips: Trips, index: npt.NDArray[np.int64], top_k: int = 0, max_steps: int = 0
-) -> Batch:
+def build_batch(network: RoadNetwork, trips: Trips, index: Int64, top_k: int = 0, max_steps: int = 0) -> Batch:
     """The batch of the given trips.
 
     Args:
@@ -181,18 +179,18 @@ def build_batch(
         "candidate_token": network.road_token[candidates.road].astype(np.int64),
         "label": candidates.label,
         "seconds": (chosen.times[step + 1] - time).astype(np.float32),
-        "place": ragged.slices(np.arange(len(kept)) * width, kept),
+        "padded_step": ragged.slices(np.arange(len(kept)) * width, kept),
     }
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
     return Batch(layout=CandidateLayout.of(candidates.length), **tensors)
 
 
-def is_weekend(departure: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+def is_weekend(departure: Int64) -> Bool:
     """Whether trips with these first times, seconds since 1970, are of a Saturday or a Sunday."""
     return np.asarray((departure // SECONDS_PER_DAY + 3) % 7 >= 5)  # 1970-01-01 was a Thursday
 
 
-def time_of_day(time: npt.NDArray[np.int64], weekend: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+def time_of_day(time: Int64, weekend: Bool) -> Float32:
     """Time of day in [0, 1), negated in trips of a weekend.
 
     Args:
@@ -203,14 +201,12 @@ def time_of_day(time: npt.NDArray[np.int64], weekend: npt.NDArray[np.bool_]) -> 
     return np.where(weekend, -fraction, fraction)
 
 
-def minutes_of_day(temporal: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def minutes_of_day(temporal: Float32) -> Float32:
     """What `time_of_day` gives, in minutes: the intervals between steps are differences of these."""
     return temporal * np.float32(MINUTES_PER_DAY)
 
 
-def _pairs(
-    network: RoadNetwork, road: npt.NDArray[np.int64], temporal: npt.NDArray[np.float32], length: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def _pairs(network: RoadNetwork, road: Int64, temporal: Float32, length: Int64) -> tuple[Float32, Float32]:
     """Distance and interval of every step to those before it.
 
     Minutes are float32 times of day as upstream has them: the interval saturates across midnight.
@@ -225,9 +221,9 @@ def _pairs(
 
 def candidates_of(
     network: RoadNetwork,
-    road: npt.NDArray[np.int64],
-    next_road: npt.NDArray[np.int32],
-    destination: npt.NDArray[np.int64],
+    road: Int64,
+    next_road: Int32,
+    destination: Int64,
     top_k: int = 0,
 ) -> Candidates:
     """The successors of roads, with their metrics.
@@ -239,8 +235,8 @@ def candidates_of(
         destination: int64 [P].
         top_k: as for `build_batch`.
     """
-    slot = network.successor_offsets[road]
-    length = network.successor_offsets[road + 1] - slot
+    first = network.successor_offsets[road]
+    length = network.successor_offsets[road + 1] - first
     count = int(length.sum())
     distance = np.empty(count, np.float32)
     found = Candidates(
@@ -255,7 +251,7 @@ def candidates_of(
         found.distance,
         found.angle,
         found.label,
-        slot,
+        first,
         length,
         next_road,
         destination,
@@ -282,14 +278,14 @@ def _keep_nearest(candidates: Candidates, k: int) -> Candidates:
     rank[order] = ragged.positions(length)
     kept = rank < k
     new_length = np.minimum(length, k)
-    new_slot = np.full(len(kept), IGNORED_LABEL, np.int64)
-    new_slot[kept] = ragged.positions(new_length)
+    new_label = np.full(len(kept), IGNORED_LABEL, np.int64)
+    new_label[kept] = ragged.positions(new_length)
     labelled = candidates.label >= 0
-    place = ragged.offsets(length)[:-1] + np.where(labelled, candidates.label, 0)
+    true = ragged.offsets(length)[:-1] + np.where(labelled, candidates.label, 0)
     return Candidates(
         length=new_length,
         road=candidates.road[kept],
         distance=candidates.distance[kept],
         angle=candidates.angle[kept],
-        label=np.where(labelled, new_slot[np.minimum(place, len(kept) - 1)], IGNORED_LABEL),
+        label=np.where(labelled, new_label[np.minimum(true, len(kept) - 1)], IGNORED_LABEL),
     )

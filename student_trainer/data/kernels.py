@@ -12,13 +12,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
+from shared.arrays import Float32, Float64, Int32, Int64
 from shared.compiled import compiled
-
-Float64 = npt.NDArray[np.float64]
-Float32 = npt.NDArray[np.float32]
-Int64 = npt.NDArray[np.int64]
 
 EARTH_RADIUS_M = 6_371_008.8
 """As in `geometry.py`, but of this file: numba keeps machine code until the file of the function changes."""
@@ -107,7 +103,7 @@ def fill_pairs(
 def fill_last_pairs(
     distance: Float32,
     interval: Float32,
-    path: npt.NDArray[np.int32],
+    path: Int32,
     length: Int64,
     road: Int64,
     minutes: Float32,
@@ -117,7 +113,7 @@ def fill_last_pairs(
 
     Args:
         distance, interval: float32 [R, W] to fill up to each path's last step, where they are 0.
-        path: int32 [R, W] places of each path's steps in the table.
+        path: int32 [R, W] indices of each path's steps in the table.
         length: int64 [R] steps of each path.
         road: int64 [M] road of each step in the table; minutes: float32 [M].
         point: float64 [N, 3] as for `fill_pairs`, of each road.
@@ -139,12 +135,12 @@ def fill_candidates(
     distance: Float32,
     angle: Float32,
     label: Int64,
-    slot: Int64,
+    first: Int64,
     length: Int64,
-    next_road: npt.NDArray[np.int32],
+    next_road: Int32,
     destination: Int64,
     towards_destination: Float64,
-    successors: npt.NDArray[np.int32],
+    successors: Int32,
     towards_successor: Float64,
     point: Float64,
 ) -> None:
@@ -154,7 +150,7 @@ def fill_candidates(
         road, distance, angle: int64, float32, float32 [K] to fill. Distance is metres to the destination beyond
             the nearest candidate's, in hundreds; angle is the turn between candidate and destination, over pi.
         label: int64 [P] to fill.
-        slot, length: int64 [P] first slot of each position's road among `successors`, and how many there are.
+        first, length: int64 [P] index in `successors` of the first of each position's road, and how many it has.
         next_road: int32 [P].
         destination: int64 [P].
         towards_destination: float64 [P] bearing, radians.
@@ -162,12 +158,12 @@ def fill_candidates(
         point: float64 [N, 3] as for `fill_pairs`, of each road.
     """
     end = 0
-    for position in range(len(slot)):
+    for position in range(len(first)):
         start, end = end, end + length[position]
         there = point[destination[position]]
         nearest = np.float32(np.inf)
         for i in range(start, end):
-            at = slot[position] + i - start
+            at = first[position] + i - start
             candidate = successors[at]
             road[i] = candidate
             metres = np.float32(_metres(point[candidate], there))  # float32 before the difference, as upstream

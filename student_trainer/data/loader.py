@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-Index = npt.NDArray[np.int64]
+from shared.arrays import Int64
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -32,15 +32,20 @@ class TripOrder:
     A batch holds `batch_size` trips on average: more short ones, or fewer long ones. Were it always as many, a step of
     a short trip would weigh several times one of a long trip, because the loss is a mean over the steps of a batch;
     and one batch in `bucket_batches` would pad nearly everything to its longest trip.
+
+    Attributes:
+        batches_per_epoch: how many batches there are.
+        steps_per_epoch: steps of all trips together.
     """
 
-    def __init__(self, trips: Index, steps: Index, batch_size: int, bucket_batches: int, seed: int) -> None:
+    def __init__(self, trips: Int64, steps: Int64, batch_size: int, bucket_batches: int, seed: int) -> None:
         """Orders `trips` (int64 [n] indices), which have `steps` (int64 [n], each at least 1)."""
         self._trips, self._steps = trips, steps
         self._batch_size, self._bucket, self._seed = batch_size, batch_size * bucket_batches, seed
         self.batches_per_epoch = -(-len(trips) // batch_size)
+        self.steps_per_epoch = int(steps.sum())
 
-    def epoch(self, epoch: int) -> list[Index]:
+    def epoch(self, epoch: int) -> list[Int64]:
         """The batches of an epoch."""
         rng = np.random.default_rng((self._seed, epoch))
         order = rng.permutation(len(self._trips))
@@ -49,7 +54,7 @@ class TripOrder:
         ]
         return [self._trips[batches[i]] for i in rng.permutation(len(batches))]
 
-    def _cut(self, bucket: Index) -> list[Index]:
+    def _cut(self, bucket: Int64) -> list[Int64]:
         """Splits a bucket's trips, shortest first, into batches of about as many steps; none is empty."""
         bucket = bucket[np.argsort(self._steps[bucket], kind="stable")]
         batches = -(-len(bucket) // self._batch_size)
@@ -62,20 +67,20 @@ class TripOrder:
         return np.split(bucket, end)
 
 
-def padded_share(batches: Iterable[Index], power: int = 1) -> float:
-    """Share of padding among the places of padded batches, given the steps of each batch's trips.
+def padded_share(batches: Iterable[Int64], power: int = 1) -> float:
+    """Share of padding in padded batches, given the steps of each batch's trips.
 
     Args:
         batches: int64 [B] steps of the trips, for each batch.
         power: 1 for arrays [B, T], 2 for [B, T, T].
     """
     steps = list(batches)
-    filled = sum(int((batch**power).sum()) for batch in steps)
-    places = sum(len(batch) * int(batch.max() ** power) for batch in steps)
-    return 1 - filled / places
+    valid = sum(int((batch**power).sum()) for batch in steps)
+    padded = sum(len(batch) * int(batch.max() ** power) for batch in steps)
+    return 1 - valid / padded
 
 
-def by_length(lengths: Index, batch_size: int) -> list[Index]:
+def by_length(lengths: Int64, batch_size: int) -> list[Int64]:
     """All trips, shortest first, in batches: the order for evaluation, where order is free."""
     order = np.argsort(lengths, kind="stable")
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shared import ragged
+from shared.arrays import Float32, Float64, Int32, Int64
 from shared.store import Store
 from student_trainer.data import geometry
 
@@ -28,20 +29,20 @@ class RoadNetwork:
         zone_edge_index: int64 [2, EZ]; zone_edge_weight: float32 [EZ].
     """
 
-    successor_offsets: npt.NDArray[np.int64]
-    successors: npt.NDArray[np.int32]
-    line_centroid: npt.NDArray[np.float64]
-    end_vertex: npt.NDArray[np.float64]
-    road_token: npt.NDArray[np.int32]
-    road_zone: npt.NDArray[np.int64]
-    attr_len: npt.NDArray[np.float32]
-    attr_type: npt.NDArray[np.int64]
-    attr_lon: npt.NDArray[np.float32]
-    attr_lat: npt.NDArray[np.float32]
-    road_edge_index: npt.NDArray[np.int64]
-    intersection_attr: npt.NDArray[np.float32]
-    zone_edge_index: npt.NDArray[np.int64]
-    zone_edge_weight: npt.NDArray[np.float32]
+    successor_offsets: Int64
+    successors: Int32
+    line_centroid: Float64
+    end_vertex: Float64
+    road_token: Int32
+    road_zone: Int64
+    attr_len: Float32
+    attr_type: Int64
+    attr_lon: Float32
+    attr_lat: Float32
+    road_edge_index: Int64
+    intersection_attr: Float32
+    zone_edge_index: Int64
+    zone_edge_weight: Float32
 
     @classmethod
     def load(cls, store: Store) -> RoadNetwork:
@@ -49,17 +50,17 @@ class RoadNetwork:
         return cls(**{field.name: store.network(field.name) for field in dataclasses.fields(cls)})
 
     @functools.cached_property
-    def centroid_on_sphere(self) -> npt.NDArray[np.float64]:
+    def centroid_on_sphere(self) -> Float64:
         """Latitude and longitude of each centroid in radians, and the cosine of the latitude: float64 [N, 3]."""
         phi, lamda = np.radians(self.line_centroid).T
         return np.stack([phi, lamda, np.cos(phi)], axis=1)
 
     @functools.cached_property
-    def successor_bearing(self) -> npt.NDArray[np.float64]:
+    def successor_bearing(self) -> Float64:
         """`end_bearing` from each road to each of its successors: float64 [S]."""
         return self.end_bearing(ragged.rows(np.diff(self.successor_offsets)), self.successors)
 
-    def end_bearing(self, road: npt.NDArray[np.integer], other: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+    def end_bearing(self, road: npt.NDArray[np.integer], other: npt.NDArray[np.integer]) -> Float64:
         """Direction from the end of each road to the end of another, radians in [0, 2 pi).
 
         Longitude and latitude are swapped in the call, as they are in upstream's training

@@ -12,13 +12,10 @@ import heapq
 import itertools
 
 import numpy as np
-import numpy.typing as npt
 
+from shared.arrays import Float64, Int64
 from student_trainer.demo_city.roads import Successors
 from student_trainer.demo_city.traffic import CLASSES, SIGNAL, Traffic, rush
-
-Float = npt.NDArray[np.float64]
-Int = npt.NDArray[np.int64]
 
 MIN_ROADS, MAX_ROADS = 8, 60
 HOTSPOTS = 6
@@ -38,7 +35,7 @@ class Trip:
 
     driver: int
     roads: list[int]
-    times: Int
+    times: Int64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +54,7 @@ class Population:
         self,
         successors: Successors,
         traffic: Traffic,
-        middle: Float,
+        middle: Float64,
         drivers: int,
         random: np.random.Generator,
     ) -> None:
@@ -113,7 +110,7 @@ class Population:
         perceived = perceived / self._turn_dislike[errand.driver]
         return fastest(self._successors, perceived, self._traffic.turn_seconds, errand.origin, errand.destination)
 
-    def _clock(self, errand: _Errand, route: list[int]) -> Int:
+    def _clock(self, errand: _Errand, route: list[int]) -> Int64:
         """Entry times in whole seconds: real travel times with chance, turns and waits at signals."""
         random, traffic = self._random, self._traffic
         weekday = errand.day % 7
@@ -129,7 +126,7 @@ class Population:
 
 
 def fastest(
-    successors: Successors, seconds: Float, turns: list[list[float]], origin: int, destination: int
+    successors: Successors, seconds: Float64, turns: list[list[float]], origin: int, destination: int
 ) -> list[int]:
     """Dijkstra over roads: the roads from origin to destination with the least total time.
 

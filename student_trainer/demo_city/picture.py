@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from shared.arrays import Float64
 from student_trainer.demo_city.roads import Road
 from student_trainer.demo_city.streets import Plan, Street
 from student_trainer.demo_city.traffic import CLASSES
-
-Float = npt.NDArray[np.float64]
 
 STYLE = {
     "motorway": ("#d1495b", 22),
@@ -31,7 +29,7 @@ def render(plan: Plan, roads: Sequence[Road]) -> str:
     low, high = points.min(axis=0) - MARGIN_M, points.max(axis=0) + MARGIN_M
     width, height = np.rint(high - low).astype(int)
 
-    def path(line: Float) -> str:
+    def path(line: Float64) -> str:
         return " ".join(f"{x - low[0]:.0f},{high[1] - y:.0f}" for x, y in line)
 
     parts = [
@@ -46,7 +44,7 @@ def render(plan: Plan, roads: Sequence[Road]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _streets(streets: Sequence[Street], path: Callable[[Float], str]) -> Iterable[str]:
+def _streets(streets: Sequence[Street], path: Callable[[Float64], str]) -> Iterable[str]:
     for road_class in reversed(CLASSES):
         colour, width = STYLE[road_class]
         yield f'<g fill="none" stroke="{colour}" stroke-width="{width}" stroke-linecap="round">'
@@ -56,10 +54,10 @@ def _streets(streets: Sequence[Street], path: Callable[[Float], str]) -> Iterabl
         yield "</g>"
 
 
-def _arrow(line: Float) -> Float:
+def _arrow(line: Float64) -> Float64:
     """A small triangle in the middle of a line, pointing along it."""
     ahead = (line[-1] - line[0]) / np.hypot(*(line[-1] - line[0]))
     aside = np.array([-ahead[1], ahead[0]])
     middle = (line[0] + line[-1]) / 2
-    triangle: Float = middle + ARROW_M * np.array([ahead, -0.6 * ahead + 0.7 * aside, -0.6 * ahead - 0.7 * aside])
+    triangle: Float64 = middle + ARROW_M * np.array([ahead, -0.6 * ahead + 0.7 * aside, -0.6 * ahead - 0.7 * aside])
     return triangle

@@ -7,12 +7,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from shared.arrays import Float64
 from student_trainer.data import geometry
 from student_trainer.demo_city.streets import Node, Street
 
-Float = npt.NDArray[np.float64]
 Successors = list[list[int]]
 
 ORIGIN_LAT, ORIGIN_LNG = 45.0, 10.0
@@ -41,10 +40,10 @@ class Road:
     one_way: bool
     points: tuple[tuple[str, str], ...]
     length: float
-    middle: Float
+    middle: Float64
 
     @property
-    def degrees(self) -> Float:
+    def degrees(self) -> Float64:
         """Vertices, float64 [K, 2] latitude and longitude."""
         return np.array(self.points, np.float64)
 

@@ -10,9 +10,9 @@ import dataclasses
 import itertools
 
 import numpy as np
-import numpy.typing as npt
 
-Float = npt.NDArray[np.float64]
+from shared.arrays import Float64
+
 Node = tuple[int, int]
 """Column and row of a lattice junction; the ring's junctions have column -1."""
 
@@ -41,7 +41,7 @@ class Street:
     end: Node
     road_class: str
     one_way: bool
-    line: Float
+    line: Float64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,8 +49,8 @@ class Plan:
     """Streets, and the landscape for the picture: float64 [K, 2] metres."""
 
     streets: list[Street]
-    river: Float
-    park: Float
+    river: Float64
+    park: Float64
 
 
 def make_plan(columns: int, rows: int, random: np.random.Generator) -> Plan:
@@ -74,7 +74,7 @@ def line_class(index: int) -> str:
     return {0: "secondary", 2: "primary"}.get(index % 4, "residential")
 
 
-def _lattice(columns: int, rows: int, river_row: int, random: np.random.Generator) -> dict[Node, Float]:
+def _lattice(columns: int, rows: int, river_row: int, random: np.random.Generator) -> dict[Node, Float64]:
     """Junctions of bent lines at uneven distances."""
     step_x, step_y = random.uniform(*SPACING_M, columns), random.uniform(*SPACING_M, rows)
     step_y[river_row + 1] = RIVER_M
@@ -98,7 +98,7 @@ def _park(columns: int, rows: int, river_row: int) -> tuple[range, range]:
 class _Builder:
     """Collects streets; each method adds one kind."""
 
-    def __init__(self, place: dict[Node, Float], gone: set[Node], random: np.random.Generator) -> None:
+    def __init__(self, place: dict[Node, Float64], gone: set[Node], random: np.random.Generator) -> None:
         self.place = place
         self.gone = gone
         self.random = random
@@ -150,7 +150,7 @@ class _Builder:
         for start, end in zip(rings, rings[1:] + rings[:1], strict=True):
             self._lay(start, end, "motorway", one_way=False, bulge_from=centre)
 
-    def _lay(self, start: Node, end: Node, road_class: str, one_way: bool, bulge_from: Float | None = None) -> None:
+    def _lay(self, start: Node, end: Node, road_class: str, one_way: bool, bulge_from: Float64 | None = None) -> None:
         """Adds a street, slightly bent, or bulging away from a point; none where a junction is gone."""
         if start in self.gone or end in self.gone:
             return

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from shared.arrays import Float64
 from student_trainer.data import geometry
 from student_trainer.demo_city.roads import Road, Successors
-
-Float = npt.NDArray[np.float64]
 
 CLASSES = ("motorway", "motorway_link", "primary", "secondary", "residential")
 SPEED_KMH = np.array([85.0, 45.0, 48.0, 40.0, 27.0])
@@ -42,7 +40,7 @@ class Traffic:
         self._slowdown = SENSITIVITY[self.road_class] * crowding
         self.turn_seconds = _turn_seconds(roads, successors)
 
-    def seconds(self, weekday: int, hour: float) -> Float:
+    def seconds(self, weekday: int, hour: float) -> Float64:
         """Expected seconds on each road, without turns and signals."""
         return np.asarray(self.free_flow * (1 + rush(weekday, hour) * self._slowdown))
 

@@ -1,6 +1,6 @@
 """Distillation: questions to a remote teacher, its answers, and the KL between the two models.
 
-    batch -> query -> teacher (gRPC) -> reply -> target -> KL
+    batch -> query -> client: retried, cut for several teachers, sent (gRPC) -> reply -> target -> KL -> loss
 
-Imports go one way: data <- model <- distill <- train.
+The package may import `data` and `model`; only `train` and `tune` import it.
 """

@@ -1,9 +1,9 @@
 """The teacher over gRPC: its own thread and event loop, bounded, cut for several teachers, retried.
 
-    submit (any thread) -> loop thread: semaphore -> cut by rows -> attempts on the fleet -> merge -> Future
+    submit (any thread) -> loop thread: semaphore -> cut by histories -> attempts on the fleet -> merge -> Future
 
 An attempt is the transport's, who is there is the fleet's; whether and when to try again is decided in one place
-(`_collect`). A part that failed is cut anew, for its rows may now go to several others.
+(`_collect`). A sub-query that failed is cut anew, for its histories may now go to several others.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class GrpcTeacher:
         except BaseException:
             self.close()
             raise
+        self.revision = self.info.weights_revision
 
     def submit(self, query: ScoreQuery) -> Future[ScoreReply]:
         """See `Teacher`; may be called from any thread."""
@@ -92,28 +93,28 @@ class GrpcTeacher:
             return await self._collect(query, RetryPolicy.of(self._config), Attempts())
 
     async def _collect(self, query: ScoreQuery, policy: RetryPolicy, attempts: Attempts) -> ScoreReply:
-        """The reply to a query, or to the part of one that has been tried before.
+        """The reply to a query, or to a sub-query that has been tried before.
 
         Raises:
             TeacherError: of the last attempt.
         """
         fleet = self._fleet
         assert fleet is not None
-        rows = routing.row_hashes(query) if len(query.history_lengths) else np.zeros(1, np.uint64)
+        hashes = routing.history_hashes(query) if len(query.history_lengths) else np.zeros(1, np.uint64)
         with contextlib.ExitStack() as outage:
             while True:
                 pause, label = next(backoff(attempts.made)), fleet.label()
                 try:
-                    parts = routing.split(query, await fleet.route(rows, policy.absence_until(pause)))
-                    if len(parts) == 1:
-                        label = fleet.label(parts[0].endpoint)
+                    sub_queries = routing.split(query, await fleet.route(hashes, policy.absence_until(pause)))
+                    if len(sub_queries) == 1:
+                        label = fleet.label(sub_queries[0].endpoint)
                         seconds = policy.attempt_seconds(self._config.deadline_seconds)
-                        return await fleet.ask(parts[0].endpoint, self._request(query), query, seconds)
+                        return await fleet.ask(sub_queries[0].endpoint, self._request(query), query, seconds)
                 except TeacherError as error:
                     failure = error
                 else:
-                    collecting = [self._collect(part.query, policy, attempts) for part in parts]
-                    return routing.merge(query, parts, await _all(collecting))
+                    collecting = [self._collect(sub_query.query, policy, attempts) for sub_query in sub_queries]
+                    return routing.merge(query, sub_queries, await _all(collecting))
                 attempts = attempts.after(failure)
                 if not fleet.wants_pause(failure):
                     pause = 0.0

@@ -49,8 +49,8 @@ class ClientConfig(Section):
     transport: Literal["stream", "unary"] = "stream"
     """Bidirectional streams, or one call a request."""
     streams: int = pydantic.Field(0, ge=0, le=64)
-    """Streams to each address of a list, or parts into which a name's rows are cut, each with a stream of its own;
-    0: 1 to an address, 16 to a name."""
+    """Streams to each address of a list, or shards into which the histories for a name are cut, each with a stream of
+    its own; 0: 1 to an address, 16 to a name."""
     name: str = pydantic.Field("", pattern=r"^[ -~]*$", max_length=NAME_LENGTH)
     """What the teacher knows this trainer by; it shares its time evenly among names. Empty: made from the host's.
     Several ranks add theirs."""

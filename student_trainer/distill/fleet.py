@@ -1,9 +1,9 @@
-"""The teachers behind an address, a list of addresses or a name: who is there, and who gets which rows.
+"""The teachers behind an address, a list of addresses or a name: who is there, and who gets which histories.
 
-`Replicas`  a list: each row goes to one of those that are there, by rendezvous hashing
-`Named`     a name: rows are cut into shards, gRPC resolves the name and puts the shards on a hash ring
+`Replicas`  a list: each history goes to one of those that are there, by rendezvous hashing
+`Named`     a name: histories are cut into shards, gRPC resolves the name and puts the shards on a hash ring
 
-Both give each row an *endpoint*, a number: of a replica of the list, or of a shard of the name.
+Both give each history an *endpoint*, a number: of a replica of the list, or of a shard of the name.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from shared.address import NAME_SCHEMES, addresses_in
+from shared.arrays import Int64, UInt64
 from shared.errors import ConfigError, TeacherError
 from shared.rpc.credentials import authorization
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.wire import ScoreQuery, ScoreReply, TeacherInfo
-from student_trainer.distill import routing
 from student_trainer.distill.config import ClientConfig
 from student_trainer.distill.named import Named
 from student_trainer.distill.replicas import Replicas
@@ -33,8 +33,8 @@ class Fleet(Protocol):
             CompatibilityError: they serve different weights.
         """
 
-    async def route(self, rows: routing.UInt64, give_up: float) -> routing.Int64:
-        """The endpoint of each row, from its hash; waits until there is one, until `give_up` (monotonic seconds).
+    async def route(self, hashes: UInt64, give_up: float) -> Int64:
+        """The endpoint of each history, from its hash; waits until there is one, until `give_up` (monotonic seconds).
 
         Raises:
             TeacherError: nobody was there in time; of the kind of the failure that took the last teacher away.

@@ -1,4 +1,4 @@
-"""The distillation term: KL(teacher || student) over distinct cells, and what both models think.
+"""KL(teacher || student) over distinct cells, and what both models think. `distill.loss` makes a term of it.
 
 All in float32, whatever the model's dtype.
 
@@ -51,7 +51,7 @@ class TeacherTarget:
         return summed.masked_fill(~self.is_first, -torch.inf)
 
 
-def distillation_loss(logits: Tensor, target: TeacherTarget, temperature: float, collisions: Collisions) -> Tensor:
+def forward_kl(logits: Tensor, target: TeacherTarget, temperature: float, collisions: Collisions) -> Tensor:
     """Forward KL(q_tau || p_tau) per position: float32 [P].
 
     `marginal` compares distributions over distinct cells: p_cell sums the student's

@@ -9,10 +9,11 @@ import os
 
 import numpy as np
 
+from shared.arrays import Int64, UInt64
 from shared.errors import CompatibilityError, ConfigError, TeacherError
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.wire import ScoreQuery, ScoreReply, TeacherInfo, decode_reply
-from student_trainer.distill import connection, routing
+from student_trainer.distill import connection
 from student_trainer.distill.config import ClientConfig
 from student_trainer.distill.connection import Connection
 from student_trainer.distill.transport import Metadata
@@ -31,7 +32,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["TeacherService"].full_name
 class Named:
     """Several teachers behind one name; implements `Fleet`.
 
-    A shard of the rows goes to one teacher while that is there: the shard's number is what gRPC puts on its hash
+    A shard of the histories goes to one teacher while that is there: the shard's number is what gRPC puts on its hash
     ring, whose points are the teachers' addresses.
     """
 
@@ -57,9 +58,9 @@ class Named:
         self._renewal = asyncio.create_task(self._renew())
         return first
 
-    async def route(self, rows: routing.UInt64, give_up: float) -> routing.Int64:
+    async def route(self, hashes: UInt64, give_up: float) -> Int64:
         """See `Fleet`; a name always has somebody to ask."""
-        return (rows % np.uint64(len(self._metadata))).astype(np.int64)
+        return (hashes % np.uint64(len(self._metadata))).astype(np.int64)
 
     async def ask(self, endpoint: int, request: pb.ScoreRequest, query: ScoreQuery, timeout: float) -> ScoreReply:
         """See `Fleet`.

@@ -1,19 +1,16 @@
-"""Batch -> query, reply -> target, and the check that teacher and store speak one language."""
+"""Batch -> query, and the check that teacher and store have the same vocabulary."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from shared import ragged
 from shared.errors import CompatibilityError
 from shared.store import Store
-from shared.wire import HistoryMode, ScoreQuery, ScoreReply, TeacherInfo
+from shared.wire import HistoryMode, ScoreQuery, TeacherInfo
 from student_trainer.data.batch import Batch
 from student_trainer.data.network import RoadNetwork
 from student_trainer.distill.config import DistillConfig
-from student_trainer.distill.kl import TeacherTarget
-from student_trainer.model.device import to_device
 
 
 def build_query(batch: Batch, network: RoadNetwork, distill: DistillConfig) -> ScoreQuery:
@@ -29,15 +26,8 @@ def build_query(batch: Batch, network: RoadNetwork, distill: DistillConfig) -> S
         )
     window = np.minimum(ragged.positions(length) + 1, distill.window)
     start = np.arange(len(tokens)) + 1 - window
-    rows = tokens[ragged.slices(start, window)]
-    return ScoreQuery(HistoryMode.WINDOW, rows, window.astype(np.int32), candidates, candidate_lengths)
-
-
-def build_target(reply: ScoreReply, batch: Batch) -> TeacherTarget:
-    """The reply beside the cells it is about, padded like the student's logits, on the batch's device."""
-    token, layout = batch.candidate_token, batch.layout
-    log_probs = to_device(torch.from_numpy(reply.log_probs.astype(np.float32)), token.device)
-    return TeacherTarget.of(layout.pad(log_probs, -torch.inf), layout.pad(token, -1), layout.exists)
+    histories = tokens[ragged.slices(start, window)]
+    return ScoreQuery(HistoryMode.WINDOW, histories, window.astype(np.int32), candidates, candidate_lengths)
 
 
 def check_teacher(info: TeacherInfo, store: Store, distill: DistillConfig, address: str) -> None:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from shared.arrays import Int64, UInt64
 from shared.errors import CompatibilityError, ConfigError, InternalError, Overloaded, TeacherError, Unavailable
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.wire import ScoreQuery, ScoreReply, TeacherInfo, decode_reply
@@ -78,7 +79,7 @@ class Replicas:
             log.warning("going on without the teachers that do not answer yet: %s", ", ".join(absent))
         return first
 
-    async def route(self, rows: routing.UInt64, give_up: float) -> routing.Int64:
+    async def route(self, hashes: UInt64, give_up: float) -> Int64:
         """See `Fleet`.
 
         Raises:
@@ -89,7 +90,7 @@ class Replicas:
         while True:
             present = np.flatnonzero([replica.state == "in" for replica in self._replicas])
             if len(present):
-                return routing.rendezvous(rows, self._seeds, present)
+                return routing.rendezvous(hashes, self._seeds, present)
             self._check_some_left()
             try:
                 remaining = give_up - time.monotonic()
@@ -120,7 +121,7 @@ class Replicas:
         return reply
 
     def wants_pause(self, error: TeacherError) -> bool:
-        """See `Fleet`: a full queue keeps its rows, for the teacher's cache knows them."""
+        """See `Fleet`: a full queue keeps its histories, for the teacher's cache knows them."""
         return isinstance(error, Overloaded)
 
     def label(self, endpoint: int | None = None) -> str:

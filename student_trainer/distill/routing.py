@@ -1,11 +1,11 @@
-"""Which teacher a history row goes to, and queries cut along rows and put together again. Pure numpy.
+"""Which teacher a history goes to, and queries cut along histories and put together again. Pure numpy.
 
-A row's endpoint depends on its tokens and on who is there, not on what else is in the batch: the same trip finds the
-same teacher in every epoch, whose cache knows it. Rendezvous hashing (Thaler, Ravishankar 1998): each pair of row and
-teacher has a random weight and the highest one wins, so that only the rows of a teacher that leaves move, and come
-back with it.
+A history's endpoint depends on its tokens and on who is there, not on what else is in the batch: the same trip finds
+the same teacher in every epoch, whose cache knows it. Rendezvous hashing (Thaler, Ravishankar 1998): each pair of
+history and teacher has a random weight and the highest one wins, so that only the histories of a teacher that leaves
+move, and come back with it.
 
-Shapes: R rows, H history tokens, P positions, K candidates, A teachers.
+Shapes: R histories, H of their tokens, P positions, K candidates, A teachers.
 """
 
 from __future__ import annotations
@@ -15,14 +15,10 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from shared import ragged
+from shared.arrays import Bool, Int64, UInt64
 from shared.wire import HistoryMode, ScoreQuery, ScoreReply
-
-UInt64 = npt.NDArray[np.uint64]
-Int64 = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 
 def mix(values: UInt64) -> UInt64:
@@ -33,8 +29,8 @@ def mix(values: UInt64) -> UInt64:
     return values ^ (values >> np.uint64(31))
 
 
-def row_hashes(query: ScoreQuery) -> UInt64:
-    """A hash of each row's tokens and their order: uint64 [R]."""
+def history_hashes(query: ScoreQuery) -> UInt64:
+    """A hash of each history's tokens and their order: uint64 [R]."""
     lengths = query.history_lengths
     position = ragged.positions(lengths).astype(np.uint64)
     sums = np.zeros(len(query.history_tokens) + 1, np.uint64)
@@ -50,7 +46,7 @@ def seeds(names: Sequence[str]) -> UInt64:
 
 
 def rendezvous(hashes: UInt64, names: UInt64, present: Int64) -> Int64:
-    """The teacher of each row, among those that are present: int64 [R].
+    """The teacher of each history, among those that are present: int64 [R].
 
     Args:
         hashes: uint64 [R].
@@ -63,59 +59,59 @@ def rendezvous(hashes: UInt64, names: UInt64, present: Int64) -> Int64:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Part:
-    """The rows of a query that go to one endpoint.
+class SubQuery:
+    """The histories of a query that go to one endpoint.
 
     Attributes:
         endpoint: where to.
-        query: these rows alone.
+        query: these histories alone.
         positions: bool [P], which of the whole query's positions they are; None: all.
         candidates: bool [K], which of its candidates.
     """
 
     endpoint: int
     query: ScoreQuery
-    positions: Mask | None = None
-    candidates: Mask | None = None
+    positions: Bool | None = None
+    candidates: Bool | None = None
 
 
-def split(query: ScoreQuery, endpoint_of_row: Int64) -> list[Part]:
-    """Cuts a query along its rows, one part an endpoint that occurs; a single part is the query itself.
+def split(query: ScoreQuery, endpoint_of: Int64) -> list[SubQuery]:
+    """Cuts a query along its histories, one sub-query an endpoint that occurs; a single one is the query itself.
 
     Args:
-        query: R rows.
-        endpoint_of_row: int64 [R]; of a query without rows, [1].
+        query: R histories.
+        endpoint_of: int64 [R]; of a query without histories, [1].
     """
-    endpoints = np.unique(endpoint_of_row)
+    endpoints = np.unique(endpoint_of)
     if len(endpoints) == 1:
-        return [Part(int(endpoints[0]), query)]
-    return [_part(query, int(endpoint), endpoint_of_row == endpoint) for endpoint in endpoints]
+        return [SubQuery(int(endpoints[0]), query)]
+    return [_select(query, int(endpoint), endpoint_of == endpoint) for endpoint in endpoints]
 
 
-def _part(query: ScoreQuery, endpoint: int, rows: Mask) -> Part:
-    tokens = np.repeat(rows, query.history_lengths)
-    positions = rows if query.mode is HistoryMode.WINDOW else tokens
+def _select(query: ScoreQuery, endpoint: int, histories: Bool) -> SubQuery:
+    tokens = np.repeat(histories, query.history_lengths)
+    positions = histories if query.mode is HistoryMode.WINDOW else tokens
     candidates = np.repeat(positions, query.candidate_lengths)
     cut = dataclasses.replace(
         query,
         history_tokens=query.history_tokens[tokens],
-        history_lengths=query.history_lengths[rows],
+        history_lengths=query.history_lengths[histories],
         candidate_tokens=query.candidate_tokens[candidates],
         candidate_lengths=query.candidate_lengths[positions],
     )
-    return Part(endpoint, cut, positions, candidates)
+    return SubQuery(endpoint, cut, positions, candidates)
 
 
-def merge(query: ScoreQuery, parts: Sequence[Part], replies: Sequence[ScoreReply]) -> ScoreReply:
-    """The reply to a query from those to its parts, bit for bit; waiting and computing are the longest part's."""
-    if parts[0].positions is None:
+def merge(query: ScoreQuery, sub_queries: Sequence[SubQuery], replies: Sequence[ScoreReply]) -> ScoreReply:
+    """The reply to a query from those to its sub-queries, bit for bit; waiting and computing are the longest one's."""
+    if sub_queries[0].positions is None:
         return replies[0]
     log_probs = np.empty(len(query.candidate_tokens), np.float16)
     mass = np.empty(query.positions, np.float16) if query.include_candidate_mass else None
-    for part, reply in zip(parts, replies, strict=True):
-        log_probs[part.candidates] = reply.log_probs
+    for sub_query, reply in zip(sub_queries, replies, strict=True):
+        log_probs[sub_query.candidates] = reply.log_probs
         if mass is not None:
-            mass[part.positions] = reply.candidate_mass
+            mass[sub_query.positions] = reply.candidate_mass
     return ScoreReply(
         log_probs=log_probs,
         candidate_mass=mass,

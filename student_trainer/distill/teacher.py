@@ -25,8 +25,11 @@ class FailureStats:
 class Teacher(Protocol):
     """Answers queries asynchronously. Answers depend on the query alone."""
 
+    revision: str
+    """Of its weights, the same for as long as it is open; empty if there is no teacher."""
+
     failure_stats: FailureStats
-    """Retries and waiting so far; read from any thread."""
+    """Retries and waiting so far; may be read from any thread."""
 
     def submit(self, query: ScoreQuery) -> Future[ScoreReply]:
         """Sends a query and returns at once; the future ends with the reply or a `ReportableError`."""
@@ -41,6 +44,7 @@ class NullTeacher:
     """No teacher: a run with weight 0 never asks."""
 
     def __init__(self) -> None:
+        self.revision = ""
         self.failure_stats = FailureStats()
 
     def submit(self, query: ScoreQuery) -> Future[ScoreReply]:

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 
 from shared import ragged
+from shared.arrays import Float64, Int64
 from student_trainer.generate import kernels
 from student_trainer.generate.config import SearchConfig
 from student_trainer.generate.found import Found
@@ -22,7 +22,6 @@ from student_trainer.generate.incremental import IncrementalStudent
 from student_trainer.generate.lanes import Lanes
 from student_trainer.generate.pairs import Pairs
 
-Int64 = npt.NDArray[np.int64]
 Finished = tuple[float, Int64, Int64, float]
 """Score, roads, times, log-probability."""
 
@@ -92,7 +91,7 @@ class BeamSearch:
         for ended in np.setdiff1d(under_way, self._lane):
             yield self._end(int(ended))
 
-    def _choose(self) -> tuple[Int64, Int64, npt.NDArray[np.float64]]:
+    def _choose(self) -> tuple[Int64, Int64, Float64]:
         """Beam, road and log-probability of each path that takes a place."""
         lanes, table, settings = self._lanes, self._table, self._settings
         lane, place, length = self._lane, self._place, self._length

@@ -19,18 +19,15 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 
 from shared import ragged
+from shared.arrays import Float64, Int64
 from student_trainer.generate import graph
 from student_trainer.generate.config import SearchConfig
 from student_trainer.generate.found import Found
 from student_trainer.generate.incremental import IncrementalStudent, StepTable
 from student_trainer.generate.lanes import NOWHERE, Lanes
 from student_trainer.generate.pairs import Pairs
-
-Int64 = npt.NDArray[np.int64]
-Float64 = npt.NDArray[np.float64]
 
 TABLE_STEPS = 200_000
 """No further trip starts while so many steps are kept: with HOSER's widths some 4 KiB each."""

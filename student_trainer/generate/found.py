@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, get_args
 
-import numpy as np
-import numpy.typing as npt
+from shared.arrays import Int64
 
 Status = Literal["arrived", "dead_end", "unreachable", "step_limit", "time_limit"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -30,7 +29,7 @@ class Found:
 
     pair: int
     status: Status
-    roads: npt.NDArray[np.int64]
-    times: npt.NDArray[np.int64]
+    roads: Int64
+    times: Int64
     log_prob: float | None
     expanded: int

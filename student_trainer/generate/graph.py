@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from scipy import sparse
 from scipy.sparse import csgraph
 
 from shared import ragged
+from shared.arrays import Bool, Float64, Int32, Int64
 from student_trainer.data.network import RoadNetwork
-
-Int64 = npt.NDArray[np.int64]
-Float64 = npt.NDArray[np.float64]
 
 SOURCES = 64
 """Destinations whose trees of shortest ways are held at once."""
@@ -24,7 +21,7 @@ def reversed_graph(network: RoadNetwork, cost: Float64) -> sparse.csr_matrix:
     return forward.T.tocsr()
 
 
-def reachable(network: RoadNetwork, origin: Int64, destination: Int64) -> npt.NDArray[np.bool_]:
+def reachable(network: RoadNetwork, origin: Int64, destination: Int64) -> Bool:
     """Whether there is a way from each origin [Q] to its destination [Q]; always to itself."""
     graph = reversed_graph(network, np.ones(len(network.successors)))
     components, component = csgraph.connected_components(graph, connection="strong")
@@ -80,7 +77,7 @@ LEAST_COST = 1e-12
 """As `LEAST_M`."""
 
 
-def _way(following: npt.NDArray[np.int32], road: int, destination: int) -> Int64:
+def _way(following: Int32, road: int, destination: int) -> Int64:
     roads = [road]
     while road != destination:
         road = int(following[road])

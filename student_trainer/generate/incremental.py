@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from shared import ragged
+from shared.arrays import Bool, Float32, Float64, Int32, Int64
 from shared.errors import DataError
 from student_trainer.data import kernels as feature_kernels
 from student_trainer.data.batch import Candidates, candidates_of, minutes_of_day, time_of_day
@@ -35,12 +36,6 @@ from student_trainer.generate import kernels
 from student_trainer.model.hoser import HOSER
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.model.trajectory import Block
-
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
-Bool = npt.NDArray[np.bool_]
 
 T = TypeVar("T")
 

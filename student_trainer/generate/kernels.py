@@ -11,15 +11,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
+from shared.arrays import Bool, Float32, Float64, Int32, Int64
 from shared.compiled import compiled, compiled_sums
-
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
-Bool = npt.NDArray[np.bool_]
 
 ANY, NEVER, BEST = 0, 1, 2
 """Which roads a path may enter again; see `config.Repeats`."""

@@ -6,16 +6,14 @@ import itertools
 from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 
+from shared.arrays import Int64
 from student_trainer.data import geometry
 from student_trainer.data.network import RoadNetwork
 from student_trainer.generate import kernels
 from student_trainer.generate.found import Found, Status
 from student_trainer.generate.incremental import StepTable
 from student_trainer.generate.pairs import Pairs
-
-Int64 = npt.NDArray[np.int64]
 
 NOWHERE = -1
 

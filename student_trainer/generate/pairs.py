@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import numpy.typing as npt
 
+from shared.arrays import Bool, Int64
 from shared.errors import ConfigError, DataError
 from shared.store import Trips
 from student_trainer.data.batch import is_weekend
-
-Int64 = npt.NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,7 +32,7 @@ class Pairs:
         return len(self.trip)
 
     @property
-    def weekend(self) -> npt.NDArray[np.bool_]:
+    def weekend(self) -> Bool:
         """bool [Q]: whether the departure is at one."""
         return is_weekend(self.departure)
 

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 
+from shared.arrays import Float64, Int64
 from shared.store import Trips
 from student_trainer.data.network import RoadNetwork
 from student_trainer.generate import graph
@@ -15,9 +15,6 @@ from student_trainer.generate.found import Found
 from student_trainer.generate.incremental import IncrementalStudent
 from student_trainer.generate.lanes import Lanes
 from student_trainer.generate.pairs import Pairs
-
-Int64 = npt.NDArray[np.int64]
-Float64 = npt.NDArray[np.float64]
 
 
 def class_paces(network: RoadNetwork, length: Float64, trips: Trips) -> Float64:

@@ -18,12 +18,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from shared.arrays import Float64, Floating, Int64
 from shared.compiled import compiled_sums
 from student_trainer.model.road_graph import Hop
 
@@ -34,9 +34,6 @@ SLOPE = 0.2
 CHUNKS = 16
 """Pieces of the work. Their number is fixed, and what they add up is added in their order, so that the number of
 threads changes no bit."""
-
-Float = npt.NDArray[np.floating]
-Int = npt.NDArray[np.int64]
 
 
 def attend(left: Tensor, right: Tensor, on_attr: Tensor, att: Tensor, hop: Hop) -> Tensor:
@@ -138,8 +135,8 @@ def _pool(threads: int) -> concurrent.futures.ThreadPoolExecutor:
 
 @compiled_sums
 def _forward(
-    offsets: Int, source: Int, attr: Float, left: Float, right: Float, on_attr: Float, att: Float,
-    alpha: Float, out: Float, first: int, last: int,
+    offsets: Int64, source: Int64, attr: Floating, left: Floating, right: Floating, on_attr: Floating, att: Floating,
+    alpha: Floating, out: Floating, first: int, last: int,
 ) -> None:  # fmt: skip
     """Fills alpha of the edges into targets first..last-1, and out."""
     slope = left.dtype.type(SLOPE)
@@ -168,9 +165,9 @@ def _forward(
 
 @compiled_sums
 def _backward_into(
-    offsets: Int, source: Int, attr: Float, left: Float, right: Float, on_attr: Float, att: Float,
-    alpha: Float, grad_out: Float, grad_score: Float, grad_right: Float, first: int, last: int,
-) -> npt.NDArray[np.float64]:  # fmt: skip
+    offsets: Int64, source: Int64, attr: Floating, left: Floating, right: Floating, on_attr: Floating, att: Floating,
+    alpha: Floating, grad_out: Floating, grad_score: Floating, grad_right: Floating, first: int, last: int,
+) -> Float64:  # fmt: skip
     """Fills grad_score of the edges into targets first..last-1, and grad_right; returns their share of a's and W_e's
     gradients, float64 [3, d]."""
     slope, width = left.dtype.type(SLOPE), left.shape[1]
@@ -207,8 +204,9 @@ def _backward_into(
 
 @compiled_sums
 def _backward_out_of(
-    offsets: Int, edges: Int, target: Int, attr: Float, left: Float, right: Float, on_attr: Float, att: Float,
-    alpha: Float, grad_out: Float, grad_score: Float, grad_left: Float, first: int, last: int,
+    offsets: Int64, edges: Int64, target: Int64, attr: Floating, left: Floating, right: Floating, on_attr: Floating,
+    att: Floating, alpha: Floating, grad_out: Floating, grad_score: Floating, grad_left: Floating,
+    first: int, last: int,
 ) -> None:  # fmt: skip
     """Fills grad_left of inputs first..last-1."""
     slope = left.dtype.type(SLOPE)

@@ -95,7 +95,7 @@ class HOSER(nn.Module):
         states = self.trajectory_encoder(
             network.roads(batch.road), network.zones(zone), batch.temporal, batch.distance, batch.interval, batch.length
         )
-        state = states.flatten(0, 1).index_select(0, batch.place)
+        state = states.flatten(0, 1).index_select(0, batch.padded_step)
         destination_zone = network.zones(self.road2zone[batch.destination]).repeat_interleave(
             batch.length, dim=0, output_size=batch.positions
         )

@@ -14,14 +14,12 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch_geometric.utils import add_self_loops, remove_self_loops
 
 from shared import ragged
-
-Int = npt.NDArray[np.int64]
+from shared.arrays import Int64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,15 +27,15 @@ class Hop:
     """One layer's share of the graph: the edges into M_out roads from M_in roads, sorted by target.
 
     Attributes:
-        place: int64 [M_out], the targets' own places among the inputs.
+        own: int64 [M_out], the index of each target among the inputs.
         offsets: int64 [M_out + 1], edges of each target.
-        source: int64 [E], place among the inputs.
-        target: int64 [E], place among the targets.
+        source: int64 [E], index among the inputs.
+        target: int64 [E], index among the targets.
         attr: float32 [E, 2].
         source_offsets: int64 [M_in + 1] and source_edges: int64 [E], the edges out of each input.
     """
 
-    place: Tensor
+    own: Tensor
     offsets: Tensor
     source: Tensor
     target: Tensor
@@ -95,10 +93,10 @@ class RoadGraph:
         self._offsets = ragged.offsets(self._degree)
         self._num_roads, self._num_layers = num_roads, num_layers
 
-    def field(self, roads: Int) -> Field:
+    def field(self, roads: Int64) -> Field:
         """What is computed for `roads`, int64 in any order, repeated or not."""
         targets = self._distinct(roads)
-        row = torch.from_numpy(self._places(targets))
+        row = torch.from_numpy(self._indices(targets))
         hops = []
         for _ in range(self._num_layers):
             hop, targets = self._hop(targets)
@@ -112,16 +110,16 @@ class RoadGraph:
         hop, _ = self._hop(roads)
         return Field((hop,) * self._num_layers, torch.from_numpy(roads), torch.from_numpy(roads))
 
-    def _hop(self, targets: Int) -> tuple[Hop, Int]:
+    def _hop(self, targets: Int64) -> tuple[Hop, Int64]:
         """The edges into `targets` (ascending), and the roads that they come from (ascending, targets included)."""
         degree = self._degree[targets]
         edge = ragged.slices(self._offsets[targets], degree)
         source = self._source[edge]
         inputs = self._distinct(source)
-        places = self._places(inputs)
-        source = places[source]
+        index = self._indices(inputs)
+        source = index[source]
         arrays = {
-            "place": places[targets],
+            "own": index[targets],
             "offsets": ragged.offsets(degree),
             "source": source,
             "target": ragged.rows(degree),
@@ -131,14 +129,14 @@ class RoadGraph:
         }
         return Hop(**{name: torch.from_numpy(array) for name, array in arrays.items()}), inputs
 
-    def _distinct(self, roads: Int) -> Int:
+    def _distinct(self, roads: Int64) -> Int64:
         """Ascending; what `np.unique` gives, without sorting."""
         is_there = np.zeros(self._num_roads, bool)
         is_there[roads] = True
         return np.flatnonzero(is_there)
 
-    def _places(self, roads: Int) -> Int:
-        """Place of each road among `roads`, int64 [N]; their number where it is not among them."""
-        places = np.full(self._num_roads, len(roads), np.int64)
-        places[roads] = np.arange(len(roads))
-        return places
+    def _indices(self, roads: Int64) -> Int64:
+        """Index of each road among `roads`, int64 [N]; their number where it is not among them."""
+        indices = np.full(self._num_roads, len(roads), np.int64)
+        indices[roads] = np.arange(len(roads))
+        return indices

@@ -47,7 +47,7 @@ class GATv2Layer(nn.Module):
 
     def forward(self, x: Tensor, hop: Hop) -> Tensor:
         """Maps x [M_in, in] to [M_out, out]."""
-        left, right = self.lin_l(x), self.lin_r(x.index_select(0, hop.place))
+        left, right = self.lin_l(x), self.lin_r(x.index_select(0, hop.own))
         return attend(left, right, self.lin_edge.weight, self.att.view(-1), hop) + self.bias
 
 

@@ -8,6 +8,7 @@ import torch
 import tqdm
 
 from shared import ragged
+from shared.arrays import Int64
 from shared.store import Trips
 from student_trainer.data.batch import Batch, build_batch
 from student_trainer.data.loader import by_length
@@ -41,7 +42,7 @@ def _part(
     embedding: NetworkEmbedding,
     network: RoadNetwork,
     trips: Trips,
-    index: npt.NDArray[np.int64],
+    index: Int64,
     scale: TimeScale,
     cut: CutConfig,
     device: torch.device,
@@ -62,7 +63,7 @@ def _part(
     }
 
 
-def _places(batch: Batch, trips: Trips, index: npt.NDArray[np.int64]) -> dict[str, npt.NDArray]:
+def _places(batch: Batch, trips: Trips, index: Int64) -> dict[str, npt.NDArray]:
     kept = batch.length.numpy()
     first_step = trips.lengths[index] - 1 - kept
     return {"trip": np.repeat(index, kept), "step": ragged.positions(kept) + np.repeat(first_step, kept)}

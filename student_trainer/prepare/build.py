@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import tqdm
 
+from shared.arrays import Float64, Int64
 from shared.grid import Centroid
 from shared.store import SPLITS
 from shared.vocab import Tokeniser
@@ -208,7 +209,7 @@ class Builder:
             _ = self._partition
 
     @functools.cached_property
-    def _partition(self) -> Callable[[], npt.NDArray[np.int64]]:
+    def _partition(self) -> Callable[[], Int64]:
         """What gives the zones: the file, or KaHIP in another process, which has begun."""
         path, successors = self._config.raw / zones.PARTITION_FILE, self._successors
         num_roads = len(successors.degree)
@@ -226,7 +227,7 @@ class Builder:
     def _extent(self) -> tokens.Bounds:
         return tokens.extent(self._load("vertices"))
 
-    def _points(self) -> dict[Centroid, npt.NDArray[np.float64]]:
+    def _points(self) -> dict[Centroid, Float64]:
         return {"vertex_mean": self._load("vertex_mean"), "line": self._load("line_centroid")}
 
     def _tokeniser(self) -> Tokeniser:
@@ -257,7 +258,7 @@ def _geometry(roads: raw.Roads) -> Arrays:
     }
 
 
-def _attributes(roads: raw.Roads, centroid: npt.NDArray[np.float64]) -> tuple[list[str], Arrays]:
+def _attributes(roads: raw.Roads, centroid: Float64) -> tuple[list[str], Arrays]:
     classes, road_type = features.road_types(roads.highway)
     arrays: Arrays = {
         "attr_len": features.z_scores(np.log1p(roads.length), "length"),

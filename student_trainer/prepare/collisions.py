@@ -11,8 +11,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from shared.arrays import Int64
 from student_trainer.prepare.counts import Counts
 from student_trainer.prepare.network import Successors
 
@@ -43,23 +43,21 @@ class Collisions:
     chosen: bool
 
 
-def measure(
-    cell: npt.NDArray[np.int64], successors: Successors, steps: Counts, cell_size: float, chosen: bool
-) -> Collisions:
+def measure(cell: Int64, successors: Successors, steps: Counts, cell_size: float, chosen: bool) -> Collisions:
     """Measures a grid; `cell` is the cell of each road, int64 [N]."""
     num_cells = int(cell.max()) + 1
     _, group, size = np.unique(
         successors.origin * num_cells + cell[successors.roads], return_inverse=True, return_counts=True
     )
-    sharing = size[group]  # of each slot: candidates of its road in its cell, itself included
+    sharing = size[group]  # of each transition: candidates of its road in its cell, itself included
     collides = np.bincount(successors.origin, weights=sharing > 1, minlength=len(cell)) > 0
-    taken = np.bincount(sharing, weights=steps.slot)
+    taken = np.bincount(sharing, weights=steps.transition)
     return Collisions(
         cell_size=cell_size,
-        colliding=int(steps.slot[collides[successors.origin]].sum()) / steps.steps,
+        colliding=int(steps.transition[collides[successors.origin]].sum()) / steps.steps,
         ceiling=math.fsum(taken[1:] / np.arange(1, len(taken))) / steps.steps,
         occupied=len(np.unique(cell)),
-        same_cell=int(steps.slot[cell[successors.origin] == cell[successors.roads]].sum()) / steps.steps,
+        same_cell=int(steps.transition[cell[successors.origin] == cell[successors.roads]].sum()) / steps.steps,
         chosen=chosen,
     )
 

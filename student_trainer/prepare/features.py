@@ -7,14 +7,14 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from shared.arrays import Float32, Float64, Int64
 from student_trainer.prepare.counts import Counts
 
 log = logging.getLogger(__name__)
 
 
-def z_scores(values: npt.NDArray[np.float64], name: str) -> npt.NDArray[np.float32]:
+def z_scores(values: Float64, name: str) -> Float32:
     """(x - mean) / population standard deviation, float32; zeros where all values are equal.
 
     Everything is computed in float32, as public HOSER does: of a city's longitudes only a
@@ -24,11 +24,11 @@ def z_scores(values: npt.NDArray[np.float64], name: str) -> npt.NDArray[np.float
     if np.ptp(x) == 0:
         log.warning("%s is the same for all roads; its z-scores are 0", name)
         return np.zeros_like(x)
-    z: npt.NDArray[np.float32] = (x - x.mean()) / x.std()
+    z: Float32 = (x - x.mean()) / x.std()
     return z
 
 
-def road_types(highway: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:
+def road_types(highway: Sequence[str]) -> tuple[list[str], Int64]:
     """The sorted road classes, and the index of each road's class: int64 [N].
 
     Classes that are all integers sort by value, others as text.

@@ -12,12 +12,10 @@ import sys
 
 import kahip
 import numpy as np
-import numpy.typing as npt
 
 from shared import processes, ragged
+from shared.arrays import Int64
 from shared.errors import DataError
-
-Int = npt.NDArray[np.int64]
 
 IMBALANCE = 0.03
 """How much larger than the average a zone may be; KaHIP's own default."""
@@ -25,7 +23,7 @@ STRONG = 2
 """KaHIP's number for its strong preconfiguration."""
 
 
-def partition(origin: Int, destination: Int, num_roads: int, count: int, seed: int) -> Int:
+def partition(origin: Int64, destination: Int64, num_roads: int, count: int, seed: int) -> Int64:
     """Cuts the network, as an undirected graph, into balanced zones with few edges between them.
 
     Args:
@@ -53,7 +51,7 @@ def partition(origin: Int, destination: Int, num_roads: int, count: int, seed: i
 class Partitioning:
     """A partition that is computed by another process, which ends with the context."""
 
-    def __init__(self, origin: Int, destination: Int, num_roads: int, count: int, seed: int) -> None:
+    def __init__(self, origin: Int64, destination: Int64, num_roads: int, count: int, seed: int) -> None:
         """Starts; the arguments are those of `partition`."""
         self._process = subprocess.Popen(
             processes.command(__name__), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -72,7 +70,7 @@ class Partitioning:
         assert self._process.stdout is not None
         self._process.stdout.close()
 
-    def result(self) -> Int:
+    def result(self) -> Int64:
         """Waits for the zones, int64 [N]; raises `DataError` if the process failed (its own words are on stderr)."""
         assert self._process.stdout is not None
         answer = self._process.stdout.read()

@@ -17,15 +17,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from shared import ragged
+from shared.arrays import Float64, Int32, Int64
 from shared.errors import DataError
 from student_trainer.prepare import records, trip_text
-
-Int = npt.NDArray[np.int64]
-Float = npt.NDArray[np.float64]
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 TRIP_COLUMNS = ("rid_list", "time_list")
@@ -44,11 +41,11 @@ class Roads:
         highway: one road class a road, lists already resolved.
     """
 
-    vertices: Float
-    vertex_offsets: Int
-    start_point: Int
-    end_point: Int
-    length: Float
+    vertices: Float64
+    vertex_offsets: Int64
+    start_point: Int64
+    end_point: Int64
+    length: Float64
     highway: Sequence[str]
 
     def __len__(self) -> int:
@@ -67,9 +64,9 @@ class RawTrips:
     """
 
     path: Path
-    roads: npt.NDArray[np.int32]
-    times: Int
-    offsets: Int
+    roads: Int32
+    times: Int64
+    offsets: Int64
 
 
 class CellError(DataError):
@@ -114,7 +111,7 @@ def read_roads(path: Path) -> Roads:
     )
 
 
-def read_successor_pairs(path: Path, num_roads: int) -> tuple[Int, Int]:
+def read_successor_pairs(path: Path, num_roads: int) -> tuple[Int64, Int64]:
     """Reads `roadmap.rel`: origin and destination of each row, int64.
 
     Raises:
@@ -240,19 +237,19 @@ def _reporting(path: Path) -> Iterator[None]:
         raise DataError(f"{path} cannot be read as CSV: {' '.join(str(error).split())[:200]}") from None
 
 
-def _integers(path: Path, column: pl.Series) -> Int:
+def _integers(path: Path, column: pl.Series) -> Int64:
     values = column.str.strip_chars().cast(pl.Int64, strict=False)
     for row in values.is_null().arg_true():
         refuse(path, row, column.name, f"expected an integer, not {column[row]!r}")
     return values.to_numpy()
 
 
-def _check_ids(path: Path, ids: Int) -> None:
+def _check_ids(path: Path, ids: Int64) -> None:
     for row in np.flatnonzero(ids != np.arange(len(ids))):
         refuse(path, row, "geo_id", f"expected {row}, the number of the row, not {ids[row]}")
 
 
-def _lengths(path: Path, column: pl.Series) -> Float:
+def _lengths(path: Path, column: pl.Series) -> Float64:
     values = column.str.strip_chars().cast(pl.Float64, strict=False).fill_null(math.nan).to_numpy()
     for row in np.flatnonzero(~np.isfinite(values) | (values < 0)):
         refuse(path, row, "length", f"expected metres, not {column[int(row)]!r}")
@@ -308,7 +305,7 @@ def _road_class(path: Path, row: int, text: str | None) -> str:
     return str(classes[use_second])
 
 
-def _split_lists(column: pl.Series) -> tuple[pl.Series, Int]:
+def _split_lists(column: pl.Series) -> tuple[pl.Series, Int64]:
     """Comma-separated lists: all items back to back, and how many each row has."""
     text = column.fill_null("").str.strip_chars()
     filled = text != ""

@@ -5,22 +5,21 @@ from __future__ import annotations
 import logging
 
 import numpy as np
-import numpy.typing as npt
 import pydantic
 
 from shared import teacher_file
+from shared.arrays import Float64, Int32
 from shared.errors import CompatibilityError, ConfigError, DataError
 from shared.grid import Centroid, Grid
 from shared.vocab import Tokeniser, Vocabulary
 from student_trainer.prepare.config import GridConfig
 
-Float = npt.NDArray[np.float64]
 Bounds = tuple[float, float, float, float]
 
 log = logging.getLogger(__name__)
 
 
-def extent(vertices: Float) -> Bounds:
+def extent(vertices: Float64) -> Bounds:
     """South, west, north, east of all vertices, degrees."""
     (south, west), (north, east) = vertices.min(axis=0), vertices.max(axis=0)
     return float(south), float(west), float(north), float(east)
@@ -37,7 +36,7 @@ def make_grid(bounds: Bounds, cell_size: float, centroid: Centroid) -> Grid:
     return grid
 
 
-def make_tokeniser(config: GridConfig, bounds: Bounds, centroids: dict[Centroid, Float]) -> Tokeniser:
+def make_tokeniser(config: GridConfig, bounds: Bounds, centroids: dict[Centroid, Float64]) -> Tokeniser:
     """The tokeniser that the settings ask for.
 
     Args:
@@ -66,7 +65,7 @@ def grid_of(tokeniser: Tokeniser) -> Grid:
     return tokeniser.grid
 
 
-def road_tokens(tokeniser: Tokeniser, points: Float, max_outside: float) -> tuple[npt.NDArray[np.int32], int]:
+def road_tokens(tokeniser: Tokeniser, points: Float64, max_outside: float) -> tuple[Int32, int]:
     """Token of each road, int32 [N], and how many roads lie outside the grid.
 
     Raises:

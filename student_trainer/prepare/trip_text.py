@@ -7,12 +7,9 @@ which understands all that is CSV, or says what is wrong with it. So both give t
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from shared.arrays import Int32, Int64, UInt8
 from shared.compiled import compiled
-
-Bytes = npt.NDArray[np.uint8]
-Int = npt.NDArray[np.int64]
 
 COMMA, QUOTE, SPACE, CR, LF, ZERO, NINE = (ord(character) for character in '," \r\n09')
 TIME_BYTES = 20
@@ -23,7 +20,7 @@ LONGEST_ID = 9
 
 def read_block(
     text: bytes, columns: int, road_column: int, time_column: int, num_roads: int
-) -> tuple[npt.NDArray[np.int32], Int, Int] | None:
+) -> tuple[Int32, Int64, Int64] | None:
     """The trips of a block, or None if it holds anything but plain ones of known roads.
 
     Plain are roads as in `12,57,903` and times as in `2008-05-22T13:10:06Z`, as many, with blanks at will.
@@ -62,42 +59,42 @@ def _is_text(data: bytes) -> bool:
 
 @compiled
 def _read(
-    text: Bytes,
+    text: UInt8,
     columns: int,
     road_column: int,
     time_column: int,
     num_roads: int,
-    roads: npt.NDArray[np.int32],
-    times: Int,
-    lengths: Int,
+    roads: Int32,
+    times: Int64,
+    lengths: Int64,
 ) -> tuple[int, int]:
     """Rows and values read; (-1, -1) if it is not plain."""
-    place, rows, values = 0, 0, 0
-    while place < len(text):
+    at, rows, values = 0, 0, 0
+    while at < len(text):
         num_times = num_ids = 0
         for column in range(columns):
-            if place >= len(text):
+            if at >= len(text):
                 return -1, -1
-            quoted = text[place] == QUOTE
-            place += quoted
+            quoted = text[at] == QUOTE
+            at += quoted
             if column == road_column:
-                place, num_ids = _read_roads(text, place, quoted, num_roads, roads[values:])
+                at, num_ids = _read_roads(text, at, quoted, num_roads, roads[values:])
             elif column == time_column:
-                place, num_times = _read_times(text, place, quoted, times[values:])
+                at, num_times = _read_times(text, at, quoted, times[values:])
             else:
-                place = _skip(text, place, quoted)
-            if place < 0 or (quoted and text[place] != QUOTE):
+                at = _skip(text, at, quoted)
+            if at < 0 or (quoted and text[at] != QUOTE):
                 return -1, -1
-            place += quoted
+            at += quoted
             if column < columns - 1:
-                if place >= len(text) or text[place] != COMMA:
+                if at >= len(text) or text[at] != COMMA:
                     return -1, -1
-                place += 1
-        if place < len(text) and text[place] == CR:
-            place += 1
-        if place >= len(text) or text[place] != LF or num_ids != num_times:
+                at += 1
+        if at < len(text) and text[at] == CR:
+            at += 1
+        if at >= len(text) or text[at] != LF or num_ids != num_times:
             return -1, -1
-        place += 1
+        at += 1
         lengths[rows] = num_ids
         rows += 1
         values += num_ids
@@ -105,70 +102,70 @@ def _read(
 
 
 @compiled
-def _read_roads(text: Bytes, place: int, quoted: bool, num_roads: int, roads: npt.NDArray[np.int32]) -> tuple[int, int]:
-    """Reads a list of road ids: where it ends, and how many; or place -1."""
-    if _ends(text, place, quoted):
-        return place, 0
+def _read_roads(text: UInt8, at: int, quoted: bool, num_roads: int, roads: Int32) -> tuple[int, int]:
+    """Reads a list of road ids: where it ends, and how many; or at -1."""
+    if _ends(text, at, quoted):
+        return at, 0
     count = 0
     while True:
-        place = _skip_blanks(text, place)
+        at = _skip_blanks(text, at)
         road, digits = 0, 0
-        while place < len(text) and ZERO <= text[place] <= NINE and digits <= LONGEST_ID:
-            road = road * 10 + text[place] - ZERO
+        while at < len(text) and ZERO <= text[at] <= NINE and digits <= LONGEST_ID:
+            road = road * 10 + text[at] - ZERO
             digits += 1
-            place += 1
+            at += 1
         if digits == 0 or digits > LONGEST_ID or road >= num_roads:
             return -1, 0
         roads[count] = road
         count += 1
-        place = _skip_blanks(text, place)
-        if _ends(text, place, quoted):
-            return place, count
-        if place >= len(text) or text[place] != COMMA:
+        at = _skip_blanks(text, at)
+        if _ends(text, at, quoted):
+            return at, count
+        if at >= len(text) or text[at] != COMMA:
             return -1, 0
-        place += 1
+        at += 1
 
 
 @compiled
-def _read_times(text: Bytes, place: int, quoted: bool, times: Int) -> tuple[int, int]:
-    """Reads a list of times: where it ends, and how many; or place -1."""
-    if _ends(text, place, quoted):
-        return place, 0
+def _read_times(text: UInt8, at: int, quoted: bool, times: Int64) -> tuple[int, int]:
+    """Reads a list of times: where it ends, and how many; or at -1."""
+    if _ends(text, at, quoted):
+        return at, 0
     count = 0
     while True:
-        place = _skip_blanks(text, place)
-        if place + TIME_BYTES > len(text) or count >= len(times):
+        at = _skip_blanks(text, at)
+        if at + TIME_BYTES > len(text) or count >= len(times):
             return -1, 0
-        time = _time(text, place)
+        time = _time(text, at)
         if time == BAD_TIME:
             return -1, 0
         times[count] = time
         count += 1
-        place = _skip_blanks(text, place + TIME_BYTES)
-        if _ends(text, place, quoted):
-            return place, count
-        if place >= len(text) or text[place] != COMMA:
+        at = _skip_blanks(text, at + TIME_BYTES)
+        if _ends(text, at, quoted):
+            return at, count
+        if at >= len(text) or text[at] != COMMA:
             return -1, 0
-        place += 1
+        at += 1
 
 
 @compiled
-def _time(text: Bytes, place: int) -> int:
+def _time(text: UInt8, at: int) -> int:
     """Seconds since 1970 of `YYYY-MM-DDTHH:MM:SSZ`, or `BAD_TIME`."""
-    year = 100 * _two_digits(text, place) + _two_digits(text, place + 2)
-    month, day = _two_digits(text, place + 5), _two_digits(text, place + 8)
+    year = 100 * _two_digits(text, at) + _two_digits(text, at + 2)
+    month, day = _two_digits(text, at + 5), _two_digits(text, at + 8)
     hour, minute, second = (
-        _two_digits(text, place + 11),
-        _two_digits(text, place + 14),
-        _two_digits(text, place + 17),
+        _two_digits(text, at + 11),
+        _two_digits(text, at + 14),
+        _two_digits(text, at + 17),
     )
     if (
-        text[place + 4] != ord("-")
-        or text[place + 7] != ord("-")
-        or text[place + 10] != ord("T")
-        or text[place + 13] != ord(":")
-        or text[place + 16] != ord(":")
-        or text[place + 19] != ord("Z")
+        text[at + 4] != ord("-")
+        or text[at + 7] != ord("-")
+        or text[at + 10] != ord("T")
+        or text[at + 13] != ord(":")
+        or text[at + 16] != ord(":")
+        or text[at + 19] != ord("Z")
         or year < 1
         or not 1 <= month <= 12
         or not 1 <= day <= _days_of(year, month)
@@ -193,41 +190,41 @@ def _days_of(year: int, month: int) -> int:
 
 
 @compiled
-def _two_digits(text: Bytes, place: int) -> int:
+def _two_digits(text: UInt8, at: int) -> int:
     """The number, or something far below 0."""
-    tens, ones = int(text[place]) - ZERO, int(text[place + 1]) - ZERO
+    tens, ones = int(text[at]) - ZERO, int(text[at + 1]) - ZERO
     return 10 * tens + ones if 0 <= tens <= 9 and 0 <= ones <= 9 else -100_000
 
 
 @compiled
-def _ends(text: Bytes, place: int, quoted: bool) -> bool:
+def _ends(text: UInt8, at: int, quoted: bool) -> bool:
     """Whether a field ends here; between quotes a comma does not end it."""
-    if place >= len(text):
+    if at >= len(text):
         return False
-    character = text[place]
+    character = text[at]
     return bool(character == QUOTE if quoted else character in (COMMA, CR, LF))
 
 
 @compiled
-def _skip_blanks(text: Bytes, place: int) -> int:
-    while place < len(text) and text[place] == SPACE:
-        place += 1
-    return place
+def _skip_blanks(text: UInt8, at: int) -> int:
+    while at < len(text) and text[at] == SPACE:
+        at += 1
+    return at
 
 
 @compiled
-def _skip(text: Bytes, place: int, quoted: bool) -> int:
+def _skip(text: UInt8, at: int, quoted: bool) -> int:
     """The end of a field that nobody reads; -1 if there is none, or a quote within it that is not doubled."""
-    while place < len(text):
-        character = text[place]
+    while at < len(text):
+        character = text[at]
         if quoted:
             if character == QUOTE:
-                if place + 1 >= len(text) or text[place + 1] != QUOTE:
-                    return place
-                place += 1
+                if at + 1 >= len(text) or text[at + 1] != QUOTE:
+                    return at
+                at += 1
         elif character in (COMMA, CR, LF):
-            return place
+            return at
         elif character == QUOTE:
             return -1
-        place += 1
+        at += 1
     return -1

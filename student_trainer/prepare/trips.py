@@ -8,14 +8,12 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import numpy.typing as npt
 
 from shared import ragged
+from shared.arrays import Int64
 from shared.store import Trips
 from student_trainer.prepare.network import Successors
 from student_trainer.prepare.raw import RawTrips, refuse
-
-Int = npt.NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,22 +22,22 @@ class Steps:
 
     Attributes:
         road, next_road, destination: int64 [P]; the destination is the trip's last road.
-        slot: int64 [P] place of (road, next road) in `Successors`.
-        previous_slot: int64 [P] slot of the step before; -1 at a trip's first step.
+        transition: int64 [P] from road to next road, as `Successors` numbers them.
+        previous_transition: int64 [P] transition of the step before; -1 at a trip's first step.
     """
 
-    road: Int
-    next_road: Int
-    destination: Int
-    slot: Int
-    previous_slot: Int
+    road: Int64
+    next_road: Int64
+    destination: Int64
+    transition: Int64
+    previous_transition: Int64
 
     def __len__(self) -> int:
         return len(self.road)
 
 
-def step_index(offsets: Int) -> Int:
-    """Places, in the flat roads, of all roads but each trip's last: int64 [P]."""
+def step_index(offsets: Int64) -> Int64:
+    """Indices, in the flat roads, of all roads but each trip's last: int64 [P]."""
     inside = np.ones(int(offsets[-1]), bool)
     inside[offsets[1:] - 1] = False
     return np.flatnonzero(inside)
@@ -50,11 +48,11 @@ def steps_of(trips: Trips, successors: Successors) -> Steps:
     index = step_index(trips.offsets)
     lengths = trips.lengths - 1
     road, next_road = trips.roads[index].astype(np.int64), trips.roads[index + 1].astype(np.int64)
-    slot = successors.slots(road, next_road)
-    previous = np.roll(slot, 1)
+    transition = successors.transitions(road, next_road)
+    previous = np.roll(transition, 1)
     previous[ragged.offsets(lengths)[:-1]] = -1
     destination = np.repeat(trips.roads[trips.offsets[1:] - 1].astype(np.int64), lengths)
-    return Steps(road, next_road, destination, slot, previous)
+    return Steps(road, next_road, destination, transition, previous)
 
 
 def usable(raw: RawTrips, successors: Successors, strict: bool) -> tuple[Trips, dict[str, int]]:
@@ -76,9 +74,9 @@ def usable(raw: RawTrips, successors: Successors, strict: bool) -> tuple[Trips, 
     """
     lengths = np.diff(raw.offsets)
     row = ragged.rows(lengths)
-    place = np.flatnonzero(row[:-1] == row[1:])  # step_index needs trips of at least one road
-    off_network = place[successors.slots(raw.roads[place], raw.roads[place + 1]) < 0]
-    backwards = place[raw.times[place + 1] < raw.times[place]]
+    step = np.flatnonzero(row[:-1] == row[1:])  # step_index needs trips of at least one road
+    off_network = step[successors.transitions(raw.roads[step], raw.roads[step + 1]) < 0]
+    backwards = step[raw.times[step + 1] < raw.times[step]]
     if strict:
         _refuse_first(raw, row, off_network, backwards)
 
@@ -93,7 +91,7 @@ def usable(raw: RawTrips, successors: Successors, strict: bool) -> tuple[Trips, 
     return _take(raw, kept), dropped
 
 
-def _refuse_first(raw: RawTrips, row: Int, off_network: Int, backwards: Int) -> None:
+def _refuse_first(raw: RawTrips, row: Int64, off_network: Int64, backwards: Int64) -> None:
     def place_in_trip(index: int) -> int:
         return index - int(raw.offsets[row[index]])
 
@@ -104,7 +102,7 @@ def _refuse_first(raw: RawTrips, row: Int, off_network: Int, backwards: Int) -> 
         refuse(raw.path, row[index], "time_list", f"time goes backwards after place {place_in_trip(index)}")
 
 
-def _take(raw: RawTrips, kept: Int) -> Trips:
+def _take(raw: RawTrips, kept: Int64) -> Trips:
     lengths = np.diff(raw.offsets)[kept]
     index = ragged.slices(raw.offsets[kept], lengths)
     return Trips(raw.roads[index], raw.times[index], ragged.offsets(lengths), kept)

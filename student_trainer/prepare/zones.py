@@ -6,13 +6,11 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from shared.arrays import Float32, Int64
 from shared.errors import DataError
 from student_trainer.prepare.counts import Counts
 from student_trainer.prepare.network import Successors
-
-Int = npt.NDArray[np.int64]
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +18,7 @@ PARTITION_FILE = "road_network_partition"
 MATRIX_FILE = "zone_trans_mat.npy"
 
 
-def read_partition(path: Path, num_roads: int) -> Int:
+def read_partition(path: Path, num_roads: int) -> Int64:
     """Reads `road_network_partition`: one zone a line, one line a road; raises `DataError`."""
     try:
         lines = path.read_text(encoding="utf-8").split()
@@ -37,17 +35,17 @@ def read_partition(path: Path, num_roads: int) -> Int:
     return zones
 
 
-def transitions(train: Counts, zone: Int, successors: Successors) -> Int:
+def transitions(train: Counts, zone: Int64, successors: Successors) -> Int64:
     """Counts of consecutive roads in different zones: int64 [Z, Z], zero diagonal."""
     num_zones = int(zone.max()) + 1
     source, target = zone[successors.origin], zone[successors.roads]
-    flow = np.bincount(source * num_zones + target, weights=train.slot, minlength=num_zones**2)
+    flow = np.bincount(source * num_zones + target, weights=train.transition, minlength=num_zones**2)
     counts = flow.astype(np.int64).reshape(num_zones, num_zones)  # exact: far below 2 ** 53
     np.fill_diagonal(counts, 0)
     return counts
 
 
-def zone_graph(counts: Int) -> tuple[Int, npt.NDArray[np.float32]]:
+def zone_graph(counts: Int64) -> tuple[Int64, Float32]:
     """Edges of the zone graph, int64 [2, EZ], and their weights, float32 [EZ].
 
     w_ij = M_ij / sqrt(max(r_i, 1)) / sqrt(max(r_j, 1)) where M_ij > 0; r are row sums of M,
@@ -59,7 +57,7 @@ def zone_graph(counts: Int) -> tuple[Int, npt.NDArray[np.float32]]:
     return np.stack([source, target]), weight.astype(np.float32)
 
 
-def warn_if_matrix_differs(raw: Path, counts: Int) -> None:
+def warn_if_matrix_differs(raw: Path, counts: Int64) -> None:
     """The raw directory's own matrix is never used; says so where it is another one."""
     path = raw / MATRIX_FILE
     if not path.exists():

@@ -133,7 +133,7 @@ class TrainConfig(RecipeConfig):
     """Go on from OUT's last checkpoint."""
     profile: Literal["off", "table", "trace"] = "off"
     """table: at the end, say where the time of the steps went (OUT/profile.json); trace: also record a few steps with
-    torch.profiler (OUT/trace.json). On an accelerator each part of a step is then waited for, which costs time."""
+    torch.profiler (OUT/trace.json). On an accelerator each stage of a step is then waited for, which costs time."""
     seed: int = 42
     """Seed of initial weights and of the order of trips."""
 

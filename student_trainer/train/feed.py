@@ -5,19 +5,18 @@ from __future__ import annotations
 import dataclasses
 from concurrent.futures import Future
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
+from shared.arrays import Int64
 from shared.errors import TeacherError
 from shared.store import Trips
 from shared.wire import ScoreReply
 from student_trainer.data.batch import Batch, build_batch
 from student_trainer.data.network import RoadNetwork
-from student_trainer.distill.config import DistillConfig, OnFailure
+from student_trainer.distill.config import OnFailure
 from student_trainer.distill.query import build_query
 from student_trainer.distill.teacher import Teacher
-from student_trainer.train.config import DataConfig
+from student_trainer.train.config import RecipeConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,21 +58,20 @@ class Feed:
         self,
         network: RoadNetwork,
         trips: Trips,
-        config: DataConfig,
-        distill: DistillConfig,
+        settings: RecipeConfig,
         teacher: Teacher | None,
         device: torch.device,
     ) -> None:
         """A feed without a teacher asks nothing."""
         self.pins = device.type == "cuda"
-        self._network, self._trips, self._config = network, trips, config
-        self._distill, self._teacher = distill, teacher
+        self._network, self._trips, self._teacher = network, trips, teacher
+        self._config, self._distill = settings.batch, settings.distill
 
-    def lengths(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def lengths(self, index: Int64) -> Int64:
         """Roads of each of the given trips: int64, as `index`."""
         return self._trips.offsets[index + 1] - self._trips.offsets[index]
 
-    def prepare(self, index: npt.NDArray[np.int64], ask: bool = True) -> Prepared:
+    def prepare(self, index: Int64, ask: bool = True) -> Prepared:
         """The batch of the given trips; called by the prefetching thread."""
         batch = build_batch(self._network, self._trips, index, self._config.candidate_top_k, self._config.max_steps)
         reply = None

@@ -1,6 +1,6 @@
 """The supervised losses, over every valid position of every trip, in float32 whatever the model's dtype.
 
-Shapes: P positions, C most candidates of a position. The distillation term is in `distill.kl`.
+Shapes: P positions, C most candidates of a position. The distillation term is in `distill.loss`.
 Sums are returned, so that micro-batches and validation batches add up exactly.
 """
 

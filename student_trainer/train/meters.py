@@ -58,11 +58,11 @@ class Sums:
         return {name: float(numbers[name]) for name in self._sums}
 
     @classmethod
-    def of(cls, parts: Sequence[Mapping[str, tuple[float, int]]]) -> Sums:
+    def of(cls, totals: Sequence[Mapping[str, tuple[float, int]]]) -> Sums:
         """The sum of several `totals`, added in their order."""
         sums = cls()
-        for part in parts:
-            for name, (total, count) in part.items():
+        for one in totals:
+            for name, (total, count) in one.items():
                 sums.add(name, total, count)
         return sums
 
@@ -72,25 +72,25 @@ class Sums:
 
 
 class Stopwatch:
-    """Wall-clock seconds spent in named parts of a step, as the host sees them.
+    """Wall-clock seconds spent in the stages of a step, as the host sees them.
 
-    An accelerator works asynchronously: its time shows in the part that waits for it, unless every part does.
+    An accelerator works asynchronously: its time shows in the stage that waits for it, unless every stage does.
 
     Attributes:
-        seconds: by part.
+        seconds: by stage.
         steps, positions: done meanwhile, on all ranks.
-        places, filled: steps of trips that this rank has computed, padding included, and without it.
+        padded_steps, trip_steps: steps of trips that this rank has computed, with padding and without.
     """
 
     def __init__(self, awaited: torch.device | None = None) -> None:
-        """With a CUDA device to wait for at the end of each part, which costs time, or without."""
+        """With a CUDA device to wait for at the end of each stage, which costs time, or without."""
         self.seconds: dict[str, float] = defaultdict(float)
         self.steps = self.positions = 0
-        self.places = self.filled = 0
+        self.padded_steps = self.trip_steps = 0
         self._awaited = awaited
 
     @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
+    def stage(self, name: str) -> Iterator[None]:
         """Adds the time of the block to `name`."""
         start = time.perf_counter()
         try:
@@ -101,8 +101,8 @@ class Stopwatch:
             self.seconds[name] += time.perf_counter() - start
 
     def since(self, before: Mapping[str, float]) -> dict[str, float]:
-        """Seconds by part since `seconds` was `before`."""
-        return {part: seconds - before.get(part, 0.0) for part, seconds in self.seconds.items()}
+        """Seconds by stage since `seconds` was `before`."""
+        return {stage: seconds - before.get(stage, 0.0) for stage, seconds in self.seconds.items()}
 
 
 class Clock:

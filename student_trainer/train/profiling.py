@@ -1,6 +1,6 @@
-"""Where the time of a training step goes: a table of its parts, and a trace of a few steps.
+"""Where the time of a training step goes: a table of its stages, and a trace of a few steps.
 
-OUT/profile.json   milliseconds of each part of every step that counts, and their summary
+OUT/profile.json   milliseconds of each stage of every step that counts, and their summary
 OUT/trace.json     `torch.profiler`'s trace, for chrome://tracing or ui.perfetto.dev
 """
 
@@ -18,7 +18,7 @@ from shared import files
 
 log = logging.getLogger(__name__)
 
-PARTS = {
+STAGES = {
     "data_wait": "waiting for batches",
     "transfer": "copies to the device",
     "network_forward": "road network, forward",
@@ -30,14 +30,14 @@ PARTS = {
     "ranks": "waiting for other ranks",
     "optimizer": "optimizer",
 }
-"""Parts of a step, as the stopwatch names them, in order."""
+"""Stages of a step, as the stopwatch names them, in order."""
 WARM_STEPS = 5
 """Not counted: compilers, caches and the first batches have their own costs."""
 TRACED_STEPS = 3
 
 
 class Profile:
-    """Collects the parts of every step; `trace` also records `TRACED_STEPS` steps in full."""
+    """Collects the stages of every step; `trace` also records `TRACED_STEPS` steps in full."""
 
     def __init__(self, out: Path, trace: bool) -> None:
         self._out = out
@@ -46,9 +46,9 @@ class Profile:
         if self._tracer is not None:
             self._tracer.start()
 
-    def add_step(self, parts: Mapping[str, float], wall: float) -> None:
-        """Counts a step: seconds by part, as the stopwatch has them, and of the whole."""
-        self._steps.append({part: 1000 * seconds for part, seconds in {**parts, "step": wall}.items()})
+    def add_step(self, stages: Mapping[str, float], wall: float) -> None:
+        """Counts a step: seconds by stage, as the stopwatch has them, and of the whole."""
+        self._steps.append({stage: 1000 * seconds for stage, seconds in {**stages, "step": wall}.items()})
         if self._tracer is not None:
             self._tracer.step()
 
@@ -65,30 +65,30 @@ class Profile:
 
 
 def summarise(steps: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Mean, median and 95th percentile (milliseconds) and share of the step, of every part and of the `step`.
+    """Mean, median and 95th percentile (milliseconds) and share of the step, of every stage and of the `step`.
 
-    `other` is what no part has counted.
+    `other` is what no stage has counted.
     """
     wall = np.array([step["step"] for step in steps])
-    columns = {part: np.array([step.get(part, 0.0) for step in steps]) for part in PARTS}
+    columns = {stage: np.array([step.get(stage, 0.0) for step in steps]) for stage in STAGES}
     columns["other"] = wall - sum(columns.values())
     return {
-        part: {
+        stage: {
             "mean_ms": float(values.mean()),
             "p50_ms": float(np.percentile(values, 50)),
             "p95_ms": float(np.percentile(values, 95)),
             "share": float(values.sum() / wall.sum()),
         }
-        for part, values in {**columns, "step": wall}.items()
-        if part in ("other", "step") or values.any()
+        for stage, values in {**columns, "step": wall}.items()
+        if stage in ("other", "step") or values.any()
     }
 
 
 def table(summary: Mapping[str, Mapping[str, float]]) -> str:
     """The summary for people."""
-    lines = [f"{'part':24}{'mean ms':>10}{'p50':>10}{'p95':>10}{'share':>9}"]
-    for part, row in summary.items():
-        name = PARTS.get(part, {"other": "everything else", "step": "step"}.get(part, part))
+    lines = [f"{'stage':24}{'mean ms':>10}{'p50':>10}{'p95':>10}{'share':>9}"]
+    for stage, row in summary.items():
+        name = STAGES.get(stage, {"other": "everything else", "step": "step"}.get(stage, stage))
         figures = f"{row['mean_ms']:10.1f}{row['p50_ms']:10.1f}{row['p95_ms']:10.1f}{row['share']:9.1%}"
         lines.append(f"{name:24}{figures}")
     return "\n".join(lines)

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from shared import log as logs
+from shared.arrays import Int64
 from shared.errors import ReportableError, TrainingError
-from student_trainer.data.loader import Index
+from student_trainer.train.launch import is_one_of_several
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +70,8 @@ class Ranks:
     def sum_(self, tensor: Tensor) -> None:
         """Replaces a tensor by its sum over ranks, the same bits on each."""
 
-    def share(self, trips: Index, lengths: Index) -> Index:
-        """This rank's part of a micro-batch; the parts of all are the whole.
+    def share(self, trips: Int64, lengths: Int64) -> Int64:
+        """This rank's share of a micro-batch; the shares of all are the whole.
 
         Longest first, trips are dealt to and fro (0 1 2 2 1 0 0 1 ...), so that shares are even in number and length.
 
@@ -86,7 +87,7 @@ class Ranks:
         turn = np.arange(len(trips)) % (2 * self.world)
         dealt_to = np.minimum(turn, 2 * self.world - 1 - turn)
         mine = np.argsort(-lengths, kind="stable")[dealt_to == self.rank]
-        share: Index = trips[np.sort(mine)]
+        share: Int64 = trips[np.sort(mine)]
         return share
 
     def sums(self, *values: int) -> list[int]:
@@ -117,8 +118,8 @@ class Ranks:
         if self.world == 1:
             return finite
         exists = self.sums(*(int(p.grad is not None) for p in parameters))
-        parts = [p.grad.reshape(-1) if p.grad is not None else p.new_zeros(p.numel()) for p in parameters]
-        bucket = torch.cat([*parts, (~finite).to(parts[0].dtype)[None]])
+        flat = [p.grad.reshape(-1) if p.grad is not None else p.new_zeros(p.numel()) for p in parameters]
+        bucket = torch.cat([*flat, (~finite).to(flat[0].dtype)[None]])
         self.sum_(bucket)
         *totals, bad = torch.split(bucket, [*(p.numel() for p in parameters), 1])
         for parameter, total, there in zip(parameters, totals, exists, strict=True):
@@ -259,7 +260,7 @@ def join(teacher_seconds: float) -> Iterator[Ranks]:
     Args:
         teacher_seconds: how long the settings let a rank wait for a teacher, while the others wait for it.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or "RANK" not in os.environ:
+    if not is_one_of_several():
         yield ALONE
         return
     if rank := int(os.environ["RANK"]):

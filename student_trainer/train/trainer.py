@@ -15,115 +15,54 @@ step whose values overflowed.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from shared.errors import TrainingError, Unavailable
 from student_trainer.data.batch import Batch
-from student_trainer.data.loader import Index, TripOrder
-from student_trainer.distill import kl as distillation
-from student_trainer.distill.kl import TeacherTarget
-from student_trainer.distill.query import build_target
+from student_trainer.distill.loss import Distillation, Distilled
 from student_trainer.model import device as devices
 from student_trainer.model.hoser import HOSER, NetworkEmbedding
-from student_trainer.model.road_graph import Field, RoadGraph
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.runs.checkpoint import Progress
 from student_trainer.train import loss as losses
 from student_trainer.train.config import TrainConfig
-from student_trainer.train.feed import Feed, Prepared
+from student_trainer.train.feed import Prepared
 from student_trainer.train.meters import Stopwatch, Sums
-from student_trainer.train.optim import Precision, learning_rate
-from student_trainer.train.ranks import ALONE, Ranks
-from student_trainer.train.stop import StopSignals
+from student_trainer.train.optim import build_optimizer, learning_rate
+from student_trainer.train.runtime import Runtime
+from student_trainer.train.schedule import Schedule, Step
 
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class PlannedStep:
-    """The trips of an optimizer step, micro-batch by micro-batch, of all ranks."""
-
-    number: int
-    epoch: int
-    ends_epoch: bool
-    micro_batches: Sequence[Index]
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """A planned step whose batches are built and whose questions are asked: this rank's share, which may be none.
+class Trainer:
+    """Makes one optimizer step at a time.
 
     Attributes:
-        plan: the plan.
-        micro_batches: its batches.
-        field: what must be computed of the road network for all of them.
+        model, optimizer: what a step changes.
+        settings, scale, runtime: what it is made with.
+        progress: where the run stands.
+        sums: of the losses since the last metrics.
+        stopwatch: of the time since then.
     """
 
-    plan: PlannedStep
-    micro_batches: Sequence[Prepared]
-    field: Field
-
-
-class Schedule:
-    """Which trips form which optimizer step: a pure function of the seed and the step."""
-
-    def __init__(self, order: TripOrder, accumulation: int, epochs: int) -> None:
-        self._order, self._accumulation = order, accumulation
-        self.steps_per_epoch = -(-order.batches_per_epoch // accumulation)
-        self.total_steps = self.steps_per_epoch * epochs
-
-    def from_step(self, first: int) -> Iterator[PlannedStep]:
-        """The steps `first`, `first + 1`, ... to the end."""
-        for epoch in range(first // self.steps_per_epoch, self.total_steps // self.steps_per_epoch):
-            batches = self._order.epoch(epoch)
-            for i in range(self.steps_per_epoch):
-                number = epoch * self.steps_per_epoch + i
-                if number >= first:
-                    group = batches[i * self._accumulation : (i + 1) * self._accumulation]
-                    yield PlannedStep(number, epoch, i == self.steps_per_epoch - 1, group)
-
-
-def prepare_step(feed: Feed, graph: RoadGraph, plan: PlannedStep, ranks: Ranks = ALONE) -> Step:
-    """Builds a rank's batches of a step and asks the teacher; runs ahead of the loop."""
-    shares = [ranks.share(index, feed.lengths(index)) for index in plan.micro_batches]
-    micro_batches = [feed.prepare(share) for share in shares if len(share)]
-    roads = [ids.numpy() for item in micro_batches for ids in item.batch.roads_read]
-    field = graph.field(np.concatenate([np.zeros(0, np.int64), *roads]))
-    return Step(plan, micro_batches, field.pin() if feed.pins else field)
-
-
-class Trainer:
-    """Owns model, optimiser and precision, and makes one optimizer step at a time."""
-
     def __init__(
-        self,
-        model: HOSER,
-        optimizer: torch.optim.Optimizer,
-        settings: TrainConfig,
-        scale: TimeScale,
-        precision: Precision,
-        device: torch.device,
-        total_steps: int,
-        total_positions: int,
-        progress: Progress,
-        ranks: Ranks,
-        stop: StopSignals,
+        self, model: HOSER, settings: TrainConfig, scale: TimeScale, runtime: Runtime, schedule: Schedule
     ) -> None:
-        self.model, self.optimizer, self.progress = model, optimizer, progress
-        self._ranks, self._stop = ranks, stop
-        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._settings, self._scale = settings, scale
-        self._precision, self._device, self._total = precision, device, total_steps
-        self._most_missed = int(settings.client.max_skipped_share * total_positions)
+        """At the first step of the schedule."""
+        self.model, self.settings, self.scale, self.runtime = model, settings, scale, runtime
+        self.optimizer = build_optimizer(model, settings.optim)
+        self.progress = Progress()
+        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._distillation = Distillation(settings.distill)
+        self._total = schedule.total_steps
+        self._most_missed = int(settings.client.max_skipped_share * schedule.total_positions)
         self._missed = [0, 0]
-        self._awaited = device if settings.profile != "off" and device.type == "cuda" else None
+        self._awaited = runtime.device if settings.profile != "off" and runtime.device.type == "cuda" else None
         self.sums, self.stopwatch = Sums(), Stopwatch(self._awaited)
 
     def train_step(self, step: Step) -> None:
@@ -137,15 +76,15 @@ class Trainer:
                 made.
             CompatibilityError: the teacher has become another; the step is not made.
         """
-        rate = learning_rate(step.plan.number, self._total, self._settings.optim)
+        rate = learning_rate(step.plan.number, self._total, self.settings.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         found = Sums()
-        with self._precision.float32_products():
+        with self.runtime.precision.float32_products():
             finite = self.compute_gradients(step, found)
         missed = self._check_missed()
-        with self._stop.shield():
-            with self.stopwatch.part("optimizer"):
+        with self.runtime.stop.shield():
+            with self.stopwatch.stage("optimizer"):
                 is_finite = self._update(finite, found)
             if is_finite:
                 self.sums.merge(found)
@@ -168,70 +107,66 @@ class Trainer:
         positions, labels = self._count(step)
         self._missed = [0, 0]
         self.optimizer.zero_grad(set_to_none=True)
-        finite = torch.ones((), dtype=torch.bool, device=self._device)
+        finite = torch.ones((), dtype=torch.bool, device=self.runtime.device)
         if step.micro_batches:
-            with self.stopwatch.part("transfer"):
-                field = step.field.to(self._device)
-            with self.stopwatch.part("network_forward"), self._precision.autocast():
+            with self.stopwatch.stage("transfer"):
+                field = step.field.to(self.runtime.device)
+            with self.stopwatch.stage("network_forward"), self.runtime.precision.autocast():
                 network = self.model.embed_network(field)
             leaves = network.detach()
             for item in step.micro_batches:
                 finite &= self._accumulate(item, leaves, positions, max(labels, 1), found)
-            with self.stopwatch.part("network_backward"):
+            with self.stopwatch.stage("network_backward"):
                 network.backward(leaves)
         with self._meeting():
-            return self._ranks.sum_gradients(self._parameters, finite)
+            return self.runtime.ranks.sum_gradients(self._parameters, finite)
 
     def _count(self, step: Step) -> tuple[int, int]:
         """Positions and labels of a step on all ranks, by which its sums are divided."""
         positions = sum(item.batch.positions for item in step.micro_batches)
         labels = sum(item.labels for item in step.micro_batches)
         with self._meeting():
-            positions, labels = self._ranks.sums(positions, labels)
+            positions, labels = self.runtime.ranks.sums(positions, labels)
         self.stopwatch.steps += 1
         self.stopwatch.positions += positions
         return positions, labels
 
     def _meeting(self) -> AbstractContextManager[None]:
         """Counts the time that other ranks take."""
-        return self.stopwatch.part("ranks") if self._ranks.world > 1 else nullcontext()
+        return self.stopwatch.stage("ranks") if self.runtime.ranks.world > 1 else nullcontext()
 
     def _accumulate(
         self, item: Prepared, network: NetworkEmbedding, positions: int, labels: int, found: Sums
     ) -> Tensor:
         """Adds a micro-batch's gradients; whether its loss is finite, bool []."""
-        with self.stopwatch.part("transfer"):
-            batch = item.batch.to(self._device)
-        self.stopwatch.places += batch.road.numel()
-        self.stopwatch.filled += batch.positions
-        with self.stopwatch.part("forward"), self._precision.autocast():
+        with self.stopwatch.stage("transfer"):
+            batch = item.batch.to(self.runtime.device)
+        self.stopwatch.padded_steps += batch.road.numel()
+        self.stopwatch.trip_steps += batch.positions
+        with self.stopwatch.stage("forward"), self.runtime.precision.autocast():
             output = self.model(batch, network)
             times = self.model.label_times(batch, network, output)
-        with self.stopwatch.part("teacher_wait"):
-            reply = item.answer(self._settings.client.on_failure)
-        with self.stopwatch.part("loss"):
-            target = None if reply is None else build_target(reply, batch)
-            sums = self._loss_sums(batch, output.logits, times, target)
-            loss = sums["next_road"] / labels + self._settings.optim.time_weight * sums["time"] / labels
-            if target is not None:
-                loss = loss + self._settings.distill.weight * sums["kl"] / positions
-        with self.stopwatch.part("backward"):
-            torch.autograd.backward(self._precision.scaler.scale(loss))
+        with self.stopwatch.stage("teacher_wait"):
+            reply = item.answer(self.settings.client.on_failure)
+        with self.stopwatch.stage("loss"):
+            sums = self._label_sums(batch, output.logits, times)
+            loss = sums["next_road"] / labels + self.settings.optim.time_weight * sums["time"] / labels
+            distilled = None if reply is None else self._distillation.measure(batch, output, reply)
+            if distilled is not None:
+                loss = loss + distilled.loss / positions
+        with self.stopwatch.stage("backward"):
+            torch.autograd.backward(self.runtime.precision.scaler.scale(loss))
         found.add("loss", loss * positions, batch.positions)
         found.add("loss_next_road", sums["next_road"], item.labels)
         found.add("loss_time", sums["time"], item.labels)
         found.add("accuracy", (output.logits.argmax(-1) == batch.label).float().sum(), batch.positions)
         self._note_missed(item, item.reply is not None and reply is None, found)
-        if reply is not None and target is not None:
-            found.add("loss_kl", sums["kl"], batch.positions)
-            diagnostics = distillation.teacher_diagnostics(output.logits.detach(), target, batch.label)
-            found.add_fields(diagnostics, batch.positions)
-            found.add("teacher_queue_ms", reply.queue_us / 1000, 1)
-            found.add("teacher_compute_ms", reply.compute_us / 1000, 1)
+        if distilled is not None:
+            _note_distilled(distilled, batch.positions, found)
         return torch.isfinite(loss)
 
     def _note_missed(self, item: Prepared, is_missed: bool, found: Sums) -> None:
-        if self._settings.client.on_failure == "skip" and item.reply is not None:
+        if self.settings.client.on_failure == "skip" and item.reply is not None:
             found.add("teacher_missed", float(is_missed * item.batch.positions), item.batch.positions)
         self._missed[0] += is_missed
         self._missed[1] += is_missed * item.batch.positions
@@ -243,38 +178,31 @@ class Trainer:
             TeacherError: they would be too many.
         """
         progress = self.progress
-        if self._settings.client.on_failure != "skip":
+        if self.settings.client.on_failure != "skip":
             return progress.missed_micro_batches, progress.missed_positions
         with self._meeting():
-            micro_batches, new = self._ranks.sums(*self._missed)
+            micro_batches, new = self.runtime.ranks.sums(*self._missed)
         positions = progress.missed_positions + new
         if new and positions > self._most_missed:
             raise Unavailable(
                 f"{positions} positions would be trained without the teacher, more than the {self._most_missed} that "
-                f"client.max_skipped_share {self._settings.client.max_skipped_share:g} allows"
+                f"client.max_skipped_share {self.settings.client.max_skipped_share:g} allows"
             )
         return progress.missed_micro_batches + micro_batches, positions
 
-    def _loss_sums(
-        self, batch: Batch, logits: Tensor, times: Tensor, target: TeacherTarget | None
-    ) -> dict[str, Tensor]:
-        """Sums of each loss over the micro-batch: next_road and time over its labels, kl over its positions."""
-        errors = losses.time_errors(times, batch.seconds, self._scale)
-        sums = {
+    def _label_sums(self, batch: Batch, logits: Tensor, times: Tensor) -> dict[str, Tensor]:
+        """Sums of the losses that need no teacher, next_road and time, over the labels of a micro-batch."""
+        errors = losses.time_errors(times, batch.seconds, self.scale)
+        return {
             "next_road": losses.next_road_loss(logits, batch.label),
             "time": torch.where(batch.label >= 0, errors, 0).sum(),
         }
-        if target is not None:
-            config = self._settings.distill
-            kl = distillation.distillation_loss(logits, target, config.temperature, config.collisions)
-            sums["kl"] = kl.sum() * (config.temperature**2 if config.tau_squared else 1.0)
-        return sums
 
     def _update(self, finite: Tensor, found: Sums) -> bool:
         """Clips and steps; False, and weights unchanged, if the loss (bool []) or the gradient is not finite."""
-        scaler = self._precision.scaler
+        scaler = self.runtime.precision.scaler
         scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self._parameters, self._settings.optim.clip_norm)
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.settings.optim.clip_norm)
         loss_is_finite, norm_is_finite = devices.read(torch.stack([finite, torch.isfinite(norm)]))
         if loss_is_finite and (norm_is_finite or scaler.is_enabled()):
             scaler.step(self.optimizer)  # an enabled scaler skips the step itself and lowers its scale
@@ -285,8 +213,8 @@ class Trainer:
 
     def _count_bad_step(self, step: Step) -> None:
         self.progress.bad_steps += 1
-        limit = self._settings.optim.max_bad_steps
-        if self._ranks.is_first:
+        limit = self.settings.optim.max_bad_steps
+        if self.runtime.ranks.is_first:
             trips = [int(trip) for index in step.plan.micro_batches for trip in index]
             log.warning(
                 "step %d: loss or gradient is not finite, update skipped (%d of at most %d); training trips %s",
@@ -305,19 +233,28 @@ class Trainer:
 
     def settle_sums(self) -> None:
         """Hands what was summed since the last metrics to the first rank, which saves it."""
-        totals = self._ranks.gather(self.sums.totals())
-        self.sums = Sums.of(totals) if self._ranks.is_first else Sums()
+        totals = self.runtime.ranks.gather(self.sums.totals())
+        self.sums = Sums.of(totals) if self.runtime.ranks.is_first else Sums()
 
     def take_metrics(self, wall_seconds: float) -> dict[str, float]:
-        """Means since the last call: losses of all ranks, and milliseconds of each part of a step of this one."""
-        means = Sums.of(self._ranks.gather(self.sums.totals())).means()
+        """Means since the last call: losses of all ranks, and milliseconds of each stage of a step of this one."""
+        means = Sums.of(self.runtime.ranks.gather(self.sums.totals())).means()
         steps = max(self.stopwatch.steps, 1)
         metrics = {f"train/{name}": value for name, value in means.items()}
         for name, seconds in self.stopwatch.seconds.items():
             metrics[f"perf/{name}_ms"] = 1000 * seconds / steps
         metrics["perf/step_ms"] = 1000 * wall_seconds / steps
         metrics["perf/positions_per_s"] = self.stopwatch.positions / wall_seconds if wall_seconds else 0.0
-        if self.stopwatch.places:
-            metrics["perf/padded_share"] = 1 - self.stopwatch.filled / self.stopwatch.places
+        if self.stopwatch.padded_steps:
+            metrics["perf/padded_share"] = 1 - self.stopwatch.trip_steps / self.stopwatch.padded_steps
         self.sums, self.stopwatch = Sums(), Stopwatch(self._awaited)
         return metrics
+
+
+def _note_distilled(distilled: Distilled, positions: int, found: Sums) -> None:
+    for name, loss in distilled.losses.items():
+        found.add(f"loss_{name}", loss, positions)
+    comparison = distilled.comparison
+    found.add_fields(comparison.diagnostics(), positions)
+    found.add("teacher_queue_ms", comparison.reply.queue_us / 1000, 1)
+    found.add("teacher_compute_ms", comparison.reply.compute_us / 1000, 1)

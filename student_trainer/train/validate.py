@@ -7,16 +7,14 @@ import torch
 from shared.store import Trips
 from shared.wire import ScoreReply
 from student_trainer.data.loader import Prefetcher, by_length
-from student_trainer.distill import kl as distillation
-from student_trainer.distill.config import DistillConfig, OnFailure
-from student_trainer.distill.query import build_target
+from student_trainer.distill.loss import Distillation
 from student_trainer.model.hoser import HOSER, NetworkEmbedding
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.train import loss as losses
+from student_trainer.train.config import RecipeConfig
 from student_trainer.train.feed import Feed, Prepared
 from student_trainer.train.meters import Sums
-from student_trainer.train.optim import Precision
-from student_trainer.train.ranks import ALONE, Ranks
+from student_trainer.train.runtime import Runtime
 
 LOOKAHEAD = 4
 
@@ -28,22 +26,12 @@ class Validator:
     has then failed to answer.
     """
 
-    def __init__(
-        self,
-        feed: Feed,
-        trips: Trips,
-        batch_size: int,
-        distill: DistillConfig,
-        scale: TimeScale,
-        precision: Precision,
-        device: torch.device,
-        ranks: Ranks = ALONE,
-        on_failure: OnFailure = "wait",
-    ) -> None:
-        self._feed, self._distill, self._scale = feed, distill, scale
-        self._on_failure: OnFailure = on_failure
-        self._precision, self._device, self._ranks = precision, device, ranks
-        self._batches = by_length(trips.lengths, batch_size)[ranks.rank :: ranks.world]
+    def __init__(self, feed: Feed, trips: Trips, settings: RecipeConfig, scale: TimeScale, runtime: Runtime) -> None:
+        """Of these trips, which the feed knows by their numbers."""
+        self._feed, self._scale, self._runtime = feed, scale, runtime
+        self._on_failure, self._distillation = settings.client.on_failure, Distillation(settings.distill)
+        ranks = runtime.ranks
+        self._batches = by_length(trips.lengths, settings.optim.batch_size)[ranks.rank :: ranks.world]
         self._replies: dict[int, ScoreReply] = {}
 
     @torch.no_grad()
@@ -57,8 +45,8 @@ class Validator:
             time_error: |x^ - x| / max(x, 1) of x = log1p seconds, as upstream reports it.
             seconds_error: mean absolute error in seconds.
             positions: how many there are.
-            With a teacher also kl, teacher_accuracy, agreement and the entropies, of the positions that it has
-            answered; if there are others, teacher_missed is their share.
+            With a teacher also kl (and the divergence of each other term), teacher_accuracy, agreement and the
+            entropies, of the positions that it has answered; if there are others, teacher_missed is their share.
 
         Raises:
             TeacherError: the teacher has failed, and `client.on_failure` is not `skip`.
@@ -67,10 +55,10 @@ class Validator:
         sums = Sums()
         missed = 0
         with (
-            self._precision.float32_products(),
+            self._runtime.precision.float32_products(),
             Prefetcher(self._prepare, range(len(self._batches)), LOOKAHEAD) as prepared,
         ):
-            with self._precision.autocast():
+            with self._runtime.precision.autocast():
                 network = model.embed_network()
             for number, item in enumerate(prepared):
                 reply = item.answer(self._on_failure)
@@ -80,9 +68,9 @@ class Validator:
                     missed += item.batch.positions
                 self._add(sums, model, network, item, self._replies.get(number))
         model.train()
-        sums = Sums.of(self._ranks.gather(sums.totals()))
+        sums = Sums.of(self._runtime.ranks.gather(sums.totals()))
         positions = sums.count("accuracy")
-        (missed,) = self._ranks.sums(missed)
+        (missed,) = self._runtime.ranks.sums(missed)
         return {"positions": positions, **sums.means(), **({"teacher_missed": missed / positions} if missed else {})}
 
     def _prepare(self, number: int) -> Prepared:
@@ -91,8 +79,8 @@ class Validator:
     def _add(
         self, sums: Sums, model: HOSER, network: NetworkEmbedding, item: Prepared, reply: ScoreReply | None
     ) -> None:
-        batch = item.batch.to(self._device)
-        with self._precision.autocast():
+        batch = item.batch.to(self._runtime.device)
+        with self._runtime.precision.autocast():
             output = model(batch, network)
             times = model.label_times(batch, network, output)
         count = item.labels
@@ -105,8 +93,7 @@ class Validator:
         }.items():  # not indexed by the mask: how many are labelled is the host's to know
             sums.add(name, torch.where(batch.label >= 0, errors, 0).sum(), count)
         if reply is not None:
-            target = build_target(reply, batch)
-            config = self._distill
-            kl = distillation.distillation_loss(output.logits, target, config.temperature, config.collisions)
-            sums.add("kl", kl.sum(), batch.positions)
-            sums.add_fields(distillation.teacher_diagnostics(output.logits, target, batch.label), batch.positions)
+            distilled = self._distillation.measure(batch, output, reply)
+            for name, divergence in distilled.divergences.items():
+                sums.add(name, divergence, batch.positions)
+            sums.add_fields(distilled.comparison.diagnostics(), batch.positions)

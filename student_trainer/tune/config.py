@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from shared.address import TeachersText
-from shared.config import Section
+from shared.config import Section, split_commas
 from student_trainer.train.config import RecipeConfig
 from student_trainer.tune.space import SPACE, Point, Space, merged
 
@@ -18,14 +18,7 @@ PHASES = (0, 1, 2, 3)
 Objective = Literal["accuracy", "nll", "accuracy+step_time"]
 
 
-def _numbers(value: Any) -> Any:
-    """1,2 as a command line gives it; one number is a list of one."""
-    if isinstance(value, str):
-        return [int(part) if part.strip().isdigit() else part for part in value.split(",") if part.strip()]
-    return [value] if isinstance(value, int) else value
-
-
-Integers = Annotated[tuple[int, ...], pydantic.BeforeValidator(_numbers)]
+Integers = Annotated[tuple[int, ...], pydantic.BeforeValidator(split_commas)]
 
 
 class SamplerConfig(Section):

@@ -11,6 +11,7 @@ The same command goes on with a study that was stopped, or adds this machine's w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -27,7 +28,7 @@ from shared import claims, config, files, lock, provenance
 from shared.errors import ConfigError
 from shared.store import Store
 from student_trainer.runs.sinks import check_wandb
-from student_trainer.train import run as training
+from student_trainer.train.connect import connect
 from student_trainer.tune import folders, phases, plan, results
 from student_trainer.tune.config import TuneConfig
 from student_trainer.tune.phases import SUFFIXES, Phase, open_phase
@@ -113,9 +114,8 @@ def _check_teacher(settings: TuneConfig) -> str:
     if (window := settings.space.get("distill.window")) is not None:
         widest = checked.distill.model_copy(update={"window": max(map(int, window.corners()))})
         checked = checked.model_copy(update={"distill": widest})
-    teacher, revision = training.connect(checked, Store(settings.data))
-    teacher.close()
-    return revision
+    with contextlib.closing(connect(checked, Store(settings.data))) as teacher:
+        return teacher.revision
 
 
 def _claim(settings: TuneConfig) -> None:

@@ -222,13 +222,13 @@ def apply(recipe: RecipeConfig, values: Mapping[str, Value]) -> RecipeConfig:
     nested: dict[str, Any] = recipe.model_dump(mode="json")
     for name, value in values.items():
         *path, last = name.split(".")
-        place = nested
+        section = nested
         for part in path:
-            inner = place.get(part)
+            inner = section.get(part)
             if not isinstance(inner, dict):
-                inner = place[part] = {}
-            place = inner
-        place[last] = value
+                inner = section[part] = {}
+            section = inner
+        section[last] = value
     return config.validate(RecipeConfig, nested)
 
 

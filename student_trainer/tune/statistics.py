@@ -7,10 +7,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import scipy  # stats are imported when they are first used, which takes seconds
 
-Float = npt.NDArray[np.float64]
+from shared.arrays import Float64
 
 EXACT_SEEDS = 16
 """Up to so many pairs all signs are enumerated."""
@@ -97,7 +96,7 @@ def compare(
     )
 
 
-def sign_flip_p(differences: Float) -> float:
+def sign_flip_p(differences: Float64) -> float:
     """Exact p-value: the share of all ways to sign the differences whose mean is as far from 0 (Fisher 1935).
 
     If the teacher does nothing, a seed's difference is as likely as its negative. Above `EXACT_SEEDS` pairs a sample
@@ -119,7 +118,7 @@ def smallest_p(n: int) -> float:
     return min(1.0, 2.0 / 2.0 ** min(n, EXACT_SEEDS))
 
 
-def bootstrap_interval(differences: Float, draws: int, confidence: float, seed: int) -> tuple[float, float]:
+def bootstrap_interval(differences: Float64, draws: int, confidence: float, seed: int) -> tuple[float, float]:
     """Percentile interval of the mean; of all n^n resamples where there are few."""
     n = len(differences)
     if n**n <= EXACT_RESAMPLES:

@@ -23,16 +23,19 @@ from shared.errors import TrainingError
 from shared.store import SplitName, Store
 from shared.wire import ScoreQuery, ScoreReply
 from student_trainer.data.network import RoadNetwork
-from student_trainer.distill.teacher import NullTeacher, Teacher
+from student_trainer.distill.teacher import Teacher
 from student_trainer.evaluate import next_road
 from student_trainer.model.device import pick_device
 from student_trainer.model.weights import load_model
 from student_trainer.predict.config import CutConfig
 from student_trainer.predict.positions import predict
 from student_trainer.runs.layout import RunFiles
-from student_trainer.train import run as training
 from student_trainer.train.config import RecipeConfig, TrainConfig
+from student_trainer.train.connect import connect
 from student_trainer.train.optim import random_state, set_random_state
+from student_trainer.train.resume import find_checkpoint
+from student_trainer.train.runtime import Runtime
+from student_trainer.train.session import Session
 from student_trainer.train.stop import StopSignals
 from student_trainer.tune.config import Objective
 
@@ -84,7 +87,7 @@ class CountedTeacher:
     """
 
     def __init__(self, teacher: Teacher) -> None:
-        self._teacher, self.failure_stats = teacher, teacher.failure_stats
+        self._teacher, self.revision, self.failure_stats = teacher, teacher.revision, teacher.failure_stats
         self.compute_seconds, self.positions = 0.0, 0
 
     def submit(self, query: ScoreQuery) -> Future[ScoreReply]:
@@ -123,19 +126,50 @@ def train(task: Task, folder: Path, report: Callable[[int, Values], bool]) -> di
     if runs[0].runtime.threads:
         torch.set_num_threads(runs[0].runtime.threads)
     device = pick_device(runs[0].runtime.device, setting="runtime.device")
-    connected, revision = training.connect(runs[0], store)
-    teacher = CountedTeacher(connected)
-    pruned, epoch = False, 0
-    values: Values = ()
-    with contextlib.closing(teacher), StopSignals() as stop, contextlib.ExitStack() as opened:
+    teacher = CountedTeacher(connect(runs[0], store))
+    with contextlib.closing(teacher), StopSignals() as stop, contextlib.ExitStack() as claimed:
         for settings in runs:
-            opened.enter_context(claims.directory(settings.out))
-        asked: Teacher = NullTeacher() if isinstance(connected, NullTeacher) else teacher
+            claimed.enter_context(claims.directory(settings.out))
         sessions = [
-            training.Session(settings, store, asked, revision, device,
-                             training.claim_directory(settings, store), stop=stop)
+            Session(
+                settings,
+                store,
+                Runtime.of(settings.runtime, device, stop=stop),
+                teacher,
+                find_checkpoint(settings, store),
+            )
             for settings in runs
-        ]  # fmt: skip
+        ]
+        values, epoch, pruned = _train_in_step(task, sessions, stop, report)
+        if not pruned:
+            for session in sessions:
+                session.write_summary(time.monotonic() - start)
+    histories = {
+        str(session.settings.seed): {
+            "history": session.progress.history[:epoch],
+            "bad_steps": session.progress.bad_steps,
+        }
+        for session in sessions
+    }
+    return {
+        "values": list(values),
+        "epochs": epoch,
+        "pruned": pruned,
+        "runs": histories,
+        "seconds": round(time.monotonic() - start, 3),
+        "teacher_seconds": round(teacher.compute_seconds, 3),
+        "teacher_positions": teacher.positions,
+        "teacher_revision": teacher.revision or None,
+    }
+
+
+def _train_in_step(
+    task: Task, sessions: Sequence[Session], stop: StopSignals, report: Callable[[int, Values], bool]
+) -> tuple[Values, int, bool]:
+    """Trains an epoch of each session in turn; the values, the epochs done, and whether it was pruned."""
+    values: Values = ()
+    epoch = 0
+    with contextlib.ExitStack() as opened:
         loops = [opened.enter_context(contextlib.closing(_with_own_numbers(session))) for session in sessions]
         for epoch in range(1, task.epochs + 1):
             for session, loop in zip(sessions, loops, strict=True):
@@ -143,48 +177,33 @@ def train(task: Task, folder: Path, report: Callable[[int, Values], bool]) -> di
                     next(loop)
             values = values_so_far(task.objective, sessions, epoch)
             if report(epoch, values) and epoch < task.epochs:
-                pruned = True
-                break
+                return values, epoch, True
             if stop.requested:
                 raise KeyboardInterrupt
-        if not pruned:
-            for session, loop in zip(sessions, loops, strict=True):
-                for _ in loop:  # writes what is left to write at the end
-                    raise TrainingError("a run went on after its last epoch")
-                training.write_summary(session, time.monotonic() - start)
-    return {
-        "values": list(values),
-        "epochs": epoch,
-        "pruned": pruned,
-        "runs": {
-            str(settings.seed): {"history": session.progress.history[:epoch], "bad_steps": session.progress.bad_steps}
-            for settings, session in zip(runs, sessions, strict=True)
-        },
-        "seconds": round(time.monotonic() - start, 3),
-        "teacher_seconds": round(teacher.compute_seconds, 3),
-        "teacher_positions": teacher.positions,
-        "teacher_revision": revision or None,
-    }
+        for loop in loops:
+            for _ in loop:  # writes what is left to write at the end
+                raise TrainingError("a run went on after its last epoch")
+    return values, epoch, False
 
 
-def _with_own_numbers(session: training.Session) -> Generator[dict[str, float]]:
+def _with_own_numbers(session: Session) -> Generator[dict[str, float]]:
     """A session's epochs, whose random numbers do not depend on the sessions beside it."""
     epochs, state = session.epochs(), session.random_state
     try:
         while True:
-            set_random_state(state, session.device)
+            set_random_state(state, session.runtime.device)
             try:
                 record = next(epochs)
             except StopIteration:
                 return
             finally:
-                state = random_state(session.device)
+                state = random_state(session.runtime.device)
             yield record
     finally:
         epochs.close()
 
 
-def values_so_far(objective: Objective, sessions: Sequence[training.Session], epoch: int) -> Values:
+def values_so_far(objective: Objective, sessions: Sequence[Session], epoch: int) -> Values:
     """Means over seeds of the best epoch so far, which is the one whose weights a run keeps.
 
     Raises:

@@ -30,7 +30,8 @@ import secrets
 import numpy as np
 import numpy.typing as npt
 
-from shared.wire import Float16, HistoryMode, ScoreQuery
+from shared.arrays import Float16
+from shared.wire import HistoryMode, ScoreQuery
 from teacher_server.answers import compiled
 from teacher_server.answers.compiled import (
     ANSWERED,

@@ -24,8 +24,9 @@ from typing import Generic
 
 import numpy as np
 
+from shared.arrays import Float16
 from shared.errors import DeadlineExceeded, InternalError, Overloaded, TeacherError, Unavailable
-from shared.wire import Float16, ScoreQuery
+from shared.wire import ScoreQuery
 from teacher_server.answers.table import AnswerTable
 from teacher_server.batching.admission import Admission
 from teacher_server.batching.backlog import Backlog, Cut, Queued

@@ -20,10 +20,10 @@ from benchmarks.straightforward.student import PaddedTensors, StraightforwardHOS
 from shared.store import Store
 from student_trainer.data.batch import Batch, build_batch
 from student_trainer.data.network import RoadNetwork
-from student_trainer.distill.teacher import NullTeacher
 from student_trainer.train.config import TrainConfig
-from student_trainer.train.run import Session
-from student_trainer.train.trainer import PlannedStep, prepare_step
+from student_trainer.train.runtime import Runtime
+from student_trainer.train.schedule import PlannedStep, prepare_step
+from student_trainer.train.session import Session
 
 
 @settings(deadline=None, max_examples=40)
@@ -72,7 +72,7 @@ def session_of(store: Store, out: Path, **model: Any) -> Session:
             "runtime": {"device": "cpu"},
         }
     )
-    session = Session(settings, store, NullTeacher(), "", torch.device("cpu"), None)
+    session = Session(settings, store, Runtime.of(settings.runtime, torch.device("cpu")))
     session.model.double()
     return session
 

@@ -19,8 +19,8 @@ from student_trainer.data.network import RoadNetwork
 from student_trainer.model.weights import load_model
 from student_trainer.prepare.config import PrepareConfig
 from student_trainer.train.meters import Sums
-from student_trainer.train.run import Session
-from student_trainer.train.trainer import prepare_step
+from student_trainer.train.schedule import prepare_step
+from student_trainer.train.session import Session
 
 pytestmark = pytest.mark.cuda
 
@@ -43,7 +43,7 @@ def gradients_on(device: torch.device, store: Store, out: Path, amp: str = "off"
     step = prepare_step(session.feed, session.model.graph, next(session.schedule.from_step(0)))
     assert bool(session.trainer.compute_gradients(step, Sums()))
     parts = [p.grad.flatten() for p in session.model.parameters() if p.grad is not None]
-    return torch.cat(parts).double().cpu() / session.precision.scaler.get_scale()
+    return torch.cat(parts).double().cpu() / session.runtime.precision.scaler.get_scale()
 
 
 def test_the_engine_against_the_public_code(accelerator: torch.device, tmp_path: Path) -> None:
@@ -107,14 +107,14 @@ def test_a_step_against_the_cpu(accelerator: torch.device, store: Store, tmp_pat
 
 def test_an_overflow_skips_the_update(accelerator: torch.device, store: Store, tmp_path: Path) -> None:
     session = session_on(accelerator, store, tmp_path / "run", "float16")
-    session.precision.scaler = torch.amp.GradScaler(accelerator.type, init_scale=2.0**120)
+    session.runtime.precision.scaler = torch.amp.GradScaler(accelerator.type, init_scale=2.0**120)
     before = {name: tensor.clone() for name, tensor in session.model.state_dict().items()}
     steps = session.schedule.from_step(0)
     session.trainer.train_step(prepare_step(session.feed, session.model.graph, next(steps)))
-    assert session.precision.scaler.get_scale() < 2.0**120
+    assert session.runtime.precision.scaler.get_scale() < 2.0**120
     assert all(torch.equal(before[name], tensor) for name, tensor in session.model.state_dict().items())
     assert session.progress.bad_steps == 0
-    session.precision.scaler = torch.amp.GradScaler(accelerator.type)
+    session.runtime.precision.scaler = torch.amp.GradScaler(accelerator.type)
     session.trainer.train_step(prepare_step(session.feed, session.model.graph, next(steps)))
     after = session.model.navigator.q_proj.weight
     assert not torch.equal(before["navigator.q_proj.weight"], after)

@@ -25,7 +25,7 @@ from student_trainer.predict.config import PredictConfig
 from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.train import run as training
 from student_trainer.train.config import TrainConfig
-from student_trainer.train.run import Session
+from student_trainer.train.session import Session
 
 pytestmark = pytest.mark.cuda
 

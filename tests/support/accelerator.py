@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from shared.store import Store
-from student_trainer.distill.teacher import NullTeacher, Teacher
-from student_trainer.train import run as training
+from student_trainer.distill.teacher import Teacher
 from student_trainer.train.config import TrainConfig
-from student_trainer.train.run import Session
+from student_trainer.train.resume import find_checkpoint
+from student_trainer.train.runtime import Runtime
+from student_trainer.train.session import Session
 
 SMALL: dict[str, Any] = {
     "model": {"road_id_dim": 8, "road_attr_dim": 2},
@@ -29,7 +30,7 @@ def settings_of(store: Store, out: Path, device: torch.device | str, **changed: 
     return TrainConfig.model_validate({"data": store.path, "out": out, "seed": 3, **SMALL, **plain, **sections})
 
 
-def session_of(settings: TrainConfig, store: Store, teacher: Teacher | None = None, revision: str = "") -> Session:
+def session_of(settings: TrainConfig, store: Store, teacher: Teacher | None = None) -> Session:
     """A session, resumed if the settings say so."""
-    resumed = training.claim_directory(settings, store)
-    return Session(settings, store, teacher or NullTeacher(), revision, torch.device(settings.runtime.device), resumed)
+    runtime = Runtime.of(settings.runtime, torch.device(settings.runtime.device))
+    return Session(settings, store, runtime, teacher, find_checkpoint(settings, store))

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from shared.arrays import Float16
 from shared.errors import InvalidRequest, Overloaded, Unavailable
 from shared.teacher_file import TeacherHeader
 from shared.vocab import Tokeniser, Vocabulary
-from shared.wire import Float16, ScoreQuery
+from shared.wire import ScoreQuery
 from teacher_server.batching.batcher import Answer
 
 CELLS = 100

@@ -23,8 +23,8 @@ def scores_of(query: ScoreQuery) -> np.ndarray:
 class FakeTeacher:
     """Answers at once, or `delay` seconds later from a timer thread."""
 
-    def __init__(self, delay: float = 0.0) -> None:
-        self.delay = delay
+    def __init__(self, delay: float = 0.0, revision: str = "fake") -> None:
+        self.delay, self.revision = delay, revision
         self.failure_stats = FailureStats()
         self.queries: list[ScoreQuery] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from optuna.trial import TrialState
 from support.fake_wandb import FakeWandb
 from support.generated_trips import write_generated
 from support.random_city import write_random_store
-from test_tune_trial import SMALL, phase_of, run_one, tune_settings
+from support.trials import SMALL, phase_of, run_one, tune_settings
 
 from shared.errors import ConfigError
 from shared.store import Store
@@ -25,6 +26,7 @@ from student_trainer.runs import sinks
 from student_trainer.runs.sinks import WANDB_FILE, Sinks, Wandb, WandbRun, check_wandb, wandb_mode
 from student_trainer.train import run as training
 from student_trainer.train.config import TrainConfig
+from student_trainer.train.ranks import Ranks
 
 TRAIN = (
     "model.road_id_dim=8", "model.road_attr_dim=2", "optim.epochs=2", "optim.batch_size=8", "runtime.device=cpu",
@@ -221,10 +223,9 @@ def test_only_the_first_rank_asks(
     wandb: FakeWandb, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = TrainConfig.model_validate({"data": store.path, "out": tmp_path / "out", **SMALL, **ONLINE})
-    monkeypatch.setattr(training, "claim_directory", lambda *_: None)
     for rank in (0, 1):
-        ranks = training.Ranks(rank, 2) if rank else training.ALONE
-        training._open(settings, ranks)
+        with contextlib.ExitStack() as claimed:
+            training.open_inputs(settings, Ranks(rank, 2), claimed)
     assert wandb.logins == 1
 
 

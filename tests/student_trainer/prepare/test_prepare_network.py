@@ -72,11 +72,11 @@ def test_slots_find_exactly_the_pairs(rows: list[tuple[int, int]]) -> None:
     origin, destination = np.array(rows, np.int64).reshape(-1, 2).T
     successors = Successors.from_pairs(origin, destination, 8)
     a, b = np.divmod(np.arange(64), 8)
-    slots = successors.slots(a, b)
-    for x, y, slot in zip(a, b, slots, strict=True):
-        assert (slot >= 0) == ((x, y) in rows)
-        if slot >= 0:
-            assert (successors.origin[slot], successors.roads[slot]) == (x, y)
+    transitions = successors.transitions(a, b)
+    for x, y, transition in zip(a, b, transitions, strict=True):
+        assert (transition >= 0) == ((x, y) in rows)
+        if transition >= 0:
+            assert (successors.origin[transition], successors.roads[transition]) == (x, y)
 
 
 def test_intersection_attributes_of_turns() -> None:

@@ -21,14 +21,15 @@ from student_trainer.model import upstream
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.device import Seen, choose, float32_products, pick_device, share_out
 from student_trainer.model.hoser import HOSER
+from student_trainer.model.time_scale import TimeScale
 from student_trainer.predict import positions as predictions
 from student_trainer.predict import run as predict
 from student_trainer.predict.config import PredictConfig
 from student_trainer.runs import checkpoint as checkpoints
-from student_trainer.train import run as training
 from student_trainer.train.config import RuntimeConfig, TrainConfig
 from student_trainer.train.optim import Precision
 from student_trainer.train.ranks import Ranks
+from student_trainer.train.run import open_inputs
 from student_trainer.tune import worker
 from student_trainer.tune.config import TuneConfig
 
@@ -109,15 +110,20 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return write_random_store(tmp_path_factory.mktemp("random") / "store")
 
 
+def device_of(settings: TrainConfig, ranks: Ranks) -> torch.device:
+    with contextlib.ExitStack() as claimed:
+        return open_inputs(settings, ranks, claimed).device
+
+
 def test_a_run_starts_on_the_first_device_and_a_rank_on_its_own(machine: Machine, store: Store, tmp_path: Path) -> None:
     settings = TrainConfig.model_validate({"data": store.path, "out": tmp_path / "run"})
-    assert training._open(settings, Ranks())[0] == CUDA
-    assert training._open(settings, Ranks(1, 2, 1))[0] == torch.device("cuda", 1)
+    assert device_of(settings, Ranks()) == CUDA
+    assert device_of(settings, Ranks(1, 2, 1)) == torch.device("cuda", 1)
     assert machine.current == [CUDA, torch.device("cuda", 1)]
     on_cpu = settings.model_copy(update={"runtime": RuntimeConfig(device="cpu")})
-    assert training._open(on_cpu, Ranks())[0] == CPU and len(machine.current) == 2
+    assert device_of(on_cpu, Ranks()) == CPU and len(machine.current) == 2
     with pytest.raises(ConfigError, match=r"^runtime\.device=cuda:2 is not here: torch sees 2 CUDA devices"):
-        training._open(settings.model_copy(update={"runtime": RuntimeConfig(device="cuda:2")}), Ranks())
+        device_of(settings.model_copy(update={"runtime": RuntimeConfig(device="cuda:2")}), Ranks())
 
 
 def test_every_job_with_a_device_makes_it_the_current_one(
@@ -187,7 +193,7 @@ def test_predictions_are_in_float32_whatever_trained_before(monkeypatch: pytest.
     settings = PredictConfig(data=store.path, weights=Path("w"), out=Path("o"), batch_size=64)
     for tf32 in (False, True):
         with float32_products(CUDA, tf32):
-            predictions.predict(model, network, store.trips("val"), training.TimeScale(0, 1), settings, CUDA)
+            predictions.predict(model, network, store.trips("val"), TimeScale(0, 1), settings, CUDA)
     assert seen == [(False, False)] * 4
 
 

@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 from support.random_city import write_random_store
 from support.runs import assert_same_runs
 from support.setting_reads import recorded_reads, settings_of
+from support.trials import SMALL, phase_of, run_one, tune_settings
 
 from shared import config
 from shared.errors import ConfigError, TrainingError, Unavailable
@@ -24,43 +25,14 @@ from student_trainer.train.run import run as run_train
 from student_trainer.tune import figures, folders, plan, results, trial, worker
 from student_trainer.tune import run as tuning
 from student_trainer.tune.config import PrunerConfig, SamplerConfig, TuneConfig
-from student_trainer.tune.phases import Phase, open_phase
+from student_trainer.tune.phases import Phase
 from student_trainer.tune.slots import KILLED
 from student_trainer.tune.space import Parameter
-from student_trainer.tune.storage import open_storage
-
-SMALL = {
-    "model": {"road_id_dim": 8, "road_attr_dim": 2},
-    "optim": {"batch_size": 8},
-    "runtime": {"threads": 1, "device": "cpu"},
-    "log": {"tensorboard": False, "every": 2},
-}
-
-
-def tune_settings(store: Store, out: Path, **given: Any) -> TuneConfig:
-    values: dict[str, Any] = {"data": store.path, "teacher": "none", "out": out, "train": SMALL, "epochs": 3}
-    values |= {"sampler": {"name": "random"}, "pruner": {"name": "none"}, "final": {"epochs": 2, "seeds": [3, 4]}}
-    return TuneConfig.model_validate(values | given)
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return write_random_store(tmp_path / "store", trips=40)
-
-
-def phase_of(settings: TuneConfig, number: int = 1) -> Phase:
-    settings.out.mkdir(exist_ok=True)
-    planned = plan.Plan(settings, (), 0, 0, [], {}, 0)
-    phase = open_phase(number, planned, open_storage(settings.storage, settings.out), "")
-    phase.slots.fill(phase.fixed)
-    return phase
-
-
-def run_one(phase: Phase) -> optuna.trial.FrozenTrial:
-    claimed = phase.slots.claim(phase.make_sampler)
-    assert claimed is not None
-    worker.run_trial(phase, phase.slots._storage, claimed, os.getppid())
-    return phase.slots.study.trials[claimed.number]
 
 
 @pytest.mark.integration

@@ -122,7 +122,7 @@ def _bits(field: Field) -> list[Tensor]:
     """Output and gradients of the attention alone: products of matrices are torch's affair."""
     generator = torch.Generator().manual_seed(1)
     hop = field.hops[0]
-    shapes = [(len(field.inputs), 16), (len(hop.place), 16), (16, 2), (16,)]
+    shapes = [(len(field.inputs), 16), (len(hop.own), 16), (16, 2), (16,)]
     values = [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
     out = attend(values[0], values[1], values[2], values[3], hop)
     return [out.detach(), *torch.autograd.grad((out**2).sum(), values)]

@@ -186,9 +186,9 @@ def test_no_history_at_all_falls_back_to_the_first_order() -> None:
 @given(st.integers(0, 10**6), st.integers(1, 4))
 def test_counts_by_counting(seed: int, blocks: int) -> None:
     successors, train, _, _ = random_city(seed)
-    slot, pair, seconds = Counter[tuple[int, int]](), Counter[tuple[int, int, int]](), Counter[int]()
+    transition, pair, seconds = Counter[tuple[int, int]](), Counter[tuple[int, int, int]](), Counter[int]()
     for trip in trips_as_lists(train):
-        slot.update(itertools.pairwise(trip))
+        transition.update(itertools.pairwise(trip))
         pair.update(zip(trip[:-2], trip[1:-1], trip[2:], strict=True))
     for first, last in itertools.pairwise(train.offsets):
         seconds.update(np.diff(train.times[first:last]).tolist())
@@ -196,13 +196,13 @@ def test_counts_by_counting(seed: int, blocks: int) -> None:
     with Workers(2) as workers:
         found = counts.count(parts, successors, workers)
     names = list(zip(successors.origin.tolist(), successors.roads.tolist(), strict=True))
-    assert {name: n for name, n in zip(names, found.slot, strict=True) if n} == slot
+    assert {name: n for name, n in zip(names, found.transition, strict=True) if n} == transition
     pairs = [
         (a, b, int(c)) for a, b in names for c in successors.roads[successors.offsets[b] : successors.offsets[b + 1]]
     ]
     assert {name: n for name, n in zip(pairs, found.pair, strict=True) if n} == pair
     assert dict(zip(found.seconds.tolist(), found.seconds_count.tolist(), strict=True)) == seconds
-    assert found.steps == slot.total()
+    assert found.steps == transition.total()
 
 
 @pytest.mark.integration

@@ -18,10 +18,13 @@ from support.thread_ranks import run_together, thread_ranks
 from shared.errors import CompatibilityError, InvalidRequest, TeacherError, Unavailable
 from shared.store import Store
 from shared.wire import ScoreQuery, ScoreReply
-from student_trainer.train import run as training
 from student_trainer.train.config import TrainConfig
+from student_trainer.train.meters import Sums
 from student_trainer.train.ranks import RankLost, Ranks
-from student_trainer.train.run import Session
+from student_trainer.train.resume import find_checkpoint
+from student_trainer.train.runtime import Runtime
+from student_trainer.train.schedule import prepare_step
+from student_trainer.train.session import Session
 
 SMALL: dict[str, Any] = {
     "model": {"road_id_dim": 8, "road_attr_dim": 2},
@@ -63,9 +66,9 @@ def settings_of(store: Store, out: Path, teacher: str = "fake:1", **client: Any)
 
 
 def session_of(settings: TrainConfig, store: Store, teacher: FakeTeacher, ranks: Ranks | None = None) -> Session:
-    resumed = training.claim_directory(settings, store) if ranks is None else None
-    revision = "fake" if settings.distils else ""
-    return Session(settings, store, teacher, revision, torch.device("cpu"), resumed, ranks or Ranks())
+    resumed = find_checkpoint(settings, store) if ranks is None else None
+    runtime = Runtime.of(settings.runtime, torch.device("cpu"), ranks or Ranks())
+    return Session(settings, store, runtime, teacher, resumed)
 
 
 def train(settings: TrainConfig, store: Store, teacher: FakeTeacher) -> Session:
@@ -145,8 +148,8 @@ def test_the_other_positions_pull_as_hard_as_they_would_have(store: Store, tmp_p
     for fails in ((), (0,), (1,), (0, 1)):
         teacher = FailingTeacher(lambda number, fails=fails: number in fails)
         session = session_of(settings_of(store, tmp_path / "run", **SKIP), store, teacher)
-        step = training.prepare_step(session.feed, session.model.graph, next(session.schedule.from_step(0)))
-        assert session.trainer.compute_gradients(step, training.Sums())
+        step = prepare_step(session.feed, session.model.graph, next(session.schedule.from_step(0)))
+        assert session.trainer.compute_gradients(step, Sums())
         flat = [p.grad.flatten() for p in session.model.parameters() if p.grad is not None]
         gradients.append(torch.cat(flat).double())
     both, second, first, none = gradients

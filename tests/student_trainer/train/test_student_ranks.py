@@ -32,9 +32,12 @@ from student_trainer.model.device import Seen, choose
 from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.train import run as training
 from student_trainer.train.config import TrainConfig
+from student_trainer.train.connect import client_of
 from student_trainer.train.meters import Sums
 from student_trainer.train.ranks import RankLost, Ranks
-from student_trainer.train.run import Session
+from student_trainer.train.resume import find_checkpoint
+from student_trainer.train.runtime import Runtime
+from student_trainer.train.session import Session
 
 SMALL: dict[str, dict[str, Any]] = {
     "model": {"road_id_dim": 8, "road_attr_dim": 2},
@@ -58,9 +61,12 @@ def settings_of(store: Store, out: Path, resume: bool = False, **changed: dict[s
 
 def sessions(settings: TrainConfig, store: Store, ranks: Sequence[Ranks]) -> list[Session]:
     """One session a rank, as `run` makes them."""
-    resumed = training.claim_directory(settings, store)
-    device = torch.device("cpu")
-    return [Session(settings, store, FakeTeacher(), "fake", device, copy.deepcopy(resumed), rank) for rank in ranks]
+    resumed = find_checkpoint(settings, store)
+    return [Session(settings, store, on_cpu(settings, r), FakeTeacher(), copy.deepcopy(resumed)) for r in ranks]
+
+
+def on_cpu(settings: TrainConfig, ranks: Ranks) -> Runtime:
+    return Runtime.of(settings.runtime, torch.device("cpu"), ranks)
 
 
 def train(settings: TrainConfig, store: Store, world: int) -> list[Session]:
@@ -158,8 +164,8 @@ def test_ranks_measure_what_one_measures(store: Store, tmp_path: Path) -> None:
 def test_every_rank_asks_about_its_own_share(store: Store, tmp_path: Path) -> None:
     ranks = thread_ranks(2)
     teachers = [FakeTeacher(), FakeTeacher()]
-    settings, device = settings_of(store, tmp_path / "run"), torch.device("cpu")
-    made = [Session(settings, store, teachers[r.rank], "fake", device, None, r) for r in ranks]
+    settings = settings_of(store, tmp_path / "run")
+    made = [Session(settings, store, on_cpu(settings, r), teachers[r.rank]) for r in ranks]
     assert run_together([session.train for session in made], ranks) == [None, None]
     asked = [sum(query.positions for query in teacher.queries) for teacher in teachers]
     train_steps, val_steps = (int((store.trips(split).lengths - 1).sum()) for split in ("train", "val"))
@@ -176,7 +182,7 @@ def test_resumes_with_another_number_of_ranks(store: Store, tmp_path: Path, worl
 
     def signalled(step: Any) -> None:
         plain(step)
-        made[1].stop.requested = step.plan.number == 6  # on one rank only
+        made[1].runtime.stop.requested = step.plan.number == 6  # on one rank only
 
     made[1].trainer.train_step = signalled  # type: ignore[method-assign]
     stopped = run_together([session.train for session in made], ranks)
@@ -251,7 +257,7 @@ def test_what_fails_on_one_rank_fails_on_all_with_its_message() -> None:
 def test_fewer_trips_than_ranks_and_a_device_for_all_are_refused(store: Store, tmp_path: Path) -> None:
     settings = settings_of(store, tmp_path / "run", optim={"batch_size": 2})
     with pytest.raises(ConfigError, match="batch_size 2 is for all ranks together, and there are 3"):
-        training._open(settings, Ranks(0, 3))
+        training.open_inputs(settings, Ranks(0, 3), contextlib.ExitStack())
     two = Seen(2)
     assert choose("auto", Seen(0), local=1, world=2) == torch.device("cpu")
     assert choose("cuda", two, local=1, world=8) == torch.device("cuda", 1)
@@ -263,9 +269,9 @@ def test_fewer_trips_than_ranks_and_a_device_for_all_are_refused(store: Store, t
 
 def test_ranks_have_their_own_names_for_the_teacher() -> None:
     client = TrainConfig.model_validate({"data": "d", "out": "o", "client": {"name": "n" * 64}}).client
-    names = [training._client_of(client, Ranks(rank, 12)).name for rank in range(12)]
+    names = [client_of(client, Ranks(rank, 12)).name for rank in range(12)]
     assert len(set(names)) == 12 and max(map(len, names)) == 64
-    assert training._client_of(client, Ranks()).name == client.name
+    assert client_of(client, Ranks()).name == client.name
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

@@ -18,17 +18,19 @@ from shared.store import Store
 from student_trainer.data.batch import build_batch
 from student_trainer.data.network import RoadNetwork
 from student_trainer.distill.config import DistillConfig
-from student_trainer.distill.kl import distillation_loss
-from student_trainer.distill.query import build_query, build_target
+from student_trainer.distill.kl import forward_kl
+from student_trainer.distill.loss import build_target
+from student_trainer.distill.query import build_query
 from student_trainer.model import upstream
 from student_trainer.model.hoser import HOSER
 from student_trainer.runs import checkpoint as checkpoints
-from student_trainer.train import run as training
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.meters import Sums
 from student_trainer.train.optim import Precision
-from student_trainer.train.run import Session
-from student_trainer.train.trainer import PlannedStep
+from student_trainer.train.resume import find_checkpoint
+from student_trainer.train.runtime import Runtime
+from student_trainer.train.schedule import PlannedStep, prepare_step
+from student_trainer.train.session import Session, choose_trips
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {
@@ -57,9 +59,8 @@ def train(settings: TrainConfig, store: Store, teacher: FakeTeacher | None = Non
 
 
 def start(settings: TrainConfig, store: Store, teacher: FakeTeacher | None = None) -> Session:
-    resumed = training.claim_directory(settings, store)
-    revision = "fake" if settings.distils else ""
-    return Session(settings, store, teacher or FakeTeacher(), revision, torch.device("cpu"), resumed)
+    runtime = Runtime.of(settings.runtime, CPU)
+    return Session(settings, store, runtime, teacher or FakeTeacher(), find_checkpoint(settings, store))
 
 
 def weights(session: Session) -> dict[str, torch.Tensor]:
@@ -78,7 +79,7 @@ def test_every_parameter_learns_in_every_step(store: Store, tmp_path: Path) -> N
     steps = iter(session.schedule.from_step(0))
     for _ in range(2):
         before = weights(session)
-        session.trainer.train_step(training.prepare_step(session.feed, session.model.graph, next(steps)))
+        session.trainer.train_step(prepare_step(session.feed, session.model.graph, next(steps)))
         for name, parameter in session.model.named_parameters():
             if parameter.requires_grad:
                 assert parameter.grad is not None, name
@@ -118,7 +119,7 @@ def test_kl_gradient_reaches_every_position(store: Store, tmp_path: Path) -> Non
     logits = output.logits.detach().requires_grad_()
     assert item.reply is not None
     target = build_target(item.reply.result(), item.batch)
-    distillation_loss(logits, target, 2.0, "marginal").sum().backward()
+    forward_kl(logits, target, 2.0, "marginal").sum().backward()
     assert logits.grad is not None
     choice = target.is_first.sum(-1) > 1  # one cell leaves nothing to learn
     assert choice.sum() > 10
@@ -191,7 +192,7 @@ def test_a_signal_in_the_middle_of_an_update_waits_for_its_end(
         return is_finite
 
     session.trainer._update = interrupted_update  # type: ignore[method-assign]
-    with session.stop, pytest.raises(KeyboardInterrupt):
+    with session.runtime.stop, pytest.raises(KeyboardInterrupt):
         session.train()
     assert session.progress.step == 6
     resumed = train(cut.model_copy(update={"resume": True}), store)
@@ -219,7 +220,7 @@ def test_a_step_learns_what_the_whole_network_would_teach(store: Store, tmp_path
     """The gradient of a step, which embeds only the roads that it reads, against one pass over all roads."""
     session = start(settings_of(store, tmp_path / "run", teacher="none"), store)
     plan = next(iter(session.schedule.from_step(0)))
-    step = training.prepare_step(session.feed, session.model.graph, plan)
+    step = prepare_step(session.feed, session.model.graph, plan)
     assert session.trainer.compute_gradients(step, Sums())
     found = {name: p.grad.clone() for name, p in session.model.named_parameters() if p.grad is not None}
     session.model.zero_grad()
@@ -227,7 +228,7 @@ def test_a_step_learns_what_the_whole_network_would_teach(store: Store, tmp_path
     network = session.model.embed_network()
     output = session.model(batch, network)
     times = session.model.label_times(batch, network, output)
-    sums = session.trainer._loss_sums(batch, output.logits, times, None)
+    sums = session.trainer._label_sums(batch, output.logits, times)
     labels = int((batch.label >= 0).sum())
     ((sums["next_road"] + sums["time"]) / labels).backward()
     expected = {name: p.grad for name, p in session.model.named_parameters() if p.grad is not None}
@@ -243,7 +244,7 @@ def test_accumulation_changes_only_memory(store: Store, tmp_path: Path) -> None:
         optim = {"batch_size": batch_size, "accumulation": accumulation}
         session = start(settings_of(store, tmp_path / f"{batch_size}", optim=optim), store)
         plan = PlannedStep(0, 0, ends_epoch=False, micro_batches=np.split(np.arange(8), accumulation))
-        assert session.trainer.compute_gradients(training.prepare_step(session.feed, session.model.graph, plan), Sums())
+        assert session.trainer.compute_gradients(prepare_step(session.feed, session.model.graph, plan), Sums())
         gradients.append({n: p.grad.clone() for n, p in session.model.named_parameters() if p.grad is not None})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=2e-4, atol=2e-6)
@@ -297,7 +298,7 @@ def test_non_finite_gradient_leaves_the_weights(store: Store, tmp_path: Path) ->
     parameter.register_hook(lambda gradient: gradient * torch.nan)
     before = weights(session)
     session.trainer.train_step(
-        training.prepare_step(session.feed, session.model.graph, next(iter(session.schedule.from_step(0))))
+        prepare_step(session.feed, session.model.graph, next(iter(session.schedule.from_step(0))))
     )
     assert session.progress.bad_steps == 1
     assert_same_bits(before, weights(session))
@@ -329,18 +330,18 @@ def test_refuses_to_resume_with_another_teacher_or_store(store: Store, tmp_path:
     settings = settings_of(store, tmp_path / "run")
     train(settings, store)
     resumed = settings.model_copy(update={"resume": True})
-    checkpoint = training.claim_directory(resumed, store)
+    checkpoint = find_checkpoint(resumed, store)
     with pytest.raises(CompatibilityError, match="teacher weights fake"):
-        Session(resumed, store, FakeTeacher(), "other", torch.device("cpu"), checkpoint)
+        Session(resumed, store, Runtime.of(resumed.runtime, CPU), FakeTeacher(revision="other"), checkpoint)
     other = write_random_store(tmp_path / "other", seed=1)
     with pytest.raises(CompatibilityError, match="another store"):
-        training.claim_directory(resumed, other)
+        find_checkpoint(resumed, other)
 
 
 def test_sub_sample_depends_on_its_own_seed(store: Store, tmp_path: Path) -> None:
     def chosen(name: str, seed: int, sample_seed: int) -> list[int]:
         settings = settings_of(store, tmp_path / name, batch={"train_trips": 20, "sample_seed": sample_seed})
-        return training._choose_trips(store.trips("train"), settings.model_copy(update={"seed": seed})).tolist()
+        return choose_trips(store.trips("train"), settings.model_copy(update={"seed": seed})).tolist()
 
     assert chosen("a", 0, 0) == chosen("b", 1, 0) != chosen("c", 0, 1)
     assert len(set(chosen("a", 0, 0))) == 20
@@ -352,7 +353,7 @@ def test_mixed_precision_trains_with_losses_in_float32(store: Store, tmp_path: P
     full = train(settings_of(store, tmp_path / "full", optim={"epochs": 4}), store)
     mixed = train(settings_of(store, tmp_path / "mixed", optim={"epochs": 4}, runtime={"amp": amp}), store)
     item = mixed.feed.prepare(np.arange(4))
-    with mixed.precision.autocast():
+    with mixed.runtime.precision.autocast():
         network = mixed.model.embed_network()
         output = mixed.model(item.batch, network)
         times = mixed.model.label_times(item.batch, network, output)
@@ -361,7 +362,7 @@ def test_mixed_precision_trains_with_losses_in_float32(store: Store, tmp_path: P
     assert not output.logits[exists].equal(exact[exists])  # the products really are in half precision
     torch.testing.assert_close(output.logits[exists], exact[exists], rtol=0.05, atol=0.05)
     assert output.logits.dtype is times.dtype is torch.float32
-    assert mixed.precision.scaler.is_enabled() == (amp == "float16")
+    assert mixed.runtime.precision.scaler.is_enabled() == (amp == "float16")
     assert mixed.progress.bad_steps == 0
     assert mixed.progress.history[-1]["nll"] == pytest.approx(full.progress.history[-1]["nll"], abs=0.02)
 
@@ -406,8 +407,8 @@ def test_a_run_goes_on_in_other_arithmetic(store: Store, tmp_path: Path, before:
     epochs.close()
     settings = settings_of(store, tmp_path / "run", runtime={"amp": now}).model_copy(update={"resume": True})
     session = start(settings, store)
-    scale = session.precision.scaler.state_dict()
-    source = first.precision if before == now else Precision(settings.runtime, CPU)
+    scale = session.runtime.precision.scaler.state_dict()
+    source = first.runtime.precision if before == now else Precision(settings.runtime, CPU)
     assert scale == source.scaler.state_dict() and bool(scale) == (now == "float16")
     session.train()
     assert session.progress.step == session.schedule.total_steps and session.progress.bad_steps == 0

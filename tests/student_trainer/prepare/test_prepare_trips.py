@@ -70,8 +70,8 @@ def test_steps_by_definition() -> None:
     np.testing.assert_array_equal(steps.road, [3, 0, 1, 0])
     np.testing.assert_array_equal(steps.next_road, [0, 1, 2, 4])
     np.testing.assert_array_equal(steps.destination, [2, 2, 2, 4])
-    np.testing.assert_array_equal(SUCCESSORS.roads[steps.slot], steps.next_road)
-    np.testing.assert_array_equal(steps.previous_slot, [-1, steps.slot[0], steps.slot[1], -1])
+    np.testing.assert_array_equal(SUCCESSORS.roads[steps.transition], steps.next_road)
+    np.testing.assert_array_equal(steps.previous_transition, [-1, steps.transition[0], steps.transition[1], -1])
 
 
 def test_dropped_trips_are_in_the_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

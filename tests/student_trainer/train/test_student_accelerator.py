@@ -25,12 +25,14 @@ from student_trainer.model import upstream
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.hoser import HOSER
 from student_trainer.model.road_graph import RoadGraph
-from student_trainer.train import run as training
+from student_trainer.train import session as sessions
 from student_trainer.train.config import OptimConfig, TrainConfig
 from student_trainer.train.optim import build_optimizer, restore_optimizer
 from student_trainer.train.ranks import ALONE, Ranks
-from student_trainer.train.run import Session
-from student_trainer.train.trainer import Step, Trainer, prepare_step
+from student_trainer.train.runtime import Runtime
+from student_trainer.train.schedule import Step, prepare_step
+from student_trainer.train.session import Session
+from student_trainer.train.trainer import Trainer
 
 SMALL: dict[str, Any] = {
     "model": {"road_id_dim": 8, "road_attr_dim": 2},
@@ -76,13 +78,13 @@ def start(
     **changed: Any,
 ) -> Session:
     """A distilling session on a device without values; only the road graph, which is the host's, is real."""
-    monkeypatch.setattr(training, "random_state", lambda _: {})
-    settings = TrainConfig.model_validate({"data": store.path, "out": out, "teacher": "fake", **SMALL, **changed})
+    monkeypatch.setattr(sessions, "random_state", lambda _: {})
+    settings = TrainConfig.model_validate({"data": store.path, "out": out, "teacher": "fake:1", **SMALL, **changed})
     network = RoadNetwork.load(store)
     model = HOSER(settings.model, network)
-    monkeypatch.setattr(training, "HOSER", lambda *_: model)  # made of real tensors; fakes cannot be moved
+    monkeypatch.setattr(sessions, "HOSER", lambda *_: model)  # made of real tensors; fakes cannot be moved
     with there:
-        session = Session(settings, store, FakeTeacher(), "fake", device, None, ranks)
+        session = Session(settings, store, Runtime.of(settings.runtime, device, ranks), FakeTeacher())
     lend_graph(model, network)
     return session
 
@@ -94,7 +96,7 @@ def lend_graph(model: HOSER, network: RoadNetwork) -> None:
 
 
 def planned(session: Session) -> Step:
-    return prepare_step(session.feed, session.model.graph, next(session.schedule.from_step(0)), session.ranks)
+    return prepare_step(session.feed, session.model.graph, next(session.schedule.from_step(0)), session.runtime.ranks)
 
 
 @contextlib.contextmanager

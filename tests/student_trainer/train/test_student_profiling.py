@@ -9,12 +9,12 @@ import pytest
 import torch
 from support.random_city import write_random_store
 
-from student_trainer.distill.teacher import NullTeacher
 from student_trainer.train import profiling
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.meters import Stopwatch
 from student_trainer.train.profiling import Profile
-from student_trainer.train.run import Session
+from student_trainer.train.runtime import Runtime
+from student_trainer.train.session import Session
 
 
 def test_what_no_part_counts_is_shown_as_other() -> None:
@@ -39,7 +39,7 @@ def test_first_steps_do_not_count(tmp_path: Path) -> None:
 
 def test_parts_since_a_moment() -> None:
     stopwatch = Stopwatch()
-    with stopwatch.part("a"):
+    with stopwatch.stage("a"):
         pass
     before = dict(stopwatch.seconds)
     stopwatch.seconds["a"] += 2.0
@@ -57,7 +57,8 @@ def test_a_run_writes_table_and_trace(tmp_path: Path, caplog: pytest.LogCaptureF
         "optim": {"epochs": 2, "batch_size": 8},
         "log": {"tensorboard": False, "progress": False, "every": 3},
     }
-    session = Session(TrainConfig.model_validate(overrides), store, NullTeacher(), "", torch.device("cpu"), None)
+    settings = TrainConfig.model_validate(overrides)
+    session = Session(settings, store, Runtime.of(settings.runtime, torch.device("cpu")))
     (tmp_path / "run").mkdir()
     with caplog.at_level("INFO"):
         session.train()

@@ -76,10 +76,10 @@ def test_one_place_is_not_cut() -> None:
 
 
 @given(queries(), queries())
-def test_a_row_hashes_alike_in_every_batch(query: ScoreQuery, other: ScoreQuery) -> None:
+def test_a_history_hashes_alike_in_every_batch(query: ScoreQuery, other: ScoreQuery) -> None:
     seen = {}
     for q in (query, other):
-        for (row, _), row_hash in zip(rows_of(q), routing.row_hashes(q).tolist(), strict=True):
+        for (row, _), row_hash in zip(rows_of(q), routing.history_hashes(q).tolist(), strict=True):
             assert seen.setdefault(row, row_hash) == row_hash
     assert len(set(seen.values())) == len(seen)
 

@@ -1,0 +1,36 @@
+"""Where and with whom a run computes, as one value."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from student_trainer.train.config import RuntimeConfig
+from student_trainer.train.optim import Precision
+from student_trainer.train.ranks import ALONE, Ranks
+from student_trainer.train.stop import StopSignals
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Runtime:
+    """What every step of one run computes with.
+
+    Attributes:
+        device: of this rank.
+        precision: autocast, loss scaling and TF32; the scaler is the run's own.
+        ranks: who trains together.
+        stop: the signals that end the run between two steps.
+    """
+
+    device: torch.device
+    precision: Precision
+    ranks: Ranks
+    stop: StopSignals
+
+    @classmethod
+    def of(
+        cls, config: RuntimeConfig, device: torch.device, ranks: Ranks = ALONE, stop: StopSignals | None = None
+    ) -> Runtime:
+        """With the arithmetic that the settings ask for; without `stop`, nothing but an error ends the run."""
+        return cls(device, Precision(config, device), ranks, stop or StopSignals())

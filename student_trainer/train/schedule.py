@@ -1,0 +1,73 @@
+"""Optimizer steps: which trips each of them takes, and its batches built ahead of the loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from shared.arrays import Int64
+from student_trainer.data.loader import TripOrder
+from student_trainer.model.road_graph import Field, RoadGraph
+from student_trainer.train.feed import Feed, Prepared
+from student_trainer.train.ranks import ALONE, Ranks
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedStep:
+    """The trips of an optimizer step, micro-batch by micro-batch, of all ranks."""
+
+    number: int
+    epoch: int
+    ends_epoch: bool
+    micro_batches: Sequence[Int64]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A planned step whose batches are built and whose questions are asked: this rank's share, which may be none.
+
+    Attributes:
+        plan: the plan.
+        micro_batches: its batches.
+        field: what must be computed of the road network for all of them.
+    """
+
+    plan: PlannedStep
+    micro_batches: Sequence[Prepared]
+    field: Field
+
+
+class Schedule:
+    """Which trips form which optimizer step: a pure function of the seed and the step.
+
+    Attributes:
+        steps_per_epoch, total_steps: optimizer steps.
+        total_positions: of all epochs, of all ranks.
+    """
+
+    def __init__(self, order: TripOrder, accumulation: int, epochs: int) -> None:
+        self._order, self._accumulation = order, accumulation
+        self.steps_per_epoch = -(-order.batches_per_epoch // accumulation)
+        self.total_steps = self.steps_per_epoch * epochs
+        self.total_positions = order.steps_per_epoch * epochs
+
+    def from_step(self, first: int) -> Iterator[PlannedStep]:
+        """The steps `first`, `first + 1`, ... to the end."""
+        for epoch in range(first // self.steps_per_epoch, self.total_steps // self.steps_per_epoch):
+            batches = self._order.epoch(epoch)
+            for i in range(self.steps_per_epoch):
+                number = epoch * self.steps_per_epoch + i
+                if number >= first:
+                    group = batches[i * self._accumulation : (i + 1) * self._accumulation]
+                    yield PlannedStep(number, epoch, i == self.steps_per_epoch - 1, group)
+
+
+def prepare_step(feed: Feed, graph: RoadGraph, plan: PlannedStep, ranks: Ranks = ALONE) -> Step:
+    """Builds a rank's batches of a step and asks the teacher; runs ahead of the loop."""
+    shares = [ranks.share(index, feed.lengths(index)) for index in plan.micro_batches]
+    micro_batches = [feed.prepare(share) for share in shares if len(share)]
+    roads = [ids.numpy() for item in micro_batches for ids in item.batch.roads_read]
+    field = graph.field(np.concatenate([np.zeros(0, np.int64), *roads]))
+    return Step(plan, micro_batches, field.pin() if feed.pins else field)

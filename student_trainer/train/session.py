@@ -1,0 +1,291 @@
+"""One training run: everything built from the settings, the loop over epochs, and what it leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+import time
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import tqdm
+
+from shared import config, files
+from shared.arrays import Int64
+from shared.errors import CompatibilityError, ConfigError, TeacherError
+from shared.store import SplitName, Store, Trips
+from student_trainer.data.loader import Prefetcher, TripOrder
+from student_trainer.data.network import RoadNetwork
+from student_trainer.distill.teacher import FailureStats, NullTeacher, Teacher
+from student_trainer.model import upstream
+from student_trainer.model.hoser import HOSER
+from student_trainer.model.time_scale import TimeScale
+from student_trainer.runs import checkpoint as checkpoints
+from student_trainer.runs.checkpoint import Checkpoint, Progress
+from student_trainer.runs.layout import RunFiles
+from student_trainer.train.compiling import use_own_directory
+from student_trainer.train.config import TrainConfig
+from student_trainer.train.feed import Feed
+from student_trainer.train.logbook import Logbook
+from student_trainer.train.meters import Clock
+from student_trainer.train.optim import random_state
+from student_trainer.train.profiling import Profile
+from student_trainer.train.ranks import RankLost
+from student_trainer.train.resume import restore, snapshot
+from student_trainer.train.runtime import Runtime
+from student_trainer.train.schedule import PlannedStep, Schedule, Step, prepare_step
+from student_trainer.train.trainer import Trainer
+from student_trainer.train.validate import Validator
+
+log = logging.getLogger(__name__)
+
+
+class Session:
+    """One run: everything built from the settings, and the loop over epochs.
+
+    Attributes:
+        revision: of the teacher's weights; empty where none is asked.
+        random_state: of torch's generators where the run goes on, for who trains several in one process.
+    """
+
+    def __init__(
+        self,
+        settings: TrainConfig,
+        store: Store,
+        runtime: Runtime,
+        teacher: Teacher | None = None,
+        resumed: Checkpoint | None = None,
+    ) -> None:
+        """At its first step, or where the checkpoint `resumed` was written.
+
+        Raises:
+            ConfigError: the store has fewer trips than the settings want.
+            CompatibilityError: the run goes on with another teacher.
+            FileFormatError: the checkpoint does not hold the state of such a run.
+        """
+        self.settings, self.store, self.runtime = settings, store, runtime
+        self.teacher, self._failures_told = teacher or NullTeacher(), FailureStats()
+        self.revision = self.teacher.revision if settings.distils else ""
+        self.scale = TimeScale(*store.time_scale)
+        self._profile: Profile | None = None
+        network = RoadNetwork.load(store)
+        train, val = store.trips("train", settings.batch.cache), store.trips("val", settings.batch.cache)
+        if settings.batch.val_trips:
+            val = val.take(choose_trips(val, settings, "val"))
+        chosen = choose_trips(train, settings)
+
+        self.model = _new_student(settings, network, runtime.device)
+        asked = self.teacher if settings.distils else None
+        self.feed = Feed(network, train, settings, asked, runtime.device)
+        self.schedule = _schedule(train, chosen, settings)
+        val_feed = Feed(network, val, settings, asked, runtime.device)
+        self.validator = Validator(val_feed, val, settings, self.scale, runtime)
+        self.trainer = Trainer(self.model, settings, self.scale, runtime, self.schedule)
+        if resumed is not None:
+            restore(self.trainer, resumed, self.revision)
+        self.random_state = random_state(runtime.device)
+        log.info(
+            "%d training trips, %d validation trips, %d parameters, %d steps of %d epochs on %s",
+            len(chosen), len(val), sum(p.numel() for p in self.model.parameters()),
+            self.schedule.total_steps, settings.optim.epochs, runtime.device,
+        )  # fmt: skip
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands."""
+        return self.trainer.progress
+
+    def train(self) -> None:
+        """Trains from where the run stands to the end; what ends it between two steps leaves a checkpoint."""
+        for _ in self.epochs():
+            pass
+
+    def epochs(self) -> Generator[dict[str, float]]:
+        """Trains as `train` does, and yields the validation metrics of each epoch once its checkpoint is written.
+
+        Who stops early closes the iterator; the run can be resumed. Other runs may go on in between.
+        """
+        self._check_ranks()
+        logbook: Logbook | None = None
+        if self.runtime.ranks.is_first:
+            if self.settings.profile != "off":
+                self._profile = Profile(self.settings.out, trace=self.settings.profile == "trace")
+            config.save(self.settings, "train", RunFiles(self.settings.out).config)
+            logbook = Logbook(self.settings, self.progress.step)
+        try:
+            yield from self._loop(logbook)
+        except (KeyboardInterrupt, TeacherError, CompatibilityError, ConfigError, RankLost) as error:
+            self._save("last")
+            reason = "interrupted" if isinstance(error, KeyboardInterrupt) else "stopped"
+            log.info("%s; checkpoint at step %d, go on with --resume", reason, self.progress.step)
+            if isinstance(error, TeacherError | CompatibilityError | ConfigError):
+                path = RunFiles(self.settings.out).last
+                where = f"checkpoint at step {self.progress.step}: {path}; go on with --resume"
+                raise type(error)(f"{error}; {where}") from None
+            raise
+        finally:
+            if logbook is not None:
+                logbook.close()
+            if self._profile is not None:
+                self._profile.close()
+        if self.runtime.ranks.is_first:
+            self._export_best()
+
+    def _loop(self, logbook: Logbook | None) -> Iterator[dict[str, float]]:
+        lookahead = self.settings.client.lookahead
+        bar = tqdm.tqdm(
+            total=self.schedule.total_steps,
+            initial=self.progress.step,
+            unit="step",
+            disable=None if self.settings.log.progress and self.runtime.ranks.is_first else True,
+            file=sys.stderr,
+        )
+        clock = Clock()
+        plan = self.schedule.from_step(self.progress.step)
+        with bar, Prefetcher(self._prepare, plan, lookahead) as steps:
+            yield from self._after_step(logbook, bar, clock)  # what an interrupted run has left undone
+            waited = time.perf_counter()
+            for step in steps:
+                if self.runtime.ranks.any(self.runtime.stop.requested):
+                    self.trainer.settle_sums()
+                    raise KeyboardInterrupt
+                before = dict(self.trainer.stopwatch.seconds)
+                self.trainer.stopwatch.seconds["data_wait"] += time.perf_counter() - waited
+                self.trainer.train_step(step)
+                if self._profile is not None:
+                    self._profile.add_step(self.trainer.stopwatch.since(before), time.perf_counter() - waited)
+                bar.update()
+                yield from self._after_step(logbook, bar, clock)
+                if self._is_checkpoint_due():
+                    self.trainer.settle_sums()
+                    self._save("last")
+                waited = time.perf_counter()
+
+    def _prepare(self, plan: PlannedStep) -> Step:
+        return prepare_step(self.feed, self.model.graph, plan, self.runtime.ranks)
+
+    def _after_step(self, logbook: Logbook | None, bar: tqdm.tqdm, clock: Clock) -> Iterator[dict[str, float]]:
+        """Metrics and validation that are due at this step and not done yet; yields after an epoch."""
+        step = self.progress.step
+        ends_epoch = step > 0 and step % self.schedule.steps_per_epoch == 0
+        is_due = step % self.settings.log.every == 0 or ends_epoch
+        if is_due and self.runtime.ranks.any(self.trainer.has_metrics):
+            with self.runtime.stop.shield():
+                metrics = self.trainer.take_metrics(clock.lap()) | self._take_failures()
+                if logbook is not None:
+                    logbook.write(step, metrics)
+            bar.set_postfix(_brief(metrics))
+        if ends_epoch and len(self.progress.history) < step // self.schedule.steps_per_epoch:
+            self._end_epoch(logbook)
+            yield self.progress.history[-1]
+            clock.lap()
+
+    def _take_failures(self) -> dict[str, float]:
+        """What the teacher's failures have cost since the last call: attempts of all ranks, seconds of the slowest."""
+        if not self.settings.distils:
+            return {}
+        now, told = dataclasses.replace(self.teacher.failure_stats), self._failures_told
+        self._failures_told = now
+        ranks = self.runtime.ranks.gather((now.retries - told.retries, now.seconds - told.seconds))
+        retries, seconds = zip(*ranks, strict=True)
+        return {"perf/teacher_retries": float(sum(retries)), "perf/teacher_away_s": max(seconds)}
+
+    def _is_checkpoint_due(self) -> bool:
+        every = self.settings.log.checkpoint_every
+        ends_epoch = self.progress.step % self.schedule.steps_per_epoch == 0  # has its own
+        return every > 0 and self.progress.step % every == 0 and not ends_epoch
+
+    def _end_epoch(self, logbook: Logbook | None) -> None:
+        metrics, epoch = self.validator.measure(self.model), self.progress.step // self.schedule.steps_per_epoch
+        self._check_ranks()
+        log.info("epoch %d: %s", epoch, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        with self.runtime.stop.shield():
+            if logbook is not None:
+                logbook.write(self.progress.step, {f"val/{name}": value for name, value in metrics.items()})
+            self.progress.history.append({"epoch": epoch, "step": self.progress.step, **metrics})
+            if metrics["accuracy"] > self.progress.best_accuracy:
+                self.progress.best_accuracy, self.progress.best_epoch = metrics["accuracy"], epoch
+                self._save("best")
+            self._save("last")
+
+    def _check_ranks(self) -> None:
+        self.runtime.ranks.check_same(self.model.state_dict(), f"at step {self.progress.step}")
+
+    def _save(self, name: str) -> None:
+        """Writes a checkpoint, on the first rank; the others' would be the same."""
+        if not self.runtime.ranks.is_first:
+            return
+        keep = self.settings.log.keep_checkpoints if name == "last" else 1
+        with self.runtime.stop.shield():
+            content = snapshot(self.trainer, self.store, self.revision)
+            checkpoints.save(RunFiles(self.settings.out).checkpoint(name), content, keep)
+
+    def _export_best(self) -> None:
+        best = checkpoints.load(RunFiles(self.settings.out).best)
+        upstream.load_into(self.model, best.model)
+        checkpoints.save_tensors(RunFiles(self.settings.out).exported, upstream.export(self.model))
+
+    def write_summary(self, seconds: float) -> dict[str, Any]:
+        """Writes and returns the result of a finished run, which took so long."""
+        summary = self.summary() | {"seconds": round(seconds, 1)}
+        files.write_json(RunFiles(self.settings.out).summary, summary)
+        return summary
+
+    def summary(self) -> dict[str, Any]:
+        """The result of a finished run."""
+        best = self.progress.history[self.progress.best_epoch - 1]
+        return {
+            "out": str(self.settings.out),
+            "best": best,
+            "last": self.progress.history[-1],
+            "steps": self.progress.step,
+            "bad_steps": self.progress.bad_steps,
+            "missed_micro_batches": self.progress.missed_micro_batches,
+            "missed_positions": self.progress.missed_positions,
+            "teacher_revision": self.revision or None,
+            "store": self.store.fingerprint,
+        }
+
+
+def _new_student(settings: TrainConfig, network: RoadNetwork, device: torch.device) -> HOSER:
+    """With the initial weights that the run's seed gives, which are the same on every device."""
+    torch.manual_seed(settings.seed)
+    model = HOSER(settings.model, network).to(device)
+    if settings.runtime.compile:
+        use_own_directory()
+        model.trajectory_encoder.compile(dynamic=True)
+        model.navigator.compile(dynamic=True)
+    return model
+
+
+def _schedule(train: Trips, chosen: Int64, settings: TrainConfig) -> Schedule:
+    steps = train.lengths[chosen] - 1
+    if settings.batch.max_steps:
+        steps = np.minimum(steps, settings.batch.max_steps)
+    order = TripOrder(chosen, steps, settings.optim.batch_size, settings.batch.bucket_batches, settings.seed)
+    return Schedule(order, settings.optim.accumulation, settings.optim.epochs)
+
+
+def choose_trips(trips: Trips, settings: TrainConfig, split: SplitName = "train") -> Int64:
+    """All trips, or a sample of them that depends on the sample's seed alone: int64 [n], ascending.
+
+    Raises:
+        ConfigError: there are fewer than wanted.
+    """
+    wanted, kind = {
+        "train": (settings.batch.train_trips, "training"),
+        "val": (settings.batch.val_trips, "validation"),
+    }[split]
+    if wanted > len(trips):
+        raise ConfigError(f"batch.{split}_trips is {wanted}, but the store has {len(trips)} {kind} trips")
+    if not wanted:
+        return np.arange(len(trips))
+    return np.sort(np.random.default_rng(settings.batch.sample_seed).permutation(len(trips))[:wanted])
+
+
+def _brief(metrics: dict[str, float]) -> dict[str, str]:
+    shown = {"loss": "train/loss", "acc": "train/accuracy", "kl": "train/loss_kl", "wait ms": "perf/teacher_wait_ms"}
+    return {label: f"{metrics[name]:.3f}" for label, name in shown.items() if name in metrics}
