@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from shared.errors import InvalidRequest, TeacherError
-from teacher_server.answers.table import AnswerTable as RowTable
+from teacher_server.answers.table import AnswerTable
 
 SECONDS = tuple(1e-4 * 2**k for k in range(20))
 """Bounds of durations: 0.1 ms, doubling, up to 52 s."""
@@ -145,13 +145,13 @@ class Metrics:
         self.batch_positions.observe(positions)
         self.batch_padded_tokens.observe(padded_tokens)
 
-    def watch(self, rows: RowTable) -> None:
+    def watch(self, rows: AnswerTable) -> None:
         """Exposes what a table of rows counts, read when somebody looks."""
         self.registry.register(_RowCollector(rows))
 
 
 class _RowCollector(Collector):
-    def __init__(self, rows: RowTable) -> None:
+    def __init__(self, rows: AnswerTable) -> None:
         self._rows = rows
 
     def collect(self) -> Iterable[Metric]:

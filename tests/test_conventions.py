@@ -93,14 +93,13 @@ MAY_IMPORT = {
 TEACHER_ROOMS: dict[str, set[str]] = {
     "scorer": set(),
     "address": set(),
-    "checks": set(),
     "lmtad": set(),
-    "engine": {"scorer", "lmtad", "checks"},
+    "engine": {"scorer", "lmtad", "serve"},
     "answers": {"scorer"},
     "metrics": {"answers", "address"},
     "batching": {"scorer", "answers", "metrics"},
     "client": {"address"},
-    "serve": {"scorer", "address", "checks", "engine", "answers", "metrics", "batching"},
+    "serve": {"scorer", "address", "engine", "answers", "metrics", "batching"},
     "early": {"serve", "lmtad"},
 }
 """Which room of the teacher knows which; what has no room of its own serves."""
@@ -322,7 +321,7 @@ PRINTERS = {
     "teacher_server.client.query",
     "teacher_server.lmtad.export",
     "teacher_server.lmtad.pretrain",
-    "teacher_server.server",
+    "teacher_server.serve.run",
 }
 
 

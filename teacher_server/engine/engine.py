@@ -31,8 +31,6 @@ from shared import teacher_file
 from shared.errors import InternalError
 from shared.teacher_file import TeacherHeader
 from shared.wire import ScoreQuery
-from teacher_server import checks
-from teacher_server.checks import RequestLimits
 from teacher_server.engine import calibrate
 from teacher_server.engine.config import EngineConfig
 from teacher_server.engine.head import Head
@@ -45,6 +43,8 @@ from teacher_server.lmtad import model
 from teacher_server.lmtad.device import find_device, find_dtype
 from teacher_server.lmtad.model import LMTAD
 from teacher_server.scorer import Batch, Int64, Scores, Served
+from teacher_server.serve import checks
+from teacher_server.serve.checks import RequestLimits
 
 Float32 = npt.NDArray[np.float32]
 

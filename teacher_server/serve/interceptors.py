@@ -15,8 +15,8 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from shared.errors import InternalError, InvalidRequest, Overloaded, TeacherError
-from teacher_server.admission import SERVICE, abort, refusal, service_of
 from teacher_server.metrics import Metrics
+from teacher_server.serve.limits import SERVICE, abort, refusal, service_of
 
 log = logging.getLogger(__name__)
 

@@ -18,11 +18,11 @@ from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import Limits, ScoreReply, TeacherInfo
 from teacher_server.batching.batcher import Batcher
-from teacher_server.config import ServeConfig
-from teacher_server.credits import Account, CreditPool
-from teacher_server.interceptors import as_teacher_error
 from teacher_server.metrics import Metrics
 from teacher_server.scorer import ReadyT, Scorer
+from teacher_server.serve.config import ServeConfig
+from teacher_server.serve.credits import Account, CreditPool
+from teacher_server.serve.interceptors import as_teacher_error
 
 CALLER_KEY = "teacher-client"
 CALLER_NAME = re.compile(r"[ -~]{1,64}")

@@ -11,9 +11,9 @@ import grpc
 from shared.channel import Tokens, Watched, check_pair, read_pem
 from shared.errors import ConfigError, Unauthenticated
 from teacher_server.address import Address
-from teacher_server.admission import SERVICE, refusal, service_of
-from teacher_server.config import ServeConfig, TlsConfig
 from teacher_server.metrics import Metrics
+from teacher_server.serve.config import ServeConfig, TlsConfig
+from teacher_server.serve.limits import SERVICE, refusal, service_of
 
 log = logging.getLogger(__name__)
 

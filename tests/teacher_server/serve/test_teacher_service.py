@@ -27,17 +27,18 @@ from shared import wire
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import HistoryMode, ScoreQuery
-from teacher_server import server
+from teacher_server import serve
 from teacher_server.answers.table import AnswerTable
 from teacher_server.batching.batcher import Batcher
 from teacher_server.batching.config import BatchingConfig
-from teacher_server.config import ServeConfig
-from teacher_server.health import Health
-from teacher_server.interceptors import SERVICE, GoneCallers
-from teacher_server.lifecycle import Lifecycle, State
 from teacher_server.metrics import Metrics
 from teacher_server.scorer import Batch
-from teacher_server.service import TeacherService
+from teacher_server.serve.config import ServeConfig
+from teacher_server.serve.health import Health
+from teacher_server.serve.interceptors import SERVICE, GoneCallers
+from teacher_server.serve.lifecycle import Lifecycle, State
+from teacher_server.serve.run import build
+from teacher_server.serve.service import TeacherService
 
 
 class Bench:
@@ -69,7 +70,7 @@ async def bench(is_loaded: bool = True, **values: Any) -> AsyncIterator[Bench]:
         if is_loaded:
             rows = AnswerTable(0, made.scorer.costs, HEADER.tokeniser.vocabulary.sot)
             made.service.open(made.scorer, Batcher(made.scorer, rows, thread, config.batching, made.metrics))
-        running, address = server.build(config, made.service, Health(Lifecycle(State.SERVING)), made.metrics)
+        running, address = build(config, made.service, Health(Lifecycle(State.SERVING)), made.metrics)
         await running.start()
         async with grpc.aio.insecure_channel(str(address)) as made.channel:
             made.stub = rpc.TeacherServiceStub(made.channel)
@@ -153,7 +154,7 @@ def test_bad_request_is_invalid_argument(request_: pb.ScoreRequest, message: str
 def test_refusals_leave_no_garbage() -> None:
     """A frame that keeps the exception that it caught is a cycle, with the request in it, until Python looks for it."""
 
-    package = str(Path(server.__file__).parent)
+    package = str(Path(serve.__file__).parent)
 
     def abandoned() -> int:
         frames = [found for found in gc.get_objects() if type(found) is types.FrameType]

@@ -20,14 +20,14 @@ from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import HistoryMode, ScoreQuery
 from student_trainer.distill.client import GrpcTeacher
 from student_trainer.distill.config import ClientConfig
-from teacher_server import server
 from teacher_server.batching.batcher import Batcher
 from teacher_server.batching.config import BatchingConfig
-from teacher_server.config import ServeConfig
-from teacher_server.health import Health
-from teacher_server.lifecycle import Lifecycle, State
 from teacher_server.metrics import Metrics
-from teacher_server.service import TeacherService
+from teacher_server.serve.config import ServeConfig
+from teacher_server.serve.health import Health
+from teacher_server.serve.lifecycle import Lifecycle, State
+from teacher_server.serve.run import build
+from teacher_server.serve.service import TeacherService
 
 
 class Bench:
@@ -57,7 +57,7 @@ async def bench(pool: int = 10_000, **values: Any) -> AsyncIterator[Bench]:
     batching = BatchingConfig(max_queued_positions=pool, max_request_positions=min(pool, 1000))
     config = ServeConfig(teacher=Path("unused"), listen="127.0.0.1:0", batching=batching, **values)
     made = Bench(config)
-    running, address = server.build(config, made.service, Health(Lifecycle(State.SERVING)), made.metrics)
+    running, address = build(config, made.service, Health(Lifecycle(State.SERVING)), made.metrics)
     await running.start()
     made.address = str(address)
     async with grpc.aio.insecure_channel(made.address) as channel:

@@ -28,22 +28,21 @@ from shared import teacher_file
 from shared.channel import Tokens
 from shared.errors import ConfigError, ReportableError
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
-from teacher_server import admission, exposition, heap, security
 from teacher_server.address import Address, check_free
-from teacher_server.admission import SERVICE, FewRecords, PublicInterceptor
-from teacher_server.answers import saved as cache_file
+from teacher_server.answers import saved
 from teacher_server.answers.config import CacheConfig
-from teacher_server.answers.table import AnswerTable as RowTable
-from teacher_server.answers.table import warm_up
+from teacher_server.answers.table import AnswerTable, warm_up
 from teacher_server.batching.batcher import Batcher
-from teacher_server.config import ServeConfig
-from teacher_server.exposition import Exposition
-from teacher_server.health import HEALTH, Health
-from teacher_server.interceptors import GoneCallers, TeacherInterceptor
-from teacher_server.lifecycle import Lifecycle, State
 from teacher_server.metrics import Metrics
 from teacher_server.scorer import Scorer
-from teacher_server.service import TeacherService
+from teacher_server.serve import exposition, limits, memory, security
+from teacher_server.serve.config import ServeConfig
+from teacher_server.serve.exposition import Exposition
+from teacher_server.serve.health import HEALTH, Health
+from teacher_server.serve.interceptors import GoneCallers, TeacherInterceptor
+from teacher_server.serve.lifecycle import Lifecycle, State
+from teacher_server.serve.limits import SERVICE, FewRecords, PublicInterceptor
+from teacher_server.serve.service import TeacherService
 
 if TYPE_CHECKING:
     from teacher_server.engine.engine import Engine
@@ -84,12 +83,12 @@ async def _serve(settings: ServeConfig) -> int:
     metrics, lifecycle = Metrics(CollectorRegistry()), Lifecycle()
     service: TeacherService[Any] = TeacherService(settings, metrics)
     health = Health(lifecycle)
-    connections = admission.allowed_connections(settings.max_connections, _other_connections(settings))
+    connections = limits.allowed_connections(settings.max_connections, _other_connections(settings))
     server, address = build(settings, service, health, metrics, tokens, connections)
     exposed = _expose(settings, metrics, lifecycle)
     described = _describe(settings, health)
     model_thread = ThreadPoolExecutor(1, "model")
-    trimming = asyncio.create_task(heap.trim_for_ever())
+    trimming = asyncio.create_task(memory.trim_for_ever())
     try:
         await server.start()
         if described is not None:
@@ -103,7 +102,7 @@ async def _serve(settings: ServeConfig) -> int:
             os._exit(0)  # nothing was accepted; the interpreter would wait for the thread that loads
         scorer, rows = loaded
         _open(service, scorer, rows, model_thread, settings, metrics)
-        heap.settle()
+        memory.settle()
         lifecycle.enter(State.SERVING)
         _announce(address, exposed, scorer)
         await stop.wait()
@@ -146,7 +145,7 @@ def build(
     ]
     if tokens:
         interceptors.insert(0, security.TokenInterceptor(tokens, metrics))
-    options = admission.options(settings, connections, settings.max_message_bytes)
+    options = limits.options(settings, connections, settings.max_message_bytes)
     server = grpc.aio.server(interceptors=interceptors, options=options)
     rpc.add_TeacherServiceServicer_to_server(service, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
@@ -159,7 +158,7 @@ def _describe(settings: ServeConfig, health: Health) -> grpc.aio.Server | None:
     """A server of its own for reflection, if it was asked for."""
     if settings.reflection in ("on", "off"):
         return None
-    options = admission.options(settings, REFLECTION_CONNECTIONS, admission.PUBLIC_BYTES)
+    options = limits.options(settings, REFLECTION_CONNECTIONS, limits.PUBLIC_BYTES)
     server = grpc.aio.server(interceptors=[PublicInterceptor(REFLECTION_CONNECTIONS)], options=options)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection(DESCRIBED, server)
@@ -200,14 +199,14 @@ def _quieten_grpc() -> None:
         handler.addFilter(few)
 
 
-async def _load(settings: ServeConfig, model_thread: Executor) -> tuple[Engine, RowTable]:
+async def _load(settings: ServeConfig, model_thread: Executor) -> tuple[Engine, AnswerTable]:
     """Loads and warms up on the model's own thread, while the loop answers that it is loading."""
 
-    def load() -> tuple[Engine, RowTable]:
+    def load() -> tuple[Engine, AnswerTable]:
         from teacher_server.engine import engine  # torch takes seconds to import
 
         scorer = engine.load(settings.teacher, settings.engine)
-        rows = RowTable(settings.cache.mib * 2**20, scorer.costs, scorer.header.tokeniser.vocabulary.sot)
+        rows = AnswerTable(settings.cache.mib * 2**20, scorer.costs, scorer.header.tokeniser.vocabulary.sot)
         if settings.warm_up:
             started = time.perf_counter()
             scorer.warm_up()
@@ -219,9 +218,9 @@ async def _load(settings: ServeConfig, model_thread: Executor) -> tuple[Engine, 
     return await asyncio.get_running_loop().run_in_executor(model_thread, load)
 
 
-def _restore(rows: RowTable, scorer: Scorer[Any], settings: CacheConfig) -> None:
+def _restore(rows: AnswerTable, scorer: Scorer[Any], settings: CacheConfig) -> None:
     """Remembers what an earlier daemon with this teacher has kept."""
-    kept = None if settings.file is None else cache_file.read(settings.file, scorer.numerics)
+    kept = None if settings.file is None else saved.read(settings.file, scorer.numerics)
     if kept is None:
         return
     try:
@@ -232,13 +231,13 @@ def _restore(rows: RowTable, scorer: Scorer[Any], settings: CacheConfig) -> None
         log.info("remembered %d answers from %s", rows.rows, settings.file)
 
 
-def _keep(rows: RowTable, scorer: Scorer[Any], settings: CacheConfig) -> None:
+def _keep(rows: AnswerTable, scorer: Scorer[Any], settings: CacheConfig) -> None:
     """Keeps what is remembered for the next daemon with this teacher."""
     if settings.file is None:
         return
     kept = rows.keep()
     try:
-        cache_file.write(settings.file, kept, scorer.numerics)
+        saved.write(settings.file, kept, scorer.numerics)
     except (OSError, ReportableError) as error:
         log.error("could not keep the remembered answers in %s: %s", settings.file, error)
     else:
@@ -248,7 +247,7 @@ def _keep(rows: RowTable, scorer: Scorer[Any], settings: CacheConfig) -> None:
 def _open(
     service: TeacherService[Any],
     scorer: Scorer[Any],
-    rows: RowTable,
+    rows: AnswerTable,
     model_thread: Executor,
     settings: ServeConfig,
     metrics: Metrics,
