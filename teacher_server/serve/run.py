@@ -8,40 +8,38 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import grpc
 import prometheus_client
 import uvloop
-from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from shared import teacher_file
 from shared.channel import Tokens
-from shared.errors import ConfigError, ReportableError
-from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
-from teacher_server.address import Address, check_free
+from shared.errors import ReportableError
+from teacher_server.address import Address
 from teacher_server.answers import saved
 from teacher_server.answers.config import CacheConfig
 from teacher_server.answers.table import AnswerTable, warm_up
 from teacher_server.batching.batcher import Batcher
 from teacher_server.metrics import Metrics
-from teacher_server.scorer import Scorer
+from teacher_server.scorer import Served
 from teacher_server.serve import exposition, limits, memory, security
 from teacher_server.serve.config import ServeConfig
 from teacher_server.serve.exposition import Exposition
-from teacher_server.serve.health import HEALTH, Health
-from teacher_server.serve.interceptors import GoneCallers, TeacherInterceptor
+from teacher_server.serve.health import Health
+from teacher_server.serve.interceptors import GoneCallers
 from teacher_server.serve.lifecycle import Lifecycle, State
-from teacher_server.serve.limits import SERVICE, FewRecords, PublicInterceptor
+from teacher_server.serve.limits import FewRecords
+from teacher_server.serve.server import build
 from teacher_server.serve.service import TeacherService
 
 if TYPE_CHECKING:
@@ -51,10 +49,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-DESCRIBED = (SERVICE, HEALTH, reflection.SERVICE_NAME)
-"""What reflection tells of."""
-REFLECTION_CONNECTIONS = 8
-"""Of a listener of its own for reflection."""
 GRPC_LOG = "grpc._cython.cygrpc"
 FLUSH_SECONDS = 1.0
 """How long the last answers may take to leave after the drain."""
@@ -81,108 +75,51 @@ async def _serve(settings: ServeConfig) -> int:
     settings = settings.of_teacher(header.architecture["block_size"])
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter
     metrics, lifecycle = Metrics(CollectorRegistry()), Lifecycle()
-    service: TeacherService[Any] = TeacherService(settings, metrics)
-    health = Health(lifecycle)
-    connections = limits.allowed_connections(settings.max_connections, _other_connections(settings))
-    server, address = build(settings, service, health, metrics, tokens, connections)
-    exposed = _expose(settings, metrics, lifecycle)
-    described = _describe(settings, health)
+    service = TeacherService(settings, metrics)
     model_thread = ThreadPoolExecutor(1, "model")
+    try:
+        async with _listening(settings, service, metrics, tokens, lifecycle) as ports:
+            loaded = await _unless(stop, _load(settings, model_thread))
+            if loaded is None:
+                log.info("stopped before the teacher was loaded")
+                os._exit(0)  # nothing was accepted; the interpreter would wait for the thread that loads
+            scorer, answers = loaded
+            _show(scorer.served, answers, metrics)
+            service.open(scorer.served, Batcher(scorer, answers, model_thread, settings.batching, metrics))
+            memory.settle()
+            lifecycle.enter(State.SERVING)
+            _announce(*ports, scorer.served)
+            await stop.wait()
+            lifecycle.enter(State.DRAINING)
+            code = await _drain(service, settings.drain_seconds)
+            _keep(answers, scorer.served.numerics, settings.cache)
+            return code
+    finally:
+        model_thread.shutdown(wait=False)
+
+
+@contextlib.asynccontextmanager
+async def _listening(
+    settings: ServeConfig, service: TeacherService, metrics: Metrics, tokens: Tokens, lifecycle: Lifecycle
+) -> AsyncIterator[tuple[Address, Address | None]]:
+    """Around all that callers may see: the addresses of calls and of the metrics, which are closed at the end."""
+    others = 0 if settings.metrics_listen == "off" else exposition.CONNECTIONS
+    connections = limits.allowed_connections(settings.max_connections, others)
+    server, address = build(settings, service, Health(lifecycle), metrics, tokens, connections)
+    exposed = _expose(settings, metrics, lifecycle)
     trimming = asyncio.create_task(memory.trim_for_ever())
     try:
         await server.start()
-        if described is not None:
-            await described.start()
         if exposed is not None:
             exposed.start()
         log.info("listening on %s, loading %s", address, settings.teacher)
-        loaded = await _unless(stop, _load(settings, model_thread))
-        if loaded is None:
-            log.info("stopped before the teacher was loaded")
-            os._exit(0)  # nothing was accepted; the interpreter would wait for the thread that loads
-        scorer, rows = loaded
-        _open(service, scorer, rows, model_thread, settings, metrics)
-        memory.settle()
-        lifecycle.enter(State.SERVING)
-        _announce(address, exposed, scorer)
-        await stop.wait()
-        lifecycle.enter(State.DRAINING)
-        code = await _drain(service, settings.drain_seconds)
-        _keep(rows, scorer, settings.cache)
-        return code
+        yield address, None if exposed is None else exposed.address
     finally:
         lifecycle.enter(State.STOPPED)
         trimming.cancel()
         await server.stop(FLUSH_SECONDS)
-        if described is not None:
-            await described.stop(None)
         if exposed is not None:
             await exposed.close()
-        model_thread.shutdown(wait=False)
-
-
-def build(
-    settings: ServeConfig,
-    service: TeacherService[Any],
-    health: Health,
-    metrics: Metrics,
-    tokens: Tokens | None = None,
-    connections: int | None = None,
-) -> tuple[grpc.aio.Server, Address]:
-    """The gRPC server, bound but not started, and where it listens.
-
-    Args:
-        tokens: that callers must show; none: they need not.
-        connections: that it may have; none: as many as the settings say.
-
-    Raises:
-        ConfigError: the address is taken or not of this machine, or a file of `tls` cannot be used.
-    """
-    connections = connections or settings.max_connections
-    interceptors: list[grpc.aio.ServerInterceptor] = [
-        TeacherInterceptor(metrics, settings.max_calls),
-        PublicInterceptor(connections),
-    ]
-    if tokens:
-        interceptors.insert(0, security.TokenInterceptor(tokens, metrics))
-    options = limits.options(settings, connections, settings.max_message_bytes)
-    server = grpc.aio.server(interceptors=interceptors, options=options)
-    rpc.add_TeacherServiceServicer_to_server(service, server)
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    if settings.reflection == "on":
-        reflection.enable_server_reflection(DESCRIBED, server)
-    return server, _bind(server, settings.listen, security.server_credentials(settings.tls))
-
-
-def _describe(settings: ServeConfig, health: Health) -> grpc.aio.Server | None:
-    """A server of its own for reflection, if it was asked for."""
-    if settings.reflection in ("on", "off"):
-        return None
-    options = limits.options(settings, REFLECTION_CONNECTIONS, limits.PUBLIC_BYTES)
-    server = grpc.aio.server(interceptors=[PublicInterceptor(REFLECTION_CONNECTIONS)], options=options)
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    reflection.enable_server_reflection(DESCRIBED, server)
-    log.info("reflection on %s", _bind(server, settings.reflection, None))
-    return server
-
-
-def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> Address:
-    address = Address.parse(listen)
-    check_free(address)
-    try:
-        if credentials is None:
-            port = server.add_insecure_port(str(address))
-        else:
-            port = server.add_secure_port(str(address), credentials)
-    except RuntimeError as error:
-        raise ConfigError(f"cannot listen on {address}: {error}; choose another address") from None
-    return address if address.path else address.with_port(port)
-
-
-def _other_connections(settings: ServeConfig) -> int:
-    """Those of the other listeners."""
-    described = 0 if settings.reflection in ("on", "off") else REFLECTION_CONNECTIONS
-    return described + (0 if settings.metrics_listen == "off" else exposition.CONNECTIONS)
 
 
 def _expose(settings: ServeConfig, metrics: Metrics, lifecycle: Lifecycle) -> Exposition | None:
@@ -206,79 +143,73 @@ async def _load(settings: ServeConfig, model_thread: Executor) -> tuple[Engine, 
         from teacher_server.engine import engine  # torch takes seconds to import
 
         scorer = engine.load(settings.teacher, settings.engine)
-        rows = AnswerTable(settings.cache.mib * 2**20, scorer.costs, scorer.header.tokeniser.vocabulary.sot)
+        sot = scorer.served.header.tokeniser.vocabulary.sot
+        answers = AnswerTable(settings.cache.mib * 2**20, scorer.costs, sot)
         if settings.warm_up:
             started = time.perf_counter()
             scorer.warm_up()
-            warm_up(rows)
+            warm_up(answers)
             log.info("warmed up in %.1f s", time.perf_counter() - started)
-        _restore(rows, scorer, settings.cache)
-        return scorer, rows
+        _restore(answers, scorer.served.numerics, settings.cache)
+        return scorer, answers
 
     return await asyncio.get_running_loop().run_in_executor(model_thread, load)
 
 
-def _restore(rows: AnswerTable, scorer: Scorer[Any], settings: CacheConfig) -> None:
+def _restore(answers: AnswerTable, numerics: str, settings: CacheConfig) -> None:
     """Remembers what an earlier daemon with this teacher has kept."""
-    kept = None if settings.file is None else saved.read(settings.file, scorer.numerics)
+    kept = None if settings.file is None else saved.read(settings.file, numerics)
     if kept is None:
         return
     try:
-        rows.restore(kept)
+        answers.restore(kept)
     except ValueError as error:
         log.warning("the remembered answers in %s are damaged (%s); starting without them", settings.file, error)
     else:
-        log.info("remembered %d answers from %s", rows.rows, settings.file)
+        log.info("remembered %d answers from %s", answers.rows, settings.file)
 
 
-def _keep(rows: AnswerTable, scorer: Scorer[Any], settings: CacheConfig) -> None:
+def _keep(answers: AnswerTable, numerics: str, settings: CacheConfig) -> None:
     """Keeps what is remembered for the next daemon with this teacher."""
     if settings.file is None:
         return
-    kept = rows.keep()
+    kept = answers.keep()
     try:
-        saved.write(settings.file, kept, scorer.numerics)
+        saved.write(settings.file, kept, numerics)
     except (OSError, ReportableError) as error:
         log.error("could not keep the remembered answers in %s: %s", settings.file, error)
     else:
         log.info("kept %d answers in %s", len(kept.key_words), settings.file)
 
 
-def _open(
-    service: TeacherService[Any],
-    scorer: Scorer[Any],
-    rows: AnswerTable,
-    model_thread: Executor,
-    settings: ServeConfig,
-    metrics: Metrics,
-) -> None:
+def _show(served: Served, answers: AnswerTable, metrics: Metrics) -> None:
+    """Has the metrics tell what was loaded."""
     metrics.model.info(
         {
-            "revision": scorer.header.revision,
-            "dtype": scorer.compute_dtype,
-            "device": scorer.device,
-            "fingerprint": scorer.header.tokeniser.fingerprint,
+            "revision": served.header.revision,
+            "dtype": served.compute_dtype,
+            "device": served.device,
+            "fingerprint": served.header.tokeniser.fingerprint,
         }
     )
-    metrics.watch(rows)
-    service.open(scorer, Batcher(scorer, rows, model_thread, settings.batching, metrics))
+    metrics.watch(answers)
 
 
-def _announce(address: Address, exposed: Exposition | None, scorer: Scorer[Any]) -> None:
+def _announce(address: Address, metrics: Address | None, served: Served) -> None:
     """One line of JSON on stdout: scripts wait for it."""
     ready = {
         "listening": str(address),
-        "metrics": None if exposed is None else str(exposed.address),
-        "weights_revision": scorer.header.revision,
-        "fingerprint": scorer.header.tokeniser.fingerprint,
-        "device": scorer.device,
-        "compute_dtype": scorer.compute_dtype,
-        "parameters": scorer.parameters,
+        "metrics": None if metrics is None else str(metrics),
+        "weights_revision": served.header.revision,
+        "fingerprint": served.header.tokeniser.fingerprint,
+        "device": served.device,
+        "compute_dtype": served.compute_dtype,
+        "parameters": served.parameters,
     }
     print(json.dumps(ready), flush=True)
 
 
-async def _drain(service: TeacherService[Any], seconds: float) -> int:
+async def _drain(service: TeacherService, seconds: float) -> int:
     log.info("draining: accepted requests are answered, new ones refused; a second signal stops at once")
     try:
         async with asyncio.timeout(seconds):

@@ -22,12 +22,11 @@ from shared import wire
 from shared.errors import ConfigError
 from shared.wire import HistoryMode, ScoreQuery
 from teacher_server.metrics import Metrics
-from teacher_server.scorer import Batch
 from teacher_server.serve import limits
 from teacher_server.serve.config import BatchingConfig, ServeConfig
 from teacher_server.serve.health import HEALTH, NAMES, Health
 from teacher_server.serve.lifecycle import Lifecycle, State
-from teacher_server.serve.run import build
+from teacher_server.serve.server import build
 from teacher_server.serve.service import TeacherService
 
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
@@ -39,7 +38,7 @@ async def serving(lifecycle: Lifecycle, **values: Any) -> AsyncIterator[tuple[gr
     settings = ServeConfig(teacher=Path("unused"), listen="127.0.0.1:0", **values)
     registry = CollectorRegistry()
     metrics = Metrics(registry)
-    service: TeacherService[Batch] = TeacherService(settings, metrics)
+    service = TeacherService(settings, metrics)
     running, address = build(settings, service, Health(lifecycle), metrics)
     await running.start()
     async with grpc.aio.insecure_channel(str(address)) as channel:
