@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -200,32 +200,6 @@ def test_every_module_of_the_teacher_has_its_room_in_the_table() -> None:
     assert {room_of(name) for name in NAMES if name.startswith("teacher_server.")} - {
         "__main__"
     } == TEACHER_ROOMS.keys()
-
-
-def compiled_functions(tree: ast.Module) -> list[ast.FunctionDef]:
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    return [node for node in found if any("compiled" in ast.unparse(decorator) for decorator in node.decorator_list)]
-
-
-@pytest.mark.parametrize("path", [path for path in MODULES if compiled_functions(tree_of(path))], ids=name_of)
-def test_compiled_functions_use_nothing_of_other_files(path: Path) -> None:
-    """numba's cache on disk notices a change of the function's own file only."""
-    tree = tree_of(path)
-    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-    foreign = {alias.asname or alias.name for node in imports for alias in node.names if root_of_import(node) in ROOTS}
-    for node in tree.body:  # constants that are made of others'
-        if isinstance(node, ast.Assign) and names_in([node.value]) & foreign:
-            foreign |= names_in(node.targets)
-    used = set().union(*(names_in(function.body) for function in compiled_functions(tree)))
-    assert not used & foreign
-
-
-def root_of_import(node: ast.ImportFrom) -> str:
-    return (node.module or "").partition(".")[0]
-
-
-def names_in(nodes: Iterable[ast.AST]) -> set[str]:
-    return {name.id for node in nodes for name in ast.walk(node) if isinstance(name, ast.Name)}
 
 
 def test_no_module_imports_itself_through_others() -> None:

@@ -15,13 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.compiled import compiled
+from student_trainer.data.geometry import EARTH_RADIUS_M
 
 Float64 = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
-EARTH_RADIUS_M = 6_371_008.8
-"""As in `geometry.py`, but of this file: numba keeps machine code until the file of the function changes."""
 DISTANCE_CLIP_M = 1000.0
 INTERVAL_CLIP_MIN = np.float32(5)
 

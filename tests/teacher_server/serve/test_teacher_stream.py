@@ -103,7 +103,7 @@ async def status_of(call: Any) -> tuple[str, str]:
 def test_stream_answers_out_of_order_by_id() -> None:
     async def test() -> None:
         async with bench() as b:
-            queries = {i: question([i, i + 1], history=range(i)) for i in range(16)}
+            queries = {i: question([i, i + 1], history=range(i % 16)) for i in range(20)}
             call = b.stub.StreamScore(on_stream(query, i) for i, query in queries.items())
             seen = set()
             async for answer in call:
