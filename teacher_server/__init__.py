@@ -6,7 +6,7 @@ request -> decode + check -> batcher: look up, admit, cut -> engine (model threa
     engine/     inference: batches of contexts -> scores           implements scorer.py
     answers/    what is in flight and what is remembered           knows scorer.py
     batching/   admission, fairness, pacing, the batcher           over answers and metrics.py
-    serve/      the daemon: calls, streams, limits, start and end  over all of these but client
+    serve/      the daemon: calls, streams, limits, start and end  over engine, answers, batching
     client/     commands that ask a server from outside
 
 `scorer.py` is the seam between serving and the model; `address.py` says where a server listens. Imports go down:
