@@ -14,6 +14,8 @@ from benchmarks.common import BenchmarkError
 from shared.wire import ScoreQuery
 from teacher_server.answers.table import AnswerTable, warm_up
 from teacher_server.engine.engine import Engine
+from teacher_server.serve import checks
+from teacher_server.serve.checks import RequestLimits
 
 Float16 = npt.NDArray[np.float16]
 
@@ -29,14 +31,16 @@ class LocalTeacher:
     def __init__(self, engine: Engine, cache_mib: int) -> None:
         """Without anything remembered."""
         self.engine = engine
-        self.table = AnswerTable(cache_mib * 2**20, engine.costs, engine.header.tokeniser.vocabulary.sot)
+        self.table = AnswerTable(cache_mib * 2**20, engine.costs, engine.served.header.tokeniser.vocabulary.sot)
         self.seconds: dict[str, float] = defaultdict(float)
         warm_up(self.table)
 
     def score(self, query: ScoreQuery) -> Float16:
         """Log-probabilities of a request's candidates."""
         with self._stage("check"):
-            self.engine.check(query, query.positions, len(query.candidate_tokens))
+            served = self.engine.served
+            limits = RequestLimits(served.cells, served.longest, query.positions, len(query.candidate_tokens))
+            checks.check(query, limits)
         with self._stage("look up"):
             asked = self.table.ask(query)
         if not asked.is_answered:

@@ -122,7 +122,7 @@ def run(options: Options) -> Result:
 def _measure(scorer: engine.Engine, network: LMTAD, store: Store, asked: Pass, size: Size) -> dict[str, Any]:
     """Both passes, and the obvious implementation between the blocks of the first."""
     positions = questions.of_trips(store, store.trips("train"), 0, asked.trips)
-    sot = scorer.header.tokeniser.vocabulary.sot
+    sot = scorer.served.header.tokeniser.vocabulary.sot
     teacher = LocalTeacher(scorer, CACHE_MIB)
     teacher.score(_request(questions.of_trips(store, store.trips("val"), 0, 4), 0, 4, asked.window))  # compiles
     teacher = LocalTeacher(scorer, CACHE_MIB)

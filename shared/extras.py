@@ -12,8 +12,8 @@ import shared
 from shared.errors import ConfigError
 
 EXTRAS: dict[str, frozenset[str]] = {
-    "teacher": frozenset({"torch", "llvmlite", "numba", "grpc_reflection", "prometheus_client", "uvloop"}),
-    "trainer": frozenset({"torch", "llvmlite", "numba", "torch_geometric", "kahip", "polars", "scipy", "tensorboard"}),
+    "teacher": frozenset({"torch", "numba", "grpc_reflection", "prometheus_client", "uvloop"}),
+    "trainer": frozenset({"torch", "numba", "torch_geometric", "kahip", "polars", "scipy", "tensorboard"}),
     "report": frozenset({"matplotlib"}),
     "tune": frozenset({"optuna", "cmaes", "plotly", "sqlalchemy"}),
     "wandb": frozenset({"wandb"}),

@@ -39,8 +39,8 @@ JOBS = (
     Job(
         "serve",
         "serves a teacher to trainers",
-        "teacher_server.config:ServeConfig",
-        "teacher_server.server:serve",
+        "teacher_server.serve.config:ServeConfig",
+        "teacher_server.serve.run:serve",
         (
             Flag("--teacher", "teacher", "teacher file", "TEACHER"),
             Flag("--listen", "listen", "HOST:PORT or unix:PATH (default 127.0.0.1:50051)", "ADDRESS"),

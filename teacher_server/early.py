@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from shared import claims, teacher_file
 from shared.store import Store
-from teacher_server.config import ServeConfig
 from teacher_server.lmtad.config import OVERWRITE, ExportConfig, PretrainConfig
+from teacher_server.serve.config import ServeConfig
 
 
 def check_export(settings: ExportConfig) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import time
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
@@ -13,18 +15,132 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from shared.errors import InvalidRequest, TeacherError
-from teacher_server.answers.table import AnswerTable as RowTable
+from teacher_server.answers.table import AnswerTable
 
 SECONDS = tuple(1e-4 * 2**k for k in range(20))
 """Bounds of durations: 0.1 ms, doubling, up to 52 s."""
+
+
+class _Label(enum.StrEnum):
+    """Values of a label, each with what it means."""
+
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str) -> _Label:
+        label = str.__new__(cls, value)
+        label._value_, label.meaning = value, meaning
+        return label
+
+    @classmethod
+    def explained(cls) -> str:
+        """All values with their meanings."""
+        return ", ".join(f"{label} ({label.meaning})" for label in cls)
+
+
+class CutReason(_Label):
+    """Why a batch holds no more."""
+
+    IDLE = "idle", "nothing more waited when the model was free"
+    FULL = "full", "its budget was spent"
+    DEADLINE = "deadline", "kept short for a request's deadline"
+    DRAIN = "drain", "the teacher is stopping"
+
+
+class Rejection(_Label):
+    """Why a request or a call is refused."""
+
+    QUEUE_FULL = "queue_full", "what waits for the model is at its limit"
+    DRAINING = "draining", "the teacher is stopping"
+    LOADING = "loading", "the teacher is not ready yet"
+    INVALID = "invalid", "no request, or beyond the limits of one"
+    UNAUTHENTICATED = "unauthenticated", "without a token that the teacher knows"
+    CALLS = "calls", "max_calls are open"
+
+
+class _Declared(NamedTuple):
+    kind: type[Counter | Gauge | Histogram]
+    name: str
+    text: str
+    labels: tuple[str, ...] = ()
+    bounds: tuple[float, ...] = ()
+    """Of a histogram's buckets."""
 
 
 def _powers_of_two(last: int) -> tuple[int, ...]:
     return tuple(2**k for k in range(last + 1))
 
 
+DECLARED = {
+    "requests": _Declared(
+        Counter, "teacher_requests_total", "Requests ended, by method and status.", ("method", "code")
+    ),
+    "request_seconds": _Declared(
+        Histogram, "teacher_request_seconds", "From a request's arrival to its answer.", ("method",), SECONDS
+    ),
+    "in_flight": _Declared(Gauge, "teacher_in_flight_requests", "Requests under way."),
+    "open_streams": _Declared(Gauge, "teacher_open_streams", "Streams that callers hold open."),
+    "credit_outstanding": _Declared(Gauge, "teacher_credit_positions", "Positions granted to streams and not spent."),
+    "rejected": _Declared(
+        Counter,
+        "teacher_rejected_total",
+        f"Requests and calls refused, by reason: {Rejection.explained()}.",
+        ("reason",),
+    ),
+    "expired": _Declared(
+        Counter, "teacher_expired_total", "Requests dropped before compute: their deadline had passed."
+    ),
+    "cancelled": _Declared(
+        Counter, "teacher_cancelled_total", "Accepted requests whose caller left before the answer."
+    ),
+    "queue_requests": _Declared(Gauge, "teacher_queue_requests", "Requests of which rows are queued or computed."),
+    "queue_positions": _Declared(Gauge, "teacher_queue_positions", "Positions of these that were not remembered."),
+    "queue_wait_seconds": _Declared(
+        Histogram,
+        "teacher_queue_wait_seconds",
+        "From a request's admission to the start of its first batch; 0 if all of it was remembered.",
+        bounds=SECONDS,
+    ),
+    "batches": _Declared(
+        Counter,
+        "teacher_batches_total",
+        f"Batches, by why they hold no more: {CutReason.explained()}.",
+        ("reason",),
+    ),
+    "batch_requests": _Declared(
+        Histogram, "teacher_batch_requests", "Requests that a batch holds rows of.", bounds=_powers_of_two(10)
+    ),
+    "batch_positions": _Declared(
+        Histogram, "teacher_batch_positions", "Scored positions in a batch.", bounds=_powers_of_two(18)
+    ),
+    "batch_padded_tokens": _Declared(
+        Histogram, "teacher_batch_padded_tokens", "Padded tokens in a batch.", bounds=_powers_of_two(20)
+    ),
+    "compute_seconds": _Declared(Histogram, "teacher_compute_seconds", "The model's time for a batch.", bounds=SECONDS),
+    "scored_positions": _Declared(Counter, "teacher_scored_positions_total", "Positions that the model has scored."),
+}
+"""By the attribute of `Metrics`."""
+
+
 class Metrics:
     """What the daemon counts. Methods of requests: GetTeacher, Score, StreamScore (one a request on the stream)."""
+
+    requests: Counter
+    request_seconds: Histogram
+    in_flight: Gauge
+    open_streams: Gauge
+    credit_outstanding: Gauge
+    rejected: Counter
+    expired: Counter
+    cancelled: Counter
+    queue_requests: Gauge
+    queue_positions: Gauge
+    queue_wait_seconds: Histogram
+    batches: Counter
+    batch_requests: Histogram
+    batch_positions: Histogram
+    batch_padded_tokens: Histogram
+    compute_seconds: Histogram
+    scored_positions: Counter
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Registers everything on `registry`, and the collectors of process, interpreter and garbage collector."""
@@ -32,82 +148,14 @@ class Metrics:
         prometheus_client.ProcessCollector(registry=registry)
         prometheus_client.PlatformCollector(registry=registry)
         prometheus_client.GCCollector(registry=registry)
-
-        self.requests = Counter(
-            "teacher_requests_total", "Requests ended, by method and status.", ["method", "code"], registry=registry
-        )
-        self.request_seconds = Histogram(
-            "teacher_request_seconds",
-            "From a request's arrival to its answer.",
-            ["method"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self.in_flight = Gauge("teacher_in_flight_requests", "Requests under way.", registry=registry)
-        self.open_streams = Gauge("teacher_open_streams", "Streams that callers hold open.", registry=registry)
-        self.credit_outstanding = Gauge(
-            "teacher_credit_positions", "Positions granted to streams and not spent.", registry=registry
-        )
-        self.rejected = Counter(
-            "teacher_rejected_total",
-            "Requests and calls refused, by reason: queue_full, draining, loading, invalid, unauthenticated, calls.",
-            ["reason"],
-            registry=registry,
-        )
-        self.expired = Counter(
-            "teacher_expired_total", "Requests dropped before compute: their deadline had passed.", registry=registry
-        )
-        self.cancelled = Counter(
-            "teacher_cancelled_total", "Accepted requests whose caller left before the answer.", registry=registry
-        )
-
-        self.queue_requests = Gauge(
-            "teacher_queue_requests", "Requests of which rows are queued or computed.", registry=registry
-        )
-        self.queue_positions = Gauge(
-            "teacher_queue_positions", "Positions of these that were not remembered.", registry=registry
-        )
-        self.queue_wait_seconds = Histogram(
-            "teacher_queue_wait_seconds",
-            "From a request's admission to the start of its first batch; 0 if all of it was remembered.",
-            buckets=SECONDS,
-            registry=registry,
-        )
-
-        self.batches = Counter(
-            "teacher_batches_total",
-            "Batches, by why they hold no more: idle (nothing more waited when the model was free), full, deadline "
-            "(kept short for a request's deadline), drain.",
-            ["reason"],
-            registry=registry,
-        )
-        self.batch_requests = Histogram(
-            "teacher_batch_requests",
-            "Requests that a batch holds rows of.",
-            buckets=_powers_of_two(10),
-            registry=registry,
-        )
-        self.batch_positions = Histogram(
-            "teacher_batch_positions",
-            "Scored positions in a batch.",
-            buckets=_powers_of_two(18),
-            registry=registry,
-        )
-        self.batch_padded_tokens = Histogram(
-            "teacher_batch_padded_tokens", "Padded tokens in a batch.", buckets=_powers_of_two(20), registry=registry
-        )
-        self.compute_seconds = Histogram(
-            "teacher_compute_seconds", "The model's time for a batch.", buckets=SECONDS, registry=registry
-        )
-        self.scored_positions = Counter(
-            "teacher_scored_positions_total", "Positions that the model has scored.", registry=registry
-        )
+        for attribute, (kind, name, text, labels, bounds) in DECLARED.items():
+            buckets = {"buckets": bounds} if bounds else {}
+            setattr(self, attribute, kind(name, text, labels, registry=registry, **buckets))
         self.model = Info("teacher_model", "What is served.", registry=registry)
-
-        for reason in ("queue_full", "draining", "loading", "invalid", "unauthenticated", "calls"):
-            self.rejected.labels(reason)
-        for reason in ("idle", "full", "deadline", "drain"):
-            self.batches.labels(reason)
+        for cut in CutReason:
+            self.batches.labels(cut)
+        for rejection in Rejection:
+            self.rejected.labels(rejection)
 
     @contextlib.contextmanager
     def request(self, method: str) -> Iterator[None]:
@@ -123,7 +171,7 @@ class Metrics:
         except TeacherError as error:
             code = error.status
             if isinstance(error, InvalidRequest):
-                self.rejected.labels("invalid").inc()
+                self.reject(Rejection.INVALID)
             raise
         except BaseException:
             code = "INTERNAL"
@@ -133,26 +181,30 @@ class Metrics:
             self.requests.labels(method, code).inc()
             self.request_seconds.labels(method).observe(time.perf_counter() - started)
 
+    def reject(self, reason: Rejection) -> None:
+        """A request or a call was refused."""
+        self.rejected.labels(reason).inc()
+
     def set_queue(self, requests: int, positions: int) -> None:
         """What waits for the model now."""
         self.queue_requests.set(requests)
         self.queue_positions.set(positions)
 
-    def batch_cut(self, reason: str, requests: int, positions: int, padded_tokens: int) -> None:
+    def batch_cut(self, reason: CutReason, requests: int, positions: int, padded_tokens: int) -> None:
         """A batch was made."""
         self.batches.labels(reason).inc()
         self.batch_requests.observe(requests)
         self.batch_positions.observe(positions)
         self.batch_padded_tokens.observe(padded_tokens)
 
-    def watch(self, rows: RowTable) -> None:
-        """Exposes what a table of rows counts, read when somebody looks."""
-        self.registry.register(_RowCollector(rows))
+    def watch(self, answers: AnswerTable) -> None:
+        """Exposes what an answer table counts, read when somebody looks."""
+        self.registry.register(_TableCollector(answers))
 
 
-class _RowCollector(Collector):
-    def __init__(self, rows: RowTable) -> None:
-        self._rows = rows
+class _TableCollector(Collector):
+    def __init__(self, answers: AnswerTable) -> None:
+        self._answers = answers
 
     def collect(self) -> Iterable[Metric]:
         positions = CounterMetricFamily(
@@ -160,11 +212,11 @@ class _RowCollector(Collector):
             "Scored positions asked for, by outcome: hit (remembered), wait (in flight already), miss (computed anew).",
             labels=["outcome"],
         )
-        for outcome, count in zip(("hit", "wait", "miss"), self._rows.outcomes, strict=True):
+        for outcome, count in zip(("hit", "wait", "miss"), self._answers.outcomes, strict=True):
             positions.add_metric([outcome], count)
         yield positions
         evictions = "Remembered rows that made way for others."
-        yield CounterMetricFamily("teacher_cache_evictions", evictions, value=self._rows.evictions)
-        yield GaugeMetricFamily("teacher_cache_rows", "Rows remembered or in flight.", value=self._rows.rows)
-        yield GaugeMetricFamily("teacher_cache_bytes", "Memory of these rows.", value=self._rows.bytes)
-        yield GaugeMetricFamily("teacher_cache_limit_bytes", "Memory that they may have.", value=self._rows.limit)
+        yield CounterMetricFamily("teacher_cache_evictions", evictions, value=self._answers.evictions)
+        yield GaugeMetricFamily("teacher_cache_rows", "Rows remembered or in flight.", value=self._answers.rows)
+        yield GaugeMetricFamily("teacher_cache_bytes", "Memory of these rows.", value=self._answers.bytes)
+        yield GaugeMetricFamily("teacher_cache_limit_bytes", "Memory that they may have.", value=self._answers.limit)

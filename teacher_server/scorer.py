@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from shared.teacher_file import TeacherHeader
-from shared.wire import ScoreQuery
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
@@ -102,32 +101,12 @@ class Scorer(Protocol[ReadyT]):
     """
 
     @property
-    def header(self) -> TeacherHeader:
-        """Architecture, tokeniser and revision of the weights."""
-
-    @property
-    def device(self) -> str:
-        """Where the model runs, as torch names it."""
-
-    @property
-    def compute_dtype(self) -> str:
-        """Arithmetic of the forward pass: float16, bfloat16 or float32."""
-
-    @property
-    def numerics(self) -> str:
-        """Digest of the weights and of everything else that an answer's last bits depend on: device, dtype, shapes,
-        versions. Answers may be kept for a scorer with the same."""
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights; a tied head counts once."""
+    def served(self) -> Served:
+        """What it is."""
 
     @property
     def costs(self) -> Int64:
         """Padded tokens of a context by its length with SOT: int64 [block size + 1]."""
-
-    def check(self, query: ScoreQuery, max_positions: int, max_candidates: int) -> None:
-        """Raises `InvalidRequest` naming field, index and limit; any thread."""
 
     def assemble(self, batch: Batch) -> ReadyT:
         """Makes a batch ready for the device; any thread."""

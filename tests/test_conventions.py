@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,17 +98,16 @@ MAY_IMPORT = {
 TEACHER_ROOMS: dict[str, set[str]] = {
     "scorer": set(),
     "address": set(),
-    "checks": set(),
     "lmtad": set(),
-    "engine": {"scorer", "lmtad", "checks"},
+    "engine": {"scorer", "lmtad"},
     "answers": {"scorer"},
     "metrics": {"answers", "address"},
     "batching": {"scorer", "answers", "metrics"},
     "client": {"address"},
-    "serve": {"scorer", "address", "checks", "engine", "answers", "metrics", "batching"},
+    "serve": {"scorer", "address", "engine", "answers", "metrics", "batching"},
     "early": {"serve", "lmtad"},
 }
-"""Which room of the teacher knows which; what has no room of its own serves."""
+"""Which room of the teacher knows which, or module that has no room."""
 
 STACKS = {"torch", "torch_geometric", "grpc", "polars", "kahip", "optuna"}
 """What `shared` must not drag in, but for gRPC in `shared.rpc`."""
@@ -187,9 +186,8 @@ def test_parts_of_the_trainer_know_what_lies_below_them(path: Path) -> None:
 
 
 def room_of(name: str) -> str:
-    """The room of a module of the teacher."""
-    room = name.split(".")[1]
-    return room if room in TEACHER_ROOMS else "serve"
+    """The room of a module of the teacher, or its own name."""
+    return name.split(".")[1]
 
 
 @pytest.mark.parametrize(
@@ -203,35 +201,10 @@ def test_rooms_of_the_teacher_know_what_lies_below_them(path: Path) -> None:
     assert others <= TEACHER_ROOMS[room]
 
 
-def test_every_package_of_the_teacher_is_a_room() -> None:
-    packages = {path.parent.name for path in (REPOSITORY / "teacher_server").glob("*/__init__.py")}
-    assert packages <= TEACHER_ROOMS.keys()
-
-
-def compiled_functions(tree: ast.Module) -> list[ast.FunctionDef]:
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    return [node for node in found if any("compiled" in ast.unparse(decorator) for decorator in node.decorator_list)]
-
-
-@pytest.mark.parametrize("path", [path for path in MODULES if compiled_functions(tree_of(path))], ids=name_of)
-def test_compiled_functions_use_nothing_of_other_files(path: Path) -> None:
-    """numba's cache on disk notices a change of the function's own file only."""
-    tree = tree_of(path)
-    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-    foreign = {alias.asname or alias.name for node in imports for alias in node.names if root_of_import(node) in ROOTS}
-    for node in tree.body:  # constants that are made of others'
-        if isinstance(node, ast.Assign) and names_in([node.value]) & foreign:
-            foreign |= names_in(node.targets)
-    used = set().union(*(names_in(function.body) for function in compiled_functions(tree)))
-    assert not used & foreign
-
-
-def root_of_import(node: ast.ImportFrom) -> str:
-    return (node.module or "").partition(".")[0]
-
-
-def names_in(nodes: Iterable[ast.AST]) -> set[str]:
-    return {name.id for node in nodes for name in ast.walk(node) if isinstance(name, ast.Name)}
+def test_every_module_of_the_teacher_has_its_room_in_the_table() -> None:
+    assert {room_of(name) for name in NAMES if name.startswith("teacher_server.")} - {
+        "__main__"
+    } == TEACHER_ROOMS.keys()
 
 
 def drawn_rooms(package: str) -> dict[str, set[str]]:
@@ -343,7 +316,7 @@ PRINTERS = {
     "teacher_server.client.query",
     "teacher_server.lmtad.export",
     "teacher_server.lmtad.pretrain",
-    "teacher_server.server",
+    "teacher_server.serve.run",
 }
 
 

@@ -45,7 +45,7 @@ def run(task: Task, record: Record) -> None:
     record.detail("engine's log", heard.texts)
     is_invariant = not any("may depend on its batch" in text for text in heard.texts)
     record.add("largest shapes do not depend on the batch", is_invariant)
-    record.detail("numerics", [scorer.numerics, scorer.compute_dtype, scorer.device])
+    record.detail("numerics", [scorer.served.numerics, scorer.served.compute_dtype, scorer.served.device])
     trips = questions.of_trips(store, store.trips("train"), 0, size.trips)
     fresh = questions.of_trips(store, store.trips("val"))
     with record.attempt("lone requests"):
@@ -196,7 +196,7 @@ def _device_share(task: Task, scorer: Any, record: Record) -> None:
 def _obvious(task: Task, scorer: Any, path: Any, positions: Positions, record: Record) -> dict[str, float]:
     size, device = task.size, task.device
     network = teachers.plain(path, device, task.dtype)
-    sot = scorer.header.tokeniser.vocabulary.sot
+    sot = scorer.served.header.tokeniser.vocabulary.sot
     speeds: dict[str, float] = {}
     ways: dict[str, tuple[Callable[..., Any], Any, int]] = {}
     count = min(size.batch_positions, len(positions))

@@ -104,7 +104,7 @@ def sample_tiles(scorer: Engine, size: Size) -> Iterator[tuple[int, Any, float]]
     group = min(groups, key=lambda group: group.width)
     random = np.random.default_rng(0)
     sizes = scorer._tiler.sizes[group]
-    vocabulary = scorer.header.tokeniser.vocabulary
+    vocabulary = scorer.served.header.tokeniser.vocabulary
     architecture = scorer._model.architecture
     for nodes in sizes:
         tokens = random.integers(vocabulary.cells, size=(group.samples(sizes[-1]), group.width), dtype=np.int32)

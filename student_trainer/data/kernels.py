@@ -15,9 +15,8 @@ import numpy as np
 
 from shared.arrays import Float32, Float64, Int32, Int64
 from shared.compiled import compiled
+from student_trainer.data.geometry import EARTH_RADIUS_M
 
-EARTH_RADIUS_M = 6_371_008.8
-"""As in `geometry.py`, but of this file: numba keeps machine code until the file of the function changes."""
 DISTANCE_CLIP_M = 1000.0
 INTERVAL_CLIP_MIN = np.float32(5)
 

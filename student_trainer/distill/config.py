@@ -47,7 +47,8 @@ class ClientConfig(Section):
     """How the trainer talks to the teacher."""
 
     transport: Literal["stream", "unary"] = "stream"
-    """Bidirectional streams, or one call a request."""
+    """Bidirectional streams, or one call a request (unary): for proxies that balance or time calls, not requests, so
+    that a stream would stay with one teacher or be cut off."""
     streams: int = pydantic.Field(0, ge=0, le=64)
     """Streams to each address of a list, or shards into which the histories for a name are cut, each with a stream of
     its own; 0: 1 to an address, 16 to a name."""

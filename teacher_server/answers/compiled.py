@@ -3,8 +3,8 @@
 A table is a tuple of arrays, and functions that numba compiles change them in place. Sizes are in blocks, words
 (int32) and halves (uint16, the bits of a float16).
 
-All of it is one file, long as it is: numba keeps what it has compiled until the file of the compiled function
-changes. A changed callee, constant or tuple in another file would go unnoticed, and the old machine code would run.
+All of it is one file, long as it is, because it is one data structure: every function keeps the invariants of the
+same arrays, and nothing outside touches them. What is compiled would follow changes in other files (`shared.compiled`).
 
 Arrays that belong together travel as named tuples, so that no two of them can change places.
 """

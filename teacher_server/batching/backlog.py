@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, KeysView
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +12,9 @@ import numpy.typing as npt
 from teacher_server.answers.table import AnswerTable, PendingAnswer
 from teacher_server.batching.fair_queue import FairQueue
 from teacher_server.batching.pacing import Pacing
+from teacher_server.metrics import CutReason
 
 Int64 = npt.NDArray[np.int64]
-
-CutReason = Literal["idle", "full", "deadline", "drain"]
-"""Why a batch holds no more: nothing more waited, the budget is spent, it must end before a request's deadline, or
-the teacher is stopping."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -108,7 +105,7 @@ class Backlog(Generic[QueuedT]):
             drop: removes a request that nobody waits for any more, and says whether it did.
         """
         limit = self._pacing.budget(self.callers, now)
-        reason: CutReason = "drain" if is_draining else "idle"
+        reason = CutReason.DRAIN if is_draining else CutReason.IDLE
         is_short = False
         count = tokens = requests = 0
         while self._queue:
@@ -121,14 +118,14 @@ class Backlog(Generic[QueuedT]):
             requests += count > before
             self._charge(caller, request, spent)
             if request.pending.taken < len(request.pending.slots):
-                reason = "deadline" if is_short else "full"
+                reason = CutReason.DEADLINE if is_short else CutReason.FULL
                 break
             self.discard(request)
             if request.deadline is not None:
                 in_time = max(tokens, self._pacing.tokens_in(request.deadline - now))
                 is_short, limit = (True, in_time) if in_time < limit else (is_short, limit)
-        if reason == "idle" and tokens >= limit:
-            reason = "full"
+        if reason is CutReason.IDLE and tokens >= limit:
+            reason = CutReason.FULL
         return Cut(self._slots[:count].copy(), tokens, requests, reason)
 
     def _charge(self, caller: str, request: QueuedT, spent: int) -> None:

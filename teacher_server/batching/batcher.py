@@ -32,7 +32,7 @@ from teacher_server.batching.admission import Admission
 from teacher_server.batching.backlog import Backlog, Cut, Queued
 from teacher_server.batching.config import BatchingConfig
 from teacher_server.batching.pacing import Pacing
-from teacher_server.metrics import Metrics
+from teacher_server.metrics import Metrics, Rejection
 from teacher_server.scorer import ReadyT, Scorer, Scores
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ class Batcher(Generic[ReadyT]):
             InternalError: the model failed.
         """
         if self._closing:
-            self._metrics.rejected.labels("draining").inc()
+            self._metrics.reject(Rejection.DRAINING)
             raise Unavailable("the teacher is stopping")
         now = self.clock()
         self._pacing.saw(caller, now)
@@ -166,7 +166,7 @@ class Batcher(Generic[ReadyT]):
         pending = entry.pending
         if refusal := self._admission.refusal(pending.open_positions, pending.candidates, granted):
             self._answers.release(pending)
-            self._metrics.rejected.labels("queue_full").inc()
+            self._metrics.reject(Rejection.QUEUE_FULL)
             raise Overloaded(f"the queue is full: {refusal}; try again later")
         self._backlog.push(entry)
         self._open[entry] = None

@@ -30,9 +30,6 @@ from torch import Tensor
 from shared import teacher_file
 from shared.errors import InternalError
 from shared.teacher_file import TeacherHeader
-from shared.wire import ScoreQuery
-from teacher_server import checks
-from teacher_server.checks import RequestLimits
 from teacher_server.engine import calibrate
 from teacher_server.engine.config import EngineConfig
 from teacher_server.engine.head import Head
@@ -130,22 +127,15 @@ class Engine:
         self._tiler = Tiler(self._buckets, sizes, OVERHEAD * tile_tokens, at_once, pad)
         self._head = Head(network.lm_head.weight.detach(), tile_tokens, self._threads)
         self.computed = Computed()
-        self.header = header
-        self.device = str(device)
-        self.compute_dtype = str(dtype).removeprefix("torch.")
-        self.parameters = sum(parameter.numel() for parameter in network.parameters())
-        self.numerics = self._digest()
-        self.served = Served(self.header, self.device, self.compute_dtype, self.parameters, self.numerics)
+        compute_dtype = str(dtype).removeprefix("torch.")
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        numerics = self._digest(header.revision, compute_dtype)
+        self.served = Served(header, str(device), compute_dtype, parameters, numerics)
 
     @property
     def costs(self) -> Int64:
         """Padded tokens of a context by its length with SOT: int64 [block size + 1]."""
         return self._buckets.costs
-
-    def check(self, query: ScoreQuery, max_positions: int, max_candidates: int) -> None:
-        """See `checks.check`."""
-        served = self.served
-        checks.check(query, RequestLimits(served.cells, served.longest, max_positions, max_candidates))
 
     def assemble(self, batch: Batch) -> Ready:
         """Cuts a batch into tiles; any thread."""
@@ -165,7 +155,7 @@ class Engine:
         logits = self._head.logits(states, np.ascontiguousarray(ready.pairs.T))
         if not bool(np.all(np.isfinite(logits))):
             raise InternalError(
-                f"the teacher's logits are not finite in {self.compute_dtype}; try engine.dtype=float32"
+                f"the teacher's logits are not finite in {self.served.compute_dtype}; try engine.dtype=float32"
             )
         mass = np.zeros(len(batch.with_mass), np.float16)
         if batch.with_mass.any():
@@ -200,15 +190,15 @@ class Engine:
         masses: npt.NDArray[np.float64] = np.exp(np.minimum(log_mass - normalisers.astype(np.float64)[inverse], 0.0))
         return masses
 
-    def _digest(self) -> str:
+    def _digest(self, revision: str, compute_dtype: str) -> str:
         """All that the last bits of an answer depend on, in 16 hexadecimal digits."""
         is_cpu = self._device.type == "cpu"
         parts = [
-            self.header.revision,
+            revision,
             self._device.type,
             _processor() if is_cpu else torch.cuda.get_device_name(self._device),
             torch.backends.cpu.get_cpu_capability(),
-            self.compute_dtype,
+            compute_dtype,
             torch.__version__,
             np.__version__,
             self._buckets.widths,

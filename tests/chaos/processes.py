@@ -27,7 +27,7 @@ PRELOADED = (
     "tests.chaos.processes",
     "student_trainer.train.run",
     "teacher_server.engine.engine",
-    "teacher_server.server",
+    "teacher_server.serve.run",
 )
 
 _context = multiprocessing.get_context("forkserver")

@@ -51,7 +51,7 @@ def test_the_engine_against_the_public_code(accelerator: torch.device, tmp_path:
     scorer = teachers.load(path, accelerator, TOY)
     with np.load(reference_path("fixtures", "lmtad", "reference.npz")) as file:
         reference = dict(file)
-    sot = scorer.header.tokeniser.vocabulary.sot
+    sot = scorer.served.header.tokeniser.vocabulary.sot
     rows = zip(reference["history"], reference["history_length"], strict=True)
     contexts = [[sot, *row[:length].tolist()] for row, length in rows]
     candidates = [3, 14, 15, 92, 65]

@@ -33,7 +33,7 @@ from benchmarks.gpu import teachers
 device = torch.device(sys.argv[2])
 scorer = teachers.load(Path(sys.argv[1]), device, size_on(device))
 states = teachers.hidden_states(scorer, contexts_of(scorer, int(sys.argv[3]), 5))
-print(scorer.numerics, hashlib.sha256(states.numpy().tobytes()).hexdigest())
+print(scorer.served.numerics, hashlib.sha256(states.numpy().tobytes()).hexdigest())
 """
 
 
@@ -43,7 +43,7 @@ def size_on(device: torch.device) -> Size:
 
 def contexts_of(scorer: Engine, count: int, seed: int) -> list[list[int]]:
     """Distinct ones of all lengths, most of them as short as a trainer's windows."""
-    random, vocabulary = np.random.default_rng(seed), scorer.header.tokeniser.vocabulary
+    random, vocabulary = np.random.default_rng(seed), scorer.served.header.tokeniser.vocabulary
     lengths = np.where(random.random(count) < 0.8, random.integers(0, 5, count), random.integers(5, LONGEST, count))
     return [[vocabulary.sot, *random.integers(vocabulary.cells, size=length).tolist()] for length in lengths]
 
@@ -138,4 +138,4 @@ def test_in_another_process(
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     expected = hashlib.sha256(together.numpy().tobytes()).hexdigest()
-    assert done.stdout.split() == [scorer.numerics, expected]
+    assert done.stdout.split() == [scorer.served.numerics, expected]

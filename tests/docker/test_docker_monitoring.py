@@ -25,7 +25,7 @@ from conftest import TeacherStarter
 from prometheus_client import CollectorRegistry
 
 from teacher_server.answers.table import AnswerTable
-from teacher_server.metrics import Metrics
+from teacher_server.metrics import CutReason, Metrics
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCKER = REPOSITORY / "docker"
@@ -57,7 +57,7 @@ def registered() -> dict[str, set[str]]:
     metrics.model.info({"revision": "", "dtype": "", "device": "", "fingerprint": ""})
     with metrics.request("Score"):
         pass
-    metrics.batch_cut("idle", 1, 1, 1)
+    metrics.batch_cut(CutReason.IDLE, 1, 1, 1)
     metrics.watch(AnswerTable(1024, np.arange(9), sot=0))
     samples: dict[str, set[str]] = {"up": set()}
     for family in registry.collect():

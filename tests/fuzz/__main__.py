@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import os
 import re
 import subprocess
@@ -74,6 +75,7 @@ def _fuzz(name: str, out: Path, seconds: int) -> int:
         from fuzz.test_fuzz_targets import TARGETS
 
     target = next(target for target in TARGETS if target.name == name)
+    logging.getLogger().setLevel(logging.CRITICAL)  # readers that start without a file say why; here a million times
     corpus, findings = out / "corpus" / name, out / "findings"
     for folder in (corpus, findings):
         folder.mkdir(parents=True, exist_ok=True)

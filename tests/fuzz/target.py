@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from shared.errors import ReportableError
-
-logging.getLogger().setLevel(logging.CRITICAL)  # readers that start without a file say why; here a million times
 
 
 @dataclasses.dataclass(frozen=True)

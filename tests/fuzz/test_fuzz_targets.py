@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
+from conftest import REPOSITORY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fuzz import files, text, wire
 from fuzz.target import Target, attempt
 
+TESTS = str(REPOSITORY / "tests")
 TARGETS = (*wire.TARGETS, *files.TARGETS, *text.TARGETS)
 each_target = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 GOOD = {target.name for target in TARGETS} - {"teacher-document", "cache-rows", "upstream-index", "yaml", "override"}
 """Targets all of whose seeds are taken."""
+
+SHARED_STATE = (
+    "import logging; before = logging.getLogger().level; import {}; assert logging.getLogger().level == before"
+)
 
 edits = st.lists(
     st.tuples(
@@ -40,6 +50,11 @@ def edited(seed: bytes, changes: list[tuple[str, float, bytes]]) -> bytes:
             "cut": before,
         }[kind]
     return seed
+
+
+def test_importing_the_targets_changes_nothing_for_other_tests() -> None:
+    code = SHARED_STATE.format(__name__)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": TESTS})
 
 
 @each_target

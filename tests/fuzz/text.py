@@ -14,7 +14,7 @@ from shared.errors import DataError
 from student_trainer.prepare import network, raw, trip_text
 from student_trainer.prepare.raw import TripFile
 from student_trainer.train.config import TrainConfig
-from teacher_server.config import ServeConfig
+from teacher_server.serve.config import ServeConfig
 
 ROADS = 5
 COLUMNS = ["traj_id", "rid_list", "time_list"]

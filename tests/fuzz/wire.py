@@ -15,9 +15,9 @@ from shared.grid import Grid
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.vocab import Tokeniser, Vocabulary
 from shared.wire import HistoryMode, Limits, ScoreQuery, ScoreReply, TeacherInfo
-from teacher_server import checks
 from teacher_server.answers.table import AnswerTable
-from teacher_server.checks import RequestLimits
+from teacher_server.serve import checks
+from teacher_server.serve.checks import RequestLimits
 
 MessageT = TypeVar("MessageT", bound=Message)
 SignedT = TypeVar("SignedT", pb.ScoreResponse, pb.GetTeacherResponse)

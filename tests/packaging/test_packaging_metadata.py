@@ -24,11 +24,11 @@ from shared.errors import ConfigError
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 GRPC = ("grpcio", "grpcio-health-checking", "grpcio-reflection")
 BROUGHT = {"report": ("report", "trainer"), "tune": ("tune", "report", "trainer"), "wandb": ("wandb", "trainer")}
-INSEPARABLE = {"pydantic_core": "pydantic", "google": "protobuf", "triton": "torch"}
+INSEPARABLE = {"pydantic_core": "pydantic", "llvmlite": "numba", "triton": "torch", "google": "protobuf"}
 """Modules whose distribution comes with another one, or shares its name with others."""
 DISTRIBUTIONS = metadata.packages_distributions()
-CLIENT = {"__init__", "__main__", "address", "config", "dial", "healthcheck", "info", "query"}
-"""Modules of `teacher_server` that work without the extra."""
+CLIENT = {"__init__", "__main__", "address", "early", "client"}
+"""What of `teacher_server` works without the extra, beside all settings."""
 
 
 def declared(extra: str | None) -> dict[str, Requirement]:
@@ -113,7 +113,7 @@ def needed_by(path: Path) -> tuple[str, ...]:
     if package == "shared":
         return ("teacher",) if rest == ["compiled"] else ()
     if package == "teacher_server":
-        return () if rest[0] in CLIENT else ("teacher",)
+        return () if rest[0] in CLIENT or rest[-1] == "config" else ("teacher",)
     return BROUGHT.get({"pipeline": "report"}.get(rest[0], rest[0]), ("trainer",))
 
 

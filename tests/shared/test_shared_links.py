@@ -17,7 +17,7 @@ from shared.config import Section
 from shared.errors import ReportableError
 from student_trainer.generate import records
 from student_trainer.runs import checkpoint as checkpoints
-from teacher_server.answers import saved as cache_file
+from teacher_server.answers import saved
 from teacher_server.answers.table import Kept
 
 
@@ -35,7 +35,7 @@ FILES: dict[str, Callable[[Path], object]] = {
     "settings": lambda path: config.save(Settings(), "job", path),
     "tensors": lambda path: checkpoints.save_tensors(path, {"a": torch.zeros(1)}),
     "teacher": write_tiny_teacher,
-    "answers": lambda path: cache_file.write(path, KEPT, "n"),
+    "answers": lambda path: saved.write(path, KEPT, "n"),
     "parquet": lambda path: records.write_parquet(path, TRIPS),
     "csv": lambda path: records.write_csv(path, TRIPS),
 }

@@ -10,40 +10,14 @@ from typing import Any
 import numpy as np
 
 from shared.arrays import Float16
-from shared.errors import InvalidRequest, Overloaded, Unavailable
-from shared.teacher_file import TeacherHeader
-from shared.vocab import Tokeniser, Vocabulary
+from shared.errors import Overloaded, Unavailable
 from shared.wire import ScoreQuery
 from teacher_server.batching.batcher import Answer
-
-CELLS = 100
-HEADER = TeacherHeader(
-    architecture={"n_layer": 1, "n_head": 1, "n_embd": 4, "block_size": 16, "vocab_size": CELLS + 3, "bias": False},
-    tokeniser=Tokeniser(Vocabulary.full(CELLS), None),
-    revision="feedc0de",
-    provenance={},
-)
 
 
 def answer_to(query: ScoreQuery) -> Float16:
     """What `FakeBatcher` answers: minus (candidate + sum of the whole history), in 64ths."""
     return (-(query.candidate_tokens + int(query.history_tokens.sum())) / 64).astype(np.float16)
-
-
-class CheckingScorer:
-    """The part of a scorer that the service uses."""
-
-    header = HEADER
-    device = "cpu"
-    compute_dtype = "float32"
-    parameters = 7
-
-    def check(self, query: ScoreQuery, max_positions: int, max_candidates: int) -> None:
-        """See `Scorer`."""
-        if query.positions > max_positions:
-            raise InvalidRequest(f"candidate_lengths: {query.positions} positions, at most {max_positions}")
-        if len(query.candidate_tokens) and int(query.candidate_tokens.max()) >= CELLS:
-            raise InvalidRequest(f"candidate_tokens: above {CELLS - 1}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

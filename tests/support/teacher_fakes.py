@@ -7,12 +7,11 @@ import threading
 import numpy as np
 
 from shared.arrays import Float16
-from shared.errors import InvalidRequest
 from shared.teacher_file import TeacherHeader
 from shared.vocab import Tokeniser, Vocabulary
 from shared.wire import ScoreQuery
 from support.row_fakes import contexts_of
-from teacher_server.scorer import Batch, Scores
+from teacher_server.scorer import Batch, Scores, Served
 
 CELLS = 100
 BLOCK_SIZE = 16
@@ -29,6 +28,7 @@ HEADER = TeacherHeader(
     revision="feedc0de",
     provenance={},
 )
+SERVED = Served(HEADER, device="cpu", compute_dtype="float32", parameters=7, numerics="fake")
 MASS = 0.5
 PATIENCE = 30
 """Seconds after which a gate that nobody opens fails the test instead of hanging it."""
@@ -43,11 +43,7 @@ def expected_log_probs(query: ScoreQuery) -> Float16:
 class FakeScorer:
     """Implements `Scorer[Batch]`; while `hold` was called, a batch waits for `release`."""
 
-    header = HEADER
-    device = "cpu"
-    compute_dtype = "float32"
-    numerics = "fake"
-    parameters = 7
+    served = SERVED
 
     def __init__(self, block_size: int = BLOCK_SIZE) -> None:
         self.costs = np.arange(block_size + 1, dtype=np.int64)
@@ -69,13 +65,6 @@ class FakeScorer:
         """Lets everything through from now on."""
         self._held = False
         self._gate.release(1000)
-
-    def check(self, query: ScoreQuery, max_positions: int, max_candidates: int) -> None:
-        """See `Scorer`."""
-        if query.positions > max_positions:
-            raise InvalidRequest(f"candidate_lengths: {query.positions} positions, at most {max_positions}")
-        if len(query.candidate_tokens) and int(query.candidate_tokens.max()) >= CELLS:
-            raise InvalidRequest(f"candidate_tokens: above {CELLS - 1}")
 
     def assemble(self, batch: Batch) -> Batch:
         """See `Scorer`."""

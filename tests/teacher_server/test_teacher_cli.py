@@ -15,8 +15,8 @@ from shared import config
 from shared.cli import Job
 from shared.errors import ConfigError
 from teacher_server.__main__ import JOBS, main
-from teacher_server.config import ServeConfig
 from teacher_server.lmtad.config import ExportConfig
+from teacher_server.serve.config import ServeConfig
 
 
 def resolve(path: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import typing
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from shared.errors import InvalidRequest, Overloaded
 from teacher_server.answers.table import AnswerTable
-from teacher_server.metrics import Metrics
+from teacher_server.metrics import DECLARED, CutReason, Metrics, Rejection
 
 CONTRACT = {
     ("teacher_requests", "counter"),
@@ -50,6 +51,18 @@ def test_names_are_the_contract() -> None:
     assert {"process_resident_memory_bytes", "python_info", "python_gc_collections"} <= names
 
 
+def test_what_is_declared_is_what_the_class_annotates() -> None:
+    assert typing.get_type_hints(Metrics) == {name: declared.kind for name, declared in DECLARED.items()}
+
+
+@pytest.mark.parametrize(("name", "reasons"), [("teacher_batches", CutReason), ("teacher_rejected", Rejection)])
+def test_the_help_explains_every_reason(name: str, reasons: type[CutReason | Rejection]) -> None:
+    registry = CollectorRegistry()
+    Metrics(registry)
+    (text,) = (metric.documentation for metric in registry.collect() if metric.name == name)
+    assert all(f"{reason} ({reason.meaning})" in text for reason in reasons)
+
+
 def test_a_loaded_teacher_counts_its_rows() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
@@ -65,9 +78,13 @@ def test_a_loaded_teacher_counts_its_rows() -> None:
 def test_reasons_are_there_before_they_happen() -> None:
     registry = CollectorRegistry()
     Metrics(registry)
-    for reason in ("queue_full", "draining", "loading", "invalid", "unauthenticated", "calls"):
+    reasons = ("queue_full", "draining", "loading", "invalid", "unauthenticated", "calls")
+    assert reasons == tuple(Rejection)
+    for reason in reasons:
         assert registry.get_sample_value("teacher_rejected_total", {"reason": reason}) == 0
-    for reason in ("idle", "full", "deadline", "drain"):
+    cuts = ("idle", "full", "deadline", "drain")
+    assert cuts == tuple(CutReason)
+    for reason in cuts:
         assert registry.get_sample_value("teacher_batches_total", {"reason": reason}) == 0
 
 

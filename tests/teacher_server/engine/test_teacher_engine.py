@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from support.plans import Plan, plan_of
 
 from shared import ragged, teacher_file
-from shared.errors import ConfigError, InternalError, InvalidRequest
+from shared.errors import ConfigError, InternalError
 from shared.grid import Grid
 from shared.vocab import Tokeniser, Vocabulary
 from shared.wire import HistoryMode, ScoreQuery
@@ -29,6 +29,8 @@ from teacher_server.lmtad import export
 from teacher_server.lmtad.config import ExportConfig
 from teacher_server.lmtad.model import LMTAD, Architecture
 from teacher_server.scorer import Batch, Scores
+from teacher_server.serve import checks
+from teacher_server.serve.checks import RequestLimits
 
 CPU = EngineConfig(device="cpu", threads=2, tile_tokens=256, smallest_bucket=2, prefix_window=6)
 CELLS, BLOCK = 40, 12
@@ -87,10 +89,10 @@ def _batch(made: list[Plan], queries: Sequence[ScoreQuery]) -> Batch:
 
 def score(scorer: Engine, *queries: ScoreQuery) -> list[Scores]:
     """Scores the queries in one batch; the masses are of every position, 0 for those without candidates."""
+    served = scorer.served
     for query in queries:
-        scorer.check(query, 10_000, 100_000)
-    sot = scorer.header.tokeniser.vocabulary.sot
-    made = [plan_of(query, sot, scorer.header.architecture["block_size"]) for query in queries]
+        checks.check(query, RequestLimits(served.cells, served.longest, 10_000, 100_000))
+    made = [plan_of(query, served.header.tokeniser.vocabulary.sot, served.longest + 1) for query in queries]
     scores = scorer.score(scorer.assemble(_batch(made, queries)))
     tokens = np.cumsum([len(query.candidate_tokens) for query in queries])[:-1]
     places = np.cumsum([len(plan.position) for plan in made])[:-1]
@@ -235,7 +237,7 @@ def test_sizes_with_other_bits_are_not_used(monkeypatch: pytest.MonkeyPatch, cap
     assert trees
     assert set(trees.values()) == {(256, 16)}
     assert "tree of 3 tokens: of sizes (256, 64, 16) only (256, 16) give the same bits" in caplog.text
-    assert scorer.numerics != ENGINE.numerics
+    assert scorer.served.numerics != ENGINE.served.numerics
     monkeypatch.setattr(Head, "_log_sums", another_differs)
     assert len(make_engine(MODEL)._head.normaliser_chunks.sizes) == 1
 
@@ -258,9 +260,9 @@ def test_bits_that_depend_on_the_place_are_named(
 
 @pytest.mark.parametrize("change", [{"prefix_window": 0}, {"tile_tokens": 128}, {"smallest_bucket": 3}])
 def test_numerics_tell_settings_apart(change: dict[str, int]) -> None:
-    assert make_engine(MODEL).numerics == ENGINE.numerics
-    assert make_engine(MODEL, CPU.model_copy(update={"threads": 3})).numerics == ENGINE.numerics
-    assert make_engine(MODEL, CPU.model_copy(update=change)).numerics != ENGINE.numerics
+    assert make_engine(MODEL).served.numerics == ENGINE.served.numerics
+    assert make_engine(MODEL, CPU.model_copy(update={"threads": 3})).served.numerics == ENGINE.served.numerics
+    assert make_engine(MODEL, CPU.model_copy(update=change)).served.numerics != ENGINE.served.numerics
 
 
 def test_threads_do_not_change_bits() -> None:
@@ -355,15 +357,10 @@ def test_values_that_are_not_finite_are_an_error() -> None:
         score(make_engine(model), make_query(HistoryMode.WINDOW, [[1]], [[1, 2]]))
 
 
-def test_limits_are_checked() -> None:
-    with pytest.raises(InvalidRequest, match=rf"history_lengths\[0\]: {BLOCK} tokens, at most {BLOCK - 1}"):
-        ENGINE.check(make_query(HistoryMode.WINDOW, [[1] * BLOCK], [[1]]), 10, 10)
-
-
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_stays_close(dtype: str) -> None:
     scorer = make_engine(MODEL, EngineConfig(device="cpu", dtype=dtype, threads=1, tile_tokens=64))
-    assert scorer.compute_dtype == dtype
+    assert scorer.served.compute_dtype == dtype
     query = make_query(HistoryMode.SEQUENCE, [[1, 2, 3, 4]], [[4, 5, 6]] * 4)
     difference = score(scorer, query)[0].log_probs - score(ENGINE, query)[0].log_probs
     assert np.abs(difference).max() < (0.05 if dtype == "float16" else 0.5)
@@ -376,9 +373,10 @@ def test_a_device_that_is_not_there() -> None:
 
 def test_what_it_says_of_itself() -> None:
     ENGINE.warm_up()
-    assert (ENGINE.device, ENGINE.compute_dtype) == ("cpu", "float32")
-    assert ENGINE.parameters == sum(p.numel() for p in MODEL.parameters())
-    assert ENGINE.header.tokeniser.vocabulary == VOCABULARY
+    assert (ENGINE.served.device, ENGINE.served.compute_dtype) == ("cpu", "float32")
+    assert ENGINE.served.parameters == sum(p.numel() for p in MODEL.parameters())
+    assert ENGINE.served.header.tokeniser.vocabulary == VOCABULARY
+    assert (ENGINE.served.cells, ENGINE.served.longest) == (VOCABULARY.cells, BLOCK - 1)
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 
 from shared.errors import InvalidRequest
 from shared.wire import HistoryMode, ScoreQuery
-from teacher_server import checks
-from teacher_server.checks import RequestLimits
+from teacher_server.serve import checks
+from teacher_server.serve.checks import RequestLimits
 
 BLOCK = 6
 

@@ -16,11 +16,11 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from shared.errors import ConfigError
-from teacher_server import exposition
 from teacher_server.address import Address
-from teacher_server.exposition import Exposition
-from teacher_server.lifecycle import Lifecycle, State
 from teacher_server.metrics import Metrics
+from teacher_server.serve import exposition
+from teacher_server.serve.exposition import Exposition
+from teacher_server.serve.lifecycle import Lifecycle, State
 
 
 def has_ipv6() -> bool:

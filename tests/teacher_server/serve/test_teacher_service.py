@@ -27,17 +27,18 @@ from shared import wire
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import HistoryMode, ScoreQuery
-from teacher_server import server
+from teacher_server import serve
 from teacher_server.answers.table import AnswerTable
 from teacher_server.batching.batcher import Batcher
 from teacher_server.batching.config import BatchingConfig
-from teacher_server.config import ServeConfig
-from teacher_server.health import Health
-from teacher_server.interceptors import SERVICE, GoneCallers
-from teacher_server.lifecycle import Lifecycle, State
 from teacher_server.metrics import Metrics
-from teacher_server.scorer import Batch
-from teacher_server.service import TeacherService
+from teacher_server.serve import checks
+from teacher_server.serve.config import ServeConfig
+from teacher_server.serve.health import Health
+from teacher_server.serve.interceptors import SERVICE, GoneCallers
+from teacher_server.serve.lifecycle import Lifecycle, State
+from teacher_server.serve.server import build
+from teacher_server.serve.service import TeacherService
 
 
 class Bench:
@@ -47,7 +48,7 @@ class Bench:
         self.scorer = FakeScorer()
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
-        self.service: TeacherService[Batch] = TeacherService(config, self.metrics)
+        self.service = TeacherService(config, self.metrics)
         self.channel: grpc.aio.Channel
         self.stub: rpc.TeacherServiceStub
 
@@ -68,8 +69,8 @@ async def bench(is_loaded: bool = True, **values: Any) -> AsyncIterator[Bench]:
     with ThreadPoolExecutor(1) as thread:
         if is_loaded:
             rows = AnswerTable(0, made.scorer.costs, HEADER.tokeniser.vocabulary.sot)
-            made.service.open(made.scorer, Batcher(made.scorer, rows, thread, config.batching, made.metrics))
-        running, address = server.build(config, made.service, Health(Lifecycle(State.SERVING)), made.metrics)
+            made.service.open(made.scorer.served, Batcher(made.scorer, rows, thread, config.batching, made.metrics))
+        running, address = build(config, made.service, Health(Lifecycle(State.SERVING)), made.metrics)
         await running.start()
         async with grpc.aio.insecure_channel(str(address)) as made.channel:
             made.stub = rpc.TeacherServiceStub(made.channel)
@@ -135,12 +136,14 @@ def test_score_answers_with_scores_revision_and_timing() -> None:
     [
         (pb.ScoreRequest(), "mode: 0 is not WINDOW"),
         (pb.ScoreRequest(mode=pb.HISTORY_MODE_WINDOW, history_tokens=b"abc"), "history_tokens: 3 bytes"),
-        (wire.encode_query(question(candidates=[100]), 0), "candidate_tokens"),
+        (wire.encode_query(question(candidates=[100]), 0), "candidate_tokens[0]: 100 is not a cell"),
+        (wire.encode_query(question(history=[1] * 16), 0), "history_lengths[0]: 16 tokens, at most 15"),
+        (wire.encode_query(question(candidates=[1] * 65), 0), "candidate_tokens: 65 candidates, at most 64"),
     ],
 )
 def test_bad_request_is_invalid_argument(request_: pb.ScoreRequest, message: str) -> None:
     async def test() -> None:
-        async with bench() as b:
+        async with bench(batching=BatchingConfig(max_request_candidates=64)) as b:
             code, details = await status_of(b.stub.Score(request_))
             assert code == "INVALID_ARGUMENT"
             assert message in details
@@ -153,7 +156,7 @@ def test_bad_request_is_invalid_argument(request_: pb.ScoreRequest, message: str
 def test_refusals_leave_no_garbage() -> None:
     """A frame that keeps the exception that it caught is a cycle, with the request in it, until Python looks for it."""
 
-    package = str(Path(server.__file__).parent)
+    package = str(Path(serve.__file__).parent)
 
     def abandoned() -> int:
         frames = [found for found in gc.get_objects() if type(found) is types.FrameType]
@@ -206,10 +209,11 @@ def test_full_queue_is_resource_exhausted_at_once() -> None:
     run(test())
 
 
-def test_unexpected_failure_is_internal_and_does_not_leak() -> None:
+def test_unexpected_failure_is_internal_and_does_not_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "check", None)
+
     async def test() -> None:
         async with bench() as b:
-            b.scorer.check = None  # type: ignore[method-assign, assignment]
             code, details = await status_of(b.stub.Score(wire.encode_query(question(), 0)))
             assert code == "INTERNAL"
             assert "TypeError" in details and "NoneType" not in details

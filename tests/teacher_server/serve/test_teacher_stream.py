@@ -12,7 +12,8 @@ import grpc
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
-from support.batcher_fakes import CheckingScorer, FakeBatcher, answer_to
+from support.batcher_fakes import FakeBatcher, answer_to
+from support.teacher_fakes import SERVED
 
 from shared import wire
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
@@ -20,14 +21,13 @@ from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import HistoryMode, ScoreQuery
 from student_trainer.distill.client import GrpcTeacher
 from student_trainer.distill.config import ClientConfig
-from teacher_server import server
-from teacher_server.batching.batcher import Batcher
 from teacher_server.batching.config import BatchingConfig
-from teacher_server.config import ServeConfig
-from teacher_server.health import Health
-from teacher_server.lifecycle import Lifecycle, State
 from teacher_server.metrics import Metrics
-from teacher_server.service import TeacherService
+from teacher_server.serve.config import ServeConfig
+from teacher_server.serve.health import Health
+from teacher_server.serve.lifecycle import Lifecycle, State
+from teacher_server.serve.server import build
+from teacher_server.serve.service import TeacherService
 
 
 class Bench:
@@ -37,8 +37,8 @@ class Bench:
         self.batcher = FakeBatcher(config.batching.max_queued_positions)
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
-        self.service: TeacherService[Any] = TeacherService(config, self.metrics)
-        self.service.open(cast(Any, CheckingScorer()), cast(Batcher, self.batcher))
+        self.service = TeacherService(config, self.metrics)
+        self.service.open(SERVED, cast(Any, self.batcher))
         self.address: str
         self.stub: rpc.TeacherServiceStub
 
@@ -57,7 +57,7 @@ async def bench(pool: int = 10_000, **values: Any) -> AsyncIterator[Bench]:
     batching = BatchingConfig(max_queued_positions=pool, max_request_positions=min(pool, 1000))
     config = ServeConfig(teacher=Path("unused"), listen="127.0.0.1:0", batching=batching, **values)
     made = Bench(config)
-    running, address = server.build(config, made.service, Health(Lifecycle(State.SERVING)), made.metrics)
+    running, address = build(config, made.service, Health(Lifecycle(State.SERVING)), made.metrics)
     await running.start()
     made.address = str(address)
     async with grpc.aio.insecure_channel(made.address) as channel:
@@ -103,7 +103,7 @@ async def status_of(call: Any) -> tuple[str, str]:
 def test_stream_answers_out_of_order_by_id() -> None:
     async def test() -> None:
         async with bench() as b:
-            queries = {i: question([i, i + 1], history=range(i)) for i in range(20)}
+            queries = {i: question([i, i + 1], history=range(i % 16)) for i in range(20)}
             call = b.stub.StreamScore(on_stream(query, i) for i, query in queries.items())
             seen = set()
             async for answer in call:

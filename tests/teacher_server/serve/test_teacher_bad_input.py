@@ -21,7 +21,7 @@ from shared import wire
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import HistoryMode, ScoreQuery
-from teacher_server.interceptors import SERVICE
+from teacher_server.serve.interceptors import SERVICE
 
 pytestmark = pytest.mark.integration
 

@@ -1,6 +1,6 @@
 """Floods by callers without a token: the daemon stays within the memory that docs/SECURITY.md states, and answers.
 
-pytest -s tests/teacher_server/test_teacher_floods.py      prints memory before, highest and after
+pytest -s tests/teacher_server/serve/test_teacher_floods.py      prints memory before, highest and after
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from shared.errors import from_status
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import HistoryMode, ScoreQuery
-from teacher_server.admission import SERVICE
 from teacher_server.client import healthcheck, info
+from teacher_server.serve.limits import SERVICE
 
 pytestmark = pytest.mark.integration
 

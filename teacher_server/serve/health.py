@@ -8,7 +8,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
-from teacher_server.lifecycle import Lifecycle, State
+from teacher_server.serve.lifecycle import Lifecycle, State
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 NAMES = ("", pb.DESCRIPTOR.services_by_name["TeacherService"].full_name)

@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from shared.errors import InvalidRequest
 from shared.wire import HistoryMode, ScoreQuery
+from teacher_server.batching.config import BatchingConfig
+from teacher_server.scorer import Served
 
 Int32 = npt.NDArray[np.int32]
 
@@ -28,6 +30,11 @@ class RequestLimits:
     longest: int
     positions: int
     candidates: int
+
+    @classmethod
+    def of(cls, served: Served, settings: BatchingConfig) -> RequestLimits:
+        """Those of a teacher with these settings."""
+        return cls(served.cells, served.longest, settings.max_request_positions, settings.max_request_candidates)
 
 
 def check(query: ScoreQuery, limits: RequestLimits) -> None:

@@ -18,12 +18,6 @@ def _off_or_address(value: Any) -> Any:
     return value if value == "off" or not isinstance(value, str) else check_address(value)
 
 
-def _switch_or_address(value: Any) -> Any:
-    if isinstance(value, bool):  # YAML
-        return "on" if value else "off"
-    return value if value == "on" else _off_or_address(value)
-
-
 NUMBER_BYTES = 4
 """Tokens and lengths of a request are int32: a window has block - 1 tokens at most, and two lengths."""
 ENVELOPE_BYTES = 1024
@@ -58,9 +52,8 @@ class ServeConfig(Section):
     """HOST:PORT or unix:PATH; port 0: the system chooses."""
     metrics_listen: Annotated[str, pydantic.BeforeValidator(_off_or_address)] = "127.0.0.1:9464"
     """HOST:PORT of the Prometheus metrics over HTTP, or off."""
-    reflection: Annotated[str, pydantic.BeforeValidator(_switch_or_address)] = "on"
-    """gRPC reflection, which tells any caller the methods: on, off, or HOST:PORT or unix:PATH of a listener of its
-    own, unencrypted."""
+    reflection: bool = True
+    """gRPC reflection, which tells any caller the methods."""
     insecure: bool = False
     """Listen beyond this machine without encryption, on a network where everybody is trusted."""
     tls: TlsConfig = TlsConfig()

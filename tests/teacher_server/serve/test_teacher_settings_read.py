@@ -23,13 +23,13 @@ from shared.channel import Tokens
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import HistoryMode, ScoreQuery
-from teacher_server import security, server
 from teacher_server.__main__ import JOBS
 from teacher_server.client import info, query
 from teacher_server.client.config import InfoConfig, QueryConfig
-from teacher_server.config import ServeConfig
 from teacher_server.lmtad import export, pretrain
 from teacher_server.lmtad.config import ExportConfig, PretrainConfig
+from teacher_server.serve import run, security
+from teacher_server.serve.config import ServeConfig
 
 PATIENCE = 60
 
@@ -101,11 +101,11 @@ def reads_of_a_served_teacher(settings: ServeConfig, monkeypatch: pytest.MonkeyP
     def announce(address: Any, *_: Any) -> None:
         ready.put(str(address))
 
-    monkeypatch.setattr(server, "_announce", announce)
+    monkeypatch.setattr(run, "_announce", announce)
     visitor = threading.Thread(target=visit, daemon=True)
     with recorded_reads() as reads:
         visitor.start()
-        assert server.serve(settings) == 0
+        assert run.serve(settings) == 0
         visitor.join()
     assert not failures
     return reads

@@ -11,9 +11,9 @@ import grpc
 from shared.channel import Tokens, Watched, check_pair, read_pem
 from shared.errors import ConfigError, Unauthenticated
 from teacher_server.address import Address
-from teacher_server.admission import SERVICE, refusal, service_of
-from teacher_server.config import ServeConfig, TlsConfig
-from teacher_server.metrics import Metrics
+from teacher_server.metrics import Metrics, Rejection
+from teacher_server.serve.config import ServeConfig, TlsConfig
+from teacher_server.serve.limits import SERVICE, refusal, service_of
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         handler: Any = await continuation(handler_call_details)
         if handler is None or service_of(handler_call_details) != SERVICE or self._may_pass(handler_call_details):
             return cast(grpc.RpcMethodHandler, handler)
-        self._metrics.rejected.labels("unauthenticated").inc()
+        self._metrics.reject(Rejection.UNAUTHENTICATED)
         return refusal(Unauthenticated(REFUSED))
 
     def _may_pass(self, details: grpc.HandlerCallDetails) -> bool:

@@ -21,13 +21,13 @@ from prometheus_client import CollectorRegistry
 from shared import wire
 from shared.errors import ConfigError
 from shared.wire import HistoryMode, ScoreQuery
-from teacher_server import admission, server
-from teacher_server.config import BatchingConfig, ServeConfig
-from teacher_server.health import HEALTH, NAMES, Health
-from teacher_server.lifecycle import Lifecycle, State
 from teacher_server.metrics import Metrics
-from teacher_server.scorer import Batch
-from teacher_server.service import TeacherService
+from teacher_server.serve import limits
+from teacher_server.serve.config import BatchingConfig, ServeConfig
+from teacher_server.serve.health import HEALTH, NAMES, Health
+from teacher_server.serve.lifecycle import Lifecycle, State
+from teacher_server.serve.server import build
+from teacher_server.serve.service import TeacherService
 
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 
@@ -38,8 +38,8 @@ async def serving(lifecycle: Lifecycle, **values: Any) -> AsyncIterator[tuple[gr
     settings = ServeConfig(teacher=Path("unused"), listen="127.0.0.1:0", **values)
     registry = CollectorRegistry()
     metrics = Metrics(registry)
-    service: TeacherService[Batch] = TeacherService(settings, metrics)
-    running, address = server.build(settings, service, Health(lifecycle), metrics)
+    service = TeacherService(settings, metrics)
+    running, address = build(settings, service, Health(lifecycle), metrics)
     await running.start()
     async with grpc.aio.insecure_channel(str(address)) as channel:
         try:
@@ -93,12 +93,12 @@ def test_every_method_that_reflection_tells_of_is_served(caplog: pytest.LogCaptu
             asked = reflection_pb2.ServerReflectionRequest(list_services="").SerializeToString()
             (told,) = [reflection_pb2.ServerReflectionResponse.FromString(m) async for m in call(iter([asked]))]
             names = [service.name for service in told.list_services_response.service]
-            assert HEALTH in names and admission.SERVICE in names
+            assert HEALTH in names and limits.SERVICE in names
             for name in names:
                 described = descriptor_pb2.ServiceDescriptorProto()
                 descriptor_pool.Default().FindServiceByName(name).CopyToProto(described)
                 for method in described.method:
-                    for data in (b"", b"\xff" * 9, bytes(admission.PUBLIC_BYTES + 1)):
+                    for data in (b"", b"\xff" * 9, bytes(limits.PUBLIC_BYTES + 1)):
                         answers = channel.stream_stream(f"/{name}/{method.name}")(iter([data]))
                         with contextlib.suppress(grpc.aio.AioRpcError):
                             async with asyncio.timeout(5):
@@ -107,7 +107,7 @@ def test_every_method_that_reflection_tells_of_is_served(caplog: pytest.LogCaptu
                         answers.cancel()
                         code = await answers.code()
                         assert code.name not in ("UNKNOWN", "UNIMPLEMENTED", "INTERNAL"), (name, method.name, data)
-            for path in ("/nobody/Nothing", f"/{HEALTH}/Nothing", f"/{admission.SERVICE}/Nothing", "/", "x"):
+            for path in ("/nobody/Nothing", f"/{HEALTH}/Nothing", f"/{limits.SERVICE}/Nothing", "/", "x"):
                 code, _ = await status_of(channel.unary_unary(path)(b"\xff"))
                 assert code == "UNIMPLEMENTED"
             code, message = await status_of(channel.unary_unary(f"/{HEALTH}/Check")(b"\xff"))
@@ -125,20 +125,20 @@ def test_calls_are_counted_until_they_end() -> None:
         async with serving(Lifecycle(State.SERVING), max_calls=2) as (channel, registry):
 
             def stream() -> Any:
-                return channel.stream_stream(f"/{admission.SERVICE}/StreamScore")()
+                return channel.stream_stream(f"/{limits.SERVICE}/StreamScore")()
 
             held = [stream(), stream()]
             for call in held:
                 await call.wait_for_connection()
             while registry.get_sample_value("teacher_open_streams") != 2:
                 await asyncio.sleep(0.01)
-            code, message = await status_of(channel.unary_unary(f"/{admission.SERVICE}/Score")(bytes(1000)))
+            code, message = await status_of(channel.unary_unary(f"/{limits.SERVICE}/Score")(bytes(1000)))
             assert code == "RESOURCE_EXHAUSTED" and "2 calls are open" in message
             assert registry.get_sample_value("teacher_rejected_total", {"reason": "calls"}) == 1
             held[0].cancel()
             while registry.get_sample_value("teacher_open_streams") != 1:
                 await asyncio.sleep(0.01)
-            code, message = await status_of(channel.unary_unary(f"/{admission.SERVICE}/Score")(b""))
+            code, message = await status_of(channel.unary_unary(f"/{limits.SERVICE}/Score")(b""))
             assert (code, message) == ("UNAVAILABLE", "the teacher is loading")
 
     run(test)
@@ -148,7 +148,7 @@ def test_a_connection_has_few_public_calls() -> None:
     async def test() -> None:
         async with serving(Lifecycle(State.SERVING)) as (channel, _):
             stub = health_pb2_grpc.HealthStub(channel)
-            watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(admission.PUBLIC_CALLS)]
+            watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(limits.PUBLIC_CALLS)]
             for watch in watches:
                 await watch.read()
             code, _ = await status_of(stub.Check(health_pb2.HealthCheckRequest()))
@@ -164,13 +164,13 @@ def test_a_connection_has_few_public_calls() -> None:
 
 def test_who_sends_nothing_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """All seats of health are taken by calls without a message; others are answered long before these time out."""
-    monkeypatch.setattr(admission, "PUBLIC_READS", 2)
-    monkeypatch.setattr(admission, "PUBLIC_SECONDS", 600.0)
+    monkeypatch.setattr(limits, "PUBLIC_READS", 2)
+    monkeypatch.setattr(limits, "PUBLIC_SECONDS", 600.0)
 
     async def test() -> None:
         async with serving(Lifecycle(State.SERVING)) as (channel, _):
             check = f"/{HEALTH}/Check"
-            silent = [channel.stream_stream(check)() for _ in range(admission.PUBLIC_CALLS - 1)]
+            silent = [channel.stream_stream(check)() for _ in range(limits.PUBLIC_CALLS - 1)]
             for call in silent:
                 await call.wait_for_connection()
             answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
@@ -213,44 +213,44 @@ def test_the_largest_valid_request_fits_and_not_much_more(mode: HistoryMode) -> 
 
 
 @pytest.mark.parametrize(
-    ("limits", "wanted", "allowed", "raised"),
+    ("open_files", "wanted", "allowed", "raised"),
     [
         ((1024, 4096), 256, 256, None),
-        ((256, 4096), 256, 256, 256 + 8 + admission.RESERVED_FILES),
-        ((64, 64), 256, 64 - 8 - admission.RESERVED_FILES, None),
-        ((64, 128), 256, 128 - 8 - admission.RESERVED_FILES, 128),
+        ((256, 4096), 256, 256, 256 + 8 + limits.RESERVED_FILES),
+        ((64, 64), 256, 64 - 8 - limits.RESERVED_FILES, None),
+        ((64, 128), 256, 128 - 8 - limits.RESERVED_FILES, 128),
         ((resource.RLIM_INFINITY,) * 2, 256, 256, None),
-        ((64, resource.RLIM_INFINITY), 256, 256, 256 + 8 + admission.RESERVED_FILES),
+        ((64, resource.RLIM_INFINITY), 256, 256, 256 + 8 + limits.RESERVED_FILES),
     ],
 )
 def test_connections_follow_the_limit_of_open_files(
-    limits: tuple[int, int], wanted: int, allowed: int, raised: int | None, monkeypatch: pytest.MonkeyPatch
+    open_files: tuple[int, int], wanted: int, allowed: int, raised: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sets: list[tuple[int, int]] = []
-    monkeypatch.setattr(admission.resource, "getrlimit", lambda _: limits)
-    monkeypatch.setattr(admission.resource, "setrlimit", lambda _, pair: sets.append(pair))
-    assert admission.allowed_connections(wanted, 8) == allowed
-    changed = [pair for pair in sets if pair != limits]
-    assert changed == ([] if raised is None else [(raised, limits[1])])
+    monkeypatch.setattr(limits.resource, "getrlimit", lambda _: open_files)
+    monkeypatch.setattr(limits.resource, "setrlimit", lambda _, pair: sets.append(pair))
+    assert limits.allowed_connections(wanted, 8) == allowed
+    changed = [pair for pair in sets if pair != open_files]
+    assert changed == ([] if raised is None else [(raised, open_files[1])])
 
 
 def test_too_few_open_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admission.resource, "getrlimit", lambda _: (40, 40))
-    monkeypatch.setattr(admission.resource, "setrlimit", lambda *_: None)
+    monkeypatch.setattr(limits.resource, "getrlimit", lambda _: (40, 40))
+    monkeypatch.setattr(limits.resource, "setrlimit", lambda *_: None)
     with pytest.raises(ConfigError, match="ulimit -n"):
-        admission.allowed_connections(256, 8)
+        limits.allowed_connections(256, 8)
 
 
 def test_grpc_logs_little() -> None:
     now = [0.0]
-    few = admission.FewRecords(lambda: now[0])
+    few = limits.FewRecords(lambda: now[0])
 
     def shown(name: str) -> str | None:
         record = logging.LogRecord(name, logging.ERROR, "", 0, "bad %s", ("bytes",), None)
         return record.getMessage() if few.filter(record) else None
 
-    assert [shown("grpc._cython.cygrpc") for _ in range(1000)].count("bad bytes") == admission.LOG_RECORDS
-    assert shown("teacher_server.service") == "bad bytes"
-    now[0] += admission.LOG_SECONDS
-    assert shown("asyncio") == f"bad bytes ({1000 - admission.LOG_RECORDS} records before it were dropped)"
+    assert [shown("grpc._cython.cygrpc") for _ in range(1000)].count("bad bytes") == limits.LOG_RECORDS
+    assert shown("teacher_server.serve.service") == "bad bytes"
+    now[0] += limits.LOG_SECONDS
+    assert shown("asyncio") == f"bad bytes ({1000 - limits.LOG_RECORDS} records before it were dropped)"
     assert shown("grpc") == "bad bytes"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from teacher_server.credits import Account, CreditPool
+from teacher_server.serve.credits import Account, CreditPool
 
 
 def opened(pool: CreditPool) -> tuple[Account, int]:

@@ -21,7 +21,7 @@ from prometheus_client.exposition import choose_encoder, gzip_accepted
 
 from shared.errors import ConfigError
 from teacher_server.address import Address, check_free
-from teacher_server.lifecycle import Lifecycle
+from teacher_server.serve.lifecycle import Lifecycle
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from teacher_server import heap
+from teacher_server.serve import memory
 
 
 def test_it_is_trimmed_until_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,7 +19,7 @@ def test_it_is_trimmed_until_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
         return 1
 
     async def test() -> None:
-        task = asyncio.create_task(heap.trim_for_ever(0.001))
+        task = asyncio.create_task(memory.trim_for_ever(0.001))
         async with asyncio.timeout(30):
             while len(trimmed) < 3:
                 await asyncio.sleep(0.001)
@@ -27,19 +27,19 @@ def test_it_is_trimmed_until_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    monkeypatch.setattr(heap, "find_trim", lambda: trim)
+    monkeypatch.setattr(memory, "find_trim", lambda: trim)
     asyncio.run(test())
     assert set(trimmed) == {(0, False)}
 
 
 def test_another_c_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heap.ctypes, "CDLL", lambda _: object())
-    assert heap.find_trim() is None
-    asyncio.run(asyncio.wait_for(heap.trim_for_ever(0.001), 30))
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
+    assert memory.find_trim() is None
+    asyncio.run(asyncio.wait_for(memory.trim_for_ever(0.001), 30))
 
 
 def test_glibc_has_it() -> None:
-    trim = heap.find_trim()
+    trim = memory.find_trim()
     if trim is None:
         pytest.skip("the C library is not glibc")
     assert trim(0) in (0, 1)
@@ -48,7 +48,7 @@ def test_glibc_has_it() -> None:
 def test_what_is_there_is_not_searched_again() -> None:
     kept = [[] for _ in range(1000)]
     frozen = gc.get_freeze_count()
-    heap.settle()
+    memory.settle()
     try:
         assert gc.get_freeze_count() > frozen
         tracked = {id(found) for found in gc.get_objects()}

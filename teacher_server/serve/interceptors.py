@@ -15,8 +15,8 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from shared.errors import InternalError, InvalidRequest, Overloaded, TeacherError
-from teacher_server.admission import SERVICE, abort, refusal, service_of
-from teacher_server.metrics import Metrics
+from teacher_server.metrics import Metrics, Rejection
+from teacher_server.serve.limits import SERVICE, abort, refusal, service_of
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class TeacherInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or service_of(handler_call_details) != SERVICE:
             return cast(grpc.RpcMethodHandler, handler)
         if not self._admit():
-            self._metrics.rejected.labels("calls").inc()
+            self._metrics.reject(Rejection.CALLS)
             return refusal(Overloaded(f"{self._max_calls} calls are open, and no more may be (max_calls)"))
         method = str(handler_call_details.method).rpartition("/")[2]
         parse = _lenient(handler.request_deserializer)

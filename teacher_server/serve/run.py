@@ -1,0 +1,245 @@
+"""The daemon: wires address, service, batcher and model together, and ends in order.
+
+    listen -> loading -> load, warm up -> serving -> signal -> draining -> answer what was accepted -> stopped -> exit
+
+`lifecycle` holds the state; health and the probes over HTTP tell it. A second signal ends the daemon at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+import prometheus_client
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from shared import teacher_file
+from shared.channel import Tokens
+from shared.errors import ReportableError
+from teacher_server.address import Address
+from teacher_server.answers import saved
+from teacher_server.answers.config import CacheConfig
+from teacher_server.answers.table import AnswerTable, warm_up
+from teacher_server.batching.batcher import Batcher
+from teacher_server.metrics import Metrics
+from teacher_server.scorer import Served
+from teacher_server.serve import exposition, limits, memory, security
+from teacher_server.serve.config import ServeConfig
+from teacher_server.serve.exposition import Exposition
+from teacher_server.serve.health import Health
+from teacher_server.serve.interceptors import GoneCallers
+from teacher_server.serve.lifecycle import Lifecycle, State
+from teacher_server.serve.limits import FewRecords
+from teacher_server.serve.server import build
+from teacher_server.serve.service import TeacherService
+
+if TYPE_CHECKING:
+    from teacher_server.engine.engine import Engine
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+GRPC_LOG = "grpc._cython.cygrpc"
+FLUSH_SECONDS = 1.0
+"""How long the last answers may take to leave after the drain."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""They drain the daemon."""
+
+
+def serve(settings: ServeConfig) -> int:
+    """Serves until a signal; returns the exit code.
+
+    Raises:
+        ConfigError: an address is taken or not of this machine, or there are too few file descriptors.
+        FileFormatError: the teacher file cannot be read.
+    """
+    return uvloop.run(_serve(settings))
+
+
+async def _serve(settings: ServeConfig) -> int:
+    stop = _stop_on_signal()
+    _quieten_grpc()
+    tokens = Tokens(settings.tokens)
+    security.check(settings, tokens)
+    header = teacher_file.read_header(settings.teacher)
+    settings = settings.of_teacher(header.architecture["block_size"])
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter
+    metrics, lifecycle = Metrics(CollectorRegistry()), Lifecycle()
+    service = TeacherService(settings, metrics)
+    model_thread = ThreadPoolExecutor(1, "model")
+    try:
+        async with _listening(settings, service, metrics, tokens, lifecycle) as ports:
+            loaded = await _unless(stop, _load(settings, model_thread))
+            if loaded is None:
+                log.info("stopped before the teacher was loaded")
+                os._exit(0)  # nothing was accepted; the interpreter would wait for the thread that loads
+            scorer, answers = loaded
+            _show(scorer.served, answers, metrics)
+            service.open(scorer.served, Batcher(scorer, answers, model_thread, settings.batching, metrics))
+            memory.settle()
+            lifecycle.enter(State.SERVING)
+            _announce(*ports, scorer.served)
+            await stop.wait()
+            lifecycle.enter(State.DRAINING)
+            code = await _drain(service, settings.drain_seconds)
+            _keep(answers, scorer.served.numerics, settings.cache)
+            return code
+    finally:
+        model_thread.shutdown(wait=False)
+
+
+@contextlib.asynccontextmanager
+async def _listening(
+    settings: ServeConfig, service: TeacherService, metrics: Metrics, tokens: Tokens, lifecycle: Lifecycle
+) -> AsyncIterator[tuple[Address, Address | None]]:
+    """Around all that callers may see: the addresses of calls and of the metrics, which are closed at the end."""
+    others = 0 if settings.metrics_listen == "off" else exposition.CONNECTIONS
+    connections = limits.allowed_connections(settings.max_connections, others)
+    server, address = build(settings, service, Health(lifecycle), metrics, tokens, connections)
+    exposed = _expose(settings, metrics, lifecycle)
+    trimming = asyncio.create_task(memory.trim_for_ever())
+    try:
+        await server.start()
+        if exposed is not None:
+            exposed.start()
+        log.info("listening on %s, loading %s", address, settings.teacher)
+        yield address, None if exposed is None else exposed.address
+    finally:
+        lifecycle.enter(State.STOPPED)
+        trimming.cancel()
+        await server.stop(FLUSH_SECONDS)
+        if exposed is not None:
+            await exposed.close()
+
+
+def _expose(settings: ServeConfig, metrics: Metrics, lifecycle: Lifecycle) -> Exposition | None:
+    if settings.metrics_listen == "off":
+        return None
+    return Exposition(Address.parse(settings.metrics_listen), metrics.registry, lifecycle)
+
+
+def _quieten_grpc() -> None:
+    """What callers can make gRPC log is little; of what its core writes past `logging`, see `__main__`."""
+    logging.getLogger(GRPC_LOG).addFilter(GoneCallers())
+    few = FewRecords()
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(few)
+
+
+async def _load(settings: ServeConfig, model_thread: Executor) -> tuple[Engine, AnswerTable]:
+    """Loads and warms up on the model's own thread, while the loop answers that it is loading."""
+
+    def load() -> tuple[Engine, AnswerTable]:
+        from teacher_server.engine import engine  # torch takes seconds to import
+
+        scorer = engine.load(settings.teacher, settings.engine)
+        sot = scorer.served.header.tokeniser.vocabulary.sot
+        answers = AnswerTable(settings.cache.mib * 2**20, scorer.costs, sot)
+        if settings.warm_up:
+            started = time.perf_counter()
+            scorer.warm_up()
+            warm_up(answers)
+            log.info("warmed up in %.1f s", time.perf_counter() - started)
+        _restore(answers, scorer.served.numerics, settings.cache)
+        return scorer, answers
+
+    return await asyncio.get_running_loop().run_in_executor(model_thread, load)
+
+
+def _restore(answers: AnswerTable, numerics: str, settings: CacheConfig) -> None:
+    """Remembers what an earlier daemon with this teacher has kept."""
+    kept = None if settings.file is None else saved.read(settings.file, numerics)
+    if kept is None:
+        return
+    try:
+        answers.restore(kept)
+    except ValueError as error:
+        log.warning("the remembered answers in %s are damaged (%s); starting without them", settings.file, error)
+    else:
+        log.info("remembered %d answers from %s", answers.rows, settings.file)
+
+
+def _keep(answers: AnswerTable, numerics: str, settings: CacheConfig) -> None:
+    """Keeps what is remembered for the next daemon with this teacher."""
+    if settings.file is None:
+        return
+    kept = answers.keep()
+    try:
+        saved.write(settings.file, kept, numerics)
+    except (OSError, ReportableError) as error:
+        log.error("could not keep the remembered answers in %s: %s", settings.file, error)
+    else:
+        log.info("kept %d answers in %s", len(kept.key_words), settings.file)
+
+
+def _show(served: Served, answers: AnswerTable, metrics: Metrics) -> None:
+    """Has the metrics tell what was loaded."""
+    metrics.model.info(
+        {
+            "revision": served.header.revision,
+            "dtype": served.compute_dtype,
+            "device": served.device,
+            "fingerprint": served.header.tokeniser.fingerprint,
+        }
+    )
+    metrics.watch(answers)
+
+
+def _announce(address: Address, metrics: Address | None, served: Served) -> None:
+    """One line of JSON on stdout: scripts wait for it."""
+    ready = {
+        "listening": str(address),
+        "metrics": None if metrics is None else str(metrics),
+        "weights_revision": served.header.revision,
+        "fingerprint": served.header.tokeniser.fingerprint,
+        "device": served.device,
+        "compute_dtype": served.compute_dtype,
+        "parameters": served.parameters,
+    }
+    print(json.dumps(ready), flush=True)
+
+
+async def _drain(service: TeacherService, seconds: float) -> int:
+    log.info("draining: accepted requests are answered, new ones refused; a second signal stops at once")
+    try:
+        async with asyncio.timeout(seconds):
+            await service.drain()
+    except TimeoutError:
+        log.error("gave up after %g s with %d requests unanswered", seconds, service.unanswered)
+        os._exit(1)  # the interpreter would wait for the model thread, which may be what hangs
+    log.info("drained")
+    return 0
+
+
+def _stop_on_signal() -> asyncio.Event:
+    """Set by the first of `SIGNALS`; a second one has its default effect. What nohup ignores stays ignored."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    numbers = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+
+    def on_signal() -> None:
+        stop.set()
+        for number in numbers:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in numbers:
+        loop.add_signal_handler(number, on_signal)
+    return stop
+
+
+async def _unless(stop: asyncio.Event, work: Awaitable[T]) -> T | None:
+    """The result of `work`, or None if `stop` is set first."""
+    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    return working.result() if working.done() else None

@@ -1,0 +1,182 @@
+"""The teacher service: message -> decode -> check -> batcher -> encode -> message; `stream.py` has the streams."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+import shared
+from shared import wire
+from shared.errors import InvalidRequest, Unavailable
+from shared.rpc.teacher.v1 import teacher_pb2 as pb
+from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
+from shared.wire import Limits, ScoreReply, TeacherInfo
+from teacher_server.batching.batcher import Batcher
+from teacher_server.metrics import Metrics, Rejection
+from teacher_server.scorer import Served
+from teacher_server.serve import checks
+from teacher_server.serve.checks import RequestLimits
+from teacher_server.serve.config import ServeConfig
+from teacher_server.serve.credits import CreditPool
+from teacher_server.serve.stream import Stream
+
+CALLER_KEY = "teacher-client"
+CALLER_NAME = re.compile(r"[ -~]{1,64}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Teacher:
+    """What answers requests, once it is loaded."""
+
+    revision: str
+    limits: RequestLimits
+    description: pb.GetTeacherResponse
+    batcher: Batcher[Any]
+
+
+class TeacherService(rpc.TeacherServiceServicer):
+    """The methods of `teacher.v1.TeacherService`; errors become statuses in `interceptors`.
+
+    Until `open` is called it answers that the teacher is loading.
+    """
+
+    def __init__(self, settings: ServeConfig, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._teacher: _Teacher | None = None
+        self._is_draining = False
+        self._credits = CreditPool(settings.batching.max_queued_positions)
+        metrics.credit_outstanding.set_function(lambda: self._credits.outstanding)
+        self._streams: set[asyncio.Task[None]] = set()
+        metrics.open_streams.set_function(lambda: len(self._streams))
+        self._reads: set[asyncio.Timeout] = set()
+
+    def open(self, served: Served, batcher: Batcher[Any]) -> None:
+        """Serves a loaded teacher from now on."""
+        limits = RequestLimits.of(served, self._settings.batching)
+        description = wire.encode_info(describe(served, self._settings))
+        self._teacher = _Teacher(served.header.revision, limits, description, batcher)
+
+    async def drain(self) -> None:
+        """Reads nothing more from the streams, and returns when all that was accepted is answered and sent."""
+        self._is_draining = True
+        now = asyncio.get_running_loop().time()
+        for read in self._reads:
+            read.reschedule(now)
+        if self._teacher is not None:
+            await self._teacher.batcher.close()
+        if self._streams:
+            await asyncio.wait(self._streams)
+
+    @property
+    def unanswered(self) -> int:
+        """Requests accepted and not yet answered."""
+        return 0 if self._teacher is None else self._teacher.batcher.unanswered
+
+    async def GetTeacher(  # noqa: N802 - named by the contract
+        self, request: pb.GetTeacherRequest, context: grpc.aio.ServicerContext
+    ) -> pb.GetTeacherResponse:
+        """What is served."""
+        return self._loaded().description
+
+    async def Score(  # noqa: N802
+        self, request: pb.ScoreRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ScoreResponse:
+        """Scores one request."""
+        return await self._score(request, context, caller_of(context))
+
+    async def StreamScore(  # noqa: N802
+        self, requests: AsyncIterator[pb.StreamScoreRequest], context: grpc.aio.ServicerContext
+    ) -> None:
+        """Scores the requests of a stream, many at once; an answer is sent when it is ready.
+
+        A stream whose caller leaves is cancelled by gRPC, and with it all of its requests.
+        """
+        self._refuse_if_draining()
+        task = asyncio.current_task()
+        assert task is not None
+        self._streams.add(task)
+        task.add_done_callback(self._streams.discard)
+        caller = caller_of(context)
+
+        async def score(request: pb.ScoreRequest, granted: bool) -> pb.ScoreResponse:
+            return await self._score(request, context, caller, granted)
+
+        account = self._credits.open()
+        stream = Stream(score, self._settings, self._metrics, context, self._credits, account)
+        try:
+            await stream.run(requests, self._reads)
+        finally:
+            self._credits.close(account)
+        self._refuse_if_draining()
+
+    def _refuse_if_draining(self) -> None:
+        if self._is_draining:
+            raise Unavailable("the teacher is stopping")
+
+    def _loaded(self) -> _Teacher:
+        if self._teacher is None:
+            self._metrics.reject(Rejection.LOADING)
+            raise Unavailable("the teacher is loading")
+        return self._teacher
+
+    async def _score(
+        self, request: pb.ScoreRequest, context: grpc.aio.ServicerContext, caller: str, granted: bool = False
+    ) -> pb.ScoreResponse:
+        teacher = self._loaded()
+        query = wire.decode_query(request)
+        checks.check(query, teacher.limits)
+        remaining = context.time_remaining()
+        deadline = None if remaining is None else teacher.batcher.clock() + remaining
+        answer = await teacher.batcher.submit(query, caller, deadline, granted)
+        reply = ScoreReply(
+            log_probs=answer.log_probs,
+            candidate_mass=answer.candidate_mass,
+            weights_revision=teacher.revision,
+            queue_us=round(1e6 * answer.queue_seconds),
+            compute_us=round(1e6 * answer.compute_seconds),
+        )
+        return wire.encode_reply(reply, request)
+
+
+def caller_of(context: grpc.aio.ServicerContext) -> str:
+    """Who asks: the name that the caller gives itself, otherwise its connection.
+
+    Raises:
+        InvalidRequest: the name is not 1 to 64 printable ASCII characters.
+    """
+    for key, value in context.invocation_metadata() or ():
+        if key == CALLER_KEY:
+            if not isinstance(value, str) or CALLER_NAME.fullmatch(value) is None:
+                raise InvalidRequest(f"metadata {CALLER_KEY}: {value!r} is not 1 to 64 printable ASCII characters")
+            return value
+    return str(context.peer())
+
+
+def describe(served: Served, settings: ServeConfig) -> TeacherInfo:
+    """What GetTeacher says."""
+    architecture = served.header.architecture
+    return TeacherInfo(
+        weights_revision=served.header.revision,
+        tokeniser=served.header.tokeniser,
+        n_layer=architecture["n_layer"],
+        n_head=architecture["n_head"],
+        n_embd=architecture["n_embd"],
+        block_size=architecture["block_size"],
+        parameters=served.parameters,
+        limits=Limits(
+            max_window=served.longest,
+            max_message_bytes=settings.max_message_bytes,
+            max_queued_positions=settings.batching.max_queued_positions,
+            max_request_positions=settings.batching.max_request_positions,
+            max_request_candidates=settings.batching.max_request_candidates,
+        ),
+        compute_dtype=served.compute_dtype,
+        device=served.device,
+        server_version=shared.__version__,
+    )
