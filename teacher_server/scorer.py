@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from shared.errors import Unavailable
 from shared.teacher_file import TeacherHeader
 from shared.wire import ScoreQuery
 
@@ -46,6 +47,10 @@ class Batch:
     candidates: Int32
     candidate_lengths: Int64
     with_mass: npt.NDArray[np.bool_]
+
+
+class ScorerLost(Unavailable):
+    """The scorer will never score again in this process, which should end: its device is lost."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,13 +135,14 @@ class Scorer(Protocol[ReadyT]):
         """Raises `InvalidRequest` naming field, index and limit; any thread."""
 
     def assemble(self, batch: Batch) -> ReadyT:
-        """Makes a batch ready for the device; any thread."""
+        """Makes a batch ready for the device; any thread. Raises `ScorerLost` like `score`."""
 
     def score(self, ready: ReadyT) -> Scores:
         """Scores an assembled batch; the model thread only.
 
         Raises:
             InternalError: the model gave a value that is not finite.
+            ScorerLost: it can score nothing more.
         """
 
     def warm_up(self) -> None:

@@ -9,15 +9,33 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 Replay = Callable[[], None]
 """Does again what was recorded, with whatever its inputs hold now."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Memory:
+    """For the same numbers here and there.
+
+    Attributes:
+        here: page-locked memory of the host: [n].
+        there: memory of the device: [n].
+        numbers: `here` as an array.
+    """
+
+    here: Tensor
+    there: Tensor
+    numbers: npt.NDArray
 
 
 class Streams(Protocol):
@@ -26,8 +44,8 @@ class Streams(Protocol):
     def computing(self) -> AbstractContextManager[object]:
         """Within the block this thread's work is on the compute stream."""
 
-    def locked(self, count: int, dtype: torch.dtype) -> Tensor:
-        """Page-locked host memory: [count]."""
+    def memory(self, count: int, dtype: torch.dtype) -> Memory:
+        """Of the host and of the device; any thread."""
 
     def upload(self, here: Tensor, there: Tensor) -> object:
         """Starts a copy from page-locked memory; any thread. Returns what `arrived` takes."""
@@ -45,8 +63,8 @@ class Streams(Protocol):
             RuntimeError: it does something that cannot be recorded.
         """
 
-    def milliseconds(self, function: Replay, times: int) -> float:
-        """Of a call as the caller sees it, the device's work included: the mean of several."""
+    def milliseconds(self, function: Callable[[], object], times: int) -> float:
+        """Of a call, where the device waits for the host, too: the mean of several after a first one."""
 
 
 class CudaStreams:
@@ -55,19 +73,23 @@ class CudaStreams:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._compute, self._copy = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        self._compute.wait_stream(torch.cuda.default_stream(device))  # which has brought the weights
         self._pool: object | None = None
+        self._lock = threading.Lock()  # nothing else is asked for while a graph is recorded
 
     def computing(self) -> AbstractContextManager[object]:
         """See `Streams`."""
         return torch.cuda.stream(self._compute)
 
-    def locked(self, count: int, dtype: torch.dtype) -> Tensor:
+    def memory(self, count: int, dtype: torch.dtype) -> Memory:
         """See `Streams`."""
-        return torch.empty(count, dtype=dtype).pin_memory()
+        with self._lock:
+            here = torch.empty(count, dtype=dtype).pin_memory()
+            return Memory(here, torch.empty(count, dtype=dtype, device=self._device), here.numpy())
 
     def upload(self, here: Tensor, there: Tensor) -> object:
         """See `Streams`."""
-        with torch.cuda.stream(self._copy):
+        with self._lock, torch.cuda.stream(self._copy):
             there.copy_(here, non_blocking=True)
             event = torch.cuda.Event()
             event.record(self._copy)
@@ -89,11 +111,11 @@ class CudaStreams:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._compute, capture_error_mode="thread_local"):
+        with self._lock, torch.cuda.graph(graph, pool=self._pool, stream=self._compute, capture_error_mode="thread_local"):
             function()
         return graph.replay
 
-    def milliseconds(self, function: Replay, times: int) -> float:
+    def milliseconds(self, function: Callable[[], object], times: int) -> float:
         """See `Streams`."""
         with self.computing():
             function()
@@ -109,13 +131,17 @@ class CudaStreams:
 class Direct:
     """Of a device that has none: everything is done at once."""
 
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
     def computing(self) -> AbstractContextManager[object]:
         """See `Streams`."""
         return contextlib.nullcontext()
 
-    def locked(self, count: int, dtype: torch.dtype) -> Tensor:
+    def memory(self, count: int, dtype: torch.dtype) -> Memory:
         """See `Streams`."""
-        return torch.empty(count, dtype=dtype)
+        here = torch.empty(count, dtype=dtype)
+        return Memory(here, torch.empty(count, dtype=dtype, device=self._device), here.numpy())
 
     def upload(self, here: Tensor, there: Tensor) -> object:
         """See `Streams`."""
@@ -132,7 +158,7 @@ class Direct:
         """See `Streams`."""
         return function
 
-    def milliseconds(self, function: Replay, times: int) -> float:
+    def milliseconds(self, function: Callable[[], object], times: int) -> float:
         """See `Streams`."""
         for _ in range(times):
             function()
