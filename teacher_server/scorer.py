@@ -72,7 +72,7 @@ class Served:
 
     Attributes:
         header: architecture, tokeniser and revision of the weights.
-        device: where the model runs, as torch names it.
+        device: where the model runs, as torch names it, and how if that is an accelerator, in brackets.
         compute_dtype: arithmetic of the forward pass: float16, bfloat16 or float32.
         parameters: number of weights; a tied head counts once.
         numerics: digest of the weights and of everything else that an answer's last bits depend on: device, dtype,
@@ -112,7 +112,7 @@ class Scorer(Protocol[ReadyT]):
 
     @property
     def device(self) -> str:
-        """Where the model runs, as torch names it."""
+        """Where the model runs, as torch names it, and how if that is an accelerator, in brackets."""
 
     @property
     def compute_dtype(self) -> str:

@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -59,6 +59,8 @@ REFLECTION_CONNECTIONS = 8
 GRPC_LOG = "grpc._cython.cygrpc"
 FLUSH_SECONDS = 1.0
 """How long the last answers may take to leave after the drain."""
+LOST = 1
+"""Exit code after the scorer was lost."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """They drain the daemon."""
 
@@ -102,7 +104,14 @@ async def _serve(settings: ServeConfig) -> int:
             log.info("stopped before the teacher was loaded")
             os._exit(0)  # nothing was accepted; the interpreter would wait for the thread that loads
         scorer, rows = loaded
-        _open(service, scorer, rows, model_thread, settings, metrics)
+        lost = asyncio.Event()
+
+        def end() -> None:
+            log.critical("the teacher cannot go on and ends; whoever supervises it starts it again")
+            lost.set()
+            stop.set()
+
+        _open(service, scorer, rows, model_thread, settings, metrics, end)
         heap.settle()
         lifecycle.enter(State.SERVING)
         _announce(address, exposed, scorer)
@@ -110,7 +119,7 @@ async def _serve(settings: ServeConfig) -> int:
         lifecycle.enter(State.DRAINING)
         code = await _drain(service, settings.drain_seconds)
         _keep(rows, scorer, settings.cache)
-        return code
+        return LOST if lost.is_set() else code
     finally:
         lifecycle.enter(State.STOPPED)
         trimming.cancel()
@@ -252,6 +261,7 @@ def _open(
     model_thread: Executor,
     settings: ServeConfig,
     metrics: Metrics,
+    on_lost: Callable[[], None],
 ) -> None:
     metrics.model.info(
         {
@@ -262,7 +272,11 @@ def _open(
         }
     )
     metrics.watch(rows)
-    service.open(scorer, Batcher(scorer, rows, model_thread, settings.batching, metrics))
+    is_accelerated = scorer.device != "cpu"
+    batcher = Batcher(
+        scorer, rows, model_thread, settings.batching, metrics, is_accelerated=is_accelerated, on_lost=on_lost
+    )
+    service.open(scorer, batcher)
 
 
 def _announce(address: Address, exposed: Exposition | None, scorer: Scorer[Any]) -> None:

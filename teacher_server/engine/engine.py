@@ -166,6 +166,8 @@ class Engine:
             )
             self._head = Head(network.lm_head.weight.detach(), tile_tokens, self._threads, self._fused)
             self._graphs = None if self._streams is None else Graphs(self._model, sizes, self._streams)
+            if self._graphs is not None:
+                self._graphs.choose()
         pad = header.tokeniser.vocabulary.pad
         self._tiler = Tiler(self._buckets, sizes, OVERHEAD * tile_tokens, at_once, pad)
         self._accelerated = (
@@ -176,7 +178,7 @@ class Engine:
         self._is_dependent = _depends(dependent + self._head.dependent, settings.allow_batch_dependence, device)
         self.computed = Computed()
         self.header = header
-        self.device = str(device)
+        self.device = self._place()
         self.compute_dtype = str(dtype).removeprefix("torch.")
         self.parameters = sum(parameter.numel() for parameter in network.parameters())
         self.numerics = self._digest()
@@ -203,7 +205,7 @@ class Engine:
         wanted = np.unique(tiling.state[batch.with_mass])
         if self._accelerated is None:
             return Ready(batch, tiling, pairs, wanted)
-        with _losing(self.device):
+        with self._losing():
             return Ready(batch, tiling, pairs, wanted, self._accelerated.pack(tiling, pairs, wanted))
 
     @torch.inference_mode()
@@ -227,9 +229,9 @@ class Engine:
 
     def warm_up(self) -> None:
         """Runs the whole model once. All its shapes have been run before, to compare them. Records those of an
-        accelerator, and keeps graphs only if they are faster."""
+        accelerator."""
         if self._graphs is not None:
-            with _losing(self.device), self._computing(), torch.inference_mode():
+            with self._losing(), self._computing(), torch.inference_mode():
                 self._graphs.prepare(RECORDING_SECONDS)
         longest = self._buckets.widths[-1]
         tokens = np.zeros(longest, np.int32)
@@ -250,7 +252,7 @@ class Engine:
         """Logits of the candidates, float32 [K], and the wanted normalisers, float32 [W]."""
         self.computed.add(ready.tiling)
         if self._accelerated is not None and ready.packed is not None:
-            with _losing(self.device):
+            with self._losing():
                 return self._accelerated.compute(ready.packed)
         states = self._states(ready.tiling)
         logits = self._head.logits(states, ready.pairs)
@@ -259,6 +261,24 @@ class Engine:
     def _computing(self) -> AbstractContextManager[object]:
         """Within the block this thread's work is on the device's compute stream."""
         return contextlib.nullcontext() if self._streams is None else self._streams.computing()
+
+    @contextlib.contextmanager
+    def _losing(self) -> Iterator[None]:
+        """Turns errors after which a CUDA device computes nothing more for this process into `ScorerLost`."""
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or not _is_of_device(error):
+                raise
+            raise ScorerLost(f"{self._device} is lost: {str(error).partition(chr(10))[0]}") from error
+
+    def _place(self) -> str:
+        """The device, and how it computes if it is no plain CPU."""
+        if self._graphs is None:
+            return str(self._device)
+        how = [f"own {name}" for name in self._fused.names] + ["graphs"] * self._graphs.is_on
+        how += ["bits depend on the batch"] * self._is_dependent
+        return f"{self._device} ({', '.join(how) or 'plain operations'})"
 
     def _digest(self) -> str:
         """All that the last bits of an answer depend on, in 16 hexadecimal digits."""
@@ -317,17 +337,6 @@ def _depends(dependent: Sequence[str], is_allowed: bool, device: torch.device) -
         )
     log.warning("%s; engine.allow_batch_dependence=true: served, and remembered for this process only", what)
     return True
-
-
-@contextlib.contextmanager
-def _losing(device: str) -> Iterator[None]:
-    """Turns errors after which a CUDA device computes nothing more for this process into `ScorerLost`."""
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or not _is_of_device(error):
-            raise
-        raise ScorerLost(f"{device} is lost: {str(error).partition(chr(10))[0]}") from error
 
 
 def _is_of_device(error: RuntimeError) -> bool:

@@ -107,41 +107,38 @@ class Graphs:
         return self._states[: shape.states]
 
     @torch.inference_mode()
-    def prepare(self, seconds: float) -> None:
-        """Records the shapes of short contexts, the largest first, and then the others, within a time.
-
-        The smallest is recorded before and timed: if its graph is not faster, none is used.
-        """
-        ends = time.monotonic() + seconds
-        shapes = sorted(
-            self._shapes, key=lambda shape: (shape.group.kind is not Kind.TREE, -shape.size * shape.group.unit)
-        )
-        smallest = min(shapes, key=lambda shape: shape.size * shape.group.unit)
+    def choose(self) -> None:
+        """Records the smallest shape and times it: if its graph is not faster than its operations, none is used."""
+        smallest = min(self._shapes, key=lambda shape: shape.size * shape.group.unit)
         self._make(smallest)
-        self._keep_if_faster(smallest)
-        for number, shape in enumerate(shapes):
-            if time.monotonic() > ends:
-                log.info("shapes computed before the first request: %d of %d, the short ones", number, len(shapes))
-                break
-            if shape not in self._ways:
-                self._make(shape)
-        log.info("%d of %d shapes are recorded as graphs", self._recorded, len(shapes))
-
-    def _make(self, shape: Shape) -> None:
-        self._given[: shape.numbers].zero_()
-        self._ways[shape] = self._prepare(shape)
-
-    def _keep_if_faster(self, shape: Shape) -> None:
-        """Uses no graphs if that of this shape takes longer than its operations."""
         if not self._recorded:
+            self.is_on = False
             return
-        graph = self._streams.milliseconds(self._ways[shape], TIMES)
-        operations = self._streams.milliseconds(lambda: self.compute(shape), TIMES)
+        graph = self._streams.milliseconds(self._ways[smallest], TIMES)
+        operations = self._streams.milliseconds(lambda: self.compute(smallest), TIMES)
         self.is_on = graph <= operations
         log.info("graphs: %s, %.3f ms against %.3f", "used" if self.is_on else "not used", graph, operations)
         if not self.is_on:
             self._ways.clear()
             self._recorded = 0
+
+    @torch.inference_mode()
+    def prepare(self, seconds: float) -> None:
+        """Records the shapes of short contexts, the largest first, and then the others, within a time."""
+        ends = time.monotonic() + seconds
+        for shape in sorted(
+            self._shapes, key=lambda shape: (shape.group.kind is not Kind.TREE, -shape.size * shape.group.unit)
+        ):
+            if time.monotonic() > ends:
+                log.info("graphs: the other shapes are recorded when they are first needed")
+                break
+            if shape not in self._ways:
+                self._make(shape)
+        log.info("graphs: %d of %d shapes are recorded", self._recorded, len(self._shapes))
+
+    def _make(self, shape: Shape) -> None:
+        self._given[: shape.numbers].zero_()
+        self._ways[shape] = self._prepare(shape)
 
     def compute(self, shape: Shape) -> None:
         """The states of a shape, operation by operation."""
