@@ -63,7 +63,7 @@ class Fused:
 def choose(network: LMTAD, streams: Streams) -> Fused:
     """Compares and times each kernel on the network's device, within `Streams.computing`."""
     try:
-        kernels: Any = importlib.import_module("teacher_server.engine.kernels")
+        kernels = _kernels()
     except ImportError as error:
         log.warning("no kernels of our own: %s; Triton comes with torch for CUDA", error)
         kernels = None
@@ -85,6 +85,11 @@ def choose(network: LMTAD, streams: Streams) -> Fused:
         except Exception as error:  # a compiler's, Triton's, the driver's: the reference computes, and is tried next
             log.warning("%s: not used, %s: %s", name, type(error).__name__, str(error).partition("\n")[0])
     return Fused(**found)
+
+
+def _kernels() -> Any:
+    """The module, which imports Triton; raises `ImportError` where there is none."""
+    return importlib.import_module("teacher_server.engine.kernels")
 
 
 @dataclasses.dataclass(frozen=True)
