@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from shared.errors import Unavailable
 from shared.teacher_file import TeacherHeader
 
 Int32 = npt.NDArray[np.int32]
@@ -47,6 +48,10 @@ class Batch:
     with_mass: npt.NDArray[np.bool_]
 
 
+class ScorerLost(Unavailable):
+    """The scorer will never score again in this process, which should end: its device is lost."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
     """The answer to a batch.
@@ -66,7 +71,7 @@ class Served:
 
     Attributes:
         header: architecture, tokeniser and revision of the weights.
-        device: where the model runs, as torch names it.
+        device: where the model runs, as torch names it, and how if that is an accelerator, in brackets.
         compute_dtype: arithmetic of the forward pass: float16, bfloat16 or float32.
         parameters: number of weights; a tied head counts once.
         numerics: digest of the weights and of everything else that an answer's last bits depend on: device, dtype,
@@ -109,13 +114,14 @@ class Scorer(Protocol[ReadyT]):
         """Padded tokens of a context by its length with SOT: int64 [block size + 1]."""
 
     def assemble(self, batch: Batch) -> ReadyT:
-        """Makes a batch ready for the device; any thread."""
+        """Makes a batch ready for the device; any thread. Raises `ScorerLost` like `score`."""
 
     def score(self, ready: ReadyT) -> Scores:
         """Scores an assembled batch; the model thread only.
 
         Raises:
             InternalError: the model gave a value that is not finite.
+            ScorerLost: it can score nothing more.
         """
 
     def warm_up(self) -> None:

@@ -17,6 +17,8 @@ import torch
 from torch._C._autograd import DeviceType
 
 MIB = 2**20
+LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")
+"""What the profiler calls them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +27,14 @@ class Traced:
 
     Attributes:
         kernels: started.
+        launches: of kernels and of graphs, by the host.
         copies: of memory, and settings of it.
         seconds: of kernels and copies, added up.
         longest: the kernels that took most: name, seconds, times.
     """
 
     kernels: int
+    launches: int
     copies: int
     seconds: float
     longest: list[tuple[str, float, int]]
@@ -69,13 +73,16 @@ def trace(function: Callable[[], Any], device: torch.device, times: int = 1) -> 
         synchronise(device)
     kernels: Counter[str] = Counter()
     microseconds: Counter[str] = Counter()
+    launches = 0
     for event in profile.events() or []:
+        launches += event.device_type == DeviceType.CPU and event.name.startswith(LAUNCHES)
         if event.device_type == DeviceType.CUDA:
             kernels[event.name] += 1
             microseconds[event.name] += event.time_range.elapsed_us()
     copies = sum(count for name, count in kernels.items() if name.startswith(("Memcpy", "Memset")))
     return Traced(
         kernels=round((kernels.total() - copies) / times),
+        launches=round(launches / times),
         copies=round(copies / times),
         seconds=microseconds.total() / 1e6 / times,
         longest=[(name[:90], us / 1e6 / times, kernels[name] // times) for name, us in microseconds.most_common(8)],

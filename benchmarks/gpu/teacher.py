@@ -116,18 +116,24 @@ def _tiles(task: Task, scorer: Any, record: Record) -> None:
     edge = task.size.matmul
     rate = machine.matmul_rate(edge, edge, edge, task.device, task.dtype)
     record.add("matmul", rate / 1e12, "TFLOP/s", note="large product, now: the limits below are by it")
-    for number, (nodes, call, operations) in enumerate(teachers.sample_tiles(scorer, task.size)):
-        with torch.inference_mode():
-            seconds = clock.seconds_of(call, task.device, 5)
-            traced = clock.trace(call, task.device, 3)
-        name = "largest tile" if not number else f"tile of {nodes} nodes"
-        floor = operations / rate
-        record.add(name, 1000 * seconds, "ms", limit=1000 * floor, note=f"{nodes} nodes, copies and wait included")
-        record.add(f"{name}, share of the limit", floor / seconds)
-        if traced is not None:
-            record.add(f"{name}, device busy", 1000 * traced.seconds, "ms", limit=1000 * floor)
-            record.add(f"{name}, kernels", traced.kernels, "")
-            record.detail(f"{name}, longest kernels", traced.longest)
+    for number, tile in enumerate(teachers.sample_tiles(scorer, task.size)):
+        size = "largest tile" if not number else f"tile of {tile.nodes} nodes"
+        floor = tile.operations / rate
+        served = 0.0
+        for way, call in tile.ways.items():
+            name = size if way == teachers.AS_SERVED else f"{size}, {way}"
+            with torch.inference_mode():
+                seconds = clock.seconds_of(call, task.device, 5)
+                traced = clock.trace(call, task.device, 3)
+            baseline = (teachers.AS_SERVED, 1000 * served) if served else None
+            record.add(name, 1000 * seconds, "ms", limit=1000 * floor, note=f"{tile.nodes} nodes", baseline=baseline)
+            served = served or seconds
+            record.add(f"{name}, share of the limit", floor / seconds)
+            if traced is not None:
+                record.add(f"{name}, device busy", 1000 * traced.seconds, "ms", limit=1000 * floor)
+                record.add(f"{name}, kernels", traced.kernels, "")
+                record.add(f"{name}, launches", traced.launches, "")
+                record.detail(f"{name}, longest kernels", traced.longest)
 
 
 def _new(task: Task, scorer: Any, record: Record) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from shared.vocab import Tokeniser, Vocabulary
 from teacher_server.engine import calibrate, engine
 from teacher_server.engine.config import EngineConfig
 from teacher_server.engine.engine import Engine
+from teacher_server.engine.graphs import Shape
 from teacher_server.engine.layouts import Tile
 from teacher_server.engine.shapes import Kind
 from teacher_server.lmtad import export, model, pretrain
@@ -98,8 +99,27 @@ def chosen_sizes(scorer: Engine) -> dict[str, list[int]]:
     return found
 
 
-def sample_tiles(scorer: Engine, size: Size) -> Iterator[tuple[int, Any, float]]:
-    """For each size of tile of the window's contexts: nodes, what computes it, and its matrix products' operations."""
+AS_SERVED = "as served"
+"""The way in which a tile is computed; others are its baselines."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A tile of the window's contexts, and how to compute it.
+
+    Attributes:
+        nodes: of the tile.
+        ways: calls that compute it on the device, `AS_SERVED` first.
+        operations: of its matrix products.
+    """
+
+    nodes: int
+    ways: dict[str, Callable[[], object]]
+    operations: float
+
+
+def sample_tiles(scorer: Engine, size: Size) -> Iterator[Sample]:
+    """One for each size of tile of the window's contexts."""
     groups = [group for group in scorer._tiler.sizes if group.kind is Kind.TREE and group.width >= size.window + 1]
     group = min(groups, key=lambda group: group.width)
     random = np.random.default_rng(0)
@@ -109,14 +129,41 @@ def sample_tiles(scorer: Engine, size: Size) -> Iterator[tuple[int, Any, float]]
     for nodes in sizes:
         tokens = random.integers(vocabulary.cells, size=(group.samples(sizes[-1]), group.width), dtype=np.int32)
         tile, _ = calibrate.sample(group, nodes, tokens, random)
-
-        def run(tile: Tile = tile) -> Tensor:
-            return tile.states(scorer._model, scorer._device)
-
         square = architecture.n_embd**2
         # in the last block all nodes need keys and values, only the scored ones the rest
         last = 4 * nodes + (PRODUCTS_A_NODE - 4) * tile.count
-        yield nodes, run, square * ((architecture.n_layer - 1) * PRODUCTS_A_NODE * nodes + last)
+        operations = square * ((architecture.n_layer - 1) * PRODUCTS_A_NODE * nodes + last)
+        yield Sample(nodes, _ways(scorer, tile), operations)
+
+
+def _ways(scorer: Engine, tile: Tile) -> dict[str, Callable[[], object]]:
+    """On an accelerator its inputs are there already: one copy brings those of a whole batch."""
+    graphs, streams = scorer._graphs, scorer._streams
+    if graphs is None or streams is None:
+        return {AS_SERVED: lambda: tile.states(scorer._model, scorer._device)}
+    shape = Shape(tile.group, tile.size)
+    numbers = torch.zeros(shape.numbers, dtype=torch.int32)
+    flat = np.append(tile.inputs.reshape(-1), tile.index)
+    numbers[: len(flat)] = torch.from_numpy(flat)
+    there = numbers.to(scorer._device)
+    served = scorer._model.attend_to
+
+    def as_served() -> None:
+        with streams.computing():
+            graphs.states(shape, there)
+
+    def without_graph() -> None:
+        with streams.computing():
+            graphs.compute(shape)
+
+    def without_kernel() -> None:
+        scorer._model.attend_to = None
+        try:
+            without_graph()
+        finally:
+            scorer._model.attend_to = served
+
+    return {AS_SERVED: as_served, "without a graph": without_graph, "without graph and own attention": without_kernel}
 
 
 def exported(checkpoint: Path, out: Path) -> Path:
@@ -156,9 +203,25 @@ def scores(scorer: Engine, contexts: Sequence[Sequence[int]], candidates: Sequen
 def hidden_states(scorer: Engine, contexts: Sequence[Sequence[int]]) -> Tensor:
     """Final hidden states after whole contexts, computed in one batch: float32 [n, D] on the CPU."""
     ready = scorer.assemble(batch_of(contexts))
-    with torch.inference_mode():
-        states = scorer._states(ready.tiling)
+    with torch.inference_mode(), scorer._computing():
+        if scorer._accelerated is None or ready.packed is None:
+            states = scorer._states(ready.tiling)
+        else:
+            states = scorer._accelerated.states(ready.packed).float()
         return states[torch.from_numpy(ready.tiling.state).to(states.device)].cpu()
+
+
+def plain_states(scorer: Engine, contexts: Sequence[Sequence[int]], with_kernel: bool = True) -> Tensor:
+    """`hidden_states` without graphs, and with the reference's attention if that is wanted."""
+    served = scorer._model.attend_to
+    scorer._model.attend_to = served if with_kernel else None
+    try:
+        with torch.inference_mode(), scorer._computing():
+            tiling = scorer.assemble(batch_of(contexts)).tiling
+            states = scorer._states(tiling)
+            return states[torch.from_numpy(tiling.state).to(states.device)].cpu()
+    finally:
+        scorer._model.attend_to = served
 
 
 class Warnings(logging.Handler):

@@ -33,7 +33,7 @@ from teacher_server.batching.backlog import Backlog, Cut, Queued
 from teacher_server.batching.config import BatchingConfig
 from teacher_server.batching.pacing import Pacing
 from teacher_server.metrics import Metrics, Rejection
-from teacher_server.scorer import ReadyT, Scorer, Scores
+from teacher_server.scorer import ReadyT, Scorer, ScorerLost, Scores
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,9 @@ class Batcher(Generic[ReadyT]):
         settings: BatchingConfig,
         metrics: Metrics,
         clock: Clock = time.monotonic,
+        *,
+        is_accelerated: bool = False,
+        on_lost: Callable[[], None] | None = None,
     ) -> None:
         """Prepares an empty queue.
 
@@ -98,7 +101,10 @@ class Batcher(Generic[ReadyT]):
             settings: limits.
             metrics: where batches and waits are counted.
             clock: seconds; that of the deadlines.
+            is_accelerated: whether the model computes on another device than this process does.
+            on_lost: called once if the scorer will never score again; from then on every request is refused.
         """
+        settings = settings.chosen(is_accelerated)
         self.clock = clock
         self._scorer = scorer
         self._answers = answers
@@ -106,14 +112,15 @@ class Batcher(Generic[ReadyT]):
         self._assembler = ThreadPoolExecutor(1, "assembler")
         self._metrics = metrics
         self._admission = Admission(settings)
-        self._pacing = Pacing(settings)
+        self._pacing = Pacing(settings, is_accelerated)
         most_rows = settings.max_batch_tokens // max(1, int(scorer.costs[1:].min())) + 1
         self._backlog: Backlog[_Entry] = Backlog(answers, self._pacing, most_rows)
         self._open: dict[_Entry, None] = {}
         self._unanswered: set[asyncio.Future[Answer]] = set()
         self._ahead = 0
         self._closing = False
-        self._failure = ""
+        self._failure = self._lost = ""
+        self._on_lost = on_lost
 
     async def submit(
         self, query: ScoreQuery, caller: str, deadline: float | None = None, granted: bool = False
@@ -128,13 +135,15 @@ class Batcher(Generic[ReadyT]):
 
         Raises:
             Overloaded: the queue has no room for it.
-            Unavailable: the batcher is closing.
+            Unavailable: the batcher is closing, or the scorer is lost.
             DeadlineExceeded: the deadline passed before its rows were cut.
             InternalError: the model failed.
         """
         if self._closing:
             self._metrics.reject(Rejection.DRAINING)
             raise Unavailable("the teacher is stopping")
+        if self._lost:
+            raise Unavailable(self._lost)
         now = self.clock()
         self._pacing.saw(caller, now)
         pending = self._answers.ask(query)
@@ -236,6 +245,10 @@ class Batcher(Generic[ReadyT]):
         else:
             self._failure = _explain(error, len(cut.slots))
             self._answers.fail(cut.slots)
+            if isinstance(error, ScorerLost) and not self._lost:
+                self._lost = str(error)
+                if self._on_lost is not None:
+                    self._on_lost()
             self._answer(self.clock(), 0.0)
             self._pump()
 
@@ -263,7 +276,8 @@ class Batcher(Generic[ReadyT]):
                     Answer(pending.log_probs, pending.candidate_mass, entry.queue_seconds, entry.compute_seconds)
                 )
             else:
-                entry.answer.set_exception(InternalError(self._failure))
+                error = Unavailable(self._lost) if self._lost else InternalError(self._failure)
+                entry.answer.set_exception(error)
 
 
 def _future() -> asyncio.Future[Answer]:

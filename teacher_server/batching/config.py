@@ -6,6 +6,9 @@ import pydantic
 
 from shared.config import Section
 
+CPU_BATCH_TOKENS = 32768
+ACCELERATOR_BATCH_TOKENS = 131072
+
 
 class BatchingConfig(Section):
     """What may wait for the model, and what it computes at once."""
@@ -15,8 +18,9 @@ class BatchingConfig(Section):
     slice_ms: float = pydantic.Field(10.0, gt=0)
     """The same while several callers have asked within the last second: the shorter, the less a small request waits
     for the rows of others, and the less a batch shares."""
-    max_batch_tokens: int = pydantic.Field(32768, gt=0)
-    """Padded tokens of a batch, whatever its time; bounds the model's memory."""
+    max_batch_tokens: int = pydantic.Field(0, ge=0)
+    """Padded tokens of a batch, whatever its time; bounds the model's memory. 0: 32768 on a CPU, 131072 on an
+    accelerator."""
     max_queued_positions: int = pydantic.Field(262144, gt=0)
     """Scored positions that may be unanswered, all callers together. Streams are granted shares of it, and others
     refused with RESOURCE_EXHAUSTED above it; positions that are remembered do not count."""
@@ -35,3 +39,8 @@ class BatchingConfig(Section):
         if self.max_request_candidates > self.max_queued_candidates:
             raise ValueError("max_request_candidates is above max_queued_candidates: such a request could never wait")
         return self
+
+    def chosen(self, is_accelerated: bool) -> BatchingConfig:
+        """These settings with a number for `max_batch_tokens`."""
+        tokens = self.max_batch_tokens or (ACCELERATOR_BATCH_TOKENS if is_accelerated else CPU_BATCH_TOKENS)
+        return self.model_copy(update={"max_batch_tokens": tokens})

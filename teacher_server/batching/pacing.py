@@ -2,7 +2,7 @@
 
 The measure is time. While one caller has the teacher for itself, batches are long, and the next one is cut while the
 model computes. While several callers share it, batches are short slices, so that nobody waits long for another one's
-rows. Tokens follow from time by the model's speed, which is learned batch by batch.
+rows. An accelerator would idle between them, so the next slice is cut meanwhile there, too, if it is full. Tokens follow from time by the model's speed, which is learned batch by batch.
 
 Times are arguments, in seconds on one clock: nothing here waits or reads a clock.
 """
@@ -28,9 +28,15 @@ SPEED_DECAY = 0.9
 class Pacing:
     """Decides by who asked when, who waits, and the model's speed over the last batches."""
 
-    def __init__(self, settings: BatchingConfig) -> None:
-        """Knows no caller and no speed yet."""
+    def __init__(self, settings: BatchingConfig, is_accelerated: bool = False) -> None:
+        """Knows no caller and no speed yet.
+
+        Args:
+            settings: with a number for `max_batch_tokens`.
+            is_accelerated: whether the model computes on another device than this process does.
+        """
         self._settings = settings
+        self._is_accelerated = is_accelerated
         self._latest, self._latest_seen = "", -ACTIVE_SECONDS
         self._other_seen = -ACTIVE_SECONDS
         self._tokens = self._seconds = 0.0
@@ -65,7 +71,7 @@ class Pacing:
     def may_cut(self, ahead: int, queued_tokens: int, waiting: Collection[str], now: float) -> bool:
         """Whether a batch may be cut now.
 
-        While the model computes, only one that cannot grow, and that nobody else may have to wait for.
+        While the model computes, only one that cannot grow, and on a CPU that nobody else may have to wait for.
 
         Args:
             ahead: batches handed over and not computed yet.
@@ -78,4 +84,6 @@ class Pacing:
         least = min(SMALLEST_BUDGET, self._settings.max_batch_tokens)
         if ahead >= MAX_AHEAD or queued_tokens < least:
             return False
-        return not self.is_shared(waiting, now) and queued_tokens >= self.budget(waiting, now)
+        if self.is_shared(waiting, now) and not self._is_accelerated:
+            return False
+        return queued_tokens >= self.budget(waiting, now)

@@ -24,12 +24,22 @@ log = logging.getLogger(__name__)
 _SEED = 0x7EAC
 
 
-def tile_sizes(model: LMTAD, buckets: Buckets, tile_tokens: int, threads: Threads) -> Mapping[Group, tuple[int, ...]]:
+def tile_sizes(
+    model: LMTAD, buckets: Buckets, tile_tokens: int, threads: Threads, dependent: list[str], count: int = SIZES
+) -> Mapping[Group, tuple[int, ...]]:
     """Sizes of tile of every group whose states have the same bits as the largest one's.
 
     They are compared in as few blocks as have all shapes: one where all blocks are alike, and two for a tree,
     as its last one is not. The last block of `Kind.ENDS` is not, either, but its others are those of
     `Kind.PLACES`.
+
+    Args:
+        model: on its device.
+        buckets: padded lengths.
+        tile_tokens: of the largest tile.
+        threads: groups at once.
+        dependent: gets what has other bits in other places even of the largest tile.
+        count: sizes to compare.
     """
     device = model.lm_head.weight.device
     blocks = {group: min(2 if group.kind is Kind.TREE else 1, model.architecture.n_layer) for group in buckets.groups}
@@ -38,7 +48,7 @@ def tile_sizes(model: LMTAD, buckets: Buckets, tile_tokens: int, threads: Thread
 
     def find(group: Group) -> None:
         random = np.random.default_rng(_SEED)
-        candidates = group.sizes(tile_tokens)
+        candidates = group.sizes(tile_tokens, count)
         samples = group.samples(candidates[-1])
         tokens = random.integers(model.architecture.vocab_size, size=(samples, group.width), dtype=np.int32)
 
@@ -46,7 +56,7 @@ def tile_sizes(model: LMTAD, buckets: Buckets, tile_tokens: int, threads: Thread
             tile, which = sample(group, size, tokens, random)
             return tile.states(networks[blocks[group]], device), which
 
-        sizes[group] = agreeing(f"{group.kind.value} of {group.width} tokens", candidates, run)
+        sizes[group] = agreeing(f"{group.kind.value} of {group.width} tokens", candidates, run, dependent)
 
     threads.each(find, list(blocks))
     for group in blocks:
@@ -58,7 +68,11 @@ def tile_sizes(model: LMTAD, buckets: Buckets, tile_tokens: int, threads: Thread
 
 @torch.inference_mode()
 def chunk_sizes(
-    largest: int, weight: Tensor, function: Callable[[Tensor, Tensor], Tensor], with_tokens: bool
+    largest: int,
+    weight: Tensor,
+    function: Callable[[Tensor, Tensor], Tensor],
+    with_tokens: bool,
+    dependent: list[str],
 ) -> tuple[int, ...]:
     """Lengths of chunk at which a function of states gives the same bits.
 
@@ -67,11 +81,14 @@ def chunk_sizes(
         weight: [V, D], the head's.
         function: states [m, D], and int64 [n] of which state, or [n, 2] of which state and token -> [n].
         with_tokens: whether it takes tokens.
+        dependent: gets "logits" or "normalisers" if bits depend on the place even in the longest chunk.
     """
     random = np.random.default_rng(_SEED)
     candidates = tuple(sorted({max(1, largest // 4**i) for i in range(SIZES)}, reverse=True))
     count = candidates[-1]
     states = torch.from_numpy(random.standard_normal((count, weight.shape[1]), np.float32)).to(weight.device)
+    if weight.device.type != "cpu":  # where states keep the weights' dtype
+        states = states.to(weight.dtype)
     pairs = np.stack([np.arange(count), random.integers(len(weight), size=count)], 1)
     inputs = pairs if with_tokens else pairs[:, 0]
 
@@ -79,16 +96,19 @@ def chunk_sizes(
         which = random.permutation(np.append(np.arange(count), random.integers(count, size=size - count)))
         return function(states, torch.from_numpy(inputs[which]).to(weight.device)), which
 
-    return agreeing("chunks", candidates, run)
+    return agreeing("logits" if with_tokens else "normalisers", candidates, run, dependent)
 
 
-def agreeing(what: str, sizes: tuple[int, ...], run: Callable[[int], tuple[Tensor, Int64]]) -> tuple[int, ...]:
+def agreeing(
+    what: str, sizes: tuple[int, ...], run: Callable[[int], tuple[Tensor, Int64]], dependent: list[str]
+) -> tuple[int, ...]:
     """The sizes, largest first, that give every sample the bits that the largest gives it.
 
     Args:
-        what: is computed, for the log.
+        what: is computed.
         sizes: to compare.
         run: a size -> results [n, ...] and, int64 [n], of which sample each is; the largest has all.
+        dependent: gets `what` if even the largest does not give all places the same bits.
     """
     results, which = run(sizes[0])
     reference = results[torch.from_numpy(np.unique(which, return_index=True)[1]).to(results.device)]
@@ -97,7 +117,7 @@ def agreeing(what: str, sizes: tuple[int, ...], run: Callable[[int], tuple[Tenso
         return torch.equal(results, reference[torch.from_numpy(which).to(results.device)])
 
     if not agrees(results, which):
-        log.warning("%s: the last bits of an answer may depend on its batch on this device", what)
+        dependent.append(what)
     found = (sizes[0], *(size for size in sizes[1:] if agrees(*run(size))))
     if found != sizes:
         log.info("%s: of sizes %s only %s give the same bits", what, sizes, found)

@@ -31,3 +31,6 @@ class EngineConfig(Section):
     prefix_window: int = pydantic.Field(8, ge=0)
     """Contexts padded to at most this many tokens after SOT are computed as a tree, each distinct prefix once; 0:
     none. It pays where windows are short. Part of the answer's last bits."""
+    allow_batch_dependence: bool = False
+    """Serve even where the last bits of an answer depend on what shares its batch, which is found out at the start;
+    such answers are not kept in `cache.file`. Otherwise the daemon refuses to start there."""

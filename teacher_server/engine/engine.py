@@ -10,16 +10,24 @@ Everything that touches floating point runs in shapes of fixed sizes (`shapes.py
 sequence is computed independently of the others. Sizes are used together only if they were seen to give the same bits
 here, on this device (`calibrate.py`): so an answer has the same bits whatever it shares a batch with.
 
+On an accelerator our own kernels compute where they agree and are faster (`fused.py`), tiles are recorded graphs
+(`graphs.py`), and a batch is one copy there and one back (`accelerated.py`).
+
 Shapes: S scored places, U distinct states, K candidates, D width.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import platform
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -28,23 +36,31 @@ import torch
 from torch import Tensor
 
 from shared import teacher_file
-from shared.errors import InternalError
+from shared.errors import ConfigError, InternalError
 from shared.teacher_file import TeacherHeader
-from teacher_server.engine import calibrate
+from teacher_server.engine import arithmetic, calibrate, fused
+from teacher_server.engine.accelerated import Accelerated, Packed
 from teacher_server.engine.config import EngineConfig
+from teacher_server.engine.fused import Fused
+from teacher_server.engine.graphs import Graphs
 from teacher_server.engine.head import Head
 from teacher_server.engine.layouts import Tile
-from teacher_server.engine.shapes import OVERHEAD, Buckets
+from teacher_server.engine.shapes import ACCELERATOR_SIZES, OVERHEAD, SIZES, Buckets
 from teacher_server.engine.softmax import distinct_log_sum, log_softmax
+from teacher_server.engine.streams import CudaStreams, Streams
 from teacher_server.engine.threads import Threads
 from teacher_server.engine.tiler import Tiler, Tiling
 from teacher_server.lmtad import model
 from teacher_server.lmtad.device import find_device, find_dtype
 from teacher_server.lmtad.model import LMTAD
-from teacher_server.scorer import Batch, Int64, Scores, Served
+from teacher_server.scorer import Batch, Int64, ScorerLost, Scores, Served
+
+log = logging.getLogger(__name__)
 
 Float32 = npt.NDArray[np.float32]
 
+RECORDING_SECONDS = 10.0
+"""Spent on graphs before the first request; shapes that are left are recorded when they are first needed."""
 CPU_TILE_TOKENS = 512
 ACCELERATOR_TILE_TOKENS = 16384
 
@@ -56,12 +72,16 @@ class Ready:
     Attributes:
         batch: what is asked.
         tiling: its contexts in tiles.
-        pairs: int64 [2, K], state and token of each candidate.
+        pairs: int64 [K, 2], state and token of each candidate.
+        wanted: int64 [W], ascending: states whose normaliser is wanted.
+        packed: on its way to an accelerator; none on a CPU.
     """
 
     batch: Batch
     tiling: Tiling
     pairs: Int64
+    wanted: Int64
+    packed: Packed | None = None
 
 
 @dataclasses.dataclass
@@ -99,15 +119,25 @@ class Engine:
         computed: what it has done.
     """
 
-    def __init__(self, header: TeacherHeader, network: LMTAD, settings: EngineConfig) -> None:
-        """Moves the model to its device and dtype, and finds the sizes of tile that give the same bits there.
+    def __init__(
+        self, header: TeacherHeader, network: LMTAD, settings: EngineConfig, streams: Streams | None = None
+    ) -> None:
+        """Moves the model to its device and dtype, chooses how to compute, and finds the sizes that give the same bits.
+
+        Args:
+            header: of the teacher file.
+            network: the model.
+            settings: see `EngineConfig`.
+            streams: for a device that is treated as an accelerator; none: a CUDA device's own.
 
         Raises:
-            ConfigError: the device does not exist here.
+            ConfigError: the device does not exist here, or an answer's bits would depend on its batch there.
         """
         device = find_device(settings.device)
         is_cpu = device.type == "cpu"
-        at_once = (settings.threads or os.cpu_count() or 1) if is_cpu else 1
+        if not is_cpu:
+            arithmetic.fix()
+        at_once = (settings.threads or os.cpu_count() or 1) if is_cpu and streams is None else 1
         if is_cpu:
             torch.set_num_threads(1)
         self._threads = Threads(at_once if is_cpu else 0)
@@ -122,15 +152,30 @@ class Engine:
             settings.buckets_per_doubling,
             settings.prefix_window,
         )
-        sizes = calibrate.tile_sizes(self._model, self._buckets, tile_tokens, self._threads)
+        self._streams = CudaStreams(device) if streams is None and not is_cpu else streams
+        with self._computing(), torch.inference_mode():
+            self._fused = Fused() if is_cpu or self._streams is None else fused.choose(self._model, self._streams)
+            self._model.attend_to = self._fused.attend
+            dependent: list[str] = []
+            count = SIZES if is_cpu else ACCELERATOR_SIZES
+            sizes = calibrate.tile_sizes(self._model, self._buckets, tile_tokens, self._threads, dependent, count)
+            self._head = Head(network.lm_head.weight.detach(), tile_tokens, self._threads, self._fused)
+            self._graphs = None if self._streams is None else Graphs(self._model, sizes, self._streams)
+            if self._graphs is not None:
+                self._graphs.choose()
         pad = header.tokeniser.vocabulary.pad
         self._tiler = Tiler(self._buckets, sizes, OVERHEAD * tile_tokens, at_once, pad)
-        self._head = Head(network.lm_head.weight.detach(), tile_tokens, self._threads)
+        self._accelerated = (
+            None
+            if self._graphs is None or self._streams is None
+            else Accelerated(self._model, self._head, self._graphs, self._streams)
+        )
+        self._is_dependent = _depends(dependent + self._head.dependent, settings.allow_batch_dependence, device)
         self.computed = Computed()
         compute_dtype = str(dtype).removeprefix("torch.")
         parameters = sum(parameter.numel() for parameter in network.parameters())
         numerics = self._digest(header.revision, compute_dtype)
-        self.served = Served(header, str(device), compute_dtype, parameters, numerics)
+        self.served = Served(header, self._place(), compute_dtype, parameters, numerics)
 
     @property
     def costs(self) -> Int64:
@@ -138,10 +183,18 @@ class Engine:
         return self._buckets.costs
 
     def assemble(self, batch: Batch) -> Ready:
-        """Cuts a batch into tiles; any thread."""
+        """Cuts a batch into tiles, and starts to send it to an accelerator; any thread.
+
+        Raises:
+            ScorerLost: the device can compute no more.
+        """
         tiling = self._tiler.tile(batch)
-        pairs = np.stack([np.repeat(tiling.state, batch.candidate_lengths), batch.candidates])
-        return Ready(batch, tiling, pairs)
+        pairs = np.stack([np.repeat(tiling.state, batch.candidate_lengths), batch.candidates], 1)
+        wanted = np.unique(tiling.state[batch.with_mass])
+        if self._accelerated is None:
+            return Ready(batch, tiling, pairs, wanted)
+        with self._losing():
+            return Ready(batch, tiling, pairs, wanted, self._accelerated.pack(tiling, pairs, wanted))
 
     @torch.inference_mode()
     def score(self, ready: Ready) -> Scores:
@@ -149,21 +202,25 @@ class Engine:
 
         Raises:
             InternalError: the model gave a value that is not finite.
+            ScorerLost: the device can compute no more.
         """
         batch = ready.batch
-        states = self._states(ready.tiling)
-        logits = self._head.logits(states, np.ascontiguousarray(ready.pairs.T))
+        logits, normalisers = self._compute(ready)
         if not bool(np.all(np.isfinite(logits))):
             raise InternalError(
                 f"the teacher's logits are not finite in {self.served.compute_dtype}; try engine.dtype=float32"
             )
         mass = np.zeros(len(batch.with_mass), np.float16)
         if batch.with_mass.any():
-            mass[batch.with_mass] = self._masses(ready, states, logits)
+            mass[batch.with_mass] = _masses(ready, logits, normalisers)
         return Scores(log_softmax(logits, batch.candidate_lengths), mass)
 
     def warm_up(self) -> None:
-        """Runs the whole model once. All its shapes have been run before, to compare them."""
+        """Runs the whole model once. All its shapes have been run before, to compare them. Records those of an
+        accelerator."""
+        if self._graphs is not None:
+            with self._losing(), self._computing(), torch.inference_mode():
+                self._graphs.prepare(RECORDING_SECONDS)
         longest = self._buckets.widths[-1]
         tokens = np.zeros(longest, np.int32)
         one, last = np.ones(1, np.int64), np.full(1, longest - 1)
@@ -177,18 +234,39 @@ class Engine:
             states[tile.first : tile.first + tile.count] = tile.states(self._model, self._device).float()
 
         self._threads.each(run, tiling.tiles)
-        self.computed.add(tiling)
         return states
 
-    def _masses(self, ready: Ready, states: Tensor, logits: Float32) -> npt.NDArray[np.float64]:
-        """Total probability of each place's distinct candidate cells, for the places that want it."""
-        batch, wanted = ready.batch, ready.batch.with_mass
-        of_wanted = np.repeat(wanted, batch.candidate_lengths)
-        log_mass = distinct_log_sum(logits[of_wanted], batch.candidates[of_wanted], batch.candidate_lengths[wanted])
-        distinct, inverse = np.unique(ready.tiling.state[wanted], return_inverse=True)
-        normalisers = self._head.log_normalisers(states, distinct)
-        masses: npt.NDArray[np.float64] = np.exp(np.minimum(log_mass - normalisers.astype(np.float64)[inverse], 0.0))
-        return masses
+    def _compute(self, ready: Ready) -> tuple[Float32, Float32]:
+        """Logits of the candidates, float32 [K], and the wanted normalisers, float32 [W]."""
+        self.computed.add(ready.tiling)
+        if self._accelerated is not None and ready.packed is not None:
+            with self._losing():
+                return self._accelerated.compute(ready.packed)
+        states = self._states(ready.tiling)
+        logits = self._head.logits(states, ready.pairs)
+        return logits, self._head.log_normalisers(states, ready.wanted)
+
+    def _computing(self) -> AbstractContextManager[object]:
+        """Within the block this thread's work is on the device's compute stream."""
+        return contextlib.nullcontext() if self._streams is None else self._streams.computing()
+
+    @contextlib.contextmanager
+    def _losing(self) -> Iterator[None]:
+        """Turns errors after which a CUDA device computes nothing more for this process into `ScorerLost`."""
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or not _is_of_device(error):
+                raise
+            raise ScorerLost(f"{self._device} is lost: {str(error).partition(chr(10))[0]}") from error
+
+    def _place(self) -> str:
+        """The device, and how it computes if it is no plain CPU."""
+        if self._graphs is None:
+            return str(self._device)
+        how = [f"own {name}" for name in self._fused.names] + ["graphs"] * self._graphs.is_on
+        how += ["bits depend on the batch"] * self._is_dependent
+        return f"{self._device} ({', '.join(how) or 'plain operations'})"
 
     def _digest(self, revision: str, compute_dtype: str) -> str:
         """All that the last bits of an answer depend on, in 16 hexadecimal digits."""
@@ -207,6 +285,10 @@ class Engine:
             self._head.chunks.sizes,
             self._head.normaliser_chunks.sizes,
         ]
+        if not is_cpu:
+            parts += [arithmetic.versions(), self._fused.names]
+        if self._is_dependent:
+            parts.append(secrets.token_hex(8))  # never equal: such answers are not for a later process
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -215,10 +297,38 @@ def load(path: Path, settings: EngineConfig) -> Engine:
 
     Raises:
         FileFormatError: the file is damaged or inconsistent.
-        ConfigError: the device does not exist here.
+        ConfigError: the device does not exist here, or an answer's bits would depend on its batch there.
     """
     header, weights = teacher_file.read(path)
     return Engine(header, model.load(header, weights), settings)
+
+
+def _masses(ready: Ready, logits: Float32, normalisers: Float32) -> npt.NDArray[np.float64]:
+    """Total probability of each place's distinct candidate cells, for the places that want it."""
+    batch, wanted = ready.batch, ready.batch.with_mass
+    of_wanted = np.repeat(wanted, batch.candidate_lengths)
+    log_mass = distinct_log_sum(logits[of_wanted], batch.candidates[of_wanted], batch.candidate_lengths[wanted])
+    which = np.searchsorted(ready.wanted, ready.tiling.state[wanted])
+    masses: npt.NDArray[np.float64] = np.exp(np.minimum(log_mass - normalisers.astype(np.float64)[which], 0.0))
+    return masses
+
+
+def _depends(dependent: Sequence[str], is_allowed: bool, device: torch.device) -> bool:
+    """Whether the last bits of an answer depend on its batch; raises `ConfigError` unless that is allowed."""
+    if not dependent:
+        return False
+    what = f"the last bits of an answer may depend on its batch on {device}: {', '.join(sorted(dependent))}"
+    if not is_allowed:
+        raise ConfigError(
+            f"{what}; try engine.dtype=float32 or another engine.tile_tokens, or serve such answers with "
+            "engine.allow_batch_dependence=true"
+        )
+    log.warning("%s; engine.allow_batch_dependence=true: served, and remembered for this process only", what)
+    return True
+
+
+def _is_of_device(error: RuntimeError) -> bool:
+    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
 
 
 def _processor() -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from shared import ragged
+from teacher_server.engine.forward import states_of
 from teacher_server.engine.shapes import LEAST_ROWS, SCORED_SHARE, Choice, Group, Kind
 from teacher_server.lmtad.model import LMTAD
 from teacher_server.scorer import Batch, Int32, Int64
@@ -50,12 +51,7 @@ class Tile:
         """Final hidden states: [count, D]."""
         inputs = torch.from_numpy(self.inputs).to(device)
         index = torch.from_numpy(self.index).to(device)
-        if self.group.kind is Kind.TREE:
-            states = network.hidden_of_tree(inputs[:, 0], inputs[:, 1], inputs[:, 2:], index)
-        elif self.group.kind is Kind.ENDS:
-            states = network.hidden_at(inputs, index)
-        else:
-            states = network.hidden(inputs).flatten(0, 1)[index]
+        states = states_of(self.group, network, inputs, index)
         return states[: self.count]
 
 

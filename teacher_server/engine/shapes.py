@@ -19,6 +19,8 @@ from teacher_server.scorer import Int64
 
 SIZES = 3
 """Sizes of tile, each a quarter of the one before."""
+ACCELERATOR_SIZES = 4
+"""The same on an accelerator, whose largest tile is far larger than what a lone request needs."""
 OVERHEAD = 0.05
 """What a tile takes beside its tokens, as a share of the largest; measured on a CPU."""
 SCORED_SHARE = 3 / 8
@@ -50,9 +52,9 @@ class Group:
     kind: Kind
     width: int
 
-    def sizes(self, tile_tokens: int) -> tuple[int, ...]:
-        """Sizes of their tiles, largest first: contexts, or nodes for a tree; tokens for the largest."""
-        tokens = [tile_tokens // 4**i for i in range(SIZES)]
+    def sizes(self, tile_tokens: int, count: int = SIZES) -> tuple[int, ...]:
+        """Sizes of their tiles, largest first: contexts, or nodes for a tree; tokens for the largest, sizes to find."""
+        tokens = [tile_tokens // 4**i for i in range(count)]
         if self.kind is Kind.TREE:
             least = _rounded_up(max(2 * LEAST_ROWS, self.width))
             found = {max(least, _rounded_up(number)) for number in tokens}
@@ -64,6 +66,17 @@ class Group:
     def unit(self) -> int:
         """Tokens of what sizes count, with padding."""
         return 1 if self.kind is Kind.TREE else self.width
+
+    @property
+    def columns(self) -> int:
+        """Numbers of each row of a tile's inputs: tokens, or a node with its depth and ancestors."""
+        return 2 + self.width if self.kind is Kind.TREE else self.width
+
+    def most_states(self, size: int) -> int:
+        """States that a tile can give."""
+        if self.kind is Kind.TREE:
+            return int(SCORED_SHARE * size)
+        return max(size, LEAST_ROWS) if self.kind is Kind.ENDS else size * self.width
 
     def samples(self, size: int) -> int:
         """Whole contexts that a tile has room for."""

@@ -10,8 +10,10 @@ any sequences, S of them scored.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,17 @@ INIT_STD = 0.02
 PIECE_VALUES = 1 << 19
 """Values that attention gathers at once on a CPU: more would not stay in its cache, and memory of that size comes
 afresh from the system every time. Changes no bits."""
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention of queries [S, H, D / H] over keys and values [M, D], of which each sees rows that the function knows:
+[S, D]."""
+
+
+class AttendTo(Protocol):
+    """`Attend` with the rows."""
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor, place: Tensor) -> Tensor:
+        """With the rows that may be seen, int [S, T], and, int [S], the place of the last that is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,17 +102,13 @@ class Attention(nn.Module):
         y = self.c_proj(y.transpose(1, 2).reshape(batch, time, width))
         return functional.dropout(y, dropout)
 
-    def gathered(self, x: Tensor, scored: Tensor | None, seen: Tensor, mask: Tensor) -> Tensor:
+    def gathered(self, x: Tensor, scored: Tensor | None, attend: Attend) -> Tensor:
         """Attention of some of the rows, each over rows of its own choice; no dropout.
-
-        Sums and softmax are in float32. Products are taken one by one: a matrix product of a single query is
-        slower than that for the short contexts that this is for.
 
         Args:
             x: [M, D], what keys and values are made of.
             scored: int [S], rows that attend; none: all.
-            seen: int [S, T], rows that each of them may attend to.
-            mask: float32 [S, T, 1], 0, or -inf for those that it does not.
+            attend: how, and to which rows.
 
         Returns:
             [S, D].
@@ -112,10 +121,7 @@ class Attention(nn.Module):
             query = functional.linear(x[scored], weight[:width], None if bias is None else bias[:width])
             others = functional.linear(x, weight[width:], None if bias is None else bias[width:])
             key, value = torch.split(others, width, -1)
-        rows = len(seen) if x.device.type != "cpu" else max(1, PIECE_VALUES // (seen.shape[1] * width))
-        pieces = zip(torch.split(query, rows), torch.split(seen, rows), torch.split(mask, rows), strict=True)
-        y = torch.cat([_attend(q.view(-1, *heads), key, value, s, m) for q, s, m in pieces])
-        attended: Tensor = self.c_proj(y)
+        attended: Tensor = self.c_proj(attend(query.view(-1, *heads), key, value))
         return attended
 
 
@@ -151,9 +157,9 @@ class Block(nn.Module):
         y: Tensor = x + self.mlp(self.ln_2(x))
         return y
 
-    def gathered(self, x: Tensor, scored: Tensor | None, seen: Tensor, mask: Tensor) -> Tensor:
+    def gathered(self, x: Tensor, scored: Tensor | None, attend: Attend) -> Tensor:
         """[M, D] -> [S, D]; arguments as in `Attention.gathered`."""
-        attended = self.attn.gathered(self.ln_1(x), scored, seen, mask)
+        attended = self.attn.gathered(self.ln_1(x), scored, attend)
         x = attended + (x if scored is None else x[scored])
         y: Tensor = x + self.mlp(self.ln_2(x))
         return y
@@ -186,7 +192,11 @@ class Transformer(nn.Module):
 
 
 class LMTAD(nn.Module):
-    """The language model. Freshly made, its weights are GPT-2's initialisation."""
+    """The language model. Freshly made, its weights are GPT-2's initialisation.
+
+    Attributes:
+        attend_to: computes the attention of trees and of scored places, in place of `attend_by_gathering`.
+    """
 
     def __init__(self, architecture: Architecture, dropout: float = 0.0, tied_head: bool = True) -> None:
         """Builds the model.
@@ -201,6 +211,7 @@ class LMTAD(nn.Module):
         self.transformer = Transformer(architecture, dropout)
         self.lm_head = nn.Linear(architecture.n_embd, architecture.vocab_size, bias=False)
         self.tied_head = tied_head
+        self.attend_to: AttendTo | None = None
         self._tie()
         self._initialise()
 
@@ -251,7 +262,7 @@ class LMTAD(nn.Module):
             x = block(x)
         place = places % width
         seen = (places - place)[:, None] + torch.arange(width, device=tokens.device)
-        hidden: Tensor = parts.ln_f(last.gathered(x.flatten(0, 1), places, seen, _future(place, width)))
+        hidden: Tensor = parts.ln_f(last.gathered(x.flatten(0, 1), places, self._attend(seen, place)))
         return hidden
 
     def hidden_of_tree(self, tokens: Tensor, depth: Tensor, ancestors: Tensor, scored: Tensor) -> Tensor:
@@ -266,13 +277,14 @@ class LMTAD(nn.Module):
         Returns:
             [S, D].
         """
-        parts, width = self.transformer, ancestors.shape[1]
+        parts = self.transformer
         x = parts.wte(tokens) + parts.wpe(depth)
         *blocks, last = parts.blocks
-        mask = _future(depth, width)
+        attend = self._attend(ancestors, depth)
         for block in blocks:
-            x = block.gathered(x, None, ancestors, mask)
-        hidden: Tensor = parts.ln_f(last.gathered(x, scored, ancestors[scored], mask[scored]))
+            x = block.gathered(x, None, attend)
+        attend = self._attend(ancestors[scored], depth[scored])
+        hidden: Tensor = parts.ln_f(last.gathered(x, scored, attend))
         return hidden
 
     def shallow(self, n_layer: int) -> LMTAD:
@@ -281,12 +293,19 @@ class LMTAD(nn.Module):
             model = LMTAD(dataclasses.replace(self.architecture, n_layer=n_layer), tied_head=self.tied_head)
         mine = self.state_dict()
         model.load_state_dict({name: mine[name] for name in model.state_dict()}, assign=True)
+        model.attend_to = self.attend_to
         return model.eval().requires_grad_(False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of the whole vocabulary at every position: tokens int [B, T] -> [B, T, V]."""
         logits: Tensor = self.lm_head(self.hidden(tokens))
         return logits
+
+    def _attend(self, seen: Tensor, place: Tensor) -> Attend:
+        """Attention to these rows up to the place."""
+        if self.attend_to is not None:
+            return functools.partial(self.attend_to, seen=seen, place=place)
+        return functools.partial(attend_by_gathering, seen=seen, mask=future_of(place, seen.shape[1]))
 
     def _tie(self) -> None:
         if self.tied_head:
@@ -330,6 +349,33 @@ def check_shapes(expected: dict[str, torch.Size], tensors: dict[str, Tensor]) ->
             raise FileFormatError(f"{name} has shape {list(tensors[name].shape)}, expected {list(shape)}")
 
 
+def attend_by_gathering(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
+    """Attention in torch's operations, sums and softmax in float32: the reference of every other way.
+
+    Products are taken one by one: a matrix product of a single query is slower than that for the short contexts that
+    this is for.
+
+    Args:
+        query: [S, H, D / H].
+        key: [M, D].
+        value: [M, D].
+        seen: int [S, T], rows that each query may attend to.
+        mask: float32 [S, T, 1], 0, or -inf for those that it does not.
+
+    Returns:
+        [S, D].
+    """
+    rows = len(seen) if key.device.type != "cpu" else max(1, PIECE_VALUES // (seen.shape[1] * key.shape[1]))
+    pieces = zip(torch.split(query, rows), torch.split(seen, rows), torch.split(mask, rows), strict=True)
+    return torch.cat([_attend(q, key, value, s, m) for q, s, m in pieces])
+
+
+def future_of(place: Tensor, width: int) -> Tensor:
+    """What to add to the scores of T places, -inf for those after `place`: int [S] -> float32 [S, T, 1]."""
+    is_future = torch.arange(width, device=place.device) > place[:, None]
+    return torch.zeros(is_future.shape, device=place.device).masked_fill_(is_future, -torch.inf)[..., None]
+
+
 def _attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
     """Attention of [S, H, D / H] to the seen [S, T] of the rows of [M, D]: [S, D]."""
     seen_flat = seen.flatten()  # indexing with `seen` itself gives the same, five times as slowly
@@ -340,12 +386,6 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, mask: Tenso
     products = share * value.index_select(0, seen_flat).view(shape)
     y: Tensor = products.sum(1, dtype=torch.float32).flatten(1).to(value.dtype)
     return y
-
-
-def _future(place: Tensor, width: int) -> Tensor:
-    """What to add to the scores of T places, -inf for those after `place`: int [S] -> float32 [S, T, 1]."""
-    is_future = torch.arange(width, device=place.device) > place[:, None]
-    return torch.zeros(is_future.shape, device=place.device).masked_fill_(is_future, -torch.inf)[..., None]
 
 
 def _layer_norm(architecture: Architecture) -> nn.LayerNorm:

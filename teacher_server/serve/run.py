@@ -52,6 +52,8 @@ T = TypeVar("T")
 GRPC_LOG = "grpc._cython.cygrpc"
 FLUSH_SECONDS = 1.0
 """How long the last answers may take to leave after the drain."""
+LOST = 1
+"""Exit code after the scorer was lost."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """They drain the daemon."""
 
@@ -85,7 +87,18 @@ async def _serve(settings: ServeConfig) -> int:
                 os._exit(0)  # nothing was accepted; the interpreter would wait for the thread that loads
             scorer, answers = loaded
             _show(scorer.served, answers, metrics)
-            service.open(scorer.served, Batcher(scorer, answers, model_thread, settings.batching, metrics))
+            lost = asyncio.Event()
+
+            def end() -> None:
+                log.critical("the teacher cannot go on and ends; whoever supervises it starts it again")
+                lost.set()
+                stop.set()
+
+            is_accelerated = scorer.served.device != "cpu"
+            batcher = Batcher(
+                scorer, answers, model_thread, settings.batching, metrics, is_accelerated=is_accelerated, on_lost=end
+            )
+            service.open(scorer.served, batcher)
             memory.settle()
             lifecycle.enter(State.SERVING)
             _announce(*ports, scorer.served)
@@ -93,7 +106,7 @@ async def _serve(settings: ServeConfig) -> int:
             lifecycle.enter(State.DRAINING)
             code = await _drain(service, settings.drain_seconds)
             _keep(answers, scorer.served.numerics, settings.cache)
-            return code
+            return LOST if lost.is_set() else code
     finally:
         model_thread.shutdown(wait=False)
 

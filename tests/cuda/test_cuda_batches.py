@@ -139,3 +139,36 @@ def test_in_another_process(
     assert done.returncode == 0, done.stderr
     expected = hashlib.sha256(together.numpy().tobytes()).hexdigest()
     assert done.stdout.split() == [scorer.served.numerics, expected]
+
+
+def test_graphs_have_the_bits_of_their_operations(
+    scorer: Engine, probes: list[list[int]], together: torch.Tensor
+) -> None:
+    assert not differing(teachers.plain_states(scorer, probes), together)
+
+
+def test_own_kernels_compute_what_torch_s_operations_do(
+    scorer: Engine, probes: list[list[int]], together: torch.Tensor
+) -> None:
+    """Hidden states after the last layer norm are of the size of one."""
+    reference = teachers.plain_states(scorer, probes, with_kernel=False)
+    tolerance = 0.1 if scorer.served.compute_dtype == "float16" else 1e-4
+    assert float((together - reference).abs().max()) < tolerance
+    assert float((together - reference).abs().mean()) < tolerance / 20
+
+
+def test_own_kernels_and_graphs_are_used(cuda: torch.device, scorer: Engine) -> None:
+    assert scorer.served.device == f"{cuda} (own attend, own dots, own product, own log_sums, graphs)"
+
+
+def test_a_batch_is_one_copy_there_and_one_back(cuda: torch.device, scorer: Engine, probes: list[list[int]]) -> None:
+    """Counted by the profiler; everything is recorded by then."""
+    candidates = [1, 7, 30, 31]
+    teachers.scores(scorer, probes, candidates)
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        teachers.scores(scorer, probes, candidates)
+        torch.cuda.synchronize(cuda)
+    names = [event.name for event in profile.events() or [] if event.name.startswith("Memcpy")]
+    assert sum("HtoD" in name for name in names) == 1, names
+    assert sum("DtoH" in name for name in names) == 1, names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,7 +23,7 @@ from teacher_server.answers.table import AnswerTable
 from teacher_server.batching.batcher import Answer, Batcher
 from teacher_server.batching.config import BatchingConfig
 from teacher_server.metrics import Metrics
-from teacher_server.scorer import Batch
+from teacher_server.scorer import Batch, ScorerLost
 
 LONGEST_COST = 64
 
@@ -46,14 +46,14 @@ def work(*tags: int, cost: int = 1) -> ScoreQuery:
 class Bench:
     """A batcher around a fake scorer."""
 
-    def __init__(self, thread: ThreadPoolExecutor, limits: BatchingConfig, cache_bytes: int) -> None:
+    def __init__(self, thread: ThreadPoolExecutor, limits: BatchingConfig, cache_bytes: int, **device: Any) -> None:
         self.scorer = FakeScorer(LONGEST_COST)
         self.clock = Clock()
         self.registry = CollectorRegistry()
         self.rows = AnswerTable(cache_bytes, self.scorer.costs, sot=99)
         metrics = Metrics(self.registry)
         metrics.watch(self.rows)
-        self.batcher: Batcher[Batch] = Batcher(self.scorer, self.rows, thread, limits, metrics, self.clock)
+        self.batcher: Batcher[Batch] = Batcher(self.scorer, self.rows, thread, limits, metrics, self.clock, **device)
 
     async def submit(self, *queries: ScoreQuery, caller: str = "a", **values: Any) -> list[asyncio.Task[Answer]]:
         """Submits requests, in order, and lets each be admitted."""
@@ -78,7 +78,13 @@ class Bench:
 
 @contextlib.asynccontextmanager
 async def bench(
-    tokens: int = 100, positions: int = 100, candidates: int = 10**6, cache_bytes: int = 0, **limits: float
+    tokens: int = 100,
+    positions: int = 100,
+    candidates: int = 10**6,
+    cache_bytes: int = 0,
+    is_accelerated: bool = False,
+    on_lost: Callable[[], None] | None = None,
+    **limits: float,
 ) -> AsyncIterator[Bench]:
     settings = BatchingConfig(
         max_batch_tokens=tokens,
@@ -89,7 +95,7 @@ async def bench(
         **limits,
     )
     with ThreadPoolExecutor(1, "model") as thread:
-        made = Bench(thread, settings, cache_bytes)
+        made = Bench(thread, settings, cache_bytes, is_accelerated=is_accelerated, on_lost=on_lost)
         try:
             yield made
         finally:
@@ -563,3 +569,48 @@ def test_every_request_is_answered_once_with_its_own_answer(
             assert b.count("teacher_queue_positions") == b.count("teacher_queue_requests") == 0
 
     run(test())
+
+
+def test_a_lost_scorer_is_told_of_once_and_everybody_may_ask_another_teacher() -> None:
+    async def test() -> None:
+        told: list[str] = []
+        async with bench(on_lost=lambda: told.append("lost"), tokens=2) as b:
+            b.scorer.hold()
+            b.scorer.failure = ScorerLost("cuda:0 is lost: CUDA error: an illegal memory access was encountered")
+            tasks = await b.submit(work(1), work(2), work(3), work(4), work(5))
+            b.scorer.open()
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [type(outcome) for outcome in outcomes] == [Unavailable] * 5
+            assert len({id(outcome) for outcome in outcomes}) == 5
+            assert len(b.scorer.batches) > 1 and told == ["lost"]
+            b.scorer.failure = None
+            with pytest.raises(Unavailable, match="cuda:0 is lost: CUDA error: an illegal memory access"):
+                await b.batcher.submit(work(6), "a")
+            assert [6] not in b.tags
+
+    run(test())
+
+
+def test_an_accelerator_has_the_next_slice_cut_while_it_computes_for_several() -> None:
+    """Its budget is full, so nobody's batch could have grown; a CPU's batch is cut when it is free."""
+
+    async def test() -> None:
+        for is_accelerated in (False, True):
+            async with bench(is_accelerated=is_accelerated, tokens=2) as b:
+                b.scorer.hold()
+                tasks = await b.submit(work(1), caller="a") + await b.submit(work(2), work(3), caller="b")
+                tasks += await b.submit(work(4), work(5), caller="c")
+                await b.until_computing(1)
+                await asyncio.sleep(0.05)
+                assembled = len(b.scorer.assembled)
+                b.scorer.open()
+                assert [answer for (answer,) in await tags_of(tasks)] == [1, 2, 3, 4, 5]
+                assert assembled == (2 if is_accelerated else 1)
+                assert [len(tags) for tags in b.tags] == [1, 2, 2]
+
+    run(test())
+
+
+@pytest.mark.parametrize(("tokens", "is_accelerated", "expected"), [(0, False, 32768), (0, True, 131072), (7, True, 7)])
+def test_tokens_of_a_batch_follow_the_device(tokens: int, is_accelerated: bool, expected: int) -> None:
+    assert BatchingConfig(max_batch_tokens=tokens).chosen(is_accelerated).max_batch_tokens == expected

@@ -100,3 +100,12 @@ def test_a_batch_is_cut_ahead_if_it_cannot_grow_and_nobody_waits_for_it(
 @pytest.mark.parametrize(("queued", "expected"), [(20, True), (19, False)])
 def test_small_batches_are_cut_ahead_when_they_are_full(queued: int, expected: bool) -> None:
     assert make_pacing(10, max_batch_tokens=20).may_cut(1, queued, ["a"], 5.0) is expected
+
+
+@pytest.mark.parametrize(("queued", "expected"), [(1000, True), (999, False)])
+def test_an_accelerator_s_slices_are_cut_ahead_when_they_are_full(queued: int, expected: bool) -> None:
+    """At most one, so that a caller who comes now waits for two slices and not for more."""
+    pacing = Pacing(SETTINGS, is_accelerated=True)
+    pacing.computed(100_000, 1.0)
+    assert pacing.may_cut(1, queued, ["a", "b"], 5.0) is expected
+    assert not pacing.may_cut(MAX_AHEAD, 10**6, ["a", "b"], 5.0)

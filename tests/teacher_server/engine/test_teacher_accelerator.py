@@ -10,9 +10,13 @@ from test_teacher_engine import CPU, MODEL, VOCABULARY, _batch, make_engine, mak
 
 from shared.errors import ConfigError
 from shared.wire import HistoryMode, ScoreQuery
-from teacher_server.engine import calibrate, head
+from teacher_server.engine import calibrate
+from teacher_server.engine.accelerated import Accelerated
 from teacher_server.engine.engine import Engine
+from teacher_server.engine.graphs import Graphs
 from teacher_server.engine.shapes import Kind
+from teacher_server.engine.streams import Direct, Memory, Streams
+from teacher_server.engine.transfer import Receiver
 from teacher_server.lmtad.device import find_device
 from teacher_server.scorer import Batch
 
@@ -33,48 +37,71 @@ def batch_of(mass: bool) -> Batch:
 
 def make() -> Engine:
     """An engine on the CPU, which needs values to find its sizes of tile; to be moved."""
-    return make_engine(MODEL, CPU.model_copy(update={"threads": 1}))
+    return make_engine(MODEL, CPU.model_copy(update={"threads": 1}), Direct(torch.device("cpu")))
 
 
-def move(scorer: Engine, device: torch.device, dtype: torch.dtype) -> None:
+def move(scorer: Engine, device: torch.device, dtype: torch.dtype, streams: Streams) -> None:
     scorer._device = device
     scorer._model.to(device, dtype)
     scorer._head._weight = scorer._model.lm_head.weight.detach()
+    graphs = Graphs(scorer._model, scorer._tiler.sizes, streams, is_on=False)
+    scorer._accelerated = Accelerated(scorer._model, scorer._head, graphs, streams)
+
+
+class FakeStreams(Direct):
+    """Copies are counted by `Watch`; host memory is real, made where fakes are not, so that it can be packed."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self._here = {dtype: torch.zeros(1 << 18, dtype=dtype) for dtype in (torch.int32, torch.float32)}
+        self._numbers = {dtype: here.numpy() for dtype, here in self._here.items()}
+
+    def memory(self, count: int, dtype: torch.dtype) -> Memory:
+        """See `Streams`."""
+        here = self._here[dtype]
+        assert count <= len(here)
+        return Memory(here, torch.empty(len(here), dtype=dtype, device=self._device), self._numbers[dtype])
+
+    def upload(self, here: torch.Tensor, there: torch.Tensor) -> object:
+        """See `Streams`."""
+        return there.copy_(here, non_blocking=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("mass", [False, True], ids=["logits", "with mass"])
-def test_a_batch_on_cuda_waits_for_its_answer_only(
+def test_a_batch_on_cuda_is_one_copy_there_and_one_back(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, mass: bool
 ) -> None:
-    """All kinds of tile, candidates' logits, the normaliser: read once each."""
+    """All kinds of tile, candidates' logits, the normaliser: nothing else is copied, or waited for."""
     cuda = FakeCuda(monkeypatch, from_pageable=True)
     reads: list[int] = []
 
-    def read(found: torch.Tensor) -> np.ndarray:
-        assert found.device == CUDA and found.dtype == torch.float32
-        reads.append(len(found))
-        return np.zeros(len(found), np.float32)
+    def receive(self: Receiver, count: int) -> np.ndarray:
+        assert self._memory.there.device == CUDA and self._memory.there.dtype == torch.float32
+        reads.append(count)
+        return np.zeros(count, np.float32)
 
-    monkeypatch.setattr(head, "_read", read)
-    scorer = make()
+    monkeypatch.setattr(Receiver, "receive", receive)
+    scorer, streams = make(), FakeStreams(CUDA)
     with cuda.here(watched=False):
-        move(scorer, CUDA, dtype)
+        move(scorer, CUDA, dtype, streams)
     monkeypatch.setattr(scorer._threads, "each", lambda function, jobs: [function(job) for job in jobs])
+    monkeypatch.setattr(Accelerated, "compute", Accelerated.compute.__wrapped__)
     batch = batch_of(mass)
-    ready = scorer.assemble(batch)
-    assert {tile.group.kind for tile in ready.tiling.tiles} == set(Kind)
     with cuda.here(), torch.no_grad():  # torch has no fakes in its inference mode
+        ready = scorer.assemble(batch)
+        assert cuda.watch.copies == 1
         scores = Engine.score.__wrapped__(scorer, ready)
-    assert reads[0] == len(batch.candidates) and len(reads) == 1 + mass
+    assert {tile.group.kind for tile in ready.tiling.tiles} == set(Kind)
     assert len(scores.log_probs) == len(batch.candidates)
-    assert cuda.watch.copies == 2 * len(ready.tiling.tiles) + len(reads)
+    assert (cuda.watch.copies, len(reads)) == (1, 1)
+    assert (reads[0] > sum(scorer._head.chunks.cover(len(batch.candidates)))) is mass
 
 
 @pytest.mark.parametrize("kind", list(Kind))
 def test_a_tile_on_the_meta_device(kind: Kind) -> None:
     scorer = make()
-    move(scorer, META, torch.float32)
+    move(scorer, META, torch.float32, Direct(META))
     group = next(group for group in scorer._buckets.groups if group.kind is kind)
     random = np.random.default_rng(0)
     size = group.sizes(256)[0]

@@ -25,6 +25,7 @@ from teacher_server.engine.config import EngineConfig
 from teacher_server.engine.engine import Engine
 from teacher_server.engine.head import Head
 from teacher_server.engine.shapes import Kind
+from teacher_server.engine.streams import Direct, Streams
 from teacher_server.lmtad import export
 from teacher_server.lmtad.config import ExportConfig
 from teacher_server.lmtad.model import LMTAD, Architecture
@@ -46,16 +47,17 @@ def make_model(seed: int = 0, tied_head: bool = True, n_embd: int = 24) -> LMTAD
     return model
 
 
-def make_engine(model: LMTAD, config: EngineConfig = CPU) -> Engine:
+def make_engine(model: LMTAD, config: EngineConfig = CPU, streams: Streams | None = None) -> Engine:
     grid = Grid.from_bounds((0.0, 0.0, 0.45, 0.75), 0.1, 0.1)
     header = teacher_file.TeacherHeader(model.architecture.to_dict(), Tokeniser(VOCABULARY, grid), "revision", {})
-    return Engine(header, LMTAD.from_weights(model.architecture, model.weights()), config)
+    return Engine(header, LMTAD.from_weights(model.architecture, model.weights()), config, streams)
 
 
 MODEL = make_model()
 ENGINE = make_engine(MODEL)
 PLAIN = make_engine(MODEL, CPU.model_copy(update={"prefix_window": 0, "threads": 1}))
-ENGINES = {"tree": ENGINE, "plain": PLAIN}
+PACKED = make_engine(MODEL, streams=Direct(torch.device("cpu")))
+ENGINES = {"tree": ENGINE, "plain": PLAIN, "packed": PACKED}
 
 
 def make_query(
@@ -242,20 +244,25 @@ def test_sizes_with_other_bits_are_not_used(monkeypatch: pytest.MonkeyPatch, cap
     assert len(make_engine(MODEL)._head.normaliser_chunks.sizes) == 1
 
 
-def test_bits_that_depend_on_the_place_are_named(
+def test_bits_that_depend_on_the_place_are_refused_unless_allowed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    hidden = LMTAD.hidden
-    monkeypatch.setattr(LMTAD, "hidden", lambda self, tokens: hidden(self, tokens) + torch.rand(1))
-    assert "bits" not in caplog.text
     hidden_of = LMTAD.hidden_at
 
     def by_place(self: LMTAD, tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         return hidden_of(self, tokens, places) + 1e-3 * (torch.arange(len(places)) % 2)[:, None]
 
     monkeypatch.setattr(LMTAD, "hidden_at", by_place)
-    make_engine(MODEL)
-    assert f"ends of {BLOCK} tokens: the last bits of an answer may depend on its batch" in caplog.text
+    with pytest.raises(ConfigError, match=rf"may depend on its batch on cpu: .*ends of {BLOCK} tokens.*; try "):
+        make_engine(MODEL)
+    allowed = CPU.model_copy(update={"allow_batch_dependence": True})
+    scorer = make_engine(MODEL, allowed)
+    assert "allow_batch_dependence=true: served, and remembered for this process only" in caplog.text
+    assert scorer.served.numerics != make_engine(MODEL, allowed).served.numerics  # what one keeps is not for the next
+
+
+def test_allowing_dependence_changes_nothing_where_there_is_none() -> None:
+    assert make_engine(MODEL, CPU.model_copy(update={"allow_batch_dependence": True})).numerics == ENGINE.numerics
 
 
 @pytest.mark.parametrize("change", [{"prefix_window": 0}, {"tile_tokens": 128}, {"smallest_bucket": 3}])
