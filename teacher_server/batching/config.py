@@ -6,7 +6,6 @@ import pydantic
 
 from shared.config import Section
 
-
 CPU_BATCH_TOKENS = 32768
 ACCELERATOR_BATCH_TOKENS = 131072
 

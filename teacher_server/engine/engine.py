@@ -56,7 +56,7 @@ from teacher_server.engine.tiler import Tiler, Tiling
 from teacher_server.lmtad import model
 from teacher_server.lmtad.device import find_device, find_dtype
 from teacher_server.lmtad.model import LMTAD
-from teacher_server.scorer import Batch, Int64, Scores, ScorerLost, Served
+from teacher_server.scorer import Batch, Int64, ScorerLost, Scores, Served
 
 log = logging.getLogger(__name__)
 
@@ -161,9 +161,7 @@ class Engine:
             self._model.attend_to = self._fused.attend
             dependent: list[str] = []
             count = SIZES if is_cpu else ACCELERATOR_SIZES
-            sizes = calibrate.tile_sizes(
-                self._model, self._buckets, tile_tokens, self._threads, dependent, count
-            )
+            sizes = calibrate.tile_sizes(self._model, self._buckets, tile_tokens, self._threads, dependent, count)
             self._head = Head(network.lm_head.weight.detach(), tile_tokens, self._threads, self._fused)
             self._graphs = None if self._streams is None else Graphs(self._model, sizes, self._streams)
             if self._graphs is not None:

@@ -1,4 +1,4 @@
-"""What an accelerator is asked for beside arithmetic: page-locked memory, copies that nobody waits for, recorded graphs.
+"""What an accelerator is asked for beside arithmetic: page-locked memory, copies in the background, recorded graphs.
 
     any thread: host memory --upload (copy stream)--> device memory --arrived--> model thread: compute stream
     model thread: device memory --download, the only wait--> host memory
@@ -111,7 +111,10 @@ class CudaStreams:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with self._lock, torch.cuda.graph(graph, pool=self._pool, stream=self._compute, capture_error_mode="thread_local"):
+        with (
+            self._lock,
+            torch.cuda.graph(graph, pool=self._pool, stream=self._compute, capture_error_mode="thread_local"),
+        ):
             function()
         return graph.replay
 

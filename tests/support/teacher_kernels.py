@@ -56,9 +56,7 @@ def main() -> None:
         for shape, width in shapes
         for dtype in (torch.float32, torch.float16)
     ]
-    found += [
-        {"what": "places", "dtype": "", "difference": float(not place_does_not_matter(*case))} for case in shapes
-    ]
+    found += [{"what": "places", "dtype": "", "difference": float(not place_does_not_matter(*case))} for case in shapes]
     generator = torch.Generator().manual_seed(0)
     for states_dtype, head_dtype, width in (
         (torch.float32, torch.float16, 24),

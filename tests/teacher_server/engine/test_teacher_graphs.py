@@ -17,7 +17,7 @@ from teacher_server.engine.graphs import Graphs, Shape
 from teacher_server.engine.shapes import Kind
 from teacher_server.engine.streams import Direct, Replay
 from teacher_server.lmtad.model import attend_by_gathering, future_of
-from teacher_server.scorer import Scores, ScorerLost
+from teacher_server.scorer import ScorerLost, Scores
 
 HERE = torch.device("cpu")
 ONE = CPU.model_copy(update={"threads": 1})
