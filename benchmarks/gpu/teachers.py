@@ -69,12 +69,17 @@ def sot_of(path: Path) -> int:
 
 def overrides(device: torch.device, size: Size) -> list[str]:
     """A daemon's settings that are `load`'s."""
-    return [f"engine.device={device}", f"engine.tile_tokens={size.tile_tokens}"]
+    return [
+        f"engine.device={device}",
+        f"engine.tile_tokens={size.tile_tokens}",
+        "engine.allow_batch_dependence=true",
+    ]
 
 
 def load(path: Path, device: torch.device, size: Size) -> Engine:
-    """The engine of a teacher file on a device, as the daemon makes it."""
-    return engine.load(path, EngineConfig(device=str(device), tile_tokens=size.tile_tokens))
+    """The engine of a teacher file on a device, as the daemon makes it; if bits depend on the batch, its log says so."""
+    settings = EngineConfig(device=str(device), tile_tokens=size.tile_tokens, allow_batch_dependence=True)
+    return engine.load(path, settings)
 
 
 def plain(path: Path, device: torch.device, dtype: torch.dtype) -> LMTAD:

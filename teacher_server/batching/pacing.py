@@ -2,7 +2,8 @@
 
 The measure is time. While one caller has the teacher for itself, batches are long, and the next one is cut while the
 model computes. While several callers share it, batches are short slices, so that nobody waits long for another one's
-rows. An accelerator would idle between them, so the next slice is cut meanwhile there, too, if it is full. Tokens follow from time by the model's speed, which is learned batch by batch.
+rows. An accelerator would idle between them: there the next slice, if it is full, is cut meanwhile, too. Tokens follow
+from time by the model's speed, which is learned batch by batch.
 
 Times are arguments, in seconds on one clock: nothing here waits or reads a clock.
 """

@@ -1,7 +1,7 @@
 """Which of our kernels compute on this device: those that give the reference's values here, and give them sooner.
 
-The kernels need Triton, which comes with torch for CUDA, and a C compiler. Whatever is missing or goes wrong, the reference
-in torch's operations computes, and the log says why.
+The kernels need Triton, which comes with torch for CUDA, and a C compiler. Whatever is missing or goes wrong, the
+reference in torch's operations computes, and the log says why.
 
 Shapes: M rows, D width, H heads, V vocabulary, T padded length.
 """

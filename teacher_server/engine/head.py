@@ -40,7 +40,7 @@ class Head:
         dependent: what has other bits in other places of a chunk.
     """
 
-    def __init__(self, weight: Tensor, tile_tokens: int, threads: Threads, fused: Fused = Fused()) -> None:
+    def __init__(self, weight: Tensor, tile_tokens: int, threads: Threads, fused: Fused) -> None:
         """Finds the lengths.
 
         Args:

@@ -1,8 +1,9 @@
 """The teacher's own kernels for accelerators (Triton): attention over chosen rows, candidates' logits, normalisers.
 
-Each program computes one row's heads, one candidate, or one row's normaliser from its own inputs alone, in an order that
-is fixed when the kernel is compiled: so the bits of a result depend neither on what else is computed nor on where, by
-construction. Products and sums are in float32, as in the reference (`lmtad.model.attend_by_gathering`, `head.Head`).
+Each program computes one row's heads, one candidate, or one row's normaliser from its own inputs alone, in an order
+that is fixed when the kernel is compiled: so the bits of a result depend neither on what else is computed nor on
+where, by construction. Products and sums are in float32, as in the reference (`lmtad.model.attend_by_gathering`,
+`fused.dots_by_gathering`).
 
 Shapes: M rows, S of them attending, each to T rows; H heads, D width; V vocabulary.
 """

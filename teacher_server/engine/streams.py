@@ -1,4 +1,4 @@
-"""What an accelerator is asked for beside arithmetic: page-locked memory, copies that nobody waits for, recorded graphs.
+"""What an accelerator is asked for beside arithmetic: page-locked memory, copies in the background, recorded graphs.
 
     any thread: host memory --upload (copy stream)--> device memory --arrived--> model thread: compute stream
     model thread: device memory --download, the only wait--> host memory
@@ -13,7 +13,7 @@ import dataclasses
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy.typing as npt
 import torch
@@ -72,9 +72,10 @@ class CudaStreams:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._compute, self._copy = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        self._compute: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._copy: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._compute.wait_stream(torch.cuda.default_stream(device))  # which has brought the weights
-        self._pool: object | None = None
+        self._pool: Any = None
         self._lock = threading.Lock()  # nothing else is asked for while a graph is recorded
 
     def computing(self) -> AbstractContextManager[object]:
@@ -91,7 +92,7 @@ class CudaStreams:
         """See `Streams`."""
         with self._lock, torch.cuda.stream(self._copy):
             there.copy_(here, non_blocking=True)
-            event = torch.cuda.Event()
+            event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(self._copy)
         return event
 
@@ -122,7 +123,8 @@ class CudaStreams:
         """See `Streams`."""
         with self.computing():
             function()
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            last: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             first.record(self._compute)
             for _ in range(times):
                 function()

@@ -80,6 +80,11 @@ def differing(found: torch.Tensor, expected: torch.Tensor) -> list[int]:
     return torch.nonzero((found != expected).any(1)).flatten().tolist()
 
 
+def test_the_largest_shapes_do_not_depend_on_the_batch(scorer: Engine) -> None:
+    """Otherwise the daemon would refuse to serve here."""
+    assert not scorer._is_dependent
+
+
 def test_shapes_agree_and_small_ones_are_used(cuda: torch.device, scorer: Engine) -> None:
     """A lone window that costs a whole large tile is correct and slow: every group needs a smaller size."""
     lonely = {group: sizes for group, sizes in teachers.chosen_sizes(scorer).items() if len(sizes) < 2}
