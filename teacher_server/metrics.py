@@ -65,6 +65,12 @@ class _Declared(NamedTuple):
     bounds: tuple[float, ...] = ()
     """Of a histogram's buckets."""
 
+    def on(self, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
+        """The metric, registered."""
+        if self.kind is Histogram:
+            return Histogram(self.name, self.text, self.labels, buckets=self.bounds, registry=registry)
+        return self.kind(self.name, self.text, self.labels, registry=registry)
+
 
 def _powers_of_two(last: int) -> tuple[int, ...]:
     return tuple(2**k for k in range(last + 1))
@@ -148,9 +154,8 @@ class Metrics:
         prometheus_client.ProcessCollector(registry=registry)
         prometheus_client.PlatformCollector(registry=registry)
         prometheus_client.GCCollector(registry=registry)
-        for attribute, (kind, name, text, labels, bounds) in DECLARED.items():
-            buckets = {"buckets": bounds} if bounds else {}
-            setattr(self, attribute, kind(name, text, labels, registry=registry, **buckets))
+        for attribute, declared in DECLARED.items():
+            setattr(self, attribute, declared.on(registry))
         self.model = Info("teacher_model", "What is served.", registry=registry)
         for cut in CutReason:
             self.batches.labels(cut)
