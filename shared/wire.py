@@ -17,7 +17,8 @@ import numpy as np
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from shared.arrays import Float16, Int32
+from shared.arrays import Float16 as Float16
+from shared.arrays import Int32
 from shared.errors import CompatibilityError, Corrupted, FileFormatError, InternalError, InvalidRequest
 from shared.grid import Grid
 from shared.rpc.teacher.v1 import teacher_pb2 as pb

@@ -25,9 +25,8 @@ from typing import Generic, Literal
 
 import numpy as np
 
-from shared.arrays import Float16
 from shared.errors import DeadlineExceeded, InternalError, Overloaded, TeacherError, Unavailable
-from shared.wire import ScoreQuery
+from shared.wire import Float16, ScoreQuery
 from teacher_server.config import BatchingConfig
 from teacher_server.fair_queue import FairQueue
 from teacher_server.metrics import Metrics

@@ -31,8 +31,7 @@ import secrets
 import numpy as np
 import numpy.typing as npt
 
-from shared.arrays import Float16
-from shared.wire import HistoryMode, ScoreQuery
+from shared.wire import Float16, HistoryMode, ScoreQuery
 from teacher_server import row_table
 from teacher_server.row_table import (
     ANSWERED,

@@ -16,7 +16,7 @@ from shared import claims, config, files, teacher_file
 from shared.config import Section
 from shared.errors import ReportableError
 from student_trainer.generate import records
-from student_trainer.runs import checkpoint as checkpoints
+from student_trainer.train import checkpoint as checkpoints
 from teacher_server import cache_file
 from teacher_server.rows import Kept
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from shared.arrays import Float16
 from shared.errors import InvalidRequest, Overloaded, Unavailable
 from shared.teacher_file import TeacherHeader
 from shared.vocab import Tokeniser, Vocabulary
-from shared.wire import ScoreQuery
+from shared.wire import Float16, ScoreQuery
 from teacher_server.batcher import Answer
 
 CELLS = 100

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from shared.arrays import Float16
-from shared.wire import HistoryMode, ScoreQuery
+from shared.wire import Float16, HistoryMode, ScoreQuery
 from teacher_server.scorer import Batch, Scores
 
 

@@ -6,11 +6,10 @@ import threading
 
 import numpy as np
 
-from shared.arrays import Float16
 from shared.errors import InvalidRequest
 from shared.teacher_file import TeacherHeader
 from shared.vocab import Tokeniser, Vocabulary
-from shared.wire import ScoreQuery
+from shared.wire import Float16, ScoreQuery
 from support.row_fakes import contexts_of
 from teacher_server.scorer import Batch, Scores
 
