@@ -77,7 +77,7 @@ def overrides(device: torch.device, size: Size) -> list[str]:
 
 
 def load(path: Path, device: torch.device, size: Size) -> Engine:
-    """The engine of a teacher file on a device, as the daemon makes it; if bits depend on the batch, its log says so."""
+    """The engine of a teacher file on a device, as the daemon makes it; its log says if bits depend on the batch."""
     settings = EngineConfig(device=str(device), tile_tokens=size.tile_tokens, allow_batch_dependence=True)
     return engine.load(path, settings)
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from teacher_server.engine.streams import Memory, Streams
-from teacher_server.scorer import Int32
 
 Float32 = npt.NDArray[np.float32]
 
@@ -34,11 +33,11 @@ class Part:
     """Arrays that lie back to back on the device.
 
     Attributes:
-        arrays: int32, in their order.
+        arrays: of numbers that fit int32, in their order.
         size: numbers that the part has; zeros follow the arrays.
     """
 
-    arrays: Sequence[Int32]
+    arrays: Sequence[npt.NDArray[np.integer]]
     size: int
 
 

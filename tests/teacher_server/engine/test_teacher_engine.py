@@ -262,7 +262,10 @@ def test_bits_that_depend_on_the_place_are_refused_unless_allowed(
 
 
 def test_allowing_dependence_changes_nothing_where_there_is_none() -> None:
-    assert make_engine(MODEL, CPU.model_copy(update={"allow_batch_dependence": True})).numerics == ENGINE.numerics
+    assert (
+        make_engine(MODEL, CPU.model_copy(update={"allow_batch_dependence": True})).served.numerics
+        == ENGINE.served.numerics
+    )
 
 
 @pytest.mark.parametrize("change", [{"prefix_window": 0}, {"tile_tokens": 128}, {"smallest_bucket": 3}])

@@ -268,7 +268,7 @@ def test_the_model_computes_with_the_kernels(scorer: Engine, monkeypatch: pytest
     monkeypatch.setattr(fused, "_kernels", lambda: Kernels)
     monkeypatch.setattr(engine, "Fused", lambda: fused.choose(MODEL, Direct(HERE)))
     other = make_engine(MODEL, ONE, Direct(HERE))
-    assert other.device == "cpu (own attend, own dots, own log_sums, graphs)"
+    assert other.served.device == "cpu (own attend, own dots, own log_sums, graphs)"
     batch = batch_of(True)
     found, expected = other.score(other.assemble(batch)), scorer.score(scorer.assemble(batch))
     np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=2e-3)
