@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
-from test_report import city
+from support.report_city import city
 
 __all__ = ["city"]
 
