@@ -21,7 +21,7 @@ import polars as pl
 from shared import claims, config, files, provenance
 from shared.errors import CompatibilityError, ConfigError
 from student_trainer.data import tables
-from student_trainer.evaluate import paired
+from student_trainer.evaluate import next_road, paired, trip_metrics
 from student_trainer.evaluate import run as evaluation
 from student_trainer.evaluate.bootstrap import Bootstrap
 from student_trainer.evaluate.config import CompareConfig
@@ -31,20 +31,8 @@ from student_trainer.evaluate.paired import PairedTest
 FORMAT = "hoser-comparison/1"
 
 KEYS = {"pair": pl.Int64, "source_trip": pl.Int64, "origin": pl.Int64, "destination": pl.Int64}
-FLAGS = {"arrival_rate": "arrived", "od_cell_match_rate": "in_destination_cell", "same_route_rate": "same_route"}
-MEASURES = {
-    "hausdorff_km": "hausdorff_km",
-    "dtw_km": "dtw_km",
-    "dtw_per_point_km": "dtw_per_point_km",
-    "edr": "edr",
-    "trip_duration_error_s": "duration_error_s",
-    "trip_distance_error_km": "distance_error_km",
-}
 SHOWN = ("real_distance_km", "distance_km", "duration_s")
-"""Columns of pairs that reports show beside these."""
-STEPS = {"next_road_accuracy": "hits", "next_road_nll_nats": "nll_nats", "next_road_time_error_s": "time_error_s"}
-"""Metrics of `evaluate` that are compared, and the columns that hold them: of pairs (yes or no, and numbers), and of
-the split's trips (sums over steps)."""
+"""Columns of pairs that reports show beside the metrics."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,13 +120,13 @@ def code_version() -> str:
 def read(path: Path) -> Evaluation:
     """An evaluation; raises `FileFormatError`."""
     document = read_document(path / "metrics.json", evaluation.FORMAT, "evaluate")
-    numbers = (*MEASURES.values(), *SHOWN)
-    columns = {**KEYS, **dict.fromkeys(FLAGS.values(), pl.Boolean), **dict.fromkeys(numbers, pl.Float64)}
+    columns = {**KEYS, **dict.fromkeys(SHOWN, pl.Float64)}
+    columns |= {metric.column: pl.Boolean if metric.is_flag else pl.Float64 for metric in trip_metrics.METRICS}
     with tables.Reader() as reader:
         pairs = read_parquet(path / "pairs.parquet", columns, reader.read)
         if document["reliability"] is None:
             return Evaluation(path, document, pairs, None)
-        sums = {name: pl.Float64 for column in STEPS.values() for name in (column, f"{column}_count")}
+        sums = {name: pl.Float64 for metric in next_road.METRICS for name in (metric.column, f"{metric.column}_count")}
         steps = read_parquet(path / "next_road.parquet", {"trip": pl.Int64, **sums}, reader.read)
     return Evaluation(path, document, pairs, steps)
 
@@ -176,17 +164,17 @@ class Difference:
 
 def _differences(baseline: Evaluation, other: Evaluation, settings: CompareConfig) -> Iterator[Difference]:
     bootstrap = Bootstrap(settings.bootstrap, len(baseline.pairs))
-    for metric, column in FLAGS.items():
-        before, after = (e.pairs[column].to_numpy() for e in (baseline, other))
-        yield _of_values(metric, before.astype(float), after.astype(float), paired.mcnemar(before, after), bootstrap)
-    for metric, column in MEASURES.items():
-        before, after = (e.pairs[column].to_numpy() for e in (baseline, other))
-        yield _of_values(metric, before, after, paired.wilcoxon(after - before), bootstrap)
+    for metric in trip_metrics.METRICS:
+        if metric.is_compared:
+            before, after = (e.pairs[metric.column].to_numpy() for e in (baseline, other))
+            test = paired.mcnemar(before, after) if metric.is_flag else paired.wilcoxon(after - before)
+            yield _of_values(metric.name, before.astype(float), after.astype(float), test, bootstrap)
     if baseline.next_road is None or other.next_road is None:
         return
     bootstrap = Bootstrap(settings.bootstrap, len(baseline.next_road))
-    for metric, column in STEPS.items():
-        yield _of_sums(metric, baseline.next_road, other.next_road, column, bootstrap)
+    for step in next_road.METRICS:
+        if step.is_compared:
+            yield _of_sums(step.name, baseline.next_road, other.next_road, step.column, bootstrap)
 
 
 def _of_values(
@@ -230,7 +218,7 @@ def _described(
         "high": _plain(found.high),
         "p": found.test.p,
         "p_holm": p_holm,
-        "test": "McNemar, exact" if found.metric in FLAGS else "Wilcoxon signed-rank",
+        "test": found.test.name,
         "effect_size": found.test.effect_size,
         "effect_size_kind": found.test.kind,
         "n": found.n,

@@ -12,12 +12,14 @@ from shared.store import Cache
 from student_trainer.runs.sinks import Wandb
 
 
-def _split_paths(value: Any) -> Any:
-    """A,B,C as a command line gives it."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+def split_commas(value: Any) -> Any:
+    """A,B,C in one text as a list; one number is a list of one."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return [value] if isinstance(value, int) else value
 
 
-Paths = Annotated[tuple[Path, ...], pydantic.BeforeValidator(_split_paths)]
+Paths = Annotated[tuple[Path, ...], pydantic.BeforeValidator(split_commas)]
 
 
 class BootstrapConfig(Section):

@@ -6,12 +6,14 @@ Shapes: P positions with K candidates, n trips.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from shared import ragged
 from shared.store import Trips
+from student_trainer.evaluate.trip_metrics import Better
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -37,6 +39,59 @@ class Positions:
     nll_nats: Float
     seconds_error: Float
     seconds: Float
+
+
+@dataclasses.dataclass(frozen=True)
+class StepMetric:
+    """A number of each step, and its mean over steps.
+
+    Attributes:
+        name: of the mean, with its unit: a key of `metrics.json`.
+        column: of `next_road.parquet`, with `<column>_count`: sums over the steps of each trip, and how many there are.
+        measure: positions -> [P], NaN where it is not defined.
+        is_compared: whether `compare` tests it.
+        is_card: whether a report's summary shows it.
+    """
+
+    name: str
+    column: str
+    label: str
+    unit: str
+    better: Better
+    description: str
+    measure: Callable[[Positions], npt.NDArray]
+    is_compared: bool = True
+    is_card: bool = False
+
+
+def _relative_time_error(positions: Positions) -> Float:
+    log_seconds = np.log1p(positions.seconds)
+    predicted = np.log1p(np.maximum(positions.seconds + positions.seconds_error, 0))
+    return np.asarray(np.abs(predicted - log_seconds) / np.maximum(log_seconds, 1))
+
+
+METRICS: tuple[StepMetric, ...] = (
+    StepMetric(
+        "next_road_accuracy", "hits", "Next road right", "share", "higher",
+        "Share of the steps whose most likely candidate is the real next road; candidates are the successors.",
+        lambda positions: positions.is_hit, is_card=True,
+    ),
+    StepMetric(
+        "next_road_nll_nats", "nll_nats", "Next road, negative log-likelihood", "nat", "lower",
+        "Mean of -log probability of the real next road, where it is among the candidates.",
+        lambda positions: positions.nll_nats,
+    ),
+    StepMetric(
+        "next_road_time_error_s", "time_error_s", "Time to the next road, error", "s", "lower",
+        "Mean absolute error of the predicted time to the real next road.",
+        lambda positions: np.abs(positions.seconds_error),
+    ),
+    StepMetric(
+        "next_road_time_error_relative_upstream", "time_error_relative", "Time to the next road, upstream's error",
+        "share", "lower", "Mean of |x' - x| / max(x, 1) with x = log(1 + seconds), which upstream calls MAPE.",
+        _relative_time_error, is_compared=False,
+    ),
+)  # fmt: skip
 
 
 def positions_of(arrays: dict[str, npt.NDArray], trips: Trips) -> Positions:

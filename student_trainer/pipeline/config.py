@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 
 from shared.config import Section
 from shared.store import SplitName
-from student_trainer.evaluate.config import BootstrapConfig
+from student_trainer.evaluate.config import BootstrapConfig, split_commas
 from student_trainer.generate.config import Method, SearchConfig
 
 Phase = Literal["generate", "evaluate", "compare", "report"]
 
 
-def _split_list(value: Any) -> Any:
-    """A,B as a command line gives it; one value is a list of one."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return [value] if isinstance(value, int) else value
-
-
-Phases = Annotated[tuple[Phase, ...], pydantic.BeforeValidator(_split_list)]
-Splits = Annotated[tuple[SplitName, ...], pydantic.BeforeValidator(_split_list)]
-Seeds = Annotated[tuple[int, ...], pydantic.BeforeValidator(_split_list)]
+Phases = Annotated[tuple[Phase, ...], pydantic.BeforeValidator(split_commas)]
+Splits = Annotated[tuple[SplitName, ...], pydantic.BeforeValidator(split_commas)]
+Seeds = Annotated[tuple[int, ...], pydantic.BeforeValidator(split_commas)]
 
 
 class PipelineConfig(Section):

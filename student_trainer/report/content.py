@@ -13,7 +13,7 @@ import polars as pl
 from shared import cli, config, provenance
 from shared.errors import CompatibilityError, ConfigError, FileFormatError
 from shared.store import Store, Trips
-from student_trainer.evaluate import compare, generated
+from student_trainer.evaluate import compare, generated, next_road, trip_metrics
 from student_trainer.evaluate.compare import Evaluation
 from student_trainer.evaluate.generated import Generated, read_document
 from student_trainer.report import study as studies
@@ -74,6 +74,7 @@ class Content:
             "split": first["generated"]["split"],
             "store": {"path": str(self.store.path), "fingerprint": self.store.fingerprint},
             "metrics": metrics,
+            "cards": cards(),
             "comparison": self.comparison,
             "histograms": {e.name: e.document["histograms"] for e in self.evaluations},
             "reliability": {e.name: e.document["reliability"] for e in self.evaluations if e.document["reliability"]},
@@ -167,6 +168,12 @@ def _search(summary: dict[str, Any]) -> dict[str, Any]:
 def _command(job: str, settings: dict[str, Any]) -> str:
     """A command line that sets every setting."""
     return cli.command("student-trainer", job, *config.as_overrides(settings))
+
+
+def cards() -> list[str]:
+    """The metrics of the summary."""
+    declared = (*trip_metrics.METRICS, *next_road.METRICS)
+    return [metric.name for metric in declared if metric.is_card]
 
 
 def statuses(content: Content) -> pl.DataFrame:

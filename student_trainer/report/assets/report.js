@@ -39,7 +39,7 @@ byId("theme").addEventListener("click", () => setTheme(document.documentElement.
 byId("brand").textContent = byId("title").textContent = DATA.title;
 byId("lead").textContent = `${DATA.pairs.toLocaleString("en")} origin–destination pairs of the ${DATA.split} split; ` +
   `each model made a trip for each, ${DATA.names.length > 1 ? `compared pair by pair with ${baseline}` : "compared with the real one"}.`;
-for (const name of ["arrival_rate", "hausdorff_km", "dtw_per_point_km", "edr", "trip_duration_error_s", "next_road_accuracy"]) {
+for (const name of DATA.cards) {
   const metric = DATA.metrics[name];
   if (!metric) continue;
   const rows = DATA.names.filter((model) => metric.models[model]).map((model) =>
@@ -141,8 +141,9 @@ byId("environment").append(el("pre", {}, JSON.stringify({ report: DATA.environme
 /* ---- map ---- */
 map = new TripMap(DATA.map, colourOf);
 const ORDERS = { "number": (p) => p.pair };
-for (const [key, text] of [["hausdorff_km", "farthest first"], ["duration_error_s", "time most wrong first"]])
-  ORDERS[text] = (p) => -Math.max(...Object.values(p.models).map((m) => m.metrics[key] ?? 0));
+for (const { column, order } of DATA.map.metrics.filter((m) => m.order))
+  ORDERS[order] = (p) => -Math.max(...Object.values(p.models).map((m) => m.metrics[column] ?? 0));
+const BESIDE = DATA.map.metrics.filter((m) => m.heading);
 const FILTERS = { "all": () => true, "not arrived": (p) => Object.values(p.models).some((m) => !m.arrived), "arrived": (p) => Object.values(p.models).every((m) => m.arrived) };
 if (DATA.names.length > 1) FILTERS["models differ"] = (p) => new Set(Object.values(p.models).map((m) => m.roads.join())).size > 1;
 for (const [id, options] of [["order", ORDERS], ["filter", FILTERS]]) {
@@ -185,13 +186,14 @@ function select(pair) {
 }
 
 function details(pair) {
-  const head = el("tr", {}, ...["", "ended", "roads", "km", "duration", "Hausdorff km", "DTW km", "EDR"].map((text) => el("th", {}, text)));
+  const measured = BESIDE.map((m) => m.unit === "share" ? m.heading : `${m.heading} ${m.unit}`);
+  const head = el("tr", {}, ...["", "ended", "roads", "km", "duration", ...measured].map((text) => el("th", {}, text)));
   const when = new Date(1000 * pair.departure).toISOString().slice(0, 16).replace("T", " ");
-  const real = el("tr", {}, el("td", {}, "real trip"), el("td", {}, ""), ...[pair.real.roads.length, format(pair.real.distance_km, 3), minutes(duration(pair.real))].map((v) => el("td", {}, String(v))), ...["", "", ""].map(() => el("td")));
+  const real = el("tr", {}, el("td", {}, "real trip"), el("td", {}, ""), ...[pair.real.roads.length, format(pair.real.distance_km, 3), minutes(duration(pair.real))].map((v) => el("td", {}, String(v))), ...BESIDE.map(() => el("td")));
   const rows = DATA.names.map((name) => {
     const m = pair.models[name];
     return el("tr", {}, el("td", {}, label(name)), el("td", {}, m.status.replace(/_/g, " ")), el("td", {}, String(m.roads.length)), el("td", {}, format(m.metrics.distance_km, 3)), el("td", {}, minutes(duration(m))),
-      ...["hausdorff_km", "dtw_km", "edr"].map((key) => el("td", {}, format(m.metrics[key], 3))));
+      ...BESIDE.map(({ column }) => el("td", {}, format(m.metrics[column], 3))));
   });
   return el("div", {}, el("p", { class: "hint" }, `Pair ${pair.pair}: road ${pair.origin} → ${pair.destination}, departure ${when}.`), el("div", { class: "scroll" }, el("table", {}, el("thead", {}, head), el("tbody", {}, real, ...rows))));
 }
