@@ -78,12 +78,15 @@ class EvaluateConfig(Section):
 
 
 class CompareConfig(Section):
-    """`compare`: evaluations of the same OD pairs, pair by pair."""
+    """`compare`: evaluations of the same OD pairs, arm by arm: over seeds, and pair by pair."""
 
     evaluations: Paths
-    """Directories that `evaluate` wrote, separated by commas: first the baseline, then those compared with it."""
+    """Directories that `evaluate` wrote, separated by commas. Runs that differ in their seeds only are one arm."""
     out: Path
     """Directory to write."""
+    baseline: str = ""
+    """Arm, or one of its models, that the others are compared with; empty: that without a teacher, or, where nothing
+    is known of the training, the first."""
     bootstrap: BootstrapConfig = BootstrapConfig()
     """Intervals of the differences."""
     significance: float = pydantic.Field(0.05, gt=0, lt=1)
@@ -93,5 +96,5 @@ class CompareConfig(Section):
     @classmethod
     def _at_least_two(cls, paths: tuple[Path, ...]) -> tuple[Path, ...]:
         if len(paths) < 2:
-            raise ValueError("give two or more, separated by commas: BASELINE,OTHER")
+            raise ValueError("give two or more, separated by commas: ONE,OTHER")
         return paths

@@ -25,7 +25,8 @@ class Positions:
     """Of each of P positions.
 
     Attributes:
-        trip: int64 [P] index in the split.
+        trip, step: int64 [P] index in the split, and in the trip's roads.
+        has_choice: bool [P], whether there are two candidates or more.
         is_hit: bool [P], whether the first most likely candidate is the next road.
         confidence: float64 [P], its probability.
         nll_nats: float64 [P], -log probability of the next road; NaN where it is not among the candidates.
@@ -34,6 +35,8 @@ class Positions:
     """
 
     trip: Int
+    step: Int
+    has_choice: Bool
     is_hit: Bool
     confidence: Float
     nll_nats: Float
@@ -77,6 +80,11 @@ METRICS: tuple[StepMetric, ...] = (
         lambda positions: positions.is_hit, is_card=True,
     ),
     StepMetric(
+        "next_road_choice_accuracy", "choice_hits", "Next road right, where there is a choice", "share", "higher",
+        "The same over the steps with two candidates or more: the others cannot be wrong.",
+        lambda positions: np.where(positions.has_choice, positions.is_hit, np.nan), is_card=True,
+    ),
+    StepMetric(
         "next_road_nll_nats", "nll_nats", "Next road, negative log-likelihood", "nat", "lower",
         "Mean of -log probability of the real next road, where it is among the candidates.",
         lambda positions: positions.nll_nats,
@@ -107,6 +115,8 @@ def positions_of(arrays: dict[str, npt.NDArray], trips: Trips) -> Positions:
     seconds = (trips.times[at + 1] - trips.times[at]).astype(np.float64)
     return Positions(
         trip=arrays["trip"],
+        step=arrays["step"],
+        has_choice=length > 1,
         is_hit=np.minimum.reduceat(slot, start) == label,
         confidence=np.exp(top - log_sum),
         nll_nats=np.where(is_known, log_sum - logit[chosen], np.nan),

@@ -9,8 +9,10 @@ OUT/config.yaml       settings
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +25,11 @@ from shared import claims, config, files, provenance
 from shared.errors import DataError
 from shared.store import Store, Trips
 from student_trainer.data.network import RoadNetwork
-from student_trainer.evaluate import generated, metrics, next_road, publish, trip_metrics
+from student_trainer.evaluate import floors, generated, metrics, next_road, publish, training, trip_metrics
 from student_trainer.evaluate.bootstrap import Bootstrap
 from student_trainer.evaluate.config import EvaluateConfig
+from student_trainer.evaluate.evaluation import FORMAT
+from student_trainer.evaluate.floors import Floor
 from student_trainer.evaluate.generated import Generated
 from student_trainer.evaluate.measures import measure_trips, shared_cell_pairs
 from student_trainer.evaluate.metrics import Histogram, Metric
@@ -34,8 +38,6 @@ from student_trainer.evaluate.trip_metrics import Pairs
 from student_trainer.runs.sinks import check_wandb
 
 log = logging.getLogger(__name__)
-
-FORMAT = "hoser-evaluation/1"
 
 
 def run(settings: EvaluateConfig) -> int:
@@ -69,6 +71,7 @@ def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     log.info("%d pairs of %s, %d arrived", len(found.pair), found.split, int(found.arrived.sum()))
     measured, histograms, pairs = _measure_trips(network, whole, real, found, settings)
     curve = None
+    rules: dict[str, Floor] = {}
     next_roads: pl.DataFrame | None = None
     if settings.weights is not None:
         positions = _predict(settings, store, network, whole)
@@ -76,19 +79,23 @@ def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         more, curve = metrics.next_road_metrics(positions, len(whole), settings.bins, bootstrap)
         measured += more
         next_roads = _next_road_table(positions, len(whole))
+        rules = floors.measure(network, store.trips("train", settings.cache), whole, positions)
     document = {
         "format": FORMAT,
         "name": settings.name or str(found.summary["name"]),
         "store": store.fingerprint,
-        "trips": str(settings.trips),
+        "trips": os.path.relpath(os.path.realpath(settings.trips), os.path.realpath(settings.out)),
+        "trips_at": os.path.realpath(settings.trips),
         "generated": found.summary,
         "weights": None if settings.weights is None else _weights(settings.weights),
+        "training": _training(settings, found),
         "settings": settings.model_dump(mode="json"),
         "code_version": code_version(),
         "environment": provenance.environment(),
         "metrics": {metric.name: metric.as_dict() for metric in measured},
         "histograms": {histogram.name: histogram.as_dict() for histogram in histograms},
         "reliability": curve,
+        "floors": {name: dataclasses.asdict(floor) for name, floor in rules.items()},
     }
     _write(settings, document, pairs, next_roads)
     publish.publish(settings, document)
@@ -102,6 +109,17 @@ def code_version() -> str:
 
 def _weights(path: Path) -> dict[str, str]:
     return {"file": str(path), "sha256": files.file_digest(path)}
+
+
+def _training(settings: EvaluateConfig, found: Generated) -> dict[str, Any] | None:
+    """Of the weights that are measured, or else of those that the trips were generated with."""
+    path = settings.weights
+    if path is None and (made := found.summary.get("weights")) is not None:
+        path = Path(made["file"])
+        if not path.is_file() or files.file_digest(path) != made["sha256"]:
+            return None
+    known = None if path is None else training.read(path)
+    return None if known is None else known.as_dict()
 
 
 def _measure_trips(
@@ -194,6 +212,12 @@ def table(document: dict[str, Any]) -> str:
         interval = "" if metric["low"] is None else f"{metric['low']:.4g} .. {metric['high']:.4g}"
         value = "-" if metric["value"] is None else f"{metric['value']:.4g}"
         rows.append((metric["group"], name, value, metric["unit"], interval, f"{metric['n']:,}"))
+    for floor in document["floors"].values():
+        rows += [
+            ("floors", f"{metric} of {floor['label']}", f"{value:.4g}", "share", "", "")
+            for metric, value in floor["values"].items()
+            if value is not None
+        ]
     header = ("", "metric", "value", "unit", f"{document['settings']['bootstrap']['confidence']:.0%} interval", "n")
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines, group = [], ""

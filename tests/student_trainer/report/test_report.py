@@ -45,7 +45,7 @@ def test_the_page_holds_what_was_measured(city: Path) -> None:
     assert data["names"] == ["first", "second"]
     for name in data["names"]:
         metrics = json.loads((city / name / "metrics.json").read_text())["metrics"]
-        assert {key: metric["models"][name]["value"] for key, metric in data["metrics"].items()} == {
+        assert {key: metric["arms"][name]["value"] for key, metric in data["metrics"].items()} == {
             key: metric["value"] for key, metric in metrics.items()
         }
     assert data["comparison"] == json.loads((city / "comparison" / "comparison.json").read_text())
@@ -166,7 +166,7 @@ def changed(path: Path, **values: Any) -> None:
         (("--evaluations", "{root}/first,{root}/first"), "same name"),
         (("--evaluations", "{root}/nowhere"), "does not exist"),
         (("--evaluations", ""), "at least one"),
-        (("--evaluations", "{root}/second,{root}/first", "--comparison", "{root}/comparison"), "in the same order"),
+        (("--evaluations", "{root}/second", "--comparison", "{root}/comparison"), "name the same"),
         (("--evaluations", "{root}/first", "--runs", "{root}/store"), "is {root}/store a directory that `train` wrote"),
         (("--evaluations", "{root}/first", "--out", "{root}/store"), "is not a report"),
     ],
