@@ -16,6 +16,8 @@ from typing import Literal
 from student_trainer.evaluate.over_seeds import OverSeeds, smallest_p
 
 Level = Literal["seeds", "trips", "none"]
+FEW = 5
+"""Differences that are told one by one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,18 +134,25 @@ def _caution(question: Question, trips: OverTrips, seeds: OverSeeds | None) -> s
     if seeds is None:
         runs = "one run each" if question.runs == (1, 1) else f"{question.runs[1]} and {question.runs[0]} runs"
         return f"This covers chance in the trips, not in training ({runs})." if has_claim else ""
-    size = f"{question.amount(seeds.difference)}, {_interval(question, seeds.low, seeds.high)}"
+    size = _over_seeds(question, seeds)
     if seeds.smallest_p > question.significance:
         if not has_claim:
             return ""
-        need = f"{_pairs_needed(question.significance)} of the same seeds each would be needed"
-        return (
-            f"Whether other seeds agree is open: {_runs(seeds)} cannot show it (smallest possible "
-            f"{_p(seeds.smallest_p)}; {need}); over these it is {size}."
-        )
+        needed = f"{_pairs_needed(question.significance)} of the same seeds are needed"
+        least = f"smallest possible {_p(seeds.smallest_p)}; {needed}"
+        return f"Open for other seeds: {_runs(seeds)} cannot show it ({least}); {size}."
     if not has_claim:
-        return f"Nor over {_runs(seeds)} ({size}, exact {_p(seeds.p_adjusted)})."
-    return f"Other seeds may not repeat it: over {_runs(seeds)} it is {size}, exact {_p(seeds.p_adjusted)}."
+        return f"Nor over {_runs(seeds)}: exact {_p(seeds.p_adjusted)}, {size}."
+    return f"Other seeds may not repeat it: over {_runs(seeds)} exact {_p(seeds.p_adjusted)}, {size}."
+
+
+def _over_seeds(question: Question, seeds: OverSeeds) -> str:
+    """Few differences themselves, which say more than an interval of them."""
+    if seeds.is_paired and len(seeds.differences) <= FEW:
+        *firsts, last = (question.amount(value).removesuffix(" points") for value in seeds.differences)
+        unit = " points" if question.unit == "share" else ""
+        return f"seed by seed {', '.join(firsts)} and {last}{unit}"
+    return f"{question.amount(seeds.difference)} ({_interval(question, seeds.low, seeds.high)})"
 
 
 def _is(question: Question, difference: float) -> str:

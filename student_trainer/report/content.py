@@ -259,6 +259,6 @@ def _command(job: str, settings: dict[str, Any]) -> str:
 
 
 def cards() -> list[str]:
-    """The metrics of the summary."""
-    declared = (*trip_metrics.METRICS, *next_road.METRICS)
+    """The metrics of the summary, in the order of the verdicts."""
+    declared = (*next_road.METRICS, *trip_metrics.METRICS)
     return [metric.name for metric in declared if metric.is_card]
