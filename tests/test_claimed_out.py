@@ -23,7 +23,7 @@ from support.tiny_city import write_tiny_city
 from shared import claims, cli, files, teacher_file
 from shared.errors import ConfigError
 from student_trainer.__main__ import JOBS as STUDENT
-from student_trainer.train import checkpoint as checkpoints
+from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.tune import folders as tune_folders
 from teacher_server.__main__ import JOBS as TEACHER
 

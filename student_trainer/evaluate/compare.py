@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shared import claims, config, files, provenance
-from student_trainer.evaluate import arms, differences
+from student_trainer.evaluate import arms, differences, verdicts
 from student_trainer.evaluate.arms import Arm, Model
 from student_trainer.evaluate.config import CompareConfig
 from student_trainer.evaluate.differences import Difference
@@ -25,7 +25,7 @@ FORMAT = "hoser-comparison/2"
 def run(settings: CompareConfig) -> int:
     """Compares, writes, prints the verdicts on stderr and where the file is as JSON on stdout."""
     document = compare(settings)
-    print("\n".join([document["baseline_choice"], *verdicts_of(document)]), file=sys.stderr)
+    print("\n".join([document["baseline_choice"], *verdicts_of(document), *references_of(document)]), file=sys.stderr)
     found = {key: document[key] for key in ("baseline", "models")}
     print(json.dumps({"out": str(settings.out), **found, "arms": [arm["name"] for arm in document["arms"]]}))
     return 0
@@ -39,6 +39,23 @@ def verdicts_of(document: Mapping[str, Any]) -> list[str]:
         for name in document["order"]
         if arm["name"] in (metric := document["metrics"][name])["comparisons"]
     ]
+
+
+def references_of(document: Mapping[str, Any]) -> list[str]:
+    """Floors and rules, of the metrics that a report's summary shows."""
+    rules = [arm["name"] for arm in document["arms"] if arm["role"] == "reference"]
+    lines = []
+    for metric in differences.compared():
+        if not metric.is_card or metric.name not in document["metrics"]:
+            continue
+        values = {name: document["metrics"][metric.name]["arms"].get(name, {}).get("value") for name in rules}
+        values |= {floor["label"]: floor["values"].get(metric.name) for floor in document["floors"].values()}
+        lines += [
+            verdicts.reference(metric.label, metric.unit, name, value)
+            for name, value in values.items()
+            if value is not None
+        ]
+    return lines
 
 
 def compare(settings: CompareConfig) -> dict[str, Any]:

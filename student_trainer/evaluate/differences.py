@@ -134,14 +134,16 @@ def _of_steps(metric: StepMetric, sums: Float, settings: CompareConfig) -> Found
 
 def _averaged(runs: Runs, metric: PairMetric) -> Float:
     """Of each pair, the mean over an arm's runs: float64 [n]."""
-    return np.mean([run.pairs[metric.column].to_numpy().astype(np.float64) for run in runs], axis=0)
+    values = [run.pairs[metric.column].to_numpy().astype(np.float64) for run in runs]
+    return np.asarray(np.mean(values, axis=0), np.float64)
 
 
 def _summed(runs: Runs, metric: StepMetric) -> Float:
     """Of each trip of the split, the sum over an arm's runs and steps, and how many: float64 [n, 2]."""
     columns = metric.column, f"{metric.column}_count"
     tables: list[pl.DataFrame] = [run.next_road for run in runs if run.next_road is not None]
-    return np.sum([table.select(columns).to_numpy().astype(np.float64) for table in tables], axis=0)
+    sums = [table.select(columns).to_numpy().astype(np.float64) for table in tables]
+    return np.asarray(np.sum(sums, axis=0), np.float64)
 
 
 def _values(run: Evaluation, metrics: Sequence[str]) -> list[float]:

@@ -18,6 +18,12 @@ from student_trainer.evaluate.generated import read_document, read_parquet
 
 FORMAT = "hoser-evaluation/2"
 """2: how the weights were trained, accuracy where there is a choice, floors; where the trips are from here."""
+HOLDS = {
+    **dict.fromkeys(("name", "store", "trips", "trips_at"), (str,)),
+    **dict.fromkeys(("generated", "settings", "metrics", "histograms", "floors"), (dict,)),
+    **dict.fromkeys(("training", "reliability"), (dict, type(None))),
+}
+"""What is read of a `metrics.json`, and its types."""
 KEYS = {"pair": pl.Int64, "source_trip": pl.Int64, "origin": pl.Int64, "destination": pl.Int64}
 SHOWN = ("real_distance_km", "distance_km", "duration_s")
 """Columns of pairs that reports show beside the metrics."""
@@ -41,7 +47,10 @@ class Evaluation:
 def read(path: Path) -> Evaluation:
     """An evaluation; raises `FileFormatError`."""
     document = read_document(path / "metrics.json", FORMAT, "evaluate")
-    columns = {**KEYS, **dict.fromkeys(SHOWN, pl.Float64)}
+    wrong = [name for name, types in HOLDS.items() if not isinstance(document.get(name, ...), types)]
+    if wrong:
+        raise FileFormatError(f"{path / 'metrics.json'} lacks {', '.join(wrong)}; make it again with `evaluate`")
+    columns: dict[str, Any] = {**KEYS, **dict.fromkeys(SHOWN, pl.Float64)}
     columns |= {metric.column: pl.Boolean if metric.is_flag else pl.Float64 for metric in trip_metrics.METRICS}
     with tables.Reader() as reader:
         pairs = read_parquet(path / "pairs.parquet", columns, reader.read)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,8 @@ RELABELLINGS = 2**EXACT_SEEDS
 BATCH = 2048
 DIGITS = 12
 """Sums in another order differ in the bits after these."""
+SMALLEST = 1e-300
+"""A spread below this is none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +140,13 @@ def _share_of_spread(before: Float, after: Float, axis: int) -> Float:
 
 def _rounded(sizes: Float, scale: Float) -> Float:
     """In units of the scale, without the bits that the order of a sum decides; 0 where nothing varies."""
-    return np.round(np.divide(sizes, scale, out=np.zeros_like(sizes), where=scale > 1e-300), DIGITS)
+    units = np.divide(sizes, scale, out=np.zeros_like(sizes), where=scale > SMALLEST)
+    return np.asarray(np.round(units, DIGITS), np.float64)
 
 
-def _relabelled(data: tuple[Float, ...], statistic: object, kind: str, count: int) -> tuple[Float, Float]:
+def _relabelled(
+    data: tuple[Float, ...], statistic: Callable[..., Float], kind: Literal["samples", "independent"], count: int
+) -> tuple[Float, Float]:
     """p-values of M metrics alone and as a family; all metrics are relabelled alike.
 
     Args:

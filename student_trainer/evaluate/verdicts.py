@@ -97,6 +97,8 @@ def level(question: Question, trips: OverTrips, seeds: OverSeeds | None) -> Leve
 
 def sentence(question: Question, trips: OverTrips, seeds: OverSeeds | None) -> str:
     """The finding, its size, and what it covers."""
+    if not math.isfinite(trips.difference):
+        return f"{question.label}: nothing to compare, for {question.other} or {question.baseline} has no value."
     if seeds is not None and level(question, trips, seeds) == "seeds":
         found = (
             f"{_is(question, seeds.difference)}, {_values(question, trips)}, over {_runs(seeds)} "
@@ -184,3 +186,9 @@ def _p(value: float) -> str:
 def _pairs_needed(significance: float) -> int:
     """Paired seeds whose smallest p-value is small enough."""
     return next((n for n in range(2, 17) if smallest_p(n) <= significance), 17)
+
+
+def reference(label: str, unit: str, name: str, value: float) -> str:
+    """A value to see others against: of a floor, or of a rule."""
+    plain = Question(label, unit, True, "", "", (1, 1), 0.0, 0.0, 1)
+    return f"{label}, for reference: {plain.amount(value, signed=False)} ({name})."

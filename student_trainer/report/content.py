@@ -260,5 +260,5 @@ def _command(job: str, settings: dict[str, Any]) -> str:
 
 def cards() -> list[str]:
     """The metrics of the summary, in the order of the verdicts."""
-    declared = (*next_road.METRICS, *trip_metrics.METRICS)
-    return [metric.name for metric in declared if metric.is_card]
+    steps = [metric.name for metric in next_road.METRICS if metric.is_card]
+    return steps + [metric.name for metric in trip_metrics.METRICS if metric.is_card]

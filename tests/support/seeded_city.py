@@ -28,6 +28,6 @@ def add_seeds(city: Path, root: Path, seeds: int = 2) -> str:
     write_generated(root / "trips" / "rule", store, PAIRS, seed=7, spoiled=0.0)
     summary = root / "trips" / "rule" / "summary.json"
     summary.write_text(json.dumps(json.loads(summary.read_text()) | {"method": "shortest_path"}))
-    given = ("--data", store.path, "--trips", root / "trips" / "rule")
-    assert call("evaluate", *given, "--out", root / "rule", "name=shortest-path", "bootstrap.draws=100") == 0
+    rule = ("--data", store.path, "--trips", root / "trips" / "rule")
+    assert call("evaluate", *rule, "--out", root / "rule", "name=shortest-path", "bootstrap.draws=100") == 0
     return ",".join([*evaluations, str(root / "rule")])

@@ -68,11 +68,11 @@ def test_paired_intervals_are_students() -> None:
 def test_which_runs_are_paired() -> None:
     """Same seeds in any order are; a seed that was run twice is one; one seed a side says nothing."""
     before, after = np.array([[1.0], [2.0]]), np.array([[12.0], [11.0]])
-    (one,) = over_seeds.compare(before, after, ((1, 2), (2, 1)), 0.95) or ()
+    (one,) = over_seeds.compare(before, after, ((1, 2), (2, 1)), 0.95) or []
     assert one.is_paired and one.differences == (10.0, 10.0)
     assert over_seeds.compare(before, after, ((1, 1), (1, 1)), 0.95) is None
     assert over_seeds.compare(before[:1], after, ((1,), (2, 1)), 0.95) is None
-    (one,) = over_seeds.compare(before, after, ((None, None), (None, None)), 0.95) or ()
+    (one,) = over_seeds.compare(before, after, ((None, None), (None, None)), 0.95) or []
     assert not one.is_paired and one.difference == 10
 
 
@@ -147,3 +147,16 @@ def test_p_and_interval_that_disagree_are_explained() -> None:
     assert "no difference" not in small and "\N{MINUS SIGN}0.3 to +0.1" in small
     apart = verdicts.sentence(asked(), trips(0.01, 0.03, 0.4), None)
     assert "The interval alone leaves out 0" in apart and "13 metrics" in apart
+
+
+def test_a_metric_without_values_leaves_the_others_alone() -> None:
+    values = np.array([[1.0, np.nan], [2.0, np.nan], [3.0, 1.0]])
+    found = over_seeds.compare(np.zeros((3, 2)), values, (range(3), range(3)), 0.95) or []
+    alone = over_seeds.compare(np.zeros((3, 1)), values[:, :1], (range(3), range(3)), 0.95) or []
+    assert found[0] == alone[0] and found[0].p_adjusted == 0.25
+    assert found[1].p_adjusted == 1 and not found[1].is_apart
+    unknown = OverTrips(math.nan, 0.5, math.nan, math.nan, 1.0, 1.0, "Wilcoxon signed-rank", 0.0, "", 0)
+    assert verdicts.level(asked(), unknown, found[1]) == "none"
+    assert verdicts.sentence(asked(), unknown, found[1]) == (
+        "Next road right: nothing to compare, for distilled or vanilla has no value."
+    )

@@ -274,6 +274,12 @@ def test_comparisons_that_make_no_sense_are_refused(
     ):
         assert main("compare", "--evaluations", *evaluations.split(), "--out", tmp_path / "c") == 2
         assert message in capsys.readouterr().err
+    for name, value in (("training", "none"), ("floors", None), ("trips_at", 1)):
+        before = (two / "metrics.json").read_text()
+        changed(name, value)(two / "metrics.json")
+        assert main("compare", "--evaluations", f"{one},{two}", "--out", tmp_path / "c") == 2
+        assert f"lacks {name}; make it again" in capsys.readouterr().err
+        (two / "metrics.json").write_text(before)
     changed("store", "another")(two / "metrics.json")
     assert main("compare", "--evaluations", f"{one},{two}", "--out", tmp_path / "c") == 2
     assert "different stores" in capsys.readouterr().err

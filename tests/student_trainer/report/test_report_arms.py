@@ -13,6 +13,8 @@ import pytest
 from support.report_city import call, city
 from support.seeded_city import add_seeds
 
+from student_trainer.evaluate import compare
+
 __all__ = ["city"]
 
 
@@ -61,6 +63,15 @@ def test_seeds_of_one_arm_are_not_compared(seeded: Path) -> None:
         means = [found["metrics"][metric]["arms"][arm]["value"] for arm in ("distilled", "vanilla")]
         assert difference["difference"] == pytest.approx(means[0] - means[1])
     assert found["floors"].keys() == {"nearest_to_destination", "first_order_markov", "second_order_markov"}
+
+
+def test_references_are_told_after_the_verdicts(seeded: Path) -> None:
+    found = document(seeded / "comparison" / "comparison.json")
+    lines = compare.references_of(found)
+    assert "Arrived, for reference: 100.00 % (shortest-path)." in lines
+    floor = found["floors"]["nearest_to_destination"]["values"]["next_road_choice_accuracy"]
+    expected = f"{100 * floor:.2f} % (the candidate nearest to the destination)."
+    assert f"Next road right, where there is a choice, for reference: {expected}" in lines
 
 
 def test_the_page_speaks_of_arms(seeded: Path) -> None:

@@ -35,20 +35,20 @@ def test_one_declaration_is_enough(city: Path, tmp_path: Path, monkeypatch: pyte
     both = f"{tmp_path / 'first'},{tmp_path / 'second'}"
     assert call("compare", "--evaluations", both, "--out", tmp_path / "c", "bootstrap.draws=100") == 0
     assert "detour_roads" in json.loads((tmp_path / "c" / "comparison.json").read_text())["metrics"]
-    given = ("--evaluations", both, "--comparison", tmp_path / "c", "--out", tmp_path / "r")
-    assert call("report", "--data", city / "store", *given) == 0
+    shown = ("--evaluations", both, "--comparison", tmp_path / "c", "--out", tmp_path / "r")
+    assert call("report", "--data", city / "store", *shown) == 0
     text = (tmp_path / "r" / "report.html").read_text()
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
     page = json.loads(data)
     assert "detour_roads" in page["metrics"] and "detour_roads" in page["cards"]
-    shown = {"column": "detour_roads", "unit": "roads", "heading": "Too many", "order": "longest detour first"}
-    assert shown in page["map"]["metrics"]
+    on_map = {"column": "detour_roads", "unit": "roads", "heading": "Too many", "order": "longest detour first"}
+    assert on_map in page["map"]["metrics"]
     assert all("detour_roads" in pair["models"]["second"]["metrics"] for pair in page["map"]["pairs"])
 
 
 def test_declarations_do_not_collide() -> None:
     """Names are keys of one document, columns those of one table."""
-    names = [metric.name for metric in (*trip_metrics.METRICS, *next_road.METRICS)]
+    names = [*(metric.name for metric in trip_metrics.METRICS), *(metric.name for metric in next_road.METRICS)]
     assert len(set(names)) == len(names)
     for columns in ([m.column for m in trip_metrics.METRICS], [m.column for m in next_road.METRICS]):
         assert len(set(columns)) == len(columns)
