@@ -2,6 +2,7 @@
 
 Trips of one run tell nothing of the next seed. If the arms do not differ, the two runs of a seed may be exchanged, or,
 where the seeds are not the same, any two runs: every such relabelling is as likely as the one observed (Fisher 1935).
+Where only some seeds are the same, they make the arms more alike than chance does, and the test errs towards nothing.
 """
 
 from __future__ import annotations
@@ -70,11 +71,11 @@ def compare(
         seeds: of the runs of both; runs of the same seed count as one.
     """
     (before, known), (after, others) = (_by_seed(v, s) for v, s in zip((baseline, other), seeds, strict=True))
-    shared = [seed for seed in known if seed is not None and seed in others]
-    if len(shared) >= 2 and len(shared) == min(len(before), len(after)):
-        rows = [known.index(seed) for seed in shared], [others.index(seed) for seed in shared]
-        return _paired(after[rows[1]] - before[rows[0]], confidence)
-    return _independent(before, after, confidence) if min(len(before), len(after)) >= 2 else None
+    if min(len(before), len(after)) < 2:
+        return None
+    if None not in known and set(known) == set(others):
+        return _paired(after[[others.index(seed) for seed in known]] - before, confidence)
+    return _independent(before, after, confidence)
 
 
 def _by_seed(values: Float, seeds: Sequence[int | None]) -> tuple[Float, list[int | None]]:

@@ -101,7 +101,7 @@ def sentence(question: Question, trips: OverTrips, seeds: OverSeeds | None) -> s
         return f"{question.label}: nothing to compare, for {question.other} or {question.baseline} has no value."
     if seeds is not None and level(question, trips, seeds) == "seeds":
         found = (
-            f"{_is(question, seeds.difference)}, {_values(question, trips)}, over {_runs(seeds)} "
+            f"{_is(question, seeds.difference)}, {_values(question, trips, seeds.difference)}, over {_runs(seeds)} "
             f"({_interval(question, seeds.low, seeds.high)}, exact {_p(seeds.p_adjusted)})."
         )
         against = trips.is_apart and (trips.difference > 0) != (seeds.difference > 0)
@@ -161,9 +161,10 @@ def _is(question: Question, difference: float) -> str:
     return f"{question.other} is {question.direction(difference)} than {question.baseline}"
 
 
-def _values(question: Question, trips: OverTrips) -> str:
+def _values(question: Question, trips: OverTrips, difference: float | None = None) -> str:
+    """The difference, that over trips unless another is given, and the values of both arms."""
     after, before = (question.amount(value, signed=False) for value in (trips.value, trips.baseline))
-    return f"{question.amount(trips.difference)} ({after} against {before})"
+    return f"{question.amount(trips.difference if difference is None else difference)} ({after} against {before})"
 
 
 def _interval(question: Question, low: float, high: float) -> str:

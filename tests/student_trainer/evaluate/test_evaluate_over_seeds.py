@@ -74,6 +74,8 @@ def test_which_runs_are_paired() -> None:
     assert over_seeds.compare(before[:1], after, ((1,), (2, 1)), 0.95) is None
     (one,) = over_seeds.compare(before, after, ((None, None), (None, None)), 0.95) or []
     assert not one.is_paired and one.difference == 10
+    (one,) = over_seeds.compare(before, after, ((1, 2), (2, 3)), 0.95) or []
+    assert not one.is_paired
 
 
 def test_chance_is_called_real_in_any_metric_no_more_often_than_promised() -> None:

@@ -225,6 +225,8 @@ def test_the_run_without_a_teacher_is_the_baseline(tmp_path: Path) -> None:
         f"{store.path}",
     ]
     assert models.find(folder, store, "aided", False).arms[0].name == "aided"
+    write_weights(folder / "plain-s1" / "hoser.pth", store, seed=1)
+    assert [model.name for model in models.find(folder / "plain-s1", store, "", False).models] == ["plain-s1"]
     with pytest.raises(ConfigError, match=r"holds no model of .*another store"):
         models.find(folder / "elsewhere", store, "", True)
 
