@@ -103,12 +103,12 @@ JOBS = (
     ),
     Job(
         name="compare",
-        summary="compare evaluations pair by pair: is the difference real?",
+        summary="compare arms of runs, over seeds and pair by pair: is the difference real?",
         schema="student_trainer.evaluate.config:CompareConfig",
         run="student_trainer.evaluate.compare:run",
         check="student_trainer.early:check_evaluations",
         flags=(
-            Flag("--evaluations", "evaluations", "directories that `evaluate` wrote", "BASELINE,OTHER[,OTHER...]"),
+            Flag("--evaluations", "evaluations", "directories that `evaluate` wrote", "ONE,OTHER[,OTHER...]"),
             Flag("--out", "out", "directory to write", "COMPARISON"),
         ),
     ),
@@ -121,7 +121,7 @@ JOBS = (
         check="student_trainer.early:check_evaluations",
         flags=(
             Flag("--data", "data", "store that the trips were generated on", "STORE"),
-            Flag("--evaluations", "evaluations", "directories that `evaluate` wrote", "BASELINE[,OTHER...]"),
+            Flag("--evaluations", "evaluations", "directories that `evaluate` wrote", "ONE[,OTHER...]"),
             Flag("--comparison", "comparison", "directory that `compare` wrote", "COMPARISON"),
             Flag("--runs", "runs", "directories that `train` wrote, for training curves", "RUN[,RUN...]"),
             Flag("--study", "study", "optuna_results/NAME, which `tune` wrote", "STUDY"),
@@ -153,6 +153,7 @@ JOBS = (
             Flag("--models", "models", "directory of runs, or of .pth files", "DIR"),
             Flag("--only", "only", "phases: generate, evaluate, compare, report", "PHASE[,PHASE...]"),
             Flag("--force", "force", "run again what is done", is_switch=True),
+            Flag("--dry-run", "dry_run", "print what would happen, and end", is_switch=True),
             Flag("--out", "out", "directory to write", "OUT"),
         ),
     ),

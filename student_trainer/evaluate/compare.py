@@ -1,75 +1,61 @@
-"""`student-trainer compare`: evaluations against a baseline, pair by pair on the same OD pairs.
+"""`student-trainer compare`: arms of runs against a baseline, over seeds and pair by pair on the same OD pairs.
 
-OUT/comparison.json   of each metric and model: difference, interval, p-values, effect size, verdict
+OUT/comparison.json   of each metric: every arm's mean and spread; every difference, its interval, tests and verdict
 OUT/config.yaml       settings
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import polars as pl
-
 from shared import claims, config, files, provenance
-from shared.errors import CompatibilityError, ConfigError
-from student_trainer.data import tables
-from student_trainer.evaluate import paired
-from student_trainer.evaluate import run as evaluation
-from student_trainer.evaluate.bootstrap import Bootstrap
+from student_trainer.evaluate import arms, differences, verdicts
+from student_trainer.evaluate.arms import Arm, Model
 from student_trainer.evaluate.config import CompareConfig
-from student_trainer.evaluate.generated import read_document, read_parquet
-from student_trainer.evaluate.paired import PairedTest
+from student_trainer.evaluate.differences import Difference
+from student_trainer.evaluate.evaluation import Evaluation, check_names, check_same, floors_of, read
 
-FORMAT = "hoser-comparison/1"
-
-KEYS = {"pair": pl.Int64, "source_trip": pl.Int64, "origin": pl.Int64, "destination": pl.Int64}
-FLAGS = {"arrival_rate": "arrived", "od_cell_match_rate": "in_destination_cell", "same_route_rate": "same_route"}
-MEASURES = {
-    "hausdorff_km": "hausdorff_km",
-    "dtw_km": "dtw_km",
-    "dtw_per_point_km": "dtw_per_point_km",
-    "edr": "edr",
-    "trip_duration_error_s": "duration_error_s",
-    "trip_distance_error_km": "distance_error_km",
-}
-SHOWN = ("real_distance_km", "distance_km", "duration_s")
-"""Columns of pairs that reports show beside these."""
-STEPS = {"next_road_accuracy": "hits", "next_road_nll_nats": "nll_nats", "next_road_time_error_s": "time_error_s"}
-"""Metrics of `evaluate` that are compared, and the columns that hold them: of pairs (yes or no, and numbers), and of
-the split's trips (sums over steps)."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Evaluation:
-    """What `evaluate` wrote."""
-
-    path: Path
-    document: dict[str, Any]
-    pairs: pl.DataFrame
-    next_road: pl.DataFrame | None
-
-    @property
-    def name(self) -> str:
-        """What the model is called."""
-        return str(self.document["name"])
+FORMAT = "hoser-comparison/2"
+"""2: of arms rather than of models."""
 
 
 def run(settings: CompareConfig) -> int:
     """Compares, writes, prints the verdicts on stderr and where the file is as JSON on stdout."""
     document = compare(settings)
-    for metric in document["metrics"].values():
-        for found in metric["models"].values():
-            print(found["verdict"], file=sys.stderr)
-    print(json.dumps({"out": str(settings.out), "baseline": document["baseline"], "models": document["models"]}))
+    print("\n".join([document["baseline_choice"], *verdicts_of(document), *references_of(document)]), file=sys.stderr)
+    found = {key: document[key] for key in ("baseline", "models")}
+    print(json.dumps({"out": str(settings.out), **found, "arms": [arm["name"] for arm in document["arms"]]}))
     return 0
+
+
+def verdicts_of(document: Mapping[str, Any]) -> list[str]:
+    """The sentences of a comparison, in the order of the questions."""
+    return [
+        metric["comparisons"][arm["name"]]["verdict"]
+        for arm in document["arms"]
+        for name in document["order"]
+        if arm["name"] in (metric := document["metrics"][name])["comparisons"]
+    ]
+
+
+def references_of(document: Mapping[str, Any]) -> list[str]:
+    """Floors and rules, of the metrics that a report's summary shows."""
+    rules = [arm["name"] for arm in document["arms"] if arm["role"] == "reference"]
+    lines = []
+    for metric in differences.compared():
+        if not metric.is_card or metric.name not in document["metrics"]:
+            continue
+        values = {name: document["metrics"][metric.name]["arms"].get(name, {}).get("value") for name in rules}
+        values |= {floor["label"]: floor["values"].get(metric.name) for floor in document["floors"].values()}
+        lines += [
+            verdicts.reference(metric.label, metric.unit, name, value)
+            for name, value in values.items()
+            if value is not None
+        ]
+    return lines
 
 
 def compare(settings: CompareConfig) -> dict[str, Any]:
@@ -78,187 +64,93 @@ def compare(settings: CompareConfig) -> dict[str, Any]:
     Raises:
         FileFormatError: an evaluation cannot be read.
         CompatibilityError: they are of other stores or other OD pairs.
-        ConfigError: two have the same name, or another job writes to OUT.
+        ConfigError: two have the same name, none is the baseline, or another job writes to OUT.
     """
     with claims.directory(settings.out):
-        return _compare(settings)
+        document = _compare(settings)
+        config.save(settings, "compare", settings.out / "config.yaml")
+        files.write_json(settings.out / "comparison.json", document)
+    return document
 
 
 def _compare(settings: CompareConfig) -> dict[str, Any]:
     evaluations = [read(path) for path in settings.evaluations]
-    baseline, *others = evaluations
-    names = [evaluation.name for evaluation in evaluations]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"evaluations of the same name: {', '.join(names)}; give each a `name` when it is made")
-    for other in others:
-        check_same(baseline, other)
-    metrics: dict[str, Any] = {}
-    for other in others:
-        found = list(_differences(baseline, other, settings))
-        adjusted = paired.holm([difference.test.p for difference in found])
-        for difference, p_holm in zip(found, adjusted, strict=True):
-            words = baseline.document["metrics"][difference.metric]
-            entry = metrics.setdefault(
-                difference.metric, {key: words[key] for key in ("label", "unit", "better", "group")} | {"models": {}}
-            )
-            entry["models"][other.name] = _described(difference, p_holm, words, baseline.name, other.name, settings)
-    document = {
-        "format": FORMAT,
-        "store": baseline.document["store"],
-        "baseline": baseline.name,
-        "models": names,
-        "evaluations": [str(path) for path in settings.evaluations],
-        "pairs": len(baseline.pairs),
-        "notes": [
-            "Intervals and tests cover the chance in the sample of trips. They do not cover the chance in training: "
-            "one run a model says nothing of other seeds.",
-            "p-values are corrected by Holm's method over the metrics of each model.",
-        ],
-        "settings": settings.model_dump(mode="json"),
-        "code_version": code_version(),
-        "environment": provenance.environment(),
-        "metrics": metrics,
+    names, first = check_names(evaluations), evaluations[0]
+    for other in evaluations[1:]:
+        check_same(first, other)
+    found = arms.group([Model.of_document(evaluation.document) for evaluation in evaluations])
+    baseline = arms.choose_baseline(found, settings.baseline)
+    found = arms.in_order(found, baseline)
+    runs = {arm.name: [evaluations[names.index(name)] for name in arm.models] for arm in found}
+    against = {
+        arm.name: differences.between((baseline, arm), (runs[baseline.name], runs[arm.name]), settings)
+        for arm in found
+        if arm != baseline and arm.role != "reference"
     }
-    config.save(settings, "compare", settings.out / "config.yaml")
-    files.write_json(settings.out / "comparison.json", document)
+    document: dict[str, Any] = files.finite(
+        {
+            "format": FORMAT,
+            "store": first.document["store"],
+            "split": first.document["generated"]["split"],
+            "baseline": baseline.name,
+            "baseline_choice": arms.sentence(baseline),
+            "arms": [arm.as_dict() for arm in found],
+            "models": names,
+            "evaluations": [str(path) for path in settings.evaluations],
+            "pairs": len(first.pairs),
+            "floors": floors_of(evaluations),
+            "notes": _notes(found),
+            "settings": settings.model_dump(mode="json"),
+            "code_version": code_version(),
+            "environment": provenance.environment(),
+            "order": [metric.name for metric in differences.compared() if metric.name in first.document["metrics"]],
+            "metrics": _metrics(first, runs, against, settings),
+        }
+    )
     return document
+
+
+def _metrics(
+    first: Evaluation,
+    runs: Mapping[str, Sequence[Evaluation]],
+    against: Mapping[str, Sequence[Difference]],
+    settings: CompareConfig,
+) -> dict[str, Any]:
+    """Every metric: each arm's values, and its differences from the baseline."""
+    values = {name: differences.described(found, settings) for name, found in runs.items()}
+    return {
+        metric: {
+            **{key: words[key] for key in ("label", "unit", "better", "group")},
+            "arms": {name: found[metric] for name, found in values.items() if metric in found},
+            "comparisons": {
+                name: difference.as_dict()
+                for name, found in against.items()
+                for difference in found
+                if difference.metric == metric
+            },
+        }
+        for metric, words in first.document["metrics"].items()
+    }
+
+
+def _notes(found: Sequence[Arm]) -> list[str]:
+    """What the verdicts cover."""
+    notes = [
+        "An arm is all runs that differ in their seeds only; its values are means over them.",
+        "Over seeds: exact permutation tests of runs, corrected for all metrics together (Westfall and Young); "
+        "intervals of Student, or of Welch where the seeds are not the same.",
+        "Over trips: intervals resample trips; p-values are corrected by Holm's method over the metrics of each arm. "
+        "They cover the chance in the sample of trips, not that in training.",
+    ]
+    single = [arm.name for arm in found if arm.role != "reference" and len(arm.models) == 1]
+    if single:
+        notes.append(f"One run only: {', '.join(single)}. What another seed would have given is not known.")
+    unknown = [arm.name for arm in found if arm.role == "unknown"]
+    if unknown:
+        notes.append(f"How these were trained is not known, so each is an arm of its own: {', '.join(unknown)}.")
+    return notes
 
 
 def code_version() -> str:
     """Digest of the source that decides what a comparison holds."""
     return provenance.source_digest(__name__)
-
-
-def read(path: Path) -> Evaluation:
-    """An evaluation; raises `FileFormatError`."""
-    document = read_document(path / "metrics.json", evaluation.FORMAT, "evaluate")
-    numbers = (*MEASURES.values(), *SHOWN)
-    columns = {**KEYS, **dict.fromkeys(FLAGS.values(), pl.Boolean), **dict.fromkeys(numbers, pl.Float64)}
-    with tables.Reader() as reader:
-        pairs = read_parquet(path / "pairs.parquet", columns, reader.read)
-        if document["reliability"] is None:
-            return Evaluation(path, document, pairs, None)
-        sums = {name: pl.Float64 for column in STEPS.values() for name in (column, f"{column}_count")}
-        steps = read_parquet(path / "next_road.parquet", {"trip": pl.Int64, **sums}, reader.read)
-    return Evaluation(path, document, pairs, steps)
-
-
-def check_same(baseline: Evaluation, other: Evaluation) -> None:
-    """Raises `CompatibilityError` if two evaluations are not about the same OD pairs of the same store."""
-    if baseline.document["store"] != other.document["store"]:
-        raise CompatibilityError(f"{baseline.path} and {other.path} are evaluations on different stores")
-    splits = [evaluation.document["generated"]["split"] for evaluation in (baseline, other)]
-    keys = [evaluation.pairs.select(list(KEYS)) for evaluation in (baseline, other)]
-    if splits[0] != splits[1] or not keys[0].equals(keys[1]):
-        raise CompatibilityError(
-            f"{baseline.path} ({len(keys[0])} of {splits[0]}) and {other.path} ({len(keys[1])} of {splits[1]}) are not "
-            "about the same OD pairs; generate both with the same split, pairs and seed"
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """Of one metric: the other minus the baseline.
-
-    Attributes:
-        low, high: interval of the difference.
-        n: pairs, or trips of the split.
-    """
-
-    metric: str
-    baseline: float
-    value: float
-    low: float
-    high: float
-    n: int
-    test: PairedTest
-
-
-def _differences(baseline: Evaluation, other: Evaluation, settings: CompareConfig) -> Iterator[Difference]:
-    bootstrap = Bootstrap(settings.bootstrap, len(baseline.pairs))
-    for metric, column in FLAGS.items():
-        before, after = (e.pairs[column].to_numpy() for e in (baseline, other))
-        yield _of_values(metric, before.astype(float), after.astype(float), paired.mcnemar(before, after), bootstrap)
-    for metric, column in MEASURES.items():
-        before, after = (e.pairs[column].to_numpy() for e in (baseline, other))
-        yield _of_values(metric, before, after, paired.wilcoxon(after - before), bootstrap)
-    if baseline.next_road is None or other.next_road is None:
-        return
-    bootstrap = Bootstrap(settings.bootstrap, len(baseline.next_road))
-    for metric, column in STEPS.items():
-        yield _of_sums(metric, baseline.next_road, other.next_road, column, bootstrap)
-
-
-def _of_values(
-    metric: str, before: npt.NDArray, after: npt.NDArray, test: PairedTest, bootstrap: Bootstrap
-) -> Difference:
-    estimate = bootstrap.mean(after - before)
-    return Difference(metric, float(before.mean()), float(after.mean()), estimate.low, estimate.high, estimate.n, test)
-
-
-def _of_sums(metric: str, before: pl.DataFrame, after: pl.DataFrame, column: str, bootstrap: Bootstrap) -> Difference:
-    """Means over steps, resampled by trip; the test compares the trips' own means."""
-    sums = np.stack(
-        [frame[name].to_numpy() for frame in (before, after) for name in (column, f"{column}_count")], axis=1
-    )
-    with np.errstate(invalid="ignore", divide="ignore"):
-        trip_means = sums[:, [0, 2]] / sums[:, [1, 3]]
-
-    def difference(totals: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.asarray(totals[..., 2] / totals[..., 3] - totals[..., 0] / totals[..., 1])
-
-    estimate = bootstrap.statistic(sums, difference, len(sums))
-    totals = sums.sum(axis=0)
-    values = float(totals[0] / totals[1]), float(totals[2] / totals[3])
-    test = paired.wilcoxon(trip_means[:, 1] - trip_means[:, 0])
-    return Difference(
-        metric, *values, estimate.low, estimate.high, int(np.isfinite(trip_means).all(axis=1).sum()), test
-    )
-
-
-def _described(
-    found: Difference, p_holm: float, words: dict[str, Any], baseline: str, other: str, settings: CompareConfig
-) -> dict[str, Any]:
-    difference = found.value - found.baseline
-    agrees = (found.low > 0) == (found.high > 0) and found.low != 0 != found.high
-    significant = bool(p_holm <= settings.significance and agrees)
-    return {
-        "baseline_value": _plain(found.baseline),
-        "value": _plain(found.value),
-        "difference": _plain(difference),
-        "low": _plain(found.low),
-        "high": _plain(found.high),
-        "p": found.test.p,
-        "p_holm": p_holm,
-        "test": "McNemar, exact" if found.metric in FLAGS else "Wilcoxon signed-rank",
-        "effect_size": found.test.effect_size,
-        "effect_size_kind": found.test.kind,
-        "n": found.n,
-        "significant": significant,
-        "verdict": _verdict(found, difference, significant, p_holm, words, (baseline, other), settings),
-    }
-
-
-def _verdict(
-    found: Difference,
-    difference: float,
-    significant: bool,
-    p_holm: float,
-    words: dict[str, Any],
-    names: Sequence[str],
-    settings: CompareConfig,
-) -> str:
-    baseline, other = names
-    unit = "" if words["unit"] == "share" else f" {words['unit']}"
-    interval = (
-        f"{difference:+.4g}{unit}, {settings.bootstrap.confidence:.0%} interval {found.low:+.4g} to {found.high:+.4g}"
-    )
-    facts = f"({interval}, p = {p_holm:.2g} after Holm, n = {found.n:,})"
-    if not significant:
-        return f"{words['label']}: no real difference between {other} and {baseline} is shown {facts}."
-    is_better = (difference > 0) == (words["better"] == "higher")
-    return f"{words['label']}: {other} is {'better' if is_better else 'worse'} than {baseline} on these trips {facts}."
-
-
-def _plain(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -12,12 +12,14 @@ from shared.store import Cache
 from student_trainer.runs.sinks import Wandb
 
 
-def _split_paths(value: Any) -> Any:
-    """A,B,C as a command line gives it."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+def split_commas(value: Any) -> Any:
+    """A,B,C in one text as a list; one number is a list of one."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return [value] if isinstance(value, int) else value
 
 
-Paths = Annotated[tuple[Path, ...], pydantic.BeforeValidator(_split_paths)]
+Paths = Annotated[tuple[Path, ...], pydantic.BeforeValidator(split_commas)]
 
 
 class BootstrapConfig(Section):
@@ -76,12 +78,15 @@ class EvaluateConfig(Section):
 
 
 class CompareConfig(Section):
-    """`compare`: evaluations of the same OD pairs, pair by pair."""
+    """`compare`: evaluations of the same OD pairs, arm by arm: over seeds, and pair by pair."""
 
     evaluations: Paths
-    """Directories that `evaluate` wrote, separated by commas: first the baseline, then those compared with it."""
+    """Directories that `evaluate` wrote, separated by commas. Runs that differ in their seeds only are one arm."""
     out: Path
     """Directory to write."""
+    baseline: str = ""
+    """Arm, or one of its models, that the others are compared with; empty: that without a teacher, or, where nothing
+    is known of the training, the first."""
     bootstrap: BootstrapConfig = BootstrapConfig()
     """Intervals of the differences."""
     significance: float = pydantic.Field(0.05, gt=0, lt=1)
@@ -91,5 +96,5 @@ class CompareConfig(Section):
     @classmethod
     def _at_least_two(cls, paths: tuple[Path, ...]) -> tuple[Path, ...]:
         if len(paths) < 2:
-            raise ValueError("give two or more, separated by commas: BASELINE,OTHER")
+            raise ValueError("give two or more, separated by commas: ONE,OTHER")
         return paths

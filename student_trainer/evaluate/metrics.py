@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from student_trainer.evaluate import distributions, next_road
+from shared import files
+from student_trainer.evaluate import distributions, next_road, trip_metrics
 from student_trainer.evaluate.bootstrap import Bootstrap, Estimate
 from student_trainer.evaluate.distributions import Values, jensen_shannon_nats
-from student_trainer.evaluate.measures import PairMeasures, TripMeasures
+from student_trainer.evaluate.measures import TripMeasures
 from student_trainer.evaluate.next_road import Positions
+from student_trainer.evaluate.trip_metrics import Better, Group, PairMetric, Pairs
 
 Float = npt.NDArray[np.float64]
-Bool = npt.NDArray[np.bool_]
-Group = Literal["arrival", "global", "local", "time", "next_road"]
 
 NAN = math.nan
 
@@ -39,13 +39,13 @@ class Metric:
     group: Group
     label: str
     unit: str
-    better: Literal["lower", "higher"]
+    better: Better
     description: str
     estimate: Estimate
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the name, as JSON: NaN as null."""
-        values = {key: _plain(value) for key, value in vars(self.estimate).items()}
+        values: dict[str, Any] = files.finite(dict(vars(self.estimate)))
         words = {key: getattr(self, key) for key in ("unit", "group", "better", "label", "description")}
         return values | words
 
@@ -69,24 +69,39 @@ class Histogram:
         return {"label": self.label, "unit": self.unit, "edges": self.edges.tolist(), **sides}
 
 
-def arrival_metrics(arrived: Bool, in_cells: Bool, same_route: Bool, bootstrap: Bootstrap) -> Iterator[Metric]:
-    """Whether trips get where they were asked to go; of all pairs."""
-    for name, label, flags, description in (
-        (
-            "arrival_rate",
-            "Arrived",
-            arrived,
-            "Share of the pairs whose trip ends at the destination that was asked for.",
-        ),
-        (
-            "od_cell_match_rate",
-            "OD cells reached",
-            in_cells,
-            "Share of the pairs whose trip ends in the 0.001° cell of the destination that was asked for.",
-        ),
-        ("same_route_rate", "Same route", same_route, "Share of the pairs whose trip is the real one, road by road."),
-    ):
-        yield Metric(name, "arrival", label, "share", "higher", description, bootstrap.mean(flags.astype(np.float64)))
+def pair_metrics(pairs: Pairs, in_cells: Pairs | None, bootstrap: Bootstrap) -> Iterator[Metric]:
+    """Means of what is declared in `trip_metrics`, and their variants.
+
+    Args:
+        pairs: of each trip and its own real counterpart.
+        in_cells: of trips that share OD cells, matched as upstream does; None if there are none.
+    """
+    for metric in trip_metrics.METRICS:
+        values = metric.measure(pairs)
+        mean = metric.description
+        if not metric.is_flag:
+            values = values.astype(np.float64)
+            mean = f"Mean over all pairs, those that did not arrive included: {metric.description}."
+        yield _of_pairs(metric, "", "", mean, bootstrap.mean(values.astype(np.float64)))
+        if metric.of_arrived:
+            yield _of_pairs(
+                metric, "_arrived", ", arrived trips",
+                "The same over trips that arrived: easier pairs, and others for each model.",
+                bootstrap.mean(np.where(pairs.arrived, values, np.nan)),
+            )  # fmt: skip
+        if metric.of_cells:
+            matched = np.zeros(0) if in_cells is None else metric.measure(in_cells)
+            yield _of_pairs(
+                metric, "_od_cells_upstream", ", shared OD cells",
+                "As upstream has it: the k-th generated with the k-th real trip of the split between the same 0.001° "
+                "cells, by the cells reached; trips that went elsewhere drop out.",
+                Estimate(float(matched.mean()) if len(matched) else NAN, NAN, NAN, len(matched)),
+            )  # fmt: skip
+
+
+def _of_pairs(metric: PairMetric, suffix: str, words: str, description: str, estimate: Estimate) -> Metric:
+    name, label = metric.name + suffix, metric.label + words
+    return Metric(name, metric.group, label, metric.unit, metric.better, description, estimate)
 
 
 def od_pair_match_metric(real_ends: npt.NDArray, generated_ends: npt.NDArray) -> Metric:
@@ -156,71 +171,10 @@ def global_metrics(
     return metrics, histograms
 
 
-LOCAL = (
-    ("hausdorff", "Hausdorff distance", "km", "hausdorff_km", "largest distance of a point of one trip from the other"),
-    ("dtw", "Dynamic time warping", "km", "dtw_km", "sum of distances along the best warping of one onto the other"),
-    (
-        "dtw_per_point",
-        "Dynamic time warping per road",
-        "km",
-        "dtw_per_point_km",
-        "the same divided by the mean number of roads of the two",
-    ),
-    ("edr", "Edit distance (100 m)", "share", "edr", "edits that make one trip the other, points within 100 m being "
-     "equal, divided by the longer one's roads"),
-)  # fmt: skip
-
-
-def local_metrics(
-    pairs: PairMeasures, in_cells: PairMeasures | None, arrived: Bool, bootstrap: Bootstrap
-) -> Iterator[Metric]:
-    """Distances of generated trips from real ones.
-
-    Args:
-        pairs: of each trip from its own real counterpart.
-        in_cells: of trips that share OD cells, matched as upstream does; None if there are none.
-    """
-    for name, label, unit, field, meaning in LOCAL:
-        values = getattr(pairs, field)
-        shown = "" if unit == "share" else f"_{unit}"
-        yield Metric(
-            f"{name}{shown}", "local", label, unit, "lower",
-            f"Mean over all pairs, those that did not arrive included: {meaning}.", bootstrap.mean(values),
-        )  # fmt: skip
-        yield Metric(
-            f"{name}{shown}_arrived", "local", f"{label}, arrived trips", unit, "lower",
-            "The same over trips that arrived: easier pairs, and others for each model.",
-            bootstrap.mean(np.where(arrived, values, np.nan)),
-        )  # fmt: skip
-        matched = np.zeros(0) if in_cells is None else getattr(in_cells, field)
-        yield Metric(
-            f"{name}{shown}_od_cells_upstream", "local", f"{label}, shared OD cells", unit, "lower",
-            "As upstream has it: the k-th generated with the k-th real trip of the split between the same 0.001° "
-            "cells, by the cells reached; trips that went elsewhere drop out.",
-            Estimate(float(matched.mean()) if len(matched) else NAN, NAN, NAN, len(matched)),
-        )  # fmt: skip
-
-
-def time_metrics(real: TripMeasures, generated: TripMeasures, arrived: Bool, bootstrap: Bootstrap) -> Iterator[Metric]:
-    """Errors of length and duration of whole trips."""
-    duration = np.abs(generated.duration_s - real.duration_s)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        relative = np.where(real.duration_s > 0, duration / real.duration_s, np.nan)
-    distance = np.abs(generated.distance_km - real.distance_km)
-    for name, label, unit, values, description in (
-        ("trip_duration_error_s", "Trip duration, error", "s", duration, "Mean absolute difference from the real one."),
-        (
-            "trip_duration_error_s_arrived", "Trip duration, error, arrived trips", "s",
-            np.where(arrived, duration, np.nan), "The same over trips that arrived.",
-        ),
-        (
-            "trip_duration_error_relative", "Trip duration, relative error", "share", relative,
-            "Mean absolute difference divided by the real duration, where that is above 0.",
-        ),
-        ("trip_distance_error_km", "Trip distance, error", "km", distance, "Mean absolute difference from the real's."),
-    ):  # fmt: skip
-        yield Metric(name, "time", label, unit, "lower", description, bootstrap.mean(values))
-    yield Metric(
+def median_duration_error(pairs: Pairs, bootstrap: Bootstrap) -> Metric:
+    """The median beside the mean, which few trips can decide."""
+    duration = np.abs(pairs.generated_measures.duration_s - pairs.real_measures.duration_s)
+    return Metric(
         "trip_duration_error_s_median", "time", "Trip duration, median error", "s", "lower",
         "Median absolute difference to the real trip's.", bootstrap.median(duration),
     )  # fmt: skip
@@ -235,33 +189,12 @@ def next_road_metrics(
         n: trips of the split.
         bins: of the confidence.
     """
-    log_seconds = np.log1p(positions.seconds)
-    predicted = np.log1p(np.maximum(positions.seconds + positions.seconds_error, 0))
-    with_seconds = np.abs(positions.seconds_error)
-    relative = np.abs(predicted - log_seconds) / np.maximum(log_seconds, 1)
     metrics = []
-    for name, label, unit, better, values, description in (
-        (
-            "next_road_accuracy", "Next road right", "share", "higher", positions.is_hit,
-            "Share of the steps whose most likely candidate is the real next road; candidates are the successors.",
-        ),
-        (
-            "next_road_nll_nats", "Next road, negative log-likelihood", "nat", "lower", positions.nll_nats,
-            "Mean of -log probability of the real next road, where it is among the candidates.",
-        ),
-        (
-            "next_road_time_error_s", "Time to the next road, error", "s", "lower", with_seconds,
-            "Mean absolute error of the predicted time to the real next road.",
-        ),
-        (
-            "next_road_time_error_relative_upstream", "Time to the next road, upstream's error", "share", "lower",
-            relative,
-            "Mean of |x' - x| / max(x, 1) with x = log(1 + seconds), which upstream calls MAPE.",
-        ),
-    ):  # fmt: skip
-        sums, counts = next_road.per_trip(positions, np.asarray(values), n)
+    for metric in next_road.METRICS:
+        sums, counts = next_road.per_trip(positions, metric.measure(positions), n)
         estimate = bootstrap.ratio(sums, counts, int(counts.sum()))
-        metrics.append(Metric(name, "next_road", label, unit, better, description, estimate))  # type: ignore[arg-type]
+        words = metric.label, metric.unit, metric.better, metric.description
+        metrics.append(Metric(metric.name, "next_road", *words, estimate))
     binned = next_road.binned_confidence(positions, bins, n)
     metrics.append(
         Metric(
@@ -271,6 +204,12 @@ def next_road_metrics(
         )
     )  # fmt: skip
     return metrics, next_road.reliability(binned.sum(axis=0))
+
+
+def by_group(metrics: Sequence[Metric]) -> list[Metric]:
+    """Metrics of a group behind each other, groups and metrics in the order in which they first occur."""
+    groups = list(dict.fromkeys(metric.group for metric in metrics))
+    return sorted(metrics, key=lambda metric: groups.index(metric.group))
 
 
 def flat(document: dict[str, Any], prefix: str = "evaluate") -> dict[str, float]:
@@ -286,7 +225,3 @@ def _values(side: TripMeasures, field: str) -> Values:
 
 def _scaled(estimate: Estimate, factor: float) -> Estimate:
     return Estimate(estimate.value * factor, estimate.low * factor, estimate.high * factor, estimate.n)
-
-
-def _plain(value: float) -> float | int | None:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,12 +6,14 @@ Shapes: P positions with K candidates, n trips.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from shared import ragged
 from shared.store import Trips
+from student_trainer.evaluate.trip_metrics import Better
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -23,7 +25,8 @@ class Positions:
     """Of each of P positions.
 
     Attributes:
-        trip: int64 [P] index in the split.
+        trip, step: int64 [P] index in the split, and in the trip's roads.
+        has_choice: bool [P], whether there are two candidates or more.
         is_hit: bool [P], whether the first most likely candidate is the next road.
         confidence: float64 [P], its probability.
         nll_nats: float64 [P], -log probability of the next road; NaN where it is not among the candidates.
@@ -32,11 +35,71 @@ class Positions:
     """
 
     trip: Int
+    step: Int
+    has_choice: Bool
     is_hit: Bool
     confidence: Float
     nll_nats: Float
     seconds_error: Float
     seconds: Float
+
+
+@dataclasses.dataclass(frozen=True)
+class StepMetric:
+    """A number of each step, and its mean over steps.
+
+    Attributes:
+        name: of the mean, with its unit: a key of `metrics.json`.
+        column: of `next_road.parquet`, with `<column>_count`: sums over the steps of each trip, and how many there are.
+        measure: positions -> [P], NaN where it is not defined.
+        is_compared: whether `compare` tests it.
+        is_card: whether a report's summary shows it.
+    """
+
+    name: str
+    column: str
+    label: str
+    unit: str
+    better: Better
+    description: str
+    measure: Callable[[Positions], npt.NDArray]
+    is_compared: bool = True
+    is_card: bool = False
+
+
+def _relative_time_error(positions: Positions) -> Float:
+    log_seconds = np.log1p(positions.seconds)
+    predicted = np.log1p(np.maximum(positions.seconds + positions.seconds_error, 0))
+    return np.asarray(np.abs(predicted - log_seconds) / np.maximum(log_seconds, 1))
+
+
+METRICS: tuple[StepMetric, ...] = (
+    StepMetric(
+        "next_road_accuracy", "hits", "Next road right", "share", "higher",
+        "Share of the steps whose most likely candidate is the real next road; candidates are the successors.",
+        lambda positions: positions.is_hit, is_card=True,
+    ),
+    StepMetric(
+        "next_road_choice_accuracy", "choice_hits", "Next road right, where there is a choice", "share", "higher",
+        "The same over the steps with two candidates or more: the others cannot be wrong.",
+        lambda positions: np.where(positions.has_choice, positions.is_hit, np.nan), is_card=True,
+    ),
+    StepMetric(
+        "next_road_nll_nats", "nll_nats", "Next road, negative log-likelihood", "nat", "lower",
+        "Mean of -log probability of the real next road, where it is among the candidates.",
+        lambda positions: positions.nll_nats,
+    ),
+    StepMetric(
+        "next_road_time_error_s", "time_error_s", "Time to the next road, error", "s", "lower",
+        "Mean absolute error of the predicted time to the real next road.",
+        lambda positions: np.abs(positions.seconds_error),
+    ),
+    StepMetric(
+        "next_road_time_error_relative_upstream", "time_error_relative", "Time to the next road, upstream's error",
+        "share", "lower", "Mean of |x' - x| / max(x, 1) with x = log(1 + seconds), which upstream calls MAPE.",
+        _relative_time_error, is_compared=False,
+    ),
+)  # fmt: skip
 
 
 def positions_of(arrays: dict[str, npt.NDArray], trips: Trips) -> Positions:
@@ -52,6 +115,8 @@ def positions_of(arrays: dict[str, npt.NDArray], trips: Trips) -> Positions:
     seconds = (trips.times[at + 1] - trips.times[at]).astype(np.float64)
     return Positions(
         trip=arrays["trip"],
+        step=arrays["step"],
+        has_choice=length > 1,
         is_hit=np.minimum.reduceat(slot, start) == label,
         confidence=np.exp(top - log_sum),
         nll_nats=np.where(is_known, log_sum - logit[chosen], np.nan),

@@ -17,11 +17,13 @@ class PairedTest:
     """What a test of n paired differences found.
 
     Attributes:
+        name: of the test.
         p: two-sided p-value; 1 where all differences are zero.
         effect_size: see `kind`; above 0 where the second is larger.
         kind: what the effect size is.
     """
 
+    name: str
     p: float
     effect_size: float
     kind: str
@@ -34,14 +36,14 @@ def wilcoxon(differences: Float) -> PairedTest:
     chooses. Effect size: matched-pairs rank-biserial correlation (Kerby 2014), the share of the rank sum in favour
     minus that against, -1 to 1.
     """
-    kind = "rank-biserial correlation"
+    name, kind = "Wilcoxon signed-rank", "rank-biserial correlation"
     known = differences[np.isfinite(differences) & (differences != 0)]
     if len(known) == 0:
-        return PairedTest(1.0, 0.0, kind)
+        return PairedTest(name, 1.0, 0.0, kind)
     ranks = scipy.stats.rankdata(np.abs(known))
     favour = float(ranks[known > 0].sum() - ranks[known < 0].sum()) / float(ranks.sum())
     result = scipy.stats.wilcoxon(known, method="auto")
-    return PairedTest(float(result.pvalue), favour, kind)
+    return PairedTest(name, float(result.pvalue), favour, kind)
 
 
 def mcnemar(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> PairedTest:
@@ -51,11 +53,11 @@ def mcnemar(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> Pair
     the shares of changed pairs that became yes and that became no, -1 to 1.
     """
     gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
-    kind = "share gained minus lost, of the pairs that changed"
+    name, kind = "McNemar, exact", "share gained minus lost, of the pairs that changed"
     if gained + lost == 0:
-        return PairedTest(1.0, 0.0, kind)
+        return PairedTest(name, 1.0, 0.0, kind)
     p = float(scipy.stats.binomtest(gained, gained + lost).pvalue)
-    return PairedTest(p, (gained - lost) / (gained + lost), kind)
+    return PairedTest(name, p, (gained - lost) / (gained + lost), kind)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -12,39 +12,32 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from shared import claims, config, files, provenance
 from shared.errors import DataError
 from shared.store import Store, Trips
 from student_trainer.data.network import RoadNetwork
-from student_trainer.evaluate import generated, metrics, next_road, publish
+from student_trainer.evaluate import floors, generated, metrics, next_road, publish, training, trip_metrics
 from student_trainer.evaluate.bootstrap import Bootstrap
 from student_trainer.evaluate.config import EvaluateConfig
+from student_trainer.evaluate.evaluation import FORMAT
+from student_trainer.evaluate.floors import Floor
 from student_trainer.evaluate.generated import Generated
-from student_trainer.evaluate.measures import (
-    Cells,
-    PairMeasures,
-    TripMeasures,
-    measure_pairs,
-    measure_trips,
-    same_routes,
-    shared_cell_pairs,
-)
+from student_trainer.evaluate.measures import measure_trips, shared_cell_pairs
 from student_trainer.evaluate.metrics import Histogram, Metric
 from student_trainer.evaluate.next_road import Positions
+from student_trainer.evaluate.trip_metrics import Pairs
 from student_trainer.runs.sinks import check_wandb
 
 log = logging.getLogger(__name__)
-
-FORMAT = "hoser-evaluation/1"
 
 
 def run(settings: EvaluateConfig) -> int:
@@ -78,6 +71,7 @@ def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     log.info("%d pairs of %s, %d arrived", len(found.pair), found.split, int(found.arrived.sum()))
     measured, histograms, pairs = _measure_trips(network, whole, real, found, settings)
     curve = None
+    rules: dict[str, Floor] = {}
     next_roads: pl.DataFrame | None = None
     if settings.weights is not None:
         positions = _predict(settings, store, network, whole)
@@ -85,19 +79,23 @@ def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         more, curve = metrics.next_road_metrics(positions, len(whole), settings.bins, bootstrap)
         measured += more
         next_roads = _next_road_table(positions, len(whole))
+        rules = floors.measure(network, store.trips("train", settings.cache), whole, positions)
     document = {
         "format": FORMAT,
         "name": settings.name or str(found.summary["name"]),
         "store": store.fingerprint,
-        "trips": str(settings.trips),
+        "trips": os.path.relpath(os.path.realpath(settings.trips), os.path.realpath(settings.out)),
+        "trips_at": os.path.realpath(settings.trips),
         "generated": found.summary,
         "weights": None if settings.weights is None else _weights(settings.weights),
+        "training": _training(settings, found),
         "settings": settings.model_dump(mode="json"),
         "code_version": code_version(),
         "environment": provenance.environment(),
         "metrics": {metric.name: metric.as_dict() for metric in measured},
         "histograms": {histogram.name: histogram.as_dict() for histogram in histograms},
         "reliability": curve,
+        "floors": {name: dataclasses.asdict(floor) for name, floor in rules.items()},
     }
     _write(settings, document, pairs, next_roads)
     publish.publish(settings, document)
@@ -113,58 +111,54 @@ def _weights(path: Path) -> dict[str, str]:
     return {"file": str(path), "sha256": files.file_digest(path)}
 
 
+def _training(settings: EvaluateConfig, found: Generated) -> dict[str, Any] | None:
+    """Of the weights that are measured, or else of those that the trips were generated with."""
+    path = settings.weights
+    if path is None and (made := found.summary.get("weights")) is not None:
+        path = Path(made["file"])
+        if not path.is_file() or files.file_digest(path) != made["sha256"]:
+            return None
+    known = None if path is None else training.read(path)
+    return None if known is None else known.as_dict()
+
+
 def _measure_trips(
     network: RoadNetwork, whole: Trips, real: Trips, found: Generated, settings: EvaluateConfig
 ) -> tuple[list[Metric], list[Histogram], pl.DataFrame]:
     bootstrap = Bootstrap(settings.bootstrap, len(found.pair))
-    sides = measure_trips(network, real), measure_trips(network, found.trips)
-    pairs = measure_pairs(network, real, found.trips)
+    pairs = Pairs(network, real, found.trips, found.destination)
     longer = whole.take(np.flatnonzero(whole.lengths >= 2))
     if len(longer) == 0:
         raise DataError(f"the {found.split} split has no trip of two or more roads")
-    everything = measure_trips(network, longer)
-    cells = Cells.over(network)
-    real_ends, ends = cells.ends(longer), cells.ends(found.trips)
-    in_cell = ends[:, 1] == cells.of_road[found.destination]
+    real_ends, ends = pairs.cells.ends(longer), pairs.cells.ends(found.trips)
     moved = np.flatnonzero(found.trips.lengths >= 2)
     left, right = shared_cell_pairs(real_ends, ends[moved])
-    in_cells = measure_pairs(network, longer.take(left), found.trips.take(moved[right])) if len(left) else None
-    same = same_routes(real, found.trips)
-    global_, histograms = metrics.global_metrics(sides[0], everything, sides[1], bootstrap)
+    in_cells = Pairs(network, longer.take(left), found.trips.take(moved[right]), found.destination[moved[right]])
+    everything = measure_trips(network, longer)
+    global_, histograms = metrics.global_metrics(pairs.real_measures, everything, pairs.generated_measures, bootstrap)
     measured = [
-        *metrics.arrival_metrics(found.arrived, in_cell, same, bootstrap),
+        *metrics.pair_metrics(pairs, in_cells if len(left) else None, bootstrap),
         metrics.od_pair_match_metric(real_ends, ends[moved]),
-        *metrics.local_metrics(pairs, in_cells, found.arrived, bootstrap),
-        *metrics.time_metrics(*sides, found.arrived, bootstrap),
+        metrics.median_duration_error(pairs, bootstrap),
         *global_,
     ]
-    return measured, histograms, _pairs_table(found, sides, pairs, in_cell, same)
+    return metrics.by_group(measured), histograms, _pairs_table(found, pairs)
 
 
-def _pairs_table(
-    found: Generated,
-    sides: tuple[TripMeasures, TripMeasures],
-    pairs: PairMeasures,
-    in_cell: npt.NDArray[np.bool_],
-    same: npt.NDArray[np.bool_],
-) -> pl.DataFrame:
-    real, made = sides
+def _pairs_table(found: Generated, pairs: Pairs) -> pl.DataFrame:
     columns: dict[str, Any] = {
         "pair": found.pair,
         "source_trip": found.source_trip,
         "origin": found.origin,
         "destination": found.destination,
         "status": found.status,
-        "arrived": found.arrived,
-        "in_destination_cell": in_cell,
-        "same_route": same,
     }
     for name in ("distance_km", "radius_km", "duration_s"):
-        columns |= {f"real_{name}": getattr(real, name), name: getattr(made, name)}
-    columns |= {field.name: getattr(pairs, field.name) for field in dataclasses.fields(pairs)}
-    columns["distance_error_km"] = np.abs(made.distance_km - real.distance_km)
-    columns["duration_error_s"] = np.abs(made.duration_s - real.duration_s)
-    return pl.DataFrame(columns).sort("pair")
+        columns |= {
+            f"real_{name}": getattr(pairs.real_measures, name),
+            name: getattr(pairs.generated_measures, name),
+        }
+    return pl.DataFrame(columns | trip_metrics.measure(pairs)).sort("pair")
 
 
 def _predict(settings: EvaluateConfig, store: Store, network: RoadNetwork, trips: Trips) -> Positions:
@@ -188,12 +182,9 @@ def _predict(settings: EvaluateConfig, store: Store, network: RoadNetwork, trips
 def _next_road_table(positions: Positions, n: int) -> pl.DataFrame:
     """What the steps of each trip of the split sum up to."""
     columns: dict[str, Any] = {"trip": np.arange(n)}
-    for name, values in (
-        ("hits", positions.is_hit),
-        ("nll_nats", positions.nll_nats),
-        ("time_error_s", np.abs(positions.seconds_error)),
-    ):
-        columns[name], columns[f"{name}_count"] = next_road.per_trip(positions, np.asarray(values), n)
+    for metric in next_road.METRICS:
+        sums = next_road.per_trip(positions, metric.measure(positions), n)
+        columns[metric.column], columns[f"{metric.column}_count"] = sums
     return pl.DataFrame(columns)
 
 
@@ -221,6 +212,12 @@ def table(document: dict[str, Any]) -> str:
         interval = "" if metric["low"] is None else f"{metric['low']:.4g} .. {metric['high']:.4g}"
         value = "-" if metric["value"] is None else f"{metric['value']:.4g}"
         rows.append((metric["group"], name, value, metric["unit"], interval, f"{metric['n']:,}"))
+    for floor in document["floors"].values():
+        rows += [
+            ("floors", f"{metric} of {floor['label']}", f"{value:.4g}", "share", "", "")
+            for metric, value in floor["values"].items()
+            if value is not None
+        ]
     header = ("", "metric", "value", "unit", f"{document['settings']['bootstrap']['confidence']:.0%} interval", "n")
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines, group = [], ""

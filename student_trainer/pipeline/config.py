@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 
 from shared.config import Section
 from shared.store import SplitName
-from student_trainer.evaluate.config import BootstrapConfig
+from student_trainer.evaluate.config import BootstrapConfig, split_commas
 from student_trainer.generate.config import Method, SearchConfig
 
 Phase = Literal["generate", "evaluate", "compare", "report"]
 
 
-def _split_list(value: Any) -> Any:
-    """A,B as a command line gives it; one value is a list of one."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return [value] if isinstance(value, int) else value
-
-
-Phases = Annotated[tuple[Phase, ...], pydantic.BeforeValidator(_split_list)]
-Splits = Annotated[tuple[SplitName, ...], pydantic.BeforeValidator(_split_list)]
-Seeds = Annotated[tuple[int, ...], pydantic.BeforeValidator(_split_list)]
+Phases = Annotated[tuple[Phase, ...], pydantic.BeforeValidator(split_commas)]
+Splits = Annotated[tuple[SplitName, ...], pydantic.BeforeValidator(split_commas)]
+Seeds = Annotated[tuple[int, ...], pydantic.BeforeValidator(split_commas)]
 
 
 class PipelineConfig(Section):
@@ -34,7 +27,7 @@ class PipelineConfig(Section):
     """Store that `prepare` wrote."""
     models: Path
     """Directory: every checkpoints/best.pt below it is a model, named as its run's directory, and so is every .pth
-    file directly in it."""
+    file directly in it. Runs on other stores and trials of studies are left out."""
     out: Path
     """Directory to write."""
     splits: Splits = ("train", "test")
@@ -42,13 +35,16 @@ class PipelineConfig(Section):
     seeds: Seeds = (42,)
     """Seeds of the draws of OD pairs, separated by commas."""
     baseline: str = ""
-    """Model that the others are compared with; empty: vanilla if there is one, otherwise the first by name."""
+    """Arm, or one of its models, that the others are compared with; empty: the arm without a teacher, or, where nothing
+    is known of the training, vanilla if there is one, otherwise the first by name."""
     shortest_path: bool = True
     """Also shortest paths, which need no model."""
     only: Phases = ()
     """Phases to run, separated by commas: generate, evaluate, compare, report; empty: all. Others must be done."""
     force: bool = False
     """Run again what is done."""
+    dry_run: bool = False
+    """Print arms, baseline and what there is to do, and end."""
     method: Method = "beam"
     """Search of the models' trips: greedy, beam, best_first."""
     pairs: int = pydantic.Field(1000, ge=0)

@@ -68,17 +68,43 @@ class Item:
         files.write_json(self.record(out), {"fingerprint": self.fingerprint, "phase": self.phase, "name": self.name})
 
 
-def plan(settings: PipelineConfig, models: Sequence[Model], store: Store) -> list[Item]:
-    """Every item, after those that it needs."""
-    items: list[Item] = []
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """One split and seed of OD pairs.
+
+    Attributes:
+        trips, evaluations: an item a model.
+    """
+
+    name: str
+    settings: PipelineConfig
+    models: Sequence[Model]
+    trips: Sequence[Item]
+    evaluations: Sequence[Item]
+
+    @property
+    def items(self) -> list[Item]:
+        """What each model needs, in order."""
+        return [*self.trips, *self.evaluations]
+
+    def together(self, evaluations: Sequence[Item]) -> list[Item]:
+        """The comparison and the report of some of the evaluations: those that there are."""
+        chosen = [(m, e) for m, e in zip(self.models, self.evaluations, strict=True) if e in evaluations]
+        models, measured = [model for model, _ in chosen], [item for _, item in chosen]
+        compared = [_compare(self.settings, measured, self.name)] if len(measured) > 1 else []
+        return [*compared, _report(self.settings, models, measured, compared, self.name)]
+
+
+def plan(settings: PipelineConfig, models: Sequence[Model], store: Store) -> list[Place]:
+    """Every split and seed."""
+    places: list[Place] = []
     for split in settings.splits:
         for seed in settings.seeds:
-            place = f"{split}-seed{seed}"
-            made = [_generate(settings, model, store, split, seed, place) for model in models]
-            measured = [_evaluate(settings, model, item, place) for model, item in zip(models, made, strict=True)]
-            compared = [_compare(settings, measured, place)] if len(measured) > 1 else []
-            items += [*made, *measured, *compared, _report(settings, models, measured, compared, place)]
-    return items
+            name = f"{split}-seed{seed}"
+            made = [_generate(settings, model, store, split, seed, name) for model in models]
+            measured = [_evaluate(settings, model, item, name) for model, item in zip(models, made, strict=True)]
+            places.append(Place(name, settings, models, made, measured))
+    return places
 
 
 def _generate(settings: PipelineConfig, model: Model, store: Store, split: Any, seed: int, place: str) -> Item:
@@ -120,6 +146,7 @@ def _compare(settings: PipelineConfig, evaluations: Sequence[Item], place: str) 
     job = CompareConfig(
         evaluations=tuple(settings.out / item.name for item in evaluations),
         out=settings.out / name,
+        baseline=settings.baseline,
         bootstrap=settings.bootstrap,
         significance=settings.significance,
     )

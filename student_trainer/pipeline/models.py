@@ -1,13 +1,21 @@
-"""The models in a directory."""
+"""The models in a directory, those of a store among them, and the arms that they make."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from shared import files
 from shared.errors import ConfigError
-from student_trainer.runs.layout import BEST
+from shared.store import Store
+from student_trainer.evaluate import arms, training
+from student_trainer.evaluate.arms import Arm
+from student_trainer.evaluate.training import Training
+from student_trainer.runs.layout import BEST, RunFiles
+
+TRIALS = "optuna_trials"
+"""Where `tune` keeps the runs of its trials."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,39 +26,80 @@ class Model:
         weights: their file; None: shortest paths, which need none.
         sha256: of the file's bytes.
         run: the directory that `train` wrote, if they are from one.
+        training: how they were trained, if it is known.
     """
 
     name: str
     weights: Path | None
     sha256: str
     run: Path | None
+    training: Training | None = None
+
+    def as_arms(self) -> arms.Model:
+        """What arms are made of."""
+        known = None if self.training is None else self.training.as_dict()
+        return arms.Model(self.name, known, is_reference=self.weights is None)
 
 
 SHORTEST = Model("shortest-path", None, "", None)
 
 
-def find(folder: Path, baseline: str, shortest_path: bool) -> list[Model]:
-    """The models in a directory, the baseline first, then by name.
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a directory holds.
+
+    Attributes:
+        models: the baseline's first, arm by arm.
+        arms: the baseline first.
+        left_out: a line about each thing that is no model of the store.
+    """
+
+    models: Sequence[Model]
+    arms: Sequence[Arm]
+    left_out: Sequence[str]
+
+    def lines(self) -> list[str]:
+        """For people: arms, the baseline, what was left out."""
+        told = []
+        for arm in self.arms:
+            known = [str(seed) for seed in arm.seeds if seed is not None]
+            seeds = f", seeds {' '.join(known)}" if known else ""
+            told.append(f"arm {arm.name}: {', '.join(arm.models)}{seeds}")
+        return [*told, arms.sentence(self.arms[0]), *self.left_out]
+
+
+def find(folder: Path, store: Store, baseline: str, shortest_path: bool) -> Found:
+    """The models of a store in a directory.
+
+    Runs on other stores are left out, and so are trials of studies. Weights that are damaged, or of which nothing is
+    known, are models: who loads them says what is wrong with them.
 
     Raises:
         ConfigError: there is none, two have the same name, or none has the baseline's.
     """
-    found: dict[str, tuple[Path, Path | None]] = {}
-    runs = [path.parents[1] for path in sorted(folder.rglob(str(BEST)))]
+    every = [path.parents[1] for path in sorted(folder.rglob(str(BEST)))]
+    runs = [run for run in every if TRIALS not in run.relative_to(folder).parts]
+    left_out = [f"left out: {len(every) - len(runs)} trials of studies"] if len(runs) < len(every) else []
     candidates: list[tuple[str, Path, Path | None]] = [(_name(run, folder), run / BEST, run) for run in runs]
-    candidates += [(path.stem, path, None) for path in sorted(folder.glob("*.pth"))]
+    exported = [RunFiles(run).exported for run in runs]  # of the same weights
+    candidates += [(path.stem, path, None) for path in sorted(folder.glob("*.pth")) if path not in exported]
+    models: dict[str, Model] = {}
     for name, path, run in candidates:
-        if name in found:
-            raise ConfigError(f"{found[name][0]} and {path} would both be called {name}; rename one")
-        found[name] = (path, run)
-    if not found:
-        raise ConfigError(f"{folder} holds no model: neither RUN/{BEST} nor a .pth file")
-    first = baseline or ("vanilla" if "vanilla" in found else min(found))
-    if first not in found:
-        raise ConfigError(f"baseline {first} is not among the models {', '.join(sorted(found))}")
-    names = [first, *sorted(name for name in found if name != first)]
-    models = [Model(name, found[name][0], files.file_digest(found[name][0]), found[name][1]) for name in names]
-    return [*models, SHORTEST] if shortest_path else models
+        if name in models:
+            raise ConfigError(f"{models[name].weights} and {path} would both be called {name}; rename one")
+        known = training.read(path)
+        if known is not None and known.store not in ("", store.fingerprint):
+            left_out.append(f"left out: {name} ({path}), trained on another store than {store.path}")
+            continue
+        models[name] = Model(name, path, files.file_digest(path), run, known)
+    if not models:
+        said = f" of {store.path}: {'; '.join(left_out)}" if left_out else f": neither RUN/{BEST} nor a .pth file"
+        raise ConfigError(f"{folder} holds no model{said}")
+    if shortest_path:
+        models[SHORTEST.name] = SHORTEST
+    grouped = arms.group([models[name].as_arms() for name in sorted(models)])
+    ordered = arms.in_order(grouped, arms.choose_baseline(grouped, baseline))
+    return Found([models[name] for arm in ordered for name in arm.models], ordered, left_out)
 
 
 def _name(run: Path, folder: Path) -> str:

@@ -13,7 +13,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,36 +22,70 @@ from shared.errors import ReportableError
 from shared.store import Store
 from student_trainer.pipeline import models
 from student_trainer.pipeline.config import PipelineConfig
-from student_trainer.pipeline.items import Item, plan
+from student_trainer.pipeline.items import Item, Place, plan
 
 log = logging.getLogger(__name__)
 
-Outcome = Literal["done", "was done", "failed", "skipped", "not asked for"]
+Outcome = Literal["done", "was done", "failed", "skipped", "not asked for", "to do"]
 
 
 def run(settings: PipelineConfig) -> int:
     """Does what is not done; prints a table on stderr and the outcomes as JSON on stdout. 1 if anything failed.
+
+    What failed is left out of comparisons and reports, which are made of the rest.
 
     Raises:
         ConfigError: there are no models, the baseline is not among them, or another job writes to OUT.
         FileFormatError: `data` is no store.
     """
     store = Store(settings.data)
-    items = plan(settings, models.find(settings.models, settings.baseline, settings.shortest_path), store)
+    found = models.find(settings.models, store, settings.baseline, settings.shortest_path)
+    print("\n".join(found.lines()), file=sys.stderr)
+    places = plan(settings, found.models, store)
+    if settings.dry_run:
+        return _tell(settings, places)
     with claims.directory(settings.out):
-        return _run(settings, items)
+        return _run(settings, places)
 
 
-def _run(settings: PipelineConfig, items: Sequence[Item]) -> int:
+def _tell(settings: PipelineConfig, places: Sequence[Place]) -> int:
+    """What there is to do if nothing fails; nothing is written."""
+    outcomes: dict[str, Outcome] = {}
+    items = [item for place in places for item in (*place.items, *place.together(place.evaluations))]
+    for item in items:
+        is_asked = not settings.only or item.phase in settings.only
+        is_stale = settings.force or not item.is_done(settings.out)
+        again = is_stale or any(outcomes[need.name] == "to do" for need in item.needs)
+        outcomes[item.name] = ("to do" if again else "was done") if is_asked else "not asked for"
+    print(_table(items, outcomes, {}), file=sys.stderr)
+    print(json.dumps({"out": str(settings.out), "outcomes": outcomes, "reports": []}))
+    return 0
+
+
+def _run(settings: PipelineConfig, places: Sequence[Place]) -> int:
     config.save(settings, "pipeline", settings.out / "config.yaml")
     outcomes: dict[str, Outcome] = {}
     reasons: dict[str, str] = {}
-    for number, item in enumerate(items, start=1):
+    items: list[Item] = []
+    count = sum(len(place.items) + len(place.together(place.evaluations)) for place in places)
+
+    def do(item: Item) -> None:
         started = time.perf_counter()
         outcome, reason = _do(item, settings, outcomes)
+        items.append(item)
         outcomes[item.name], reasons[item.name] = outcome, reason
         took = f", {time.perf_counter() - started:.1f} s" if outcome in ("done", "failed") else ""
-        log.info("%d of %d: %s: %s%s%s", number, len(items), item.name, outcome, took, f": {reason}" if reason else "")
+        log.info("%d of %d: %s: %s%s%s", len(items), count, item.name, outcome, took, f": {reason}" if reason else "")
+
+    for place in places:
+        for item in place.items:
+            do(item)
+        broken = {item for item in place.evaluations if outcomes[item.name] in ("failed", "skipped")}
+        rest = [item for item in place.evaluations if item not in broken]
+        for item in place.together(rest or place.evaluations):
+            do(item)
+            if broken and outcomes[item.name].endswith("done"):
+                reasons[item.name] = f"without {', '.join(sorted(one.name.rpartition('/')[2] for one in broken))}"
     print(_table(items, outcomes, reasons), file=sys.stderr)
     reports = [str(item.result) for item in items if item.phase == "report" and outcomes[item.name].endswith("done")]
     print(json.dumps({"out": str(settings.out), "outcomes": outcomes, "reports": reports}))
@@ -89,7 +123,9 @@ def _why(outcome: Outcome) -> str:
     return {"failed": "failed", "skipped": "was skipped"}.get(outcome, "is not done; run its phase, too")
 
 
-def _table(items: Sequence[Item], outcomes: dict[str, Outcome], reasons: dict[str, str]) -> str:
+def _table(items: Sequence[Item], outcomes: dict[str, Outcome], reasons: Mapping[str, str]) -> str:
     width = max(len(item.name) for item in items)
-    lines = [f"{item.name:<{width}}  {outcomes[item.name]:<13}  {reasons[item.name]}".rstrip() for item in items]
+    lines = [
+        f"{item.name:<{width}}  {outcomes[item.name]:<13}  {reasons.get(item.name, '')}".rstrip() for item in items
+    ]
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 import shared
 from shared import claims, files, lock
 from shared.errors import ConfigError, FileFormatError
+from student_trainer.evaluate import arms
 from student_trainer.report.config import BundleConfig
 from student_trainer.report.run import REPORT
 from student_trainer.runs import layout
@@ -68,12 +69,12 @@ def _members(settings: BundleConfig) -> Iterator[tuple[str, Path]]:
             yield str(PurePosixPath("report", *path.relative_to(settings.report).parts)), path
     for path in settings.weights:
         yield f"weights/{_existing(path).name}", path
-    for run_ in settings.runs:
+    for run_, name in zip(settings.runs, arms.unique_names(settings.runs), strict=True):
         found = [run_ / name for name in layout.BOOKS if (run_ / name).is_file()]
         if not found:
             raise FileFormatError(f"{run_} is no directory that `train` wrote")
         for path in found:
-            yield f"runs/{run_.resolve().name}/{path.name}", path
+            yield f"runs/{name}/{path.name}", path
 
 
 def _existing(path: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 
 REAL = "#555555"
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Colours that colour-blind people tell apart (Okabe and Ito, 2008), one a model, then from the start again."""
+"""Colours that colour-blind people tell apart (Okabe and Ito, 2008), one an arm, then from the start again."""
+REFERENCE = "#8A9099"
+"""Of rules that are no models, and of floors: dashed."""
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -28,9 +30,12 @@ STYLE: Any = {
 }
 
 
-def colour(index: int) -> str:
-    """Of the model at an index."""
-    return PALETTE[index % len(PALETTE)]
+def colours(content: dict[str, Any]) -> dict[str, str]:
+    """Of each arm, and of those that only have curves."""
+    found = {arm["name"]: REFERENCE for arm in content["arms"] if arm["role"] == "reference"}
+    names = [*(arm["name"] for arm in content["arms"]), *content["curve_arms"].values()]
+    models = [name for name in dict.fromkeys(names) if name not in found]
+    return found | {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(models)}
 
 
 def write(content: dict[str, Any], folder: Path) -> list[Path]:
@@ -48,25 +53,33 @@ def write(content: dict[str, Any], folder: Path) -> list[Path]:
 
 def draw(content: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
     """Every figure with its name."""
-    names: Sequence[str] = content["names"]
-    for quantity, first in content["histograms"][names[0]].items():
+    arms, colour = content["arms"], colours(content)
+    dashed = {arm["name"] for arm in arms if arm["role"] == "reference"}
+    for quantity, first in content["histograms"][arms[0]["name"]].items():
         figure, axes = _axes()
-        _histogram(axes, [(name, content["histograms"][name][quantity]) for name in names])
+        sides = [(arm["name"], content["histograms"][arm["name"]][quantity]) for arm in arms]
+        _histogram(axes, sides, colour, dashed)
         axes.set(xlabel=f"{first['label']}, {first['unit']}", ylabel="share")
         yield f"distribution-{quantity}", _done(figure, axes)
     if content["reliability"]:
         figure, axes = _axes()
         axes.plot([0, 1], [0, 1], color=REAL, linestyle=":", label="calibrated")
-        for name, curve in content["reliability"].items():
-            axes.plot(curve["confidence"], curve["accuracy"], "o-", ms=3, color=colour(names.index(name)), label=name)
+        for arm in arms:
+            for label, model in _labelled(arm["name"], [m for m in arm["models"] if m in content["reliability"]]):
+                curve = content["reliability"][model]
+                axes.plot(curve["confidence"], curve["accuracy"], "o-", ms=3, color=colour[arm["name"]], label=label)
         axes.set(xlabel="confidence", ylabel="share right", xlim=(0, 1), ylim=(0, 1))
         yield "reliability", _done(figure, axes)
     for record, words in content["curve_labels"].items():
-        runs = [(run, curves[record]) for run, curves in content["curves"].items() if record in curves]
+        runs = [run for run, curves in content["curves"].items() if record in curves]
         if runs:
             figure, axes = _axes()
-            for index, (run, (steps, values)) in enumerate(runs):
-                axes.plot(steps, values, color=colour(index), label=run)
+            for arm in dict.fromkeys(content["curve_arms"][run] for run in runs):
+                for label, run in _labelled(arm, [run for run in runs if content["curve_arms"][run] == arm]):
+                    steps, values = content["curves"][run][record]
+                    axes.plot(steps, values, color=colour[arm], label=label)
+            if (floor := content["curve_floors"].get(record)) is not None:
+                axes.axhline(floor["value"], color=REFERENCE, linestyle="--", label=floor["label"])
             axes.set(xlabel="step", ylabel=f"{words['label']}, {words['unit']}")
             yield f"curve-{record.replace('/', '-').replace('_', '-')}", _done(figure, axes)
     yield "statuses", _statuses(content)
@@ -82,11 +95,20 @@ def _done(figure: Figure, axes: Axes) -> Figure:
     return figure
 
 
-def _histogram(axes: Axes, sides: Sequence[tuple[str, dict[str, Any]]]) -> None:
+def _labelled(arm: str, runs: Sequence[str]) -> list[tuple[str, str]]:
+    """Runs with what the legend calls them: an arm once."""
+    label = arm if len(runs) < 2 else f"{arm} ({len(runs)} seeds)"
+    return [(label if index == 0 else "_seed", run) for index, run in enumerate(runs)]
+
+
+def _histogram(
+    axes: Axes, sides: Sequence[tuple[str, dict[str, Any]]], colour: dict[str, str], dashed: Collection[str]
+) -> None:
     edges = sides[0][1]["edges"]
     axes.stairs(sides[0][1]["real"][:-1], edges, fill=True, color=REAL, alpha=0.3, label="real")
-    for index, (name, histogram) in enumerate(sides):
-        axes.stairs(histogram["generated"][:-1], edges, color=colour(index), label=name)
+    for name, histogram in sides:
+        line = "--" if name in dashed else "-"
+        axes.stairs(histogram["generated"][:-1], edges, color=colour[name], linestyle=line, label=name)
 
 
 def _statuses(content: dict[str, Any]) -> Figure:

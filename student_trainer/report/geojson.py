@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from shared import files
 from shared.store import Store, Trips
 
 DIGITS = 6
@@ -57,5 +58,4 @@ def collection(
 
 
 def _plain(value: Any) -> Any:
-    value = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    return files.finite(value.item() if isinstance(value, np.generic) else value)

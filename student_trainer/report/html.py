@@ -8,8 +8,8 @@ import json
 from typing import Any
 
 from shared import files
+from student_trainer.report import figures, map_data
 from student_trainer.report import study as studies
-from student_trainer.report.figures import PALETTE
 from student_trainer.report.study import Study
 
 ASSETS = "student_trainer.report.assets"
@@ -25,7 +25,12 @@ def render(
         network, pairs: of `map_data`.
         study: findings of `tune`, if there are any.
     """
-    data = {**content, "palette": PALETTE, "map": {"network": network, "pairs": pairs}}
+    shown = [metric.on_map() for metric in map_data.metrics()]
+    data = {
+        **content,
+        "colours": figures.colours(content),
+        "map": {"network": network, "pairs": pairs, "metrics": shown},
+    }
     page = _asset("report.html")
     found = "" if study is None else f'<section id="study"><h2>Study</h2>{studies.section(study)}</section>'
     link = "" if study is None else '<a href="#study">Study</a>'

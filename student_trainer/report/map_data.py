@@ -10,11 +10,13 @@ import numpy.typing as npt
 
 from shared.store import Store, Trips
 from student_trainer.data.geometry import EARTH_RADIUS_M
+from student_trainer.evaluate import trip_metrics
+from student_trainer.evaluate.trip_metrics import PairMetric
 from student_trainer.report.content import Content
 
 STEPS = 2**16 - 1
-PAIR_METRICS = ("hausdorff_km", "dtw_km", "edr", "duration_error_s", "distance_km", "duration_s")
-"""Columns of `pairs.parquet` that are shown beside a trip."""
+MEASURES = ("distance_km", "duration_s")
+"""Columns of `pairs.parquet` that are shown beside a trip, and are no metrics."""
 
 Int = npt.NDArray[np.int64]
 
@@ -42,6 +44,16 @@ def network(store: Store) -> dict[str, Any]:
     }
 
 
+def metrics() -> list[PairMetric]:
+    """What the map shows beside trips, or orders them by."""
+    return [metric for metric in trip_metrics.METRICS if metric.beside_trips or metric.order]
+
+
+def columns() -> list[str]:
+    """Of `pairs.parquet`: what stands beside a trip."""
+    return [*(metric.column for metric in metrics()), *MEASURES]
+
+
 def choose(content: Content, count: int, seed: int) -> Int:
     """Rows of the pairs that are shown, ascending: a quarter where a model did not arrive, a quarter where one is
     farthest from the real trip (Hausdorff), the rest drawn."""
@@ -62,7 +74,7 @@ def pairs(content: Content, rows: Int) -> list[dict[str, Any]]:
     for row in rows.tolist():
         models = {}
         for evaluation, made in zip(evaluations, content.generated, strict=True):
-            values = {name: evaluation.pairs[name][row] for name in PAIR_METRICS}
+            values = {name: evaluation.pairs[name][row] for name in columns()}
             models[evaluation.name] = {
                 **_trip(made.trips, row), "status": str(made.status[row]), "arrived": bool(made.arrived[row]),
                 "metrics": values,

@@ -73,7 +73,7 @@ def _write_trips(content: Content, folder: Path) -> None:
     pairs = content.generated[0].pair
     sides: list[tuple[str, Trips, dict[str, Any]]] = [("real", content.real, {})]
     for evaluation, made in zip(content.evaluations, content.generated, strict=True):
-        measured = {name: evaluation.pairs[name].to_numpy() for name in map_data.PAIR_METRICS}
+        measured = {name: evaluation.pairs[name].to_numpy() for name in map_data.columns()}
         sides.append((f"model-{file_name(evaluation.name)}", made.trips, {"status": made.status, **measured}))
     for name, trips, properties in sides:
         document = geojson.collection(content.store, trips, pairs, properties)

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 from shared.errors import ConfigError
 from shared.store import Store
+from student_trainer.evaluate.over_seeds import smallest_p
 from student_trainer.tune import samplers, space
 from student_trainer.tune.config import TuneConfig
 from student_trainer.tune.space import Point
-from student_trainer.tune.statistics import smallest_p
 
 FEWEST_GENERATIONS = 2
 """Of CMA-ES: the first is drawn from the middle of the space, only the second from what was learned."""

@@ -10,9 +10,8 @@ import numpy as np
 import scipy  # stats are imported when they are first used, which takes seconds
 
 from shared.arrays import Float64
+from student_trainer.evaluate.over_seeds import sign_flip_p, smallest_p
 
-EXACT_SEEDS = 16
-"""Up to so many pairs all signs are enumerated."""
 EXACT_RESAMPLES = 100_000
 
 
@@ -94,28 +93,6 @@ def compare(
         smallest_p=smallest_p(n),
         effect_size=mean / std * correction if std > 0 else math.nan,
     )
-
-
-def sign_flip_p(differences: Float64) -> float:
-    """Exact p-value: the share of all ways to sign the differences whose mean is as far from 0 (Fisher 1935).
-
-    If the teacher does nothing, a seed's difference is as likely as its negative. Above `EXACT_SEEDS` pairs a sample
-    of 65,536 ways with the observed one added, which is valid, too (Phipson & Smyth 2010).
-    """
-    n, sizes = len(differences), np.abs(differences)
-    if n <= EXACT_SEEDS:
-        signs = 1.0 - 2.0 * np.indices((2,) * n).reshape(n, -1).T
-    else:
-        signs = np.random.default_rng(0).choice((1.0, -1.0), (2**EXACT_SEEDS - 1, n))
-        signs = np.concatenate([np.sign(differences)[None], signs])
-    observed = abs(float(differences.sum()))
-    tolerance = 1e-12 * float(sizes.sum())  # sums in another order differ in their last bits
-    return float(np.mean(np.abs(signs @ sizes) >= observed - tolerance))
-
-
-def smallest_p(n: int) -> float:
-    """The smallest p-value of n pairs: all of one sign."""
-    return min(1.0, 2.0 / 2.0 ** min(n, EXACT_SEEDS))
 
 
 def bootstrap_interval(differences: Float64, draws: int, confidence: float, seed: int) -> tuple[float, float]:

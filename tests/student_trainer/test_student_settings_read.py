@@ -13,9 +13,9 @@ from support.certificates import reads_of_a_channel
 from support.fake_wandb import FakeWandb
 from support.generated_trips import write_generated
 from support.random_city import write_random_store
+from support.report_city import city
 from support.setting_reads import Setting, recorded_reads, settings_of
 from support.tiny_city import write_tiny_city
-from test_report import city
 
 from shared.errors import TrainingError
 from shared.store import Store

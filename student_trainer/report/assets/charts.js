@@ -63,7 +63,7 @@ function chart(title, series, options) {
 }
 
 function legend(series) {
-  return el("div", { class: "legend" }, ...series.map((s) => {
+  return el("div", { class: "legend" }, ...series.filter((s) => s.name !== null).map((s) => {
     const mark = el("i");
     mark.style.borderColor = s.colour;
     if (s.dash) mark.style.borderTopStyle = "dashed";

@@ -2,14 +2,19 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const colourOf = (name) => DATA.palette[Math.max(DATA.names.indexOf(name), 0) % DATA.palette.length];
-const baseline = DATA.names[0];
+const armOf = Object.fromEntries(DATA.arms.flatMap((arm) => arm.models.map((model) => [model, arm])));
+const ARMS = DATA.arms.map((arm) => arm.name), baseline = ARMS[0], first = DATA.arms[0].models[0];
+const colourOf = (model) => DATA.colours[armOf[model].name];
+const isReference = (name) => DATA.arms.some((arm) => arm.name === name && arm.role === "reference");
+const minus = (text) => text.replace(/^-/, "−");
 
-function label(name) {
+function label(name, colour = DATA.colours[name]) {
   const dot = el("span", { class: "dot" });
-  dot.style.background = colourOf(name);
+  dot.style.background = colour;
   return el("span", { class: "name" }, dot, name);
 }
+const modelLabel = (model) => label(model, colourOf(model));
+const seeds = (arm) => arm.models.length > 1 ? el("small", {}, `${arm.models.length} seeds`) : null;
 
 /* Three digits or more, zeros at the end kept: what stands below each other is compared. */
 function precise(value) {
@@ -20,7 +25,7 @@ function precise(value) {
 
 function shown(value, unit) {
   if (value === null || value === undefined) return "–";
-  return unit === "share" ? `${precise(100 * value)} %` : precise(value);
+  return minus(unit === "share" ? `${precise(100 * value)} %` : precise(value));
 }
 
 /* ---- theme ---- */
@@ -37,94 +42,116 @@ byId("theme").addEventListener("click", () => setTheme(document.documentElement.
 
 /* ---- summary ---- */
 byId("brand").textContent = byId("title").textContent = DATA.title;
-byId("lead").textContent = `${DATA.pairs.toLocaleString("en")} origin–destination pairs of the ${DATA.split} split; ` +
-  `each model made a trip for each, ${DATA.names.length > 1 ? `compared pair by pair with ${baseline}` : "compared with the real one"}.`;
-for (const name of ["arrival_rate", "hausdorff_km", "dtw_per_point_km", "edr", "trip_duration_error_s", "next_road_accuracy"]) {
+{
+  const count = DATA.names.length, runs = count > ARMS.length ? `${count} runs in ${ARMS.length} arms` : `${count} model${count > 1 ? "s" : ""}`;
+  byId("lead").textContent = `${DATA.pairs.toLocaleString("en")} origin–destination pairs of the ${DATA.split} split; ${runs}, each with a trip for every pair` +
+    `${ARMS.length > 1 ? `; ${DATA.baseline_choice}` : ", compared with the real one"}.`;
+}
+for (const name of DATA.cards) {
   const metric = DATA.metrics[name];
   if (!metric) continue;
-  const rows = DATA.names.filter((model) => metric.models[model]).map((model) =>
-    el("div", {}, label(model), el("b", {}, shown(metric.models[model].value, metric.unit))));
+  const rows = DATA.arms.filter((arm) => metric.arms[arm.name]).map((arm) =>
+    el("div", { class: arm.role === "reference" ? "reference" : "" }, label(arm.name), el("b", {}, shown(metric.arms[arm.name].value, metric.unit))));
+  const floor = bestFloor(name);
+  if (floor) rows.push(el("div", { class: "reference" }, el("span", { title: floor.label }, "best floor"), el("b", {}, shown(floor.value, metric.unit))));
   const unit = metric.unit === "share" ? "" : `, ${metric.unit}`;
   byId("cards").append(el("div", { class: "card" }, el("h3", {}, metric.label + unit), ...rows));
 }
+function floorsOf(name) {
+  return Object.values(DATA.floors).filter((f) => f.values[name] !== undefined && f.values[name] !== null).map((f) => ({ label: f.label, value: f.values[name] }));
+}
+function bestFloor(name) {
+  return floorsOf(name).reduce((best, f) => (best === null || f.value > best.value ? f : best), null);
+}
 if (DATA.comparison) {
-  const items = { real: [], none: [] };
-  for (const metric of Object.values(DATA.comparison.metrics)) for (const found of Object.values(metric.models)) {
-    const better = found.difference > 0 === (metric.better === "higher");
-    const item = el("li", { class: found.significant ? (better ? "better" : "worse") : "" }, found.verdict);
-    items[found.significant ? "real" : "none"].push(item);
+  const box = byId("verdicts"), { metrics, order } = DATA.comparison;
+  for (const arm of ARMS) {
+    const found = order.filter((name) => metrics[name].comparisons[arm]).map((name) => [name, metrics[name].comparisons[arm]]);
+    if (!found.length) continue;
+    const item = ([, f]) => el("li", { class: `${f.direction} ${f.level}` }, f.verdict);
+    const lead = found.filter(([name]) => DATA.cards.includes(name)), rest = found.filter(([name]) => !DATA.cards.includes(name));
+    box.append(el("h3", {}, label(arm), " against ", label(baseline)), el("ul", { class: "verdicts" }, ...lead.map(item)));
+    if (rest.length) box.append(el("details", {}, el("summary", {}, `${rest.length} more metrics`), el("ul", { class: "verdicts" }, ...rest.map(item))));
   }
-  const box = byId("verdicts");
-  box.append(el("h3", {}, "Differences"));
-  if (items.real.length) box.append(el("ul", { class: "verdicts" }, ...items.real));
-  else box.append(el("p", {}, "No difference between the models is shown to be real on these trips."));
-  if (items.none.length) box.append(el("details", {}, el("summary", {}, `${items.none.length} metrics without a real difference`), el("ul", { class: "verdicts" }, ...items.none)));
 }
 
 /* ---- metrics ---- */
 const GROUPS = { arrival: "Arrival", local: "Distance from the real trip", time: "Length and duration", global: "Distributions", next_road: "Next road" };
 function metricsTable() {
-  const head = el("tr", {}, el("th", {}, "Metric"), ...DATA.names.map((name) => el("th", {}, label(name))), el("th", {}, "n"));
+  const head = el("tr", {}, el("th", {}, "Metric"), ...DATA.arms.map((arm) => el("th", {}, label(arm.name), seeds(arm))), el("th", {}, "n"));
   const body = el("tbody");
   const groups = [...new Set(Object.values(DATA.metrics).map((metric) => metric.group))];
   for (const group of groups) {
-    body.append(el("tr", { class: "group" }, el("td", { colspan: DATA.names.length + 2 }, GROUPS[group] || group)));
+    body.append(el("tr", { class: "group" }, el("td", { colspan: ARMS.length + 2 }, GROUPS[group] || group)));
     for (const [name, metric] of Object.entries(DATA.metrics).filter(([, m]) => m.group === group)) {
       const arrow = metric.better === "higher" ? "↑" : "↓", unit = metric.unit === "share" ? "" : metric.unit;
-      const row = el("tr", { "data-metric": name }, el("td", {}, el("abbr", { title: metric.description }, metric.label), " ", el("span", { class: "unit" }, `${unit} ${arrow}`)));
-      for (const model of DATA.names) row.append(metricCell(name, metric, model));
-      const first = metric.models[baseline];
-      row.append(el("td", {}, first ? format(first.n) : "–"));
+      const row = el("tr", { "data-metric": name }, el("td", {}, el("abbr", { title: metric.description }, metric.label), " ", el("span", { class: "unit" }, `${unit} ${arrow}`),
+        ...floorsOf(name).map((floor) => el("small", {}, `floor: ${floor.label}, ${shown(floor.value, metric.unit)}`))));
+      for (const arm of ARMS) row.append(metricCell(name, metric, arm));
+      const known = metric.arms[baseline];
+      row.append(el("td", {}, known ? format(known.n) : "–"));
       body.append(row);
     }
   }
   return el("div", { class: "scroll" }, el("table", {}, el("thead", {}, head), body));
 }
 
-function metricCell(name, metric, model) {
-  const found = metric.models[model];
-  if (!found) return el("td", {}, "–");
-  const cell = el("td", {}, shown(found.value, metric.unit));
-  const compared = DATA.comparison && DATA.comparison.metrics[name] && DATA.comparison.metrics[name].models[model];
-  if (compared && compared.significant) {
-    const better = compared.difference > 0 === (metric.better === "higher");
-    cell.append(" ", el("span", { class: better ? "better" : "worse", title: compared.verdict }, better ? "▲" : "▼"));
-  }
-  if (found.low !== null) cell.append(el("small", {}, `${shown(found.low, metric.unit)} to ${shown(found.high, metric.unit)}`));
+const MARKS = { seeds: { better: "▲", worse: "▼" }, trips: { better: "△", worse: "▽" } };
+function metricCell(name, metric, arm) {
+  const found = metric.arms[arm], kind = isReference(arm) ? "reference" : "";
+  if (!found) return el("td", { class: kind }, "–");
+  const runs = Object.entries(found.runs).map(([model, value]) => `${model}: ${shown(value, metric.unit)}`);
+  const cell = el("td", { class: kind }, el("span", runs.length > 1 ? { title: runs.join("\n") } : {}, shown(found.value, metric.unit)));
+  const compared = DATA.comparison && DATA.comparison.metrics[name].comparisons[arm];
+  if (compared && compared.level !== "none")
+    cell.append(" ", el("span", { class: compared.direction, title: compared.verdict }, MARKS[compared.level][compared.direction]));
+  if (found.sd_over_runs !== null) cell.append(el("small", {}, `± ${shown(found.sd_over_runs, metric.unit)} over seeds`));
+  if (found.low !== null && found.low !== undefined) cell.append(el("small", {}, `${shown(found.low, metric.unit)} to ${shown(found.high, metric.unit)}`));
   return cell;
 }
 byId("table").append(metricsTable());
 
 /* ---- charts ---- */
-for (const [quantity, first] of Object.entries(DATA.histograms[baseline])) {
-  const steps = first.edges, series = [{ name: "real", colour: "var(--real)", x: steps, y: first.real.slice(0, -1), step: true, fill: true }];
-  for (const name of DATA.names) series.push({ name, colour: colourOf(name), x: steps, y: DATA.histograms[name][quantity].generated.slice(0, -1), step: true });
-  const most = Math.max(...series.flatMap((s) => s.y)), total = first.real.reduce((s, v) => s + v, 0);
+/* Runs of an arm share a colour and one entry of the legend. */
+function ofArm(arm, runs, draw) {
+  const text = runs.length > 1 ? `${arm} (${runs.length} seeds)` : arm;
+  return runs.map((run, i) => ({ name: i ? null : text, colour: DATA.colours[arm], ...draw(run) }));
+}
+for (const [quantity, words] of Object.entries(DATA.histograms[baseline])) {
+  const steps = words.edges, series = [{ name: "real", colour: "var(--real)", x: steps, y: words.real.slice(0, -1), step: true, fill: true }];
+  for (const arm of ARMS) series.push({ name: arm, colour: DATA.colours[arm], x: steps, y: DATA.histograms[arm][quantity].generated.slice(0, -1), step: true, dash: isReference(arm) ? "5 4" : undefined });
+  const most = Math.max(...series.flatMap((s) => s.y)), total = words.real.reduce((s, v) => s + v, 0);
   let sum = 0;
-  const last = first.real.findIndex((v) => (sum += v) >= 0.995 * total);
+  const last = words.real.findIndex((v) => (sum += v) >= 0.995 * total);
   const end = steps[Math.min(Math.max(last + 1, 5), steps.length - 1)];
   const cut = series.map((s) => { const kept = s.y.filter((_, i) => steps[i] < end); return { ...s, y: kept, x: s.x.slice(0, kept.length + 1) }; });
-  byId("histograms").append(chart(`${first.label}, ${first.unit}`, cut, { x: [0, end], y: [0, most * 1.05], xlabel: `${first.unit} (99.5 % of the real values are shown)` }));
+  byId("histograms").append(chart(`${words.label}, ${words.unit}`, cut, { x: [0, end], y: [0, most * 1.05], xlabel: `${words.unit} (99.5 % of the real values are shown)` }));
 }
 if (Object.keys(DATA.reliability).length) {
   const series = [{ name: "calibrated", colour: "var(--soft)", x: [0, 1], y: [0, 1], dash: "3 4" }];
-  for (const [name, curve] of Object.entries(DATA.reliability)) series.push({ name, colour: colourOf(name), x: curve.confidence, y: curve.accuracy, points: true });
+  for (const arm of DATA.arms) series.push(...ofArm(arm.name, arm.models.filter((model) => DATA.reliability[model]), (model) => ({ x: DATA.reliability[model].confidence, y: DATA.reliability[model].accuracy, points: true })));
   byId("calibration").append(el("h3", {}, "Are the next-road probabilities right?"), el("div", { class: "charts" }, chart("Share right, by confidence", series, { x: [0, 1], y: [0, 1], xlabel: "confidence" })));
 }
 for (const [record, words] of Object.entries(DATA.curve_labels)) {
-  const series = Object.entries(DATA.curves).filter(([, curves]) => curves[record]).map(([run, curves], i) =>
-    ({ name: run, colour: DATA.names.includes(run) ? colourOf(run) : DATA.palette[i % DATA.palette.length], x: curves[record][0], y: curves[record][1], points: curves[record][0].length < 30 }));
-  if (series.length) byId("curves").append(chart(words.unit === "share" ? words.label : `${words.label}, ${words.unit}`, series, { xlabel: "step" }));
+  const runs = Object.keys(DATA.curves).filter((run) => DATA.curves[run][record]);
+  if (!runs.length) continue;
+  const series = [...new Set(runs.map((run) => DATA.curve_arms[run]))].flatMap((arm) => ofArm(arm, runs.filter((run) => DATA.curve_arms[run] === arm), (run) => {
+    const [x, y] = DATA.curves[run][record];
+    return { x, y, points: x.length < 30 };
+  }));
+  const floor = DATA.curve_floors[record], steps = series.flatMap((s) => s.x);
+  if (floor) series.push({ name: floor.label, colour: "var(--soft)", x: [Math.min(...steps), Math.max(...steps)], y: [floor.value, floor.value], dash: "5 4" });
+  byId("curves").append(chart(words.unit === "share" ? words.label : `${words.label}, ${words.unit}`, series, { xlabel: "step" }));
 }
 if (!byId("curves").children.length) byId("training").remove();
 
 /* ---- search ---- */
 {
-  const kinds = Object.keys(DATA.search[baseline].statuses);
+  const kinds = Object.keys(DATA.search[first].statuses);
   const head = el("tr", {}, ...["Model", "Method", ...kinds.map((kind) => kind.replace(/_/g, " ")), "roads expanded a trip", "forward rows", "trips/s"].map((text) => el("th", {}, text)));
   const rows = DATA.names.map((name) => {
     const found = DATA.search[name], each = found.search.expanded / found.pairs;
-    return el("tr", {}, el("td", {}, label(name)), el("td", {}, found.method.replace(/_/g, " ")), ...kinds.map((kind) => el("td", {}, format(found.statuses[kind] || 0))),
+    return el("tr", {}, el("td", {}, modelLabel(name)), el("td", {}, found.method.replace(/_/g, " ")), ...kinds.map((kind) => el("td", {}, format(found.statuses[kind] || 0))),
       el("td", {}, format(each)), el("td", {}, format(found.search.forward_rows)), el("td", {}, format(found.trips_per_s)));
   });
   byId("search-table").append(el("div", { class: "scroll" }, el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows))));
@@ -141,8 +168,9 @@ byId("environment").append(el("pre", {}, JSON.stringify({ report: DATA.environme
 /* ---- map ---- */
 map = new TripMap(DATA.map, colourOf);
 const ORDERS = { "number": (p) => p.pair };
-for (const [key, text] of [["hausdorff_km", "farthest first"], ["duration_error_s", "time most wrong first"]])
-  ORDERS[text] = (p) => -Math.max(...Object.values(p.models).map((m) => m.metrics[key] ?? 0));
+for (const { column, order } of DATA.map.metrics.filter((m) => m.order))
+  ORDERS[order] = (p) => -Math.max(...Object.values(p.models).map((m) => m.metrics[column] ?? 0));
+const BESIDE = DATA.map.metrics.filter((m) => m.heading);
 const FILTERS = { "all": () => true, "not arrived": (p) => Object.values(p.models).some((m) => !m.arrived), "arrived": (p) => Object.values(p.models).every((m) => m.arrived) };
 if (DATA.names.length > 1) FILTERS["models differ"] = (p) => new Set(Object.values(p.models).map((m) => m.roads.join())).size > 1;
 for (const [id, options] of [["order", ORDERS], ["filter", FILTERS]]) {
@@ -185,13 +213,14 @@ function select(pair) {
 }
 
 function details(pair) {
-  const head = el("tr", {}, ...["", "ended", "roads", "km", "duration", "Hausdorff km", "DTW km", "EDR"].map((text) => el("th", {}, text)));
+  const measured = BESIDE.map((m) => m.unit === "share" ? m.heading : `${m.heading} ${m.unit}`);
+  const head = el("tr", {}, ...["", "ended", "roads", "km", "duration", ...measured].map((text) => el("th", {}, text)));
   const when = new Date(1000 * pair.departure).toISOString().slice(0, 16).replace("T", " ");
-  const real = el("tr", {}, el("td", {}, "real trip"), el("td", {}, ""), ...[pair.real.roads.length, format(pair.real.distance_km, 3), minutes(duration(pair.real))].map((v) => el("td", {}, String(v))), ...["", "", ""].map(() => el("td")));
+  const real = el("tr", {}, el("td", {}, "real trip"), el("td", {}, ""), ...[pair.real.roads.length, format(pair.real.distance_km, 3), minutes(duration(pair.real))].map((v) => el("td", {}, String(v))), ...BESIDE.map(() => el("td")));
   const rows = DATA.names.map((name) => {
     const m = pair.models[name];
-    return el("tr", {}, el("td", {}, label(name)), el("td", {}, m.status.replace(/_/g, " ")), el("td", {}, String(m.roads.length)), el("td", {}, format(m.metrics.distance_km, 3)), el("td", {}, minutes(duration(m))),
-      ...["hausdorff_km", "dtw_km", "edr"].map((key) => el("td", {}, format(m.metrics[key], 3))));
+    return el("tr", {}, el("td", {}, modelLabel(name)), el("td", {}, m.status.replace(/_/g, " ")), el("td", {}, String(m.roads.length)), el("td", {}, format(m.metrics.distance_km, 3)), el("td", {}, minutes(duration(m))),
+      ...BESIDE.map(({ column }) => el("td", {}, format(m.metrics[column], 3))));
   });
   return el("div", {}, el("p", { class: "hint" }, `Pair ${pair.pair}: road ${pair.origin} → ${pair.destination}, departure ${when}.`), el("div", { class: "scroll" }, el("table", {}, el("thead", {}, head), el("tbody", {}, real, ...rows))));
 }

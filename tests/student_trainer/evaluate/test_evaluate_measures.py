@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,12 +15,18 @@ from hypothesis import strategies as st
 from support.random_city import random_network, random_trips
 
 from shared import ragged
-from shared.store import Trips
+from shared.store import Store, Trips
 from student_trainer.data.geometry import EARTH_RADIUS_M, haversine_m
-from student_trainer.evaluate import kernels, next_road
+from student_trainer.data.network import RoadNetwork
+from student_trainer.demo_city.config import DemoCityConfig
+from student_trainer.demo_city.run import run as make_city
+from student_trainer.evaluate import floors, kernels, next_road
 from student_trainer.evaluate.distributions import Values, edges_of, jensen_shannon_nats, totals
 from student_trainer.evaluate.measures import Cells, measure_pairs, measure_trips, same_routes, shared_cell_pairs
+from student_trainer.prepare.config import PrepareConfig
+from student_trainer.prepare.run import prepare
 
+TRIPS = {"train": 80, "val": 40, "test": 2}
 DEGREE_KM = math.pi * EARTH_RADIUS_M / 180 / 1000
 
 
@@ -211,3 +219,38 @@ def test_next_road_metrics_by_hand() -> None:
     assert curve["accuracy"] == pytest.approx([0.0, 0.5])
     assert curve["count"] == [1, 2]
     assert next_road.expected_calibration_error(binned.sum(axis=0)) == pytest.approx((0.5 + 0.75) / 3, rel=1e-6)
+
+
+def test_floors_are_those_of_prepare(tmp_path: Path) -> None:
+    """On the validation split, where `prepare` measures them, every rule hits as often, to the last step."""
+    make_city(DemoCityConfig.model_validate({"out": tmp_path / "raw", "columns": 9, "rows": 9, "trips": TRIPS}))
+    prepare(PrepareConfig.model_validate({"raw": tmp_path / "raw", "out": tmp_path / "store", "zones": {"count": 4}}))
+    store = Store(tmp_path / "store")
+    network, trips = RoadNetwork.load(store), store.trips("val")
+    steps = ragged.positions(trips.lengths - 1)
+    trip = np.repeat(np.arange(len(trips)), trips.lengths - 1)
+    degree = np.diff(network.successor_offsets)[trips.roads[trips.offsets[trip] + steps]]
+    unknown = np.full(len(trip), np.nan)
+    positions = next_road.Positions(trip, steps, degree > 1, degree > 1, unknown, unknown, unknown, unknown)
+    found = floors.measure(network, store.trips("train"), trips, positions)
+    manifest = json.loads((store.path / "store.json").read_text())["floors"]
+    single = manifest.pop("single_successor")
+    assert {name: floor.values["next_road_accuracy"] for name, floor in found.items()} == manifest
+    assert 0 < single < 1
+    for floor in found.values():  # where there is no choice, every rule is right
+        every, choice = (floor.values[f"next_road{part}accuracy"] for part in ("_", "_choice_"))
+        assert every is not None and choice is not None
+        assert every == pytest.approx(single + (1 - single) * choice)
+
+
+def test_steps_without_a_choice_are_left_out() -> None:
+    """Of three steps the second has one candidate; it is right, and not counted where there is a choice."""
+    arrays = {
+        "trip": np.array([0, 0, 0]), "step": np.arange(3), "label": np.array([0, 0, 1]),
+        "candidate_offsets": np.array([0, 2, 3, 5]), "logit": np.array([2.0, 1.0, 0.0, 3.0, 1.0]),
+        "seconds": np.zeros(5),
+    }  # fmt: skip
+    positions = next_road.positions_of(arrays, trips_of([0, 1, 2, 3]))
+    (metric,) = (metric for metric in next_road.METRICS if metric.name == "next_road_choice_accuracy")
+    sums, counts = next_road.per_trip(positions, metric.measure(positions), 1)
+    assert (positions.is_hit.tolist(), sums.tolist(), counts.tolist()) == ([True, True, False], [1.0], [2.0])

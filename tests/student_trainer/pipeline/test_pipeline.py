@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 from support.random_city import write_random_store
+from support.trained_runs import write_run
 
+from shared.errors import ConfigError
 from shared.store import Store
 from student_trainer.__main__ import main
 from student_trainer.data.network import RoadNetwork
@@ -20,6 +23,7 @@ from student_trainer.evaluate import run as evaluation
 from student_trainer.model import upstream
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.hoser import HOSER
+from student_trainer.pipeline import models
 from student_trainer.runs import checkpoint as checkpoints
 
 QUICK = ("pairs=6", "bootstrap.draws=100", "splits=test", "search.max_steps=20")
@@ -133,8 +137,8 @@ def test_a_failure_is_told_at_the_end_and_stops_only_what_needs_it(
     torch.save(values, city / "models" / "other-city.pth")
     found = outcomes(city, capsys, code=1)
     assert found["failed"] == ["trips/other-city"]
-    assert set(found["skipped"]) == {"evaluations/other-city", "comparison", "report"}
-    assert len(found["was done"]) == 6
+    assert found["skipped"] == ["evaluations/other-city"]
+    assert len(found["was done"]) == EVERYTHING, "the rest is compared"
     (city / "models" / "other-city.pth").unlink()
     assert set(outcomes(city, capsys)) <= {"was done", "done"}
 
@@ -173,7 +177,7 @@ def test_interrupted_it_goes_on(
     ("arguments", "message"),
     [
         (("--models", "{root}/store"), "holds no model"),
-        (("baseline=nobody",), "baseline nobody is not among the models distilled, vanilla"),
+        (("baseline=nobody",), "baseline nobody is not among the models distilled, shortest-path, vanilla"),
         (("--only", "dance"), "only"),
         (("method=shortest_path",), "needs no models"),
         (("--data", "{root}/models"), "is not a store"),
@@ -187,15 +191,66 @@ def test_what_makes_no_sense_is_refused(
 
 
 def test_runs_are_found_and_named_by_their_directories(tmp_path: Path) -> None:
-    from student_trainer.pipeline import models
-
+    store = write_random_store(tmp_path / "store", trips=12)
     for place in ("a/b", "vanilla"):
-        (tmp_path / place / "checkpoints").mkdir(parents=True)
-        (tmp_path / place / "checkpoints" / "best.pt").write_text(place)
-    (tmp_path / "c.pth").write_text("c")
-    found = models.find(tmp_path, "", True)
-    assert [model.name for model in found] == ["vanilla", "a-b", "c", "shortest-path"]
-    assert [model.run is None for model in found] == [False, False, True, True]
-    (tmp_path / "vanilla.pth").write_text("x")
-    with pytest.raises(models.ConfigError, match="both be called vanilla"):
-        models.find(tmp_path, "", True)
+        write_run(tmp_path / "models" / place, store, seed=1, optim={"epochs": len(place)})
+    write_weights(tmp_path / "models" / "c.pth", store, seed=0)
+    found = models.find(tmp_path / "models", store, "", True).models
+    assert [model.name for model in found] == ["vanilla", "c", "a-b", "shortest-path"]
+    assert [model.run is None for model in found] == [False, True, False, True]
+    (tmp_path / "models" / "vanilla.pth").write_text("x")
+    with pytest.raises(ConfigError, match="both be called vanilla"):
+        models.find(tmp_path / "models", store, "", True)
+
+
+def test_the_run_without_a_teacher_is_the_baseline(tmp_path: Path) -> None:
+    """Whatever the names say; seeds are one arm; runs of another store and trials are told of and left out."""
+    store, other = (write_random_store(tmp_path / name, trips=12, seed=seed) for seed, name in enumerate("so"))
+    folder = tmp_path / "models"
+    for seed in (1, 2):
+        write_run(folder / f"aided-s{seed}", store, seed, "h:1")
+        write_run(folder / f"plain-s{seed}", store, seed)
+    write_run(folder / "elsewhere", other, 1)
+    write_run(folder / "study" / "optuna_trials" / "trial_000_vanilla_complete" / "seed1", store, 1)
+    found = models.find(folder, store, "", True)
+    assert [arm.name for arm in found.arms] == ["plain", "aided", "shortest-path"]
+    assert [model.name for model in found.models] == ["plain-s1", "plain-s2", "aided-s1", "aided-s2", "shortest-path"]
+    assert found.lines() == [
+        "arm plain: plain-s1, plain-s2, seeds 1 2",
+        "arm aided: aided-s1, aided-s2, seeds 1 2",
+        "arm shortest-path: shortest-path",
+        "baseline: plain (2 runs without a teacher); baseline=NAME chooses another",
+        "left out: 1 trials of studies",
+        f"left out: elsewhere ({folder / 'elsewhere' / 'checkpoints' / 'best.pt'}), trained on another store than "
+        f"{store.path}",
+    ]
+    assert models.find(folder, store, "aided", False).arms[0].name == "aided"
+    write_weights(folder / "plain-s1" / "hoser.pth", store, seed=1)
+    assert [model.name for model in models.find(folder / "plain-s1", store, "", False).models] == ["plain-s1"]
+    with pytest.raises(ConfigError, match=r"holds no model of .*another store"):
+        models.find(folder / "elsewhere", store, "", True)
+
+
+def test_a_model_of_another_store_stops_nothing(city: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(city / "models" / "demo", write_random_store(city / "elsewhere", trips=12, seed=3), 1)
+    assert outcomes(city, capsys).keys() == {"was done"}
+
+
+def test_damaged_weights_fail_and_the_rest_is_compared(city: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (city / "models" / "broken.pth").write_bytes(b"damaged")
+    capsys.readouterr()
+    assert call(city, "--out", city / "out") == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["outcomes"]["test-seed42/trips/broken"] == "failed"
+    assert len(json.loads(printed.out)["reports"]) == 1
+    assert re.search(r"test-seed42/comparison +was done +without broken$", printed.err, re.MULTILINE)
+
+
+def test_a_dry_run_tells_and_writes_nothing(city: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_weights(city / "models" / "distilled.pth", Store(city / "store"), seed=7)
+    before = {path: path.stat().st_mtime_ns for path in city.rglob("*")}
+    found = outcomes(city, capsys, "--dry-run")
+    assert set(found["to do"]) == {"trips/distilled", "evaluations/distilled", "comparison", "report"}
+    assert len(found["was done"]) == EVERYTHING - 4
+    assert {path: path.stat().st_mtime_ns for path in city.rglob("*")} == before
+    assert set(outcomes(city, capsys)["done"]) == set(found["to do"])

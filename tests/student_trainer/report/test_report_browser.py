@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
-from test_report import city
+from support.report_city import call, city
+from support.seeded_city import add_seeds
 
 __all__ = ["city"]
 
@@ -89,6 +90,34 @@ def test_everything_is_drawn_and_nothing_is_wider_than_the_screen(
     assert page.evaluate("map.frames.length") >= 1
     page.locator("#theme").click()
     assert page.locator("html").get_attribute("data-theme") == ("dark" if scheme == "light" else "light")
+    assert not page.wrong  # type: ignore[attr-defined]
+    page.context.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (390, "light")])
+def test_arms_over_seeds_are_drawn(
+    browser: Browser, city: Path, tmp_path_factory: pytest.TempPathFactory, width: int, scheme: str
+) -> None:
+    """Legends, cards and the table have an entry an arm, floors are lines beside them, and nothing is too wide."""
+    root = tmp_path_factory.mktemp("arms")
+    evaluations = add_seeds(city, root)
+    assert call("compare", "--evaluations", evaluations, "--out", root / "c", "bootstrap.draws=100") == 0
+    runs = ",".join(str(root / arm / f"seed{seed}") for arm in ("distilled", "vanilla") for seed in (1, 2))
+    given = ("--evaluations", evaluations, "--comparison", root / "c", "--runs", runs, "--out", root / "report")
+    assert call("report", "--data", city / "store", *given) == 0
+    page = opened(browser, root, width, 844, scheme)
+    assert page.locator("#table thead th").all_inner_texts()[1:4] == [
+        "vanilla\n2 seeds",
+        "distilled\n2 seeds",
+        "shortest-path",
+    ]
+    assert page.locator('#table tr[data-metric="next_road_accuracy"] small', has_text="floor: ").count() == 3
+    assert page.locator("#cards .card").first.locator("div").all_inner_texts()[-1].startswith("best floor")
+    legend = page.locator("#curves figure").last.locator(".legend span").all_inner_texts()
+    assert legend[:2] == ["distilled (2 seeds)", "vanilla (2 seeds)"] and legend[2].startswith("floor: ")
+    assert page.locator("#verdicts h3").all_text_contents() == ["distilled against vanilla"]
+    assert page.locator("#verdicts li").first.inner_text().startswith("Next road right: ")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert not page.wrong  # type: ignore[attr-defined]
     page.context.close()
 

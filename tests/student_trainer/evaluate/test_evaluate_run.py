@@ -141,17 +141,23 @@ def test_comparison(store: Store, tmp_path: Path, main: Callable[..., int], caps
     assert (found["baseline"], found["models"], found["pairs"]) == ("good", ["good", "bad", "same"], PAIRS)
     tables = {path: pl.read_parquet(path / "pairs.parquet") for path in (good, bad)}
     for name, column in (("arrival_rate", "arrived"), ("dtw_km", "dtw_km"), ("hausdorff_km", "hausdorff_km")):
-        worse, equal = (found["metrics"][name]["models"][model] for model in ("bad", "same"))
+        worse, equal = (found["metrics"][name]["comparisons"][model] for model in ("bad", "same"))
         means = {path: float(tables[path][column].cast(pl.Float64).mean() or 0) for path in tables}  # type: ignore[arg-type]
         assert worse["difference"] == pytest.approx(means[bad] - means[good])
-        assert worse["low"] <= worse["difference"] <= worse["high"]
-        assert worse["significant"] and worse["p_holm"] >= worse["p"]
-        assert equal["difference"] == 0 and not equal["significant"] and equal["p_holm"] == 1
-    assert "bad is worse than good" in verdicts
+        assert worse["trips"]["low"] <= worse["difference"] <= worse["trips"]["high"]
+        assert (worse["level"], worse["direction"]) == ("trips", "worse")
+        assert worse["trips"]["p_holm"] >= worse["trips"]["p"]
+        assert equal["difference"] == 0 and equal["level"] == "none" and equal["trips"]["p_holm"] == 1
+        assert worse["seeds"] is None and equal["seeds"] is None
+    assert "baseline: good (one run); baseline=NAME chooses another" in verdicts
+    assert "bad is worse than good on these trips" in verdicts
+    assert "This covers chance in the trips, not in training (one run each)." in verdicts
     assert "same is" not in verdicts
-    accuracy = found["metrics"]["next_road_accuracy"]["models"]["bad"]
+    accuracy = found["metrics"]["next_road_accuracy"]["comparisons"]["bad"]["trips"]
     values = [document(path)["metrics"]["next_road_accuracy"]["value"] for path in (good, bad)]
-    assert (accuracy["baseline_value"], accuracy["value"]) == pytest.approx(tuple(values))
+    assert (accuracy["baseline"], accuracy["value"]) == pytest.approx(tuple(values))
+    assert main("compare", "--evaluations", f"{good},{bad}", "--out", tmp_path / "d", "baseline=bad") == 0
+    assert "good is better than bad on these trips" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -264,9 +270,16 @@ def test_comparisons_that_make_no_sense_are_refused(
         (f"{one},{one}", "same name"),
         (f"{one}", "two or more"),
         (f"{one},{tmp_path / 'nowhere'}", "does not exist"),
+        (f"{one},{two} baseline=nobody", "baseline nobody is not among the models one, two"),
     ):
-        assert main("compare", "--evaluations", evaluations, "--out", tmp_path / "c") == 2
+        assert main("compare", "--evaluations", *evaluations.split(), "--out", tmp_path / "c") == 2
         assert message in capsys.readouterr().err
+    for name, value in (("training", "none"), ("floors", None), ("trips_at", 1)):
+        before = (two / "metrics.json").read_text()
+        changed(name, value)(two / "metrics.json")
+        assert main("compare", "--evaluations", f"{one},{two}", "--out", tmp_path / "c") == 2
+        assert f"lacks {name}; make it again" in capsys.readouterr().err
+        (two / "metrics.json").write_text(before)
     changed("store", "another")(two / "metrics.json")
     assert main("compare", "--evaluations", f"{one},{two}", "--out", tmp_path / "c") == 2
     assert "different stores" in capsys.readouterr().err
