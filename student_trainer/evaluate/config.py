@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pydantic
 
-from shared.config import Section
+from shared.config import Section, split_commas
 from shared.store import Cache
 from student_trainer.runs.sinks import Wandb
-
-
-def split_commas(value: Any) -> Any:
-    """A,B,C in one text as a list; one number is a list of one."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return [value] if isinstance(value, int) else value
-
 
 Paths = Annotated[tuple[Path, ...], pydantic.BeforeValidator(split_commas)]
 

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from shared.config import Section
+from shared.config import Section, split_commas
 from shared.store import SplitName
-from student_trainer.evaluate.config import BootstrapConfig, split_commas
+from student_trainer.evaluate.config import BootstrapConfig
 from student_trainer.generate.config import Method, SearchConfig
 
 Phase = Literal["generate", "evaluate", "compare", "report"]
