@@ -89,7 +89,7 @@ def test_a_caller_killed_in_the_middle_leaves_nothing(tiny_teacher: Path, runnin
     """SIGKILL, with requests queued, computed, and credit in hand."""
     code = """
 import sys, time
-sys.path[:0] = ["tests", "tests/teacher_server"]
+sys.path[:0] = sys.argv[2:]
 from test_teacher_lost_callers import on_stream, stream
 with stream(sys.argv[1]) as (call, requests):
     requests.put(on_stream(0))
@@ -101,7 +101,7 @@ with stream(sys.argv[1]) as (call, requests):
 """
     with running_teacher(tiny_teacher, "batching.max_batch_tokens=4096") as server:
         caller = subprocess.Popen(
-            [sys.executable, "-c", code, server.address],
+            [sys.executable, "-c", code, server.address, "tests", str(Path(__file__).parent)],
             cwd=REPOSITORY,
             stdout=subprocess.PIPE,
             text=True,
