@@ -77,7 +77,7 @@ def overrides(device: torch.device, size: Size) -> list[str]:
 
 
 def load(path: Path, device: torch.device, size: Size) -> Engine:
-    """The engine of a teacher file on a device, as the daemon makes it; if bits depend on the batch, its log says so."""
+    """The engine of a teacher file on a device, as the daemon makes it; its log says if bits depend on the batch."""
     settings = EngineConfig(device=str(device), tile_tokens=size.tile_tokens, allow_batch_dependence=True)
     return engine.load(path, settings)
 
@@ -220,9 +220,9 @@ def plain_states(scorer: Engine, contexts: Sequence[Sequence[int]], with_kernel:
     """`hidden_states` without graphs, and with the reference's attention if that is wanted."""
     served = scorer._model.attend_to
     scorer._model.attend_to = served if with_kernel else None
+    tiling = scorer._tiler.tile(batch_of(contexts))
     try:
         with torch.inference_mode(), scorer._computing():
-            tiling = scorer.assemble(batch_of(contexts)).tiling
             states = scorer._states(tiling)
             return states[torch.from_numpy(tiling.state).to(states.device)].cpu()
     finally:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from teacher_server.engine.streams import Memory, Streams
-from teacher_server.scorer import Int32
 
 Float32 = npt.NDArray[np.float32]
 
@@ -34,11 +33,11 @@ class Part:
     """Arrays that lie back to back on the device.
 
     Attributes:
-        arrays: int32, in their order.
+        arrays: of numbers that int32 holds, in their order.
         size: numbers that the part has; zeros follow the arrays.
     """
 
-    arrays: Sequence[Int32]
+    arrays: Sequence[npt.NDArray[np.integer]]
     size: int
 
 
@@ -66,6 +65,7 @@ class Sender:
         self._lock = threading.Lock()
         self._free: list[Memory] = []
 
+    @torch.inference_mode()
     def send(self, parts: Sequence[Part]) -> Parcel:
         """One copy of all parts. The memory is the parcel's until `take_back`."""
         starts = np.cumsum([0, *(-(-part.size // ALIGNED) * ALIGNED for part in parts)]).tolist()
