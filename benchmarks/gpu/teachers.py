@@ -220,9 +220,9 @@ def plain_states(scorer: Engine, contexts: Sequence[Sequence[int]], with_kernel:
     """`hidden_states` without graphs, and with the reference's attention if that is wanted."""
     served = scorer._model.attend_to
     scorer._model.attend_to = served if with_kernel else None
+    tiling = scorer._tiler.tile(batch_of(contexts))
     try:
         with torch.inference_mode(), scorer._computing():
-            tiling = scorer.assemble(batch_of(contexts)).tiling
             states = scorer._states(tiling)
             return states[torch.from_numpy(tiling.state).to(states.device)].cpu()
     finally:

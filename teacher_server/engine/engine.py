@@ -59,7 +59,7 @@ log = logging.getLogger(__name__)
 
 Float32 = npt.NDArray[np.float32]
 
-RECORDING_SECONDS = 10.0
+RECORDING_SECONDS = 3.0
 """Spent on graphs before the first request; shapes that are left are recorded when they are first needed."""
 CPU_TILE_TOKENS = 512
 ACCELERATOR_TILE_TOKENS = 16384

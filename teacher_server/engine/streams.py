@@ -47,10 +47,10 @@ class Streams(Protocol):
     def memory(self, count: int, dtype: torch.dtype) -> Memory:
         """Of the host and of the device; any thread."""
 
-    def upload(self, here: Tensor, there: Tensor) -> object:
+    def upload(self, here: Tensor, there: Tensor) -> Any:
         """Starts a copy from page-locked memory; any thread. Returns what `arrived` takes."""
 
-    def arrived(self, upload: object) -> None:
+    def arrived(self, upload: Any) -> None:
         """What is computed from now on has the copy; the host does not wait."""
 
     def download(self, there: Tensor, here: Tensor) -> None:
@@ -84,21 +84,20 @@ class CudaStreams:
 
     def memory(self, count: int, dtype: torch.dtype) -> Memory:
         """See `Streams`."""
-        with self._lock:
+        with self._lock, torch.cuda.stream(self._copy):  # freed, it is written again by this stream only
             here = torch.empty(count, dtype=dtype).pin_memory()
             return Memory(here, torch.empty(count, dtype=dtype, device=self._device), here.numpy())
 
-    def upload(self, here: Tensor, there: Tensor) -> object:
+    def upload(self, here: Tensor, there: Tensor) -> Any:
         """See `Streams`."""
         with self._lock, torch.cuda.stream(self._copy):
             there.copy_(here, non_blocking=True)
-            event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(self._copy)
         return event
 
-    def arrived(self, upload: object) -> None:
+    def arrived(self, upload: Any) -> None:
         """See `Streams`."""
-        assert isinstance(upload, torch.cuda.Event)
         self._compute.wait_event(upload)
 
     def download(self, there: Tensor, here: Tensor) -> None:
@@ -148,11 +147,11 @@ class Direct:
         here = torch.empty(count, dtype=dtype)
         return Memory(here, torch.empty(count, dtype=dtype, device=self._device), here.numpy())
 
-    def upload(self, here: Tensor, there: Tensor) -> object:
+    def upload(self, here: Tensor, there: Tensor) -> Any:
         """See `Streams`."""
         return there.copy_(here)
 
-    def arrived(self, upload: object) -> None:
+    def arrived(self, upload: Any) -> None:
         """See `Streams`."""
 
     def download(self, there: Tensor, here: Tensor) -> None:

@@ -33,7 +33,7 @@ class Part:
     """Arrays that lie back to back on the device.
 
     Attributes:
-        arrays: of numbers that fit int32, in their order.
+        arrays: of numbers that int32 holds, in their order.
         size: numbers that the part has; zeros follow the arrays.
     """
 
@@ -65,6 +65,7 @@ class Sender:
         self._lock = threading.Lock()
         self._free: list[Memory] = []
 
+    @torch.inference_mode()
     def send(self, parts: Sequence[Part]) -> Parcel:
         """One copy of all parts. The memory is the parcel's until `take_back`."""
         starts = np.cumsum([0, *(-(-part.size // ALIGNED) * ALIGNED for part in parts)]).tolist()
