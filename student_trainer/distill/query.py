@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from shared import ragged
 from shared.errors import CompatibilityError
@@ -35,8 +36,14 @@ def build_query(batch: Batch, network: RoadNetwork, distill: DistillConfig) -> S
 
 def build_target(reply: ScoreReply, batch: Batch) -> TeacherTarget:
     """The reply beside the cells it is about, padded like the student's logits, on the batch's device."""
+    log_probs = np.zeros(len(batch.candidate_token), np.float32)  # of candidates that pad the batch: any number
+    log_probs[: len(reply.log_probs)] = reply.log_probs
+    return target_of(to_device(torch.from_numpy(log_probs), batch.candidate_token.device), batch)
+
+
+def target_of(log_probs: Tensor, batch: Batch) -> TeacherTarget:
+    """The teacher's float32 log-probs [K] of a batch's candidates as `build_target` has them."""
     token, layout = batch.candidate_token, batch.layout
-    log_probs = to_device(torch.from_numpy(reply.log_probs.astype(np.float32)), token.device)
     return TeacherTarget.of(layout.pad(log_probs, -torch.inf), layout.pad(token, -1), layout.exists)
 
 

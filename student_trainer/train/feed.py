@@ -14,6 +14,7 @@ from shared.store import Trips
 from shared.wire import ScoreReply
 from student_trainer.data.batch import Batch, build_batch
 from student_trainer.data.network import RoadNetwork
+from student_trainer.data.packing import Packed, Shape, to_device
 from student_trainer.distill.config import DistillConfig, OnFailure
 from student_trainer.distill.query import build_query
 from student_trainer.distill.teacher import Teacher
@@ -22,11 +23,30 @@ from student_trainer.train.config import DataConfig
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A batch, how many of its positions have a label, and the teacher's answer if one was asked for."""
+    """A batch on its way to the device.
+
+    Attributes:
+        batch: in memory of the host.
+        labels: how many of its positions have one.
+        reply: the teacher's answer, if one was asked for.
+        packed: the batch in page-locked memory, where the device is an accelerator; perhaps padded further.
+    """
 
     batch: Batch
     labels: int
     reply: Future[ScoreReply] | None
+    packed: Packed | None = None
+
+    @property
+    def places(self) -> int:
+        """Steps of trips that the device computes, padding included."""
+        if self.packed is None:
+            return self.batch.road.numel()
+        return self.packed.shape.trips * self.packed.shape.steps
+
+    def on(self, device: torch.device) -> Batch:
+        """The batch on the device, which the host does not wait for."""
+        return to_device(self.batch, device) if self.packed is None else self.packed.to(device).unpack()
 
     def answer(self, on_failure: OnFailure) -> ScoreReply | None:
         """Waits for the teacher's answer.
@@ -52,7 +72,7 @@ class Feed:
     """Builds batches of a split and sends the teacher's share of each on its way at once.
 
     Attributes:
-        pins: whether what is for the device lies in page-locked memory, from where copies are asynchronous.
+        embeds_all: whether the device embeds all roads for a step, so that nobody looks for those that it needs.
     """
 
     def __init__(
@@ -63,9 +83,11 @@ class Feed:
         distill: DistillConfig,
         teacher: Teacher | None,
         device: torch.device,
+        rounds: bool = False,
     ) -> None:
-        """A feed without a teacher asks nothing."""
-        self.pins = device.type == "cuda"
+        """A feed without a teacher asks nothing; one that rounds pads batches to the shapes that steps share."""
+        self.embeds_all = self._pins = device.type == "cuda"
+        self._rounds, self._most_slots = rounds, most_candidates(network, config.candidate_top_k)
         self._network, self._trips, self._config = network, trips, config
         self._distill, self._teacher = distill, teacher
 
@@ -80,4 +102,16 @@ class Feed:
         if self._teacher is not None and ask:
             reply = self._teacher.submit(build_query(batch, self._network, self._distill))
         labels = int((batch.label >= 0).sum())
-        return Prepared(batch.pin() if self.pins else batch, labels, reply)
+        return Prepared(batch, labels, reply, self._packed(batch))
+
+    def _packed(self, batch: Batch) -> Packed | None:
+        if not (self._pins or self._rounds):
+            return None
+        shape = Shape.of(batch)
+        return Packed.of(batch, shape.rounded(self._most_slots) if self._rounds else shape, self._pins)
+
+
+def most_candidates(network: RoadNetwork, top_k: int) -> int:
+    """Of a position in any batch."""
+    most = int(np.diff(network.successor_offsets).max())
+    return min(most, top_k) if top_k else most

@@ -29,6 +29,7 @@ PARTS = {
     "network_backward": "road network, backward",
     "ranks": "waiting for other ranks",
     "optimizer": "optimizer",
+    "graph": "the whole step, as a CUDA graph",
 }
 """Parts of a step, as the stopwatch names them, in order."""
 WARM_STEPS = 5

@@ -44,6 +44,7 @@ from student_trainer.runs.sinks import check_wandb
 from student_trainer.train.compiling import use_own_directory
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed
+from student_trainer.train.graphs import wanted
 from student_trainer.train.logbook import Logbook
 from student_trainer.train.meters import Clock, Sums
 from student_trainer.train.optim import (
@@ -222,7 +223,8 @@ class Session:
             self.model.navigator.compile(dynamic=True)
 
         asked = teacher if settings.distils else None
-        self.feed = Feed(network, train, settings.batch, settings.distill, asked, device)
+        rounds = wanted(settings.runtime, device, self.precision, ranks.world)
+        self.feed = Feed(network, train, settings.batch, settings.distill, asked, device, rounds)
         chosen = _choose_trips(train, settings)
         steps = train.lengths[chosen] - 1
         if settings.batch.max_steps:

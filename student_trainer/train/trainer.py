@@ -9,15 +9,16 @@ Where the teacher has failed and `client.on_failure` is `skip`, a micro-batch's 
 divided as before: a position that has an answer pulls as hard as it would have anyway, one without does not pull, and
 no rank needs to know which answers the others have. All ranks call the same collectives in either case.
 
-An accelerator is waited for once a step, for the norm of the gradient (`device.read`), and once more for the scale of a
-step whose values overflowed.
+An accelerator is waited for once a step, for all that is known of it (`device.read`), and once more for the scale of a
+step whose values overflowed. Where it can, it makes the whole step by one call (`graphs`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -25,20 +26,19 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import TrainingError, Unavailable
-from student_trainer.data.batch import Batch
+from shared.wire import ScoreReply
 from student_trainer.data.loader import Index, TripOrder
-from student_trainer.distill import kl as distillation
-from student_trainer.distill.kl import TeacherTarget
 from student_trainer.distill.query import build_target
-from student_trainer.model import device as devices
 from student_trainer.model.hoser import HOSER, NetworkEmbedding
 from student_trainer.model.road_graph import Field, RoadGraph
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.runs.checkpoint import Progress
-from student_trainer.train import loss as losses
+from student_trainer.train import graphs
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed, Prepared
+from student_trainer.train.graphs import Request, StepGraphs
 from student_trainer.train.meters import Stopwatch, Sums
+from student_trainer.train.objective import OF_LABELS, Objective
 from student_trainer.train.optim import Precision, learning_rate
 from student_trainer.train.ranks import ALONE, Ranks
 from student_trainer.train.stop import StopSignals
@@ -63,12 +63,12 @@ class Step:
     Attributes:
         plan: the plan.
         micro_batches: its batches.
-        field: what must be computed of the road network for all of them.
+        field: what must be computed of the road network for all of them; None for all of it.
     """
 
     plan: PlannedStep
     micro_batches: Sequence[Prepared]
-    field: Field
+    field: Field | None
 
 
 class Schedule:
@@ -94,9 +94,10 @@ def prepare_step(feed: Feed, graph: RoadGraph, plan: PlannedStep, ranks: Ranks =
     """Builds a rank's batches of a step and asks the teacher; runs ahead of the loop."""
     shares = [ranks.share(index, feed.lengths(index)) for index in plan.micro_batches]
     micro_batches = [feed.prepare(share) for share in shares if len(share)]
+    if feed.embeds_all:
+        return Step(plan, micro_batches, None)
     roads = [ids.numpy() for item in micro_batches for ids in item.batch.roads_read]
-    field = graph.field(np.concatenate([np.zeros(0, np.int64), *roads]))
-    return Step(plan, micro_batches, field.pin() if feed.pins else field)
+    return Step(plan, micro_batches, graph.field(np.concatenate([np.zeros(0, np.int64), *roads])))
 
 
 class Trainer:
@@ -119,12 +120,19 @@ class Trainer:
         self.model, self.optimizer, self.progress = model, optimizer, progress
         self._ranks, self._stop = ranks, stop
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._settings, self._scale = settings, scale
+        self._settings = settings
+        self._objective = Objective(settings.distill, settings.optim.time_weight, scale)
         self._precision, self._device, self._total = precision, device, total_steps
         self._most_missed = int(settings.client.max_skipped_share * total_positions)
         self._missed = [0, 0]
         self._awaited = device if settings.profile != "off" and device.type == "cuda" else None
         self.sums, self.stopwatch = Sums(), Stopwatch(self._awaited)
+        self.graphs: StepGraphs | None = None
+        if graphs.wanted(settings.runtime, device, precision, ranks.world):
+            self.graphs = StepGraphs(
+                model, optimizer, self._objective, precision, settings.optim.clip_norm, device,
+                is_demanded=settings.runtime.graphs == "on",
+            )  # fmt: skip
 
     def train_step(self, step: Step) -> None:
         """One optimizer step, made whole or not at all.
@@ -142,11 +150,12 @@ class Trainer:
             group["lr"] = rate
         found = Sums()
         with self._precision.float32_products():
-            finite = self.compute_gradients(step, found)
+            update = self._repeat_of(step, rate, found)
+            if update is None:
+                update = functools.partial(self._update, self.compute_gradients(step, found), found)
         missed = self._check_missed()
         with self._stop.shield():
-            with self.stopwatch.part("optimizer"):
-                is_finite = self._update(finite, found)
+            is_finite = update()
             if is_finite:
                 self.sums.merge(found)
             else:
@@ -166,12 +175,13 @@ class Trainer:
             bool [], whether all losses are finite; the gradients are of no use otherwise.
         """
         positions, labels = self._count(step)
+        self._tally(positions)
         self._missed = [0, 0]
         self.optimizer.zero_grad(set_to_none=True)
         finite = torch.ones((), dtype=torch.bool, device=self._device)
         if step.micro_batches:
             with self.stopwatch.part("transfer"):
-                field = step.field.to(self._device)
+                field = None if step.field is None else step.field.to(self._device)
             with self.stopwatch.part("network_forward"), self._precision.autocast():
                 network = self.model.embed_network(field)
             leaves = network.detach()
@@ -188,9 +198,44 @@ class Trainer:
         labels = sum(item.labels for item in step.micro_batches)
         with self._meeting():
             positions, labels = self._ranks.sums(positions, labels)
+        return positions, labels
+
+    def _tally(self, positions: int) -> None:
         self.stopwatch.steps += 1
         self.stopwatch.positions += positions
-        return positions, labels
+
+    def _repeat_of(self, step: Step, rate: float, found: Sums) -> Callable[[], bool] | None:
+        """What makes the whole step by one call, and says whether it was finite.
+
+        Returns:
+            None if the step must be made by single operations, so where an answer is missing.
+        """
+        packed = [item.packed for item in step.micro_batches if item.packed is not None]
+        if self.graphs is None or len(packed) < max(len(step.micro_batches), 1):
+            return None
+        with self.stopwatch.part("teacher_wait"):
+            asked = [item.answer(self._settings.client.on_failure) for item in step.micro_batches]
+        replies = [reply for reply in asked if reply is not None]
+        if len(replies) < sum(item.reply is not None for item in step.micro_batches):
+            return None
+        positions, labels = self._count(step)
+        numbers = {"positions": positions, "labels": max(labels, 1), "learning_rate": rate, "hold": 0}
+        with self.stopwatch.part("transfer"):
+            recorded = self.graphs.ready(Request(packed, [reply.log_probs for reply in replies], numbers))
+        if recorded is None:
+            return None
+        self._missed = [0, 0]
+        self._tally(positions)
+
+        def repeat() -> bool:
+            with self.stopwatch.part("graph"):
+                result = recorded.make()
+            for item, reply, sums in zip(step.micro_batches, asked, result.sums, strict=True):
+                self._note(item, reply, sums, found)
+            found.add("gradient_norm", result.norm, 1)
+            return result.is_finite
+
+        return repeat
 
     def _meeting(self) -> AbstractContextManager[None]:
         """Counts the time that other ranks take."""
@@ -201,9 +246,7 @@ class Trainer:
     ) -> Tensor:
         """Adds a micro-batch's gradients; whether its loss is finite, bool []."""
         with self.stopwatch.part("transfer"):
-            batch = item.batch.to(self._device)
-        self.stopwatch.places += batch.road.numel()
-        self.stopwatch.filled += batch.positions
+            batch = item.on(self._device)
         with self.stopwatch.part("forward"), self._precision.autocast():
             output = self.model(batch, network)
             times = self.model.label_times(batch, network, output)
@@ -211,24 +254,22 @@ class Trainer:
             reply = item.answer(self._settings.client.on_failure)
         with self.stopwatch.part("loss"):
             target = None if reply is None else build_target(reply, batch)
-            sums = self._loss_sums(batch, output.logits, times, target)
-            loss = sums["next_road"] / labels + self._settings.optim.time_weight * sums["time"] / labels
-            if target is not None:
-                loss = loss + self._settings.distill.weight * sums["kl"] / positions
+            outcome = self._objective.of(batch, output.logits, times, target, positions, labels)
         with self.stopwatch.part("backward"):
-            torch.autograd.backward(self._precision.scaler.scale(loss))
-        found.add("loss", loss * positions, batch.positions)
-        found.add("loss_next_road", sums["next_road"], item.labels)
-        found.add("loss_time", sums["time"], item.labels)
-        found.add("accuracy", (output.logits.argmax(-1) == batch.label).float().sum(), batch.positions)
+            torch.autograd.backward(self._precision.scaler.scale(outcome.loss))
+        self._note(item, reply, outcome.sums, found)
+        return torch.isfinite(outcome.loss)
+
+    def _note(self, item: Prepared, reply: ScoreReply | None, sums: Mapping[str, Tensor | float], found: Sums) -> None:
+        """Adds what a micro-batch has given."""
+        for name, total in sums.items():
+            found.add(name, total, item.labels if name in OF_LABELS else item.batch.positions)
         self._note_missed(item, item.reply is not None and reply is None, found)
-        if reply is not None and target is not None:
-            found.add("loss_kl", sums["kl"], batch.positions)
-            diagnostics = distillation.teacher_diagnostics(output.logits.detach(), target, batch.label)
-            found.add_fields(diagnostics, batch.positions)
+        if reply is not None:
             found.add("teacher_queue_ms", reply.queue_us / 1000, 1)
             found.add("teacher_compute_ms", reply.compute_us / 1000, 1)
-        return torch.isfinite(loss)
+        self.stopwatch.places += item.places
+        self.stopwatch.filled += item.batch.positions
 
     def _note_missed(self, item: Prepared, is_missed: bool, found: Sums) -> None:
         if self._settings.client.on_failure == "skip" and item.reply is not None:
@@ -255,33 +296,22 @@ class Trainer:
             )
         return progress.missed_micro_batches + micro_batches, positions
 
-    def _loss_sums(
-        self, batch: Batch, logits: Tensor, times: Tensor, target: TeacherTarget | None
-    ) -> dict[str, Tensor]:
-        """Sums of each loss over the micro-batch: next_road and time over its labels, kl over its positions."""
-        errors = losses.time_errors(times, batch.seconds, self._scale)
-        sums = {
-            "next_road": losses.next_road_loss(logits, batch.label),
-            "time": torch.where(batch.label >= 0, errors, 0).sum(),
-        }
-        if target is not None:
-            config = self._settings.distill
-            kl = distillation.distillation_loss(logits, target, config.temperature, config.collisions)
-            sums["kl"] = kl.sum() * (config.temperature**2 if config.tau_squared else 1.0)
-        return sums
-
     def _update(self, finite: Tensor, found: Sums) -> bool:
         """Clips and steps; False, and weights unchanged, if the loss (bool []) or the gradient is not finite."""
+        with self.stopwatch.part("optimizer"):
+            return self._clip_and_step(finite, found)
+
+    def _clip_and_step(self, finite: Tensor, found: Sums) -> bool:
         scaler = self._precision.scaler
         scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self._parameters, self._settings.optim.clip_norm)
-        loss_is_finite, norm_is_finite = devices.read(torch.stack([finite, torch.isfinite(norm)]))
+        loss_is_finite, norm_is_finite, norm_is = found.read(finite, torch.isfinite(norm), norm)
         if loss_is_finite and (norm_is_finite or scaler.is_enabled()):
             scaler.step(self.optimizer)  # an enabled scaler skips the step itself and lowers its scale
         scaler.update()
         if norm_is_finite:
-            found.add("gradient_norm", norm, 1)
-        return loss_is_finite and (norm_is_finite or (scaler.is_enabled() and scaler.get_scale() >= 1))
+            found.add("gradient_norm", norm_is, 1)
+        return bool(loss_is_finite and (norm_is_finite or (scaler.is_enabled() and scaler.get_scale() >= 1)))
 
     def _count_bad_step(self, step: Step) -> None:
         self.progress.bad_steps += 1

@@ -91,7 +91,7 @@ class Validator:
     def _add(
         self, sums: Sums, model: HOSER, network: NetworkEmbedding, item: Prepared, reply: ScoreReply | None
     ) -> None:
-        batch = item.batch.to(self._device)
+        batch = item.on(self._device)
         with self._precision.autocast():
             output = model(batch, network)
             times = model.label_times(batch, network, output)

@@ -1,0 +1,58 @@
+"""What stands in for CUDA graphs where there is no CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from student_trainer.train.feed import Feed
+from student_trainer.train.graphs import Body, StepGraphs
+from student_trainer.train.run import Session
+
+
+class Repeating:
+    """Makes all operations again whenever a recording is repeated.
+
+    Attributes:
+        recorded: how often something was.
+    """
+
+    def __init__(self) -> None:
+        self.recorded = 0
+
+    def run(self, body: Body) -> Tensor:
+        """See `graphs.Recorder`."""
+        return body()
+
+    def record(self, body: Body) -> tuple[Callable[[], None], Tensor]:
+        """See `graphs.Recorder`; runs them, too."""
+        self.recorded += 1
+        result = body()
+
+        def repeat() -> None:
+            result.copy_(body())
+
+        return repeat, result
+
+
+class Kept(Repeating):
+    """A recording that does nothing when it is repeated: all results are of the time when it was made."""
+
+    def record(self, body: Body) -> tuple[Callable[[], None], Tensor]:
+        """See `graphs.Recorder`."""
+        self.recorded += 1
+        return lambda: None, body()
+
+
+def record_steps(session: Session, recorder: Repeating, is_demanded: bool = False) -> StepGraphs:
+    """Lets a session on a CPU make its steps as one on an accelerator does."""
+    feed: Feed = session.feed
+    feed._rounds = feed.embeds_all = True
+    trainer = session.trainer
+    trainer.graphs = StepGraphs(
+        session.model, trainer.optimizer, trainer._objective, session.precision,
+        session.settings.optim.clip_norm, session.device, is_demanded, recorder,
+    )  # fmt: skip
+    return trainer.graphs
+
