@@ -129,11 +129,10 @@ class Packed:
         shape = shape or own
         if not shape.holds(own):
             raise ValueError(f"a batch of {own} cannot be padded to {shape}")
-        array = torch.empty(shape.numbers, dtype=torch.int32)
-        if pinned:
-            array = array.pin_memory()
-        _fill(array.numpy(), batch, own, shape)
-        return cls(shape, array)
+        values = np.empty(shape.numbers, np.int32)
+        _fill(values, batch, own, shape)
+        array = torch.from_numpy(values)
+        return cls(shape, array.pin_memory() if pinned else array)
 
     def to(self, device: torch.device) -> Packed:
         """The same on a device, which the host does not wait for if the array is page-locked."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -232,18 +233,18 @@ class StepGraphs:
 
     @contextmanager
     def _as_recorded(self, recorded: _Recorded) -> Iterator[None]:
-        """AdamW takes its rate, and whether to do anything, from the device; its state stays what a checkpoint has."""
-        groups, optimizer = self._optimizer.param_groups, self._optimizer
+        """AdamW takes its rate from the device; its settings stay what a checkpoint has."""
+        groups = self._optimizer.param_groups
         before = [(group["lr"], group["capturable"]) for group in groups]
         try:
             for group in groups:
                 group["lr"], group["capturable"] = recorded.number("learning_rate"), True
-            yield
+            with warnings.catch_warnings():  # that it is run without being recorded, which is what the trial is for
+                warnings.filterwarnings("ignore", message=".*capturable", category=UserWarning)
+                yield
         finally:
             for group, (rate, capturable) in zip(groups, before, strict=True):
                 group["lr"], group["capturable"] = rate, capturable
-            if hasattr(optimizer, "found_inf"):
-                del optimizer.found_inf
 
     def _operations(self, recorded: _Recorded) -> Tensor:
         """A step: float64, `VERDICTS`, then each micro-batch's metrics."""
@@ -256,11 +257,19 @@ class StepGraphs:
         norm = nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         is_finite = torch.isfinite(torch.stack([norm, *(outcome["loss"] for outcome in outcomes)])).all()
         hold = recorded.number("hold") > 0
-        self._optimizer.found_inf = (~is_finite | hold).to(torch.float32)  # type: ignore[attr-defined]
-        self._optimizer.step()
+        self._update((~is_finite | hold).to(torch.float32))
         recorded.names = [list(outcome) for outcome in outcomes]
         totals = [total for outcome in outcomes for total in outcome.values()]
-        return torch.stack([value.double() for value in (is_finite, norm, *totals)])
+        return torch.stack([is_finite.to(norm.dtype), norm, *totals]).double()
+
+    def _update(self, found_inf: Tensor) -> None:
+        """AdamW's step, unless the device finds float32 [] to be 1; as a loss scaler tells it."""
+        optimizer: Any = self._optimizer
+        optimizer.found_inf = found_inf
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.found_inf
 
     def _micro_batch(self, recorded: _Recorded, number: int, network: NetworkEmbedding) -> dict[str, Tensor]:
         """Adds its gradients; its metrics, of which the loss says whether it was finite."""

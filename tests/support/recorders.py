@@ -37,7 +37,7 @@ class Repeating:
 
 
 class Kept(Repeating):
-    """A recording that does nothing when it is repeated: all results are of the time when it was made."""
+    """Repeats nothing: the result stays that of the recording, so that what a repetition costs the host is seen."""
 
     def record(self, body: Body) -> tuple[Callable[[], None], Tensor]:
         """See `graphs.Recorder`."""
@@ -55,4 +55,3 @@ def record_steps(session: Session, recorder: Repeating, is_demanded: bool = Fals
         session.settings.optim.clip_norm, session.device, is_demanded, recorder,
     )  # fmt: skip
     return trainer.graphs
-
