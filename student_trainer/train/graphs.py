@@ -162,7 +162,11 @@ class Found:
 
 
 class StepGraphs:
-    """Makes whole optimizer steps; see the module."""
+    """Makes whole optimizer steps; see the module.
+
+    Attributes:
+        is_off: whether steps have turned out not to be recordable.
+    """
 
     def __init__(
         self,
@@ -183,6 +187,11 @@ class StepGraphs:
         self._is_demanded = is_demanded
         self._recorded: OrderedDict[Any, _Recorded] = OrderedDict()
         self.is_off = False
+
+    @property
+    def shapes(self) -> int:
+        """How many keys are recorded."""
+        return len(self._recorded)
 
     def ready(self, request: Request) -> _Recorded | None:
         """What repeats the step, its input on the way to the device; None if steps cannot be recorded.
