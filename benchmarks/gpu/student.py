@@ -71,8 +71,8 @@ def run(task: Task, record: Record) -> None:
             record.need(5)
             _ours(task, store, precision, record, first, theirs)
     if {"ours float32", "straightforward float32"} <= first.keys():
-        ours, theirs = first["ours float32"], first["straightforward float32"]
-        record.add("difference of the first loss, float32", abs(ours - theirs) / abs(theirs), limit=LOSS)
+        ours, plain = first["ours float32"], first["straightforward float32"]
+        record.add("difference of the first loss, float32", abs(ours - plain) / abs(plain), limit=LOSS)
     record.detail("first losses", first)
 
 
@@ -233,7 +233,7 @@ def _host(task: Task, store: Store, record: Record) -> None:
     batch = batches[-1]
     read = np.concatenate([ids.numpy() for ids in batch.roads_read])
     (index,) = planned[-1].micro_batches
-    shape = Shape.of(batch).rounded(most_candidates(network, settings.batch.candidate_top_k))
+    shape = Shape.shared([Shape.of(batch)], most_candidates(network, settings.batch.candidate_top_k))
     parts: dict[str, Callable[[], Any]] = {
         "host: batch": lambda: build_batch(network, trips, index, settings.batch.candidate_top_k),
         "host: field": lambda: session.model.graph.field(read),

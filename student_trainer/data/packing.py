@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,7 @@ FLOATS = ("temporal", "distance", "interval", "candidate_distance", "candidate_a
 OF_LAYOUT = ("position", "slot")
 ALIGNMENT = 4
 """Numbers that a tensor begins at a multiple of: 16 bytes, as vectorised loads want it."""
-SHARE = 8
+SHARE = 4
 """Shapes are multiples of this part of the power of two below them: at most so much is added."""
 FEW_SLOTS = 16
 """Candidates of a position up to which all batches have as many slots."""
@@ -55,21 +56,25 @@ class Shape:
         positions, slots = batch.layout.exists.shape
         return cls(trips, steps, positions, len(batch.candidate_road), slots)
 
-    def rounded(self, most_slots: int) -> Shape:
-        """The shape that batches of about this one share.
+    @classmethod
+    def shared(cls, shapes: Sequence[Shape], most_slots: int) -> Shape:
+        """The shape that holds all of these, and that batches of about their size share.
 
         It has room for a position that pads, and for a candidate of each of these.
 
         Args:
+            shapes: at least one.
             most_slots: candidates that no position has more of.
         """
-        positions = _round_up(self.positions + 1, 64)
-        return Shape(
-            trips=_round_up(self.trips, 8),
-            steps=_round_up(self.steps, 8),
+        positions = _round_up(max(shape.positions for shape in shapes) + 1, 64)
+        candidates = max(shape.candidates + positions - shape.positions for shape in shapes)
+        slots = max(shape.slots for shape in shapes)
+        return cls(
+            trips=_round_up(max(shape.trips for shape in shapes), 8),
+            steps=_round_up(max(shape.steps for shape in shapes), 8),
             positions=positions,
-            candidates=_round_up(self.candidates + positions - self.positions, 64),
-            slots=min(most_slots, max(FEW_SLOTS, 1 << (self.slots - 1).bit_length())),
+            candidates=_round_up(candidates, 64),
+            slots=min(most_slots, max(FEW_SLOTS, 1 << (slots - 1).bit_length())),
         )
 
     def holds(self, other: Shape) -> bool:
@@ -101,12 +106,12 @@ class Shape:
     @property
     def numbers(self) -> int:
         """Of the array."""
-        last = self.places()[FLOATS[-1]].stop
+        last: int = self.places()[FLOATS[-1]].stop
         return last + -last % ALIGNMENT
 
 
 def _round_up(number: int, least: int) -> int:
-    step = max(least, (1 << (number.bit_length() - 1)) // SHARE)
+    step: int = max(least, (1 << (number.bit_length() - 1)) // SHARE)
     return -(-number // step) * step
 
 

@@ -49,8 +49,8 @@ class Hop:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Hop:
         """The same with other tensors."""
-        tensors = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Hop(**{name: None if tensor is None else function(tensor) for name, tensor in tensors.items()})
+        names = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None]
+        return dataclasses.replace(self, **{name: function(getattr(self, name)) for name in names})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -102,13 +102,15 @@ class Feed:
         if self._teacher is not None and ask:
             reply = self._teacher.submit(build_query(batch, self._network, self._distill))
         labels = int((batch.label >= 0).sum())
-        return Prepared(batch, labels, reply, self._packed(batch))
+        is_whole = self._pins and not self._rounds
+        return Prepared(batch, labels, reply, Packed.of(batch, pinned=True) if is_whole else None)
 
-    def _packed(self, batch: Batch) -> Packed | None:
-        if not (self._pins or self._rounds):
-            return None
-        shape = Shape.of(batch)
-        return Packed.of(batch, shape.rounded(self._most_slots) if self._rounds else shape, self._pins)
+    def rounded(self, items: list[Prepared]) -> list[Prepared]:
+        """The micro-batches of a step, in one shape if this feed rounds."""
+        if not (self._rounds and items):
+            return items
+        shape = Shape.shared([Shape.of(item.batch) for item in items], self._most_slots)
+        return [dataclasses.replace(item, packed=Packed.of(item.batch, shape, self._pins)) for item in items]
 
 
 def most_candidates(network: RoadNetwork, top_k: int) -> int:

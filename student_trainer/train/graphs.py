@@ -16,9 +16,9 @@ Every step is a repetition, the first of a shape, too: a resumed run repeats wha
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -39,8 +39,8 @@ from student_trainer.train.optim import Precision
 
 log = logging.getLogger(__name__)
 
-MOST_GRAPHS = 64
-"""Shapes that are kept recorded; the one that was not seen for longest makes room."""
+MOST_GRAPHS = 128
+"""Shapes that are recorded, the first ones that come up; others' steps are made of the same operations, one by one."""
 DIFFERENCE = {None: 1e-3, torch.bfloat16: 2e-2}
 """Relative difference of loss and norm between single operations and the recording, by autocast's dtype: the same
 kernels run, but a library may choose others of another order for a product, in TF32 or bfloat16."""
@@ -73,7 +73,7 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
 
     def run(self, body: Body) -> Tensor:
@@ -185,13 +185,17 @@ class StepGraphs:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._recorder = recorder or CudaRecorder(device)
         self._is_demanded = is_demanded
-        self._recorded: OrderedDict[Any, _Recorded] = OrderedDict()
+        self._recorded: dict[Any, _Recorded] = {}
         self.is_off = False
 
     @property
     def shapes(self) -> int:
         """How many keys are recorded."""
         return len(self._recorded)
+
+    def knows(self, request: Request) -> bool:
+        """Whether the request's step is recorded."""
+        return request.key in self._recorded
 
     def ready(self, request: Request) -> _Recorded | None:
         """What repeats the step, its input on the way to the device; None if steps cannot be recorded.
@@ -203,14 +207,19 @@ class StepGraphs:
             return None
         recorded = self._recorded.get(request.key)
         if recorded is None:
-            recorded = self._make(request)
-            if recorded is None:
-                return None
-            self._recorded[request.key] = recorded
-            if len(self._recorded) > MOST_GRAPHS:
-                self._recorded.popitem(last=False)
-        self._recorded.move_to_end(request.key)
-        recorded.load(request)
+            recorded = self._make(request) if len(self._recorded) < MOST_GRAPHS else self._one_by_one(request)
+        if recorded is not None:
+            recorded.load(request)
+        return recorded
+
+    def _one_by_one(self, request: Request) -> _Recorded:
+        recorded = _Recorded(self._device, request)
+
+        def run() -> Tensor:
+            with self._as_recorded(recorded):
+                return self._recorder.run(lambda: self._operations(recorded))
+
+        recorded.keep(run)
         return recorded
 
     def _make(self, request: Request) -> _Recorded | None:
@@ -220,17 +229,21 @@ class StepGraphs:
             recorded.load(trial)
             with self._as_recorded(recorded):
                 alone = recorded.read(self._recorder.run(lambda: self._operations(recorded)))
-                recorded.keep(self._recorder.record(lambda: self._operations(recorded)))
+                repeat, result = self._recorder.record(lambda: self._operations(recorded))
+            recorded.keep(functools.partial(_repeated, repeat, result))
             repeated = recorded.make()
         except RuntimeError as error:
-            return self._give_up(f"cannot be recorded: {str(error).strip().splitlines()[0]}")
+            self._give_up(f"cannot be recorded: {str(error).strip().splitlines()[0]}")
+            return None
         finally:
             self._optimizer.zero_grad(set_to_none=True)
         most = DIFFERENCE[self._precision.dtype]
         if not _agree(alone, repeated, most):
-            return self._give_up(f"gives another result when it is repeated: {repeated}, as single operations {alone}")
+            self._give_up(f"gives another result when it is repeated: {repeated}, as single operations {alone}")
+            return None
         if not self._recorded:
             log.info("training steps are CUDA graphs, one for each shape of batches")
+        self._recorded[request.key] = recorded
         return recorded
 
     def _give_up(self, reason: str) -> None:
@@ -309,8 +322,7 @@ class _Recorded:
         self.arrays = [torch.empty_like(packed.array, device=device) for packed in like.batches]
         self._late = torch.empty_like(like.late(), device=device)
         self._has_answers = bool(like.answers)
-        self._repeat: Callable[[], None] | None = None
-        self._result: Tensor | None = None
+        self._make: Body | None = None
         self.names: list[list[str]] = []
 
     def load(self, request: Request) -> None:
@@ -337,15 +349,14 @@ class _Recorded:
         start = len(NUMBERS) + sum(shape.candidates for shape in self._shapes[:number])
         return self._late[start : start + self._shapes[number].candidates]
 
-    def keep(self, recording: tuple[Callable[[], None], Tensor]) -> None:
-        """Remembers what repeats the step, and where its result will lie."""
-        self._repeat, self._result = recording
+    def keep(self, make: Body) -> None:
+        """Remembers what makes the step from what is loaded, and gives its result."""
+        self._make = make
 
     def make(self) -> Found:
         """Makes the step that was loaded, and waits for it."""
-        assert self._repeat is not None and self._result is not None, "recorded before it is repeated"
-        self._repeat()
-        return self.read(self._result)
+        assert self._make is not None, "recorded before it is repeated"
+        return self.read(self._make())
 
     def read(self, result: Tensor) -> Found:
         """What a step has found, on the host."""
@@ -353,6 +364,11 @@ class _Recorded:
         values = iter(totals)
         sums = [{name: next(values) for name in names} for names in self.names]
         return Found(bool(is_finite), norm, sums)
+
+
+def _repeated(repeat: Callable[[], None], result: Tensor) -> Tensor:
+    repeat()
+    return result
 
 
 def _agree(a: Found, b: Found, most: float) -> bool:

@@ -115,7 +115,7 @@ class Precision:
     """Autocast, loss scaling and TF32 as the settings and the device want them."""
 
     def __init__(self, config: RuntimeConfig, device: torch.device) -> None:
-        amp = config.amp
+        amp: str = config.amp
         if amp == "auto":
             accelerated = "bfloat16" if devices.has_bfloat16(device) else "float16"
             amp = "off" if device.type == "cpu" else accelerated

@@ -29,6 +29,7 @@ PARTS = {
     "network_backward": "road network, backward",
     "ranks": "waiting for other ranks",
     "optimizer": "optimizer",
+    "record": "recording CUDA graphs",
     "graph": "the whole step, as a CUDA graph",
 }
 """Parts of a step, as the stopwatch names them, in order."""

@@ -93,7 +93,7 @@ class Schedule:
 def prepare_step(feed: Feed, graph: RoadGraph, plan: PlannedStep, ranks: Ranks = ALONE) -> Step:
     """Builds a rank's batches of a step and asks the teacher; runs ahead of the loop."""
     shares = [ranks.share(index, feed.lengths(index)) for index in plan.micro_batches]
-    micro_batches = [feed.prepare(share) for share in shares if len(share)]
+    micro_batches = feed.rounded([feed.prepare(share) for share in shares if len(share)])
     if feed.embeds_all:
         return Step(plan, micro_batches, None)
     roads = [ids.numpy() for item in micro_batches for ids in item.batch.roads_read]
@@ -220,8 +220,9 @@ class Trainer:
             return None
         positions, labels = self._count(step)
         numbers = {"positions": positions, "labels": max(labels, 1), "learning_rate": rate, "hold": 0}
-        with self.stopwatch.part("transfer"):
-            recorded = self.graphs.ready(Request(packed, [reply.log_probs for reply in replies], numbers))
+        request = Request(packed, [reply.log_probs for reply in replies], numbers)
+        with self.stopwatch.part("transfer" if self.graphs.knows(request) else "record"):
+            recorded = self.graphs.ready(request)
         if recorded is None:
             return None
         self._missed = [0, 0]

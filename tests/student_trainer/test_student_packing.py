@@ -57,7 +57,7 @@ def test_what_is_unpacked_is_what_was_packed(index: list[int], top_k: int) -> No
 def test_padding_surrounds_what_was_packed(index: list[int], way: str) -> None:
     batch = batch_of(index)
     own = Shape.of(batch)
-    shape = own.rounded(MOST) if way == "rounded" else LARGER
+    shape = Shape.shared([own], MOST) if way == "rounded" else LARGER
     padded = Packed.of(batch, shape).unpack()
     assert Shape.of(padded) == shape
     found = tensors_of(padded)
@@ -78,9 +78,15 @@ def test_shapes_are_few_and_a_batch_fits_into_its_own() -> None:
     shapes = set()
     for _ in range(60):
         own = Shape.of(batch_of(rng.integers(0, 40, rng.integers(14, 18)).tolist()))
-        shapes.add(own.rounded(MOST))
-        assert own.rounded(MOST).holds(own)
+        shapes.add(Shape.shared([own], MOST))
+        assert Shape.shared([own], MOST).holds(own)
     assert len(shapes) <= 12
+
+
+def test_micro_batches_fit_into_one_shape() -> None:
+    batches = [batch_of([0]), batch_of([1, 2, 3, 4, 5]), batch_of([7] * 9)]
+    shape = Shape.shared([Shape.of(batch) for batch in batches], MOST)
+    assert [Packed.of(batch, shape).unpack().is_real.sum() for batch in batches] == [b.positions for b in batches]
 
 
 def test_no_shape_is_too_small_or_lacks_a_candidate() -> None:
@@ -128,7 +134,7 @@ def test_padding_changes_no_loss_and_no_gradient(way: str, collisions: str, monk
     lengths = batch.candidate_length.numpy()
     mass = np.random.default_rng(5).random(len(batch.candidate_road))
     answer = np.log(mass / np.repeat(np.add.reduceat(mass, ragged.offsets(lengths)[:-1]), lengths))
-    shape = Shape.of(batch).rounded(MOST) if way == "rounded" else LARGER
+    shape = Shape.shared([Shape.of(batch)], MOST) if way == "rounded" else LARGER
     expected = results(batch, answer, batch.positions, collisions)
     found = results(Packed.of(batch, shape).unpack(), answer, batch.positions, collisions)
     assert found.keys() == expected.keys() and len(expected) > 40

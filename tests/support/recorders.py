@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from student_trainer.train.feed import Feed
@@ -16,10 +17,12 @@ class Repeating:
 
     Attributes:
         recorded: how often something was.
+        optimizer: whose learning rate is on the device in a recording.
     """
 
     def __init__(self) -> None:
         self.recorded = 0
+        self.optimizer: torch.optim.Optimizer | None = None
 
     def run(self, body: Body) -> Tensor:
         """See `graphs.Recorder`."""
@@ -29,9 +32,14 @@ class Repeating:
         """See `graphs.Recorder`; runs them, too."""
         self.recorded += 1
         result = body()
+        assert self.optimizer is not None
+        (group,) = self.optimizer.param_groups
+        rate = group["lr"]
 
         def repeat() -> None:
+            outside, group["lr"] = group["lr"], rate
             result.copy_(body())
+            group["lr"] = outside
 
         return repeat, result
 
@@ -50,6 +58,7 @@ def record_steps(session: Session, recorder: Repeating, is_demanded: bool = Fals
     feed: Feed = session.feed
     feed._rounds = feed.embeds_all = True
     trainer = session.trainer
+    recorder.optimizer = trainer.optimizer
     trainer.graphs = StepGraphs(
         session.model, trainer.optimizer, trainer._objective, session.precision,
         session.settings.optim.clip_norm, session.device, is_demanded, recorder,
