@@ -99,7 +99,9 @@ def lend_graph(model: HOSER, network: RoadNetwork) -> None:
 
 
 def planned(session: Session) -> Step:
-    return prepare_step(session.feed, session.model.graph, next(session.schedule.from_step(0)), session.ranks)
+    step = prepare_step(session.feed, session.model.graph, next(session.schedule.from_step(0)), session.ranks)
+    assert (step.field is None) == (session.device == CUDA)  # the host looks for no neighbourhoods
+    return step
 
 
 @contextlib.contextmanager
