@@ -1,8 +1,12 @@
 """Part `student`: a training step at full size against the straightforward one on the same device.
 
-ours             `Trainer.train_step`, its batches built beforehand: what the device can do
+ours             `Trainer.train_step` as a run has it, its batches built beforehand: what the device can do
 ours, fed        the same with batches built ahead by the trainer's own thread: what a run without a teacher does
+ours, eager      without CUDA graphs
 straightforward  the model of `straightforward/student.py`, same parameters, optimiser and batches
+
+Few batches are repeated, so that all their shapes are recorded before the clock starts; what a recording takes is a
+figure of its own.
 """
 
 from __future__ import annotations
@@ -27,16 +31,22 @@ from shared.store import Store
 from student_trainer.data.batch import build_batch
 from student_trainer.data.loader import Prefetcher
 from student_trainer.data.network import RoadNetwork
+from student_trainer.data.packing import Packed, Shape
 from student_trainer.distill.query import build_query
 from student_trainer.model.config import ModelConfig
 from student_trainer.train.config import OptimConfig, RuntimeConfig, TrainConfig
+from student_trainer.train.feed import most_candidates
 from student_trainer.train.optim import build_optimizer
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.schedule import PlannedStep, prepare_step
 from student_trainer.train.session import Session
 
-PRECISIONS = {"float32": "off", "float16": "float16", "bfloat16": "bfloat16"}
+PRECISIONS = {"float32": "off", "bfloat16": "bfloat16", "float16": "float16"}
 """`runtime.amp` by name."""
+BATCHES = 12
+"""Different ones, which are repeated."""
+EAGER_STEPS = 10
+"""Of our step without graphs, timed."""
 LOSS = 1e-3
 """Greatest relative difference of the first step's loss, float32 with TF32 products."""
 
@@ -50,51 +60,78 @@ def run(task: Task, record: Record) -> None:
         _host(task, store, record)
     first: dict[str, float] = {}
     for precision in PRECISIONS if task.is_full else ("float32", "bfloat16"):
-        theirs: float | None = None
-        with record.attempt(f"straightforward {precision}"):
-            record.need(5)
-            theirs = _straightforward(task, store, precision, record, first)
+        theirs: dict[str, float] = {}
+        for name, way in {"straightforward": _straightforward, "eager": _eager}.items():
+            if (precision, name) == ("float16", "eager"):
+                continue  # ours is
+            with record.attempt(f"{name} {precision}"):
+                record.need(4)
+                theirs[name] = way(task, store, precision, record, first)
         with record.attempt(f"ours {precision}"):
             record.need(5)
             _ours(task, store, precision, record, first, theirs)
     if {"ours float32", "straightforward float32"} <= first.keys():
-        ours, theirs = first["ours float32"], first["straightforward float32"]
-        record.add("difference of the first loss, float32", abs(ours - theirs) / abs(theirs), limit=LOSS)
+        ours, plain = first["ours float32"], first["straightforward float32"]
+        record.add("difference of the first loss, float32", abs(ours - plain) / abs(plain), limit=LOSS)
     record.detail("first losses", first)
 
 
-def _settings(task: Task, precision: str) -> TrainConfig:
+def _settings(task: Task, precision: str, graphs: str = "auto") -> TrainConfig:
     size = task.size
     return TrainConfig(
         data=task.store,
         out=task.work / "never",
         model=ModelConfig(road_id_dim=size.road_id_dim, road_attr_dim=size.road_attr_dim),
         optim=OptimConfig(batch_size=size.batch_size),
-        runtime=RuntimeConfig.model_validate({"amp": PRECISIONS[precision], "device": str(task.device)}),
+        runtime=RuntimeConfig.model_validate(
+            {"amp": PRECISIONS[precision], "device": str(task.device), "graphs": graphs}
+        ),
     )
 
 
-def _session(task: Task, store: Store, precision: str) -> Session:
-    settings = _settings(task, precision)
+def _session(task: Task, store: Store, precision: str, graphs: str = "auto") -> Session:
+    settings = _settings(task, precision, graphs)
     return Session(settings, store, Runtime.of(settings.runtime, task.device))
 
 
 def _plan(session: Session, task: Task) -> list[PlannedStep]:
-    return list(itertools.islice(session.schedule.from_step(0), task.size.warm + task.size.steps))
+    return list(itertools.islice(session.schedule.from_step(0), BATCHES if task.is_full else 2))
+
+
+def _eager(task: Task, store: Store, precision: str, record: Record, first: dict[str, float]) -> float:
+    """Steps a second of single operations."""
+    session, name = _session(task, store, precision, "off"), f"ours {precision}, eager"
+    prepared = [prepare_step(session.feed, session.model.graph, planned) for planned in _plan(session, task)]
+    session.trainer.train_step(prepared[0])
+    first[name] = session.trainer.take_metrics(0.0)["train/loss"]
+    seconds = _rate(session.trainer.train_step, prepared, min(EAGER_STEPS, task.size.steps), task)
+    record.add(name, 1 / seconds, "steps/s", note="without CUDA graphs")
+    return 1 / seconds
 
 
 def _ours(
-    task: Task, store: Store, precision: str, record: Record, first: dict[str, float], theirs: float | None
+    task: Task, store: Store, precision: str, record: Record, first: dict[str, float], theirs: dict[str, float]
 ) -> None:
     session, name = _session(task, store, precision), f"ours {precision}"
     plan = _plan(session, task)
     prepared = [prepare_step(session.feed, session.model.graph, planned) for planned in plan]
     clock.reset_peak(task.device)
+    began = time.perf_counter()
     session.trainer.train_step(prepared[0])
     first[name] = session.trainer.take_metrics(0.0)["train/loss"]
-    seconds = _rate(lambda step: session.trainer.train_step(step), prepared, task)
-    baseline = ("straightforward", theirs) if theirs else None
+    for step in prepared[1:]:
+        session.trainer.train_step(step)
+    clock.synchronise(task.device)
+    warm = time.perf_counter() - began
+    if (graphs := session.trainer.graphs) is not None:
+        record.add(f"{name}, steps are CUDA graphs", not graphs.is_off)
+        record.add(f"{name}, shapes", graphs.shapes, "", note=f"of {len(prepared)} batches")
+        record.add(f"{name}, recording a shape", 1000 * warm / max(graphs.shapes, 1), "ms", note="first steps included")
+    seconds = _rate(session.trainer.train_step, prepared, task.size.steps, task)
+    baseline = ("straightforward", theirs["straightforward"]) if "straightforward" in theirs else None
     record.add(name, 1 / seconds, "steps/s", baseline=baseline, note="batches built beforehand")
+    if "eager" in theirs:
+        record.add(f"{name} ÷ eager", 1 / seconds / theirs["eager"])
     record.add(f"{name}, memory", clock.peak_mib(task.device), "MiB")
     record.add(f"{name}, bad steps", session.progress.bad_steps, "steps")
     last = prepared[-1]
@@ -114,7 +151,8 @@ def _ours(
             record.detail(f"{name}, where it waits for the device", dict(waits.most_common()))
     with record.attempt(f"{name}, fed"):
         lookahead = session.settings.client.lookahead
-        with Prefetcher(session._prepare, plan, lookahead) as steps:
+        fed_plan = [plan[i % len(plan)] for i in range(task.size.warm + task.size.steps)]
+        with Prefetcher(session._prepare, fed_plan, lookahead) as steps:
             source = iter(steps)
             for _ in range(task.size.warm):
                 session.trainer.train_step(next(source))
@@ -139,9 +177,8 @@ def _straightforward(task: Task, store: Store, precision: str, record: Record, f
     optimizer = build_optimizer(model, settings.optim)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     dtype = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}[precision]
-    few = 1 if not task.is_full else 12
     made = []
-    for planned in _plan(session, task)[: few + 1]:
+    for planned in _plan(session, task):
         (index,) = planned.micro_batches
         made.append(
             PaddedTensors.of(build_padded(network, trips, index, matrices_by_trip, settings.batch.candidate_top_k))
@@ -163,7 +200,7 @@ def _straightforward(task: Task, store: Store, precision: str, record: Record, f
 
     clock.reset_peak(device)
     first[name] = step(made[0]).item()
-    seconds = _rate(step, made, task)
+    seconds = _rate(step, made, task.size.steps, task)
     record.add(name, 1 / seconds, "steps/s", note="batches built beforehand")
     record.add(f"{name}, memory", clock.peak_mib(device), "MiB")
     with record.attempt(f"{name}, kernels"):
@@ -176,17 +213,16 @@ def _straightforward(task: Task, store: Store, precision: str, record: Record, f
     return 1 / seconds
 
 
-def _rate(step: Callable[[Any], Any], prepared: Sequence[Any], task: Task) -> float:
+def _rate(step: Callable[[Any], Any], prepared: Sequence[Any], steps: int, task: Task) -> float:
     """Seconds of a step."""
     for item in prepared[: task.size.warm]:
         step(item)
     clock.synchronise(task.device)
-    rest = [prepared[(task.size.warm + i) % len(prepared)] for i in range(task.size.steps)]
     start = time.perf_counter()
-    for item in rest:
-        step(item)
+    for number in range(steps):
+        step(prepared[number % len(prepared)])
     clock.synchronise(task.device)
-    return (time.perf_counter() - start) / len(rest)
+    return (time.perf_counter() - start) / steps
 
 
 def _host(task: Task, store: Store, record: Record) -> None:
@@ -198,13 +234,14 @@ def _host(task: Task, store: Store, record: Record) -> None:
     batch = batches[-1]
     read = np.concatenate([ids.numpy() for ids in batch.roads_read])
     (index,) = planned[-1].micro_batches
+    shape = Shape.shared([Shape.of(batch)], most_candidates(network, settings.batch.candidate_top_k))
     parts: dict[str, Callable[[], Any]] = {
         "host: batch": lambda: build_batch(network, trips, index, settings.batch.candidate_top_k),
         "host: field": lambda: session.model.graph.field(read),
         "host: query": lambda: build_query(batch, network, settings.distill),
+        "host: packing": lambda: Packed.of(batch, shape, pinned=task.device.type == "cuda"),
+        "host: all of a step": lambda: session._prepare(planned[-1]),
     }
-    if task.device.type == "cuda":
-        parts["host: pinning a batch"] = batch.pin
     for name, part in parts.items():
         record.add(name, 1000 * _median(part), "ms")
     record.detail("shapes", {"steps": batch.road.shape[1], "positions": batch.positions, "trips": len(index)})

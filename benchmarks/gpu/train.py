@@ -84,7 +84,7 @@ def _train(name: str, task: Task, served: daemon.Daemon | None, record: Record) 
     kept = steps[SKIPPED_RECORDS:] or steps
     step = _mean(steps, kept, "perf/step_ms")
     record.add(name, 1000 / step, "steps/s")
-    for part in ("data_wait", "teacher_wait"):
+    for part in ("data_wait", "teacher_wait", "record"):
         if any(f"perf/{part}_ms" in line for line in kept):
             spent = _mean(steps, kept, f"perf/{part}_ms")
             record.add(f"{name}, {part.replace('_', ' ')}", spent, "ms", baseline=("its step", step))

@@ -71,7 +71,7 @@ class Batch:
         interval: float32 [B, T, T] minutes between the same steps, clipped to 5, in fifths.
         length: int64 [B] steps per trip; P = sum.
         destination: int64 [B] last road.
-        candidate_length: int64 [P].
+        candidate_length: int64 [P]; 0 in a position that pads a batch further.
         candidate_road: int64 [K].
         candidate_distance, candidate_angle: float32 [K], the navigator's two metrics.
         candidate_token: int64 [K] cell of the candidate.
@@ -108,16 +108,13 @@ class Batch:
         """Flat ids of all roads whose embeddings the student reads, repeated, padding included."""
         return self.road.flatten(), self.candidate_road
 
-    def to(self, device: torch.device) -> Batch:
-        """The host's batch on a device, which the host does not wait for."""
-        source = self.pin() if device.type == "cuda" else self
-        return source._map(lambda tensor: tensor.to(device, non_blocking=True))
+    @property
+    def is_real(self) -> Tensor:
+        """Which positions are of a trip, rather than padding: bool [P]; see `packing`."""
+        return self.candidate_length > 0
 
-    def pin(self) -> Batch:
-        """The batch in page-locked memory, from where copies are asynchronous; itself where it is already."""
-        return self._map(Tensor.pin_memory)
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The same with other tensors."""
         tensors = {f.name: function(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "layout"}
         return Batch(layout=CandidateLayout(*map(function, vars(self.layout).values())), **tensors)
 

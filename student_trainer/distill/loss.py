@@ -1,6 +1,6 @@
 """The distillation terms: what a teacher's answers add to the loss of a step, and what validation reports of them.
 
-    batch, student's output, reply -> Comparison -> each term's divergence [P] -> Distilled
+    batch, student's output, teacher's target -> Comparison -> each term's divergence [P] -> Distilled
 
 To add a term, give it settings in `distill.config`, and a function of a `Comparison` and its line in `terms_of` here:
 the trainer adds it to the loss and to the metrics (`train/loss_NAME`), validation measures it (`val/NAME`).
@@ -22,7 +22,7 @@ from torch import Tensor
 from shared.wire import ScoreReply
 from student_trainer.data.batch import Batch
 from student_trainer.distill.config import DistillConfig
-from student_trainer.distill.kl import TeacherDiagnostics, TeacherTarget, forward_kl, teacher_diagnostics
+from student_trainer.distill.kl import TeacherTarget, forward_kl, teacher_diagnostics
 from student_trainer.model.device import to_device
 from student_trainer.model.hoser import StudentOutput
 
@@ -34,18 +34,21 @@ class Comparison:
     Attributes:
         batch: on the student's device.
         output: the student's, with gradients in training.
-        reply: the teacher's.
-        target: the reply beside the student's candidates.
+        target: the teacher's answer beside the student's candidates.
     """
 
     batch: Batch
     output: StudentOutput
-    reply: ScoreReply
     target: TeacherTarget
 
-    def diagnostics(self) -> TeacherDiagnostics:
-        """What both models think, position by position; without gradients."""
-        return teacher_diagnostics(self.output.logits.detach(), self.target, self.batch.label)
+    def total(self, values: Tensor) -> Tensor:
+        """The sum [] of values [P] of positions, without those that pad the batch."""
+        return torch.where(self.batch.is_real, values, 0).sum()
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Sums of what both models think (`TeacherDiagnostics`), float32 [] each, by name; without gradients."""
+        found = teacher_diagnostics(self.output.logits.detach(), self.target, self.batch.label)
+        return {field.name: self.total(getattr(found, field.name)) for field in dataclasses.fields(found)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,10 +91,10 @@ class Distillation:
     def __init__(self, config: DistillConfig) -> None:
         self._terms = terms_of(config)
 
-    def measure(self, batch: Batch, output: StudentOutput, reply: ScoreReply) -> Distilled:
-        """Compares the student's output for a batch with the teacher's reply to its query."""
-        comparison = Comparison(batch, output, reply, build_target(reply, batch))
-        divergences = {term.name: term.divergence(comparison).sum() for term in self._terms}
+    def measure(self, batch: Batch, output: StudentOutput, target: TeacherTarget) -> Distilled:
+        """Compares the student's output for a batch with the teacher's answer to its query."""
+        comparison = Comparison(batch, output, target)
+        divergences = {term.name: comparison.total(term.divergence(comparison)) for term in self._terms}
         losses = {term.name: divergences[term.name] * term.scale for term in self._terms}
         weighted = [term.weight * losses[term.name] for term in self._terms]
         return Distilled(comparison, divergences, losses, functools.reduce(operator.add, weighted))
@@ -108,6 +111,12 @@ def terms_of(config: DistillConfig) -> tuple[Term, ...]:
 
 def build_target(reply: ScoreReply, batch: Batch) -> TeacherTarget:
     """The reply beside the cells it is about, padded like the student's logits, on the batch's device."""
+    log_probs = np.zeros(len(batch.candidate_token), np.float32)  # of candidates that pad the batch: any number
+    log_probs[: len(reply.log_probs)] = reply.log_probs
+    return target_of(to_device(torch.from_numpy(log_probs), batch.candidate_token.device), batch)
+
+
+def target_of(log_probs: Tensor, batch: Batch) -> TeacherTarget:
+    """The teacher's float32 log-probs [K] of a batch's candidates as `build_target` has them."""
     token, layout = batch.candidate_token, batch.layout
-    log_probs = to_device(torch.from_numpy(reply.log_probs.astype(np.float32)), token.device)
     return TeacherTarget.of(layout.pad(log_probs, -torch.inf), layout.pad(token, -1), layout.exists)

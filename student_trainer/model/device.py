@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from shared.errors import ConfigError
@@ -110,6 +111,21 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows [M, d] of a table [N, d] at int64 [M]; their gradients add up in the same order in every run.
+
+    On CUDA `index_select` adds them as they come; an embedding sorts them first, and makes no one wait.
+    """
+    if table.device.type == "cuda":
+        return F.embedding(index, table)
+    return table.index_select(0, index)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a CUDA device multiplies bfloat16 in hardware: Ampere and later."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def read(tensor: Tensor) -> list[Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from student_trainer.data.batch import Batch
 from student_trainer.data.network import RoadNetwork
 from student_trainer.model.config import ModelConfig
+from student_trainer.model.device import rows
 from student_trainer.model.navigator import Navigator
 from student_trainer.model.road_graph import Field, RoadGraph
 from student_trainer.model.roads import RoadNetworkEncoder
@@ -24,20 +25,21 @@ class NetworkEmbedding:
     """Embeddings of the roads of a field, [M, d], and of all zones, [Z, d].
 
     Attributes:
-        row: int64 [N], each road's row of `road`; see `Field`.
+        row: int64 [N], each road's row of `road`; None where it is the road's number; see `Field`.
     """
 
     road: Tensor
     zone: Tensor
-    row: Tensor
+    row: Tensor | None
 
     def roads(self, ids: Tensor) -> Tensor:
         """Embeddings of roads, [..., d]; a road outside the field is an `IndexError`."""
-        return self.road.index_select(0, self.row[ids.flatten()]).view(*ids.shape, -1)
+        row = ids.flatten()
+        return rows(self.road, row if self.row is None else self.row[row]).view(*ids.shape, -1)
 
     def zones(self, ids: Tensor) -> Tensor:
         """Embeddings of zones, [..., d]."""
-        return self.zone.index_select(0, ids.flatten()).view(*ids.shape, -1)
+        return rows(self.zone, ids.flatten()).view(*ids.shape, -1)
 
     def detach(self) -> NetworkEmbedding:
         """The same values as leaves that collect gradients of their own."""
@@ -84,7 +86,7 @@ class HOSER(nn.Module):
     def embed_network(self, field: Field | None = None) -> NetworkEmbedding:
         """Embeds the roads of a field (on the model's device), or all, and all zones; with gradients."""
         if field is None:
-            field = self.graph.whole.to(self.road2zone.device)
+            field = self.graph.whole_on(self.road2zone.device)
         road, zone = self.road_network_encoder(field)
         wide = torch.promote_types(zone.dtype, torch.float32)  # for the sums of gradients under autocast
         return NetworkEmbedding(road.to(wide), zone.to(wide), field.row)
@@ -96,9 +98,8 @@ class HOSER(nn.Module):
             network.roads(batch.road), network.zones(zone), batch.temporal, batch.distance, batch.interval, batch.length
         )
         state = states.flatten(0, 1).index_select(0, batch.padded_step)
-        destination_zone = network.zones(self.road2zone[batch.destination]).repeat_interleave(
-            batch.length, dim=0, output_size=batch.positions
-        )
+        trip = batch.padded_step // batch.road.shape[1]
+        destination_zone = rows(network.zones(self.road2zone[batch.destination]), trip)
         logits = self.navigator.scores(
             state,
             destination_zone,

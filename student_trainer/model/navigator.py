@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from student_trainer.model.config import ModelConfig
+from student_trainer.model.device import rows
 
 
 class Navigator(nn.Module):
@@ -50,7 +51,7 @@ class Navigator(nn.Module):
             candidate: [K, d] road embeddings; distance, angle: [K] metrics.
             position: int64 [K], the position of each candidate.
         """
-        query = self.queries(state, destination_zone).index_select(0, position)
+        query = rows(self.queries(state, destination_zone), position)
         return self.logits(query, self.road_keys(candidate), distance, angle)
 
     def queries(self, state: Tensor, destination_zone: Tensor) -> Tensor:

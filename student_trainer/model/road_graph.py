@@ -4,6 +4,8 @@ A GAT of L layers embeds a road from the roads at most L edges upstream of it. A
 roads, so `RoadGraph.field` finds what each layer must compute for them, and no layer computes anything else: outputs
 and gradients are those of the whole graph.
 
+An accelerator embeds all roads in less time than a host takes to find a field: it has `RoadGraph.whole_on`, made once.
+
 Shapes: N roads, E edges (self-loops included), M roads of a layer's input or output.
 """
 
@@ -27,7 +29,7 @@ class Hop:
     """One layer's share of the graph: the edges into M_out roads from M_in roads, sorted by target.
 
     Attributes:
-        own: int64 [M_out], the index of each target among the inputs.
+        own: int64 [M_out], the index of each target among the inputs; None where the inputs are the targets.
         offsets: int64 [M_out + 1], edges of each target.
         source: int64 [E], index among the inputs.
         target: int64 [E], index among the targets.
@@ -35,7 +37,7 @@ class Hop:
         source_offsets: int64 [M_in + 1] and source_edges: int64 [E], the edges out of each input.
     """
 
-    own: Tensor
+    own: Tensor | None
     offsets: Tensor
     source: Tensor
     target: Tensor
@@ -45,7 +47,8 @@ class Hop:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Hop:
         """The same with other tensors."""
-        return Hop(**{f.name: function(getattr(self, f.name)) for f in dataclasses.fields(self)})
+        names = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None]
+        return dataclasses.replace(self, **{name: function(getattr(self, name)) for name in names})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,14 +57,14 @@ class Field:
 
     Attributes:
         hops: of the first layer to the last.
-        inputs: int64 [M], the roads whose features the first layer reads, ascending.
+        inputs: int64 [M], the roads whose features the first layer reads, ascending; None for all.
         row: int64 [N], the row of each road's embedding among those that the last layer gives; out of range (their
-            number) for a road without one, so that reading it is an error.
+            number) for a road without one, so that reading it is an error. None where it is the road's number.
     """
 
     hops: tuple[Hop, ...]
-    inputs: Tensor
-    row: Tensor
+    inputs: Tensor | None
+    row: Tensor | None
 
     def to(self, device: torch.device) -> Field:
         """The host's field on a device, which the host does not wait for."""
@@ -73,7 +76,11 @@ class Field:
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Field:
-        return Field(tuple(hop.map(function) for hop in self.hops), function(self.inputs), function(self.row))
+        made: dict[int, Hop] = {}  # layers may share a hop
+        for hop in self.hops:
+            made.setdefault(id(hop), hop.map(function))
+        ids = (None if tensor is None else function(tensor) for tensor in (self.inputs, self.row))
+        return Field(tuple(made[id(hop)] for hop in self.hops), *ids)
 
 
 class RoadGraph:
@@ -92,6 +99,7 @@ class RoadGraph:
         self._degree = torch.bincount(edge_index[1], minlength=num_roads).numpy()
         self._offsets = ragged.offsets(self._degree)
         self._num_roads, self._num_layers = num_roads, num_layers
+        self._whole_on: dict[torch.device, Field] = {}
 
     def field(self, roads: Int64) -> Field:
         """What is computed for `roads`, int64 in any order, repeated or not."""
@@ -106,9 +114,16 @@ class RoadGraph:
     @functools.cached_property
     def whole(self) -> Field:
         """The field of all roads."""
-        roads = np.arange(self._num_roads)
-        hop, _ = self._hop(roads)
-        return Field((hop,) * self._num_layers, torch.from_numpy(roads), torch.from_numpy(roads))
+        hop, _ = self._hop(np.arange(self._num_roads))
+        hop = dataclasses.replace(hop, own=None)
+        return Field((hop,) * self._num_layers, None, None)
+
+    def whole_on(self, device: torch.device) -> Field:
+        """The field of all roads on a device, copied there once."""
+        if device not in self._whole_on:
+            with torch.inference_mode(False):  # for training, too, whoever asks first
+                self._whole_on[device] = self.whole.to(device)
+        return self._whole_on[device]
 
     def _hop(self, targets: Int64) -> tuple[Hop, Int64]:
         """The edges into `targets` (ascending), and the roads that they come from (ascending, targets included)."""

@@ -47,7 +47,8 @@ class GATv2Layer(nn.Module):
 
     def forward(self, x: Tensor, hop: Hop) -> Tensor:
         """Maps x [M_in, in] to [M_out, out]."""
-        left, right = self.lin_l(x), self.lin_r(x.index_select(0, hop.own))
+        targets = x if hop.own is None else x.index_select(0, hop.own)
+        left, right = self.lin_l(x), self.lin_r(targets)
         return attend(left, right, self.lin_edge.weight, self.att.view(-1), hop) + self.bias
 
 
@@ -132,17 +133,14 @@ class RoadNetworkEncoder(nn.Module):
 
     def forward(self, field: Field) -> tuple[Tensor, Tensor]:
         """Embeddings of the field's roads [M, d] and of all zones [Z, d]."""
-        roads = field.inputs
-        road = torch.cat(
-            [
-                self.road_id_emb.weight.index_select(0, roads),
-                self.len_emb(self.road_attr_len[roads, None]),
-                self.type_emb(self.road_attr_type[roads]),
-                self.lon_emb(self.road_attr_lon[roads, None]),
-                self.lat_emb(self.road_attr_lat[roads, None]),
-            ],
-            dim=1,
-        )
+        ids, attributes = self.road_id_emb.weight, [self.road_attr_len, self.road_attr_lon, self.road_attr_lat]
+        kind = self.road_attr_type
+        if (roads := field.inputs) is not None:
+            ids, kind = ids.index_select(0, roads), kind[roads]
+            attributes = [attribute[roads] for attribute in attributes]
+        length, lon, lat = (attribute[:, None] for attribute in attributes)
+        parts = [ids, self.len_emb(length), self.type_emb(kind), self.lon_emb(lon), self.lat_emb(lat)]
+        road = torch.cat(parts, dim=1)
         return self.road_gat(road, field.hops), self._zones()
 
     def _zones(self) -> Tensor:

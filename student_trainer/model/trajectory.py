@@ -124,7 +124,7 @@ class TrajectoryEncoder(nn.Module):
         pairs = (distance[:, None], interval[:, None], hidden[:, None])
         for block in self.blocks:
             if self.checkpoint_blocks and torch.is_grad_enabled():
-                x = checkpoint(block, x, *pairs, use_reentrant=False)
+                x = checkpoint(block, x, *pairs, use_reentrant=False, preserve_rng_state=False)  # draws nothing
             else:
                 x = block(x, *pairs)
         return x

@@ -13,6 +13,7 @@ from shared.store import Trips
 from student_trainer.data.batch import Batch, build_batch
 from student_trainer.data.loader import by_length
 from student_trainer.data.network import RoadNetwork
+from student_trainer.data.packing import to_device
 from student_trainer.model.device import float32_products
 from student_trainer.model.hoser import HOSER, NetworkEmbedding
 from student_trainer.model.time_scale import TimeScale
@@ -49,7 +50,7 @@ def _part(
 ) -> dict[str, npt.NDArray]:
     """The predictions of some trips, in their order."""
     batch = build_batch(network, trips, index, cut.candidate_top_k, cut.max_steps)
-    moved = batch.to(device)
+    moved = to_device(batch, device)
     output = model(moved, embedding)
     times = model.candidate_times(moved, embedding, output).cpu().numpy()
     return {

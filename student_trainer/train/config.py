@@ -67,12 +67,16 @@ class RuntimeConfig(Section):
     threads: int = pydantic.Field(0, ge=0)
     """Threads of one CPU operation; 0 for torch's default."""
     amp: Literal["auto", "off", "float16", "bfloat16"] = "auto"
-    """Mixed precision: auto is float16 with loss scaling on an accelerator and off on a CPU."""
+    """Mixed precision: auto is bfloat16 on an accelerator that multiplies it in hardware, float16 with loss scaling on
+    another, and off on a CPU."""
     tf32: bool = True
     """Let float32 matrix products use TF32 on accelerators that have it."""
     compile: bool = False
     """Compile the trip encoder and the navigator with torch.compile, anew in each run; TORCHINDUCTOR_CACHE_DIR names a
     directory that lasts, which this user alone may write to."""
+    graphs: Literal["auto", "on", "off"] = "auto"
+    """Record whole training steps as CUDA graphs and repeat them: auto does where it can (CUDA, one rank, not float16,
+    not compiled) and a recorded step finds what single operations find; on stops where auto would do without."""
 
 
 class LogConfig(Section):

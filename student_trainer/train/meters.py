@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,19 +17,16 @@ class Sums:
     """Sums and counts by name; values stay on their device until they are read."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor | float] = defaultdict(float)
+        self._sums: dict[str, Tensor | float] = {}
         self._counts: dict[str, int] = defaultdict(int)
 
     def add(self, name: str, total: Tensor | float, count: int) -> None:
         """Adds a sum over `count` things; accumulates in float64."""
-        value = total.detach().double() if isinstance(total, Tensor) else total
-        self._sums[name] = self._sums[name] + value
+        value = total.detach() if isinstance(total, Tensor) else total
+        if name in self._sums:
+            value = _wide(self._sums[name]) + _wide(value)
+        self._sums[name] = value
         self._counts[name] += count
-
-    def add_fields(self, record: object, count: int) -> None:
-        """Adds the sum of every field of a dataclass of tensors [count]."""
-        for field in dataclasses.fields(record):  # type: ignore[arg-type]
-            self.add(field.name, getattr(record, field.name).sum(), count)
 
     def __bool__(self) -> bool:
         """Whether anything was added."""
@@ -51,11 +47,17 @@ class Sums:
 
     def _numbers(self) -> dict[str, float]:
         """The sums on the host, which waits for an accelerator once."""
+        if any(isinstance(total, Tensor) for total in self._sums.values()):
+            self.read()
+        return {name: float(total) for name, total in self._sums.items()}
+
+    def read(self, *others: Tensor) -> list[float]:
+        """Brings the sums to the host, which waits for an accelerator once; also gives values of other tensors []."""
         on_device = {name: total for name, total in self._sums.items() if isinstance(total, Tensor)}
-        numbers = {name: total for name, total in self._sums.items() if not isinstance(total, Tensor)}
-        if on_device:
-            numbers |= zip(on_device, devices.read(torch.stack(list(on_device.values()))), strict=True)
-        return {name: float(numbers[name]) for name in self._sums}
+        values = [*others, *on_device.values()]
+        numbers = devices.read(torch.stack(values).double())
+        self._sums |= zip(on_device, numbers[len(others) :], strict=True)
+        return numbers[: len(others)]
 
     @classmethod
     def of(cls, totals: Sequence[Mapping[str, tuple[float, int]]]) -> Sums:
@@ -69,6 +71,10 @@ class Sums:
     def means(self) -> dict[str, float]:
         """The mean of everything that was counted."""
         return {name: total / self._counts[name] for name, total in self._numbers().items() if self._counts[name]}
+
+
+def _wide(total: Tensor | float) -> Tensor | float:
+    return total.double() if isinstance(total, Tensor) else total
 
 
 class Stopwatch:

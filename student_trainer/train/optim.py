@@ -115,9 +115,10 @@ class Precision:
     """Autocast, loss scaling and TF32 as the settings and the device want them."""
 
     def __init__(self, config: RuntimeConfig, device: torch.device) -> None:
-        amp = config.amp
+        amp: str = config.amp
         if amp == "auto":
-            amp = "off" if device.type == "cpu" else "float16"
+            accelerated = "bfloat16" if devices.has_bfloat16(device) else "float16"
+            amp = "off" if device.type == "cpu" else accelerated
         self.dtype = {"off": None, "float16": torch.float16, "bfloat16": torch.bfloat16}[amp]
         self._device, self._tf32 = device, config.tf32
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)

@@ -29,6 +29,8 @@ STAGES = {
     "network_backward": "road network, backward",
     "ranks": "waiting for other ranks",
     "optimizer": "optimizer",
+    "record": "recording CUDA graphs",
+    "graph": "the whole step, as a CUDA graph",
 }
 """Stages of a step, as the stopwatch names them, in order."""
 WARM_STEPS = 5

@@ -31,12 +31,12 @@ class Step:
     Attributes:
         plan: the plan.
         micro_batches: its batches.
-        field: what must be computed of the road network for all of them.
+        field: what must be computed of the road network for all of them; None for all of it.
     """
 
     plan: PlannedStep
     micro_batches: Sequence[Prepared]
-    field: Field
+    field: Field | None
 
 
 class Schedule:
@@ -67,7 +67,8 @@ class Schedule:
 def prepare_step(feed: Feed, graph: RoadGraph, plan: PlannedStep, ranks: Ranks = ALONE) -> Step:
     """Builds a rank's batches of a step and asks the teacher; runs ahead of the loop."""
     shares = [ranks.share(index, feed.lengths(index)) for index in plan.micro_batches]
-    micro_batches = [feed.prepare(share) for share in shares if len(share)]
+    micro_batches = feed.rounded([feed.prepare(share) for share in shares if len(share)])
+    if feed.embeds_all:
+        return Step(plan, micro_batches, None)
     roads = [ids.numpy() for item in micro_batches for ids in item.batch.roads_read]
-    field = graph.field(np.concatenate([np.zeros(0, np.int64), *roads]))
-    return Step(plan, micro_batches, field.pin() if feed.pins else field)
+    return Step(plan, micro_batches, graph.field(np.concatenate([np.zeros(0, np.int64), *roads])))

@@ -26,6 +26,7 @@ from student_trainer.model.time_scale import TimeScale
 from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.runs.checkpoint import Checkpoint, Progress
 from student_trainer.runs.layout import RunFiles
+from student_trainer.train import graphs
 from student_trainer.train.compiling import use_own_directory
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed
@@ -79,7 +80,8 @@ class Session:
 
         self.model = _new_student(settings, network, runtime.device)
         asked = self.teacher if settings.distils else None
-        self.feed = Feed(network, train, settings, asked, runtime.device)
+        rounds = graphs.wanted(settings.runtime, runtime)
+        self.feed = Feed(network, train, settings, asked, runtime.device, rounds)
         self.schedule = _schedule(train, chosen, settings)
         val_feed = Feed(network, val, settings, asked, runtime.device)
         self.validator = Validator(val_feed, val, settings, self.scale, runtime)

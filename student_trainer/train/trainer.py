@@ -9,29 +9,32 @@ Where the teacher has failed and `client.on_failure` is `skip`, a micro-batch's 
 divided as before: a position that has an answer pulls as hard as it would have anyway, one without does not pull, and
 no rank needs to know which answers the others have. All ranks call the same collectives in either case.
 
-An accelerator is waited for once a step, for the norm of the gradient (`device.read`), and once more for the scale of a
-step whose values overflowed.
+An accelerator is waited for once a step, for all that is known of it (`device.read`), and once more for the scale of a
+step whose values overflowed. Where it can, it makes the whole step by one call (`graphs`).
 """
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from shared.errors import TrainingError, Unavailable
-from student_trainer.data.batch import Batch
-from student_trainer.distill.loss import Distillation, Distilled
-from student_trainer.model import device as devices
+from shared.wire import ScoreReply
+from student_trainer.distill.loss import build_target
 from student_trainer.model.hoser import HOSER, NetworkEmbedding
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.runs.checkpoint import Progress
-from student_trainer.train import loss as losses
+from student_trainer.train import graphs
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Prepared
+from student_trainer.train.graphs import Request, StepGraphs
 from student_trainer.train.meters import Stopwatch, Sums
+from student_trainer.train.objective import OF_LABELS, Objective
 from student_trainer.train.optim import build_optimizer, learning_rate
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.schedule import Schedule, Step
@@ -48,6 +51,7 @@ class Trainer:
         progress: where the run stands.
         sums: of the losses since the last metrics.
         stopwatch: of the time since then.
+        graphs: what repeats whole steps; None where all are made by single operations.
     """
 
     def __init__(
@@ -58,12 +62,18 @@ class Trainer:
         self.optimizer = build_optimizer(model, settings.optim)
         self.progress = Progress()
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self._distillation = Distillation(settings.distill)
+        self._objective = Objective(settings.distill, settings.optim.time_weight, scale)
         self._total = schedule.total_steps
         self._most_missed = int(settings.client.max_skipped_share * schedule.total_positions)
         self._missed = [0, 0]
         self._awaited = runtime.device if settings.profile != "off" and runtime.device.type == "cuda" else None
         self.sums, self.stopwatch = Sums(), Stopwatch(self._awaited)
+        self.graphs: StepGraphs | None = None
+        if graphs.wanted(settings.runtime, runtime):
+            self.graphs = StepGraphs(
+                model, self.optimizer, self._objective, runtime, settings.optim.clip_norm,
+                is_demanded=settings.runtime.graphs == "on",
+            )  # fmt: skip
 
     def train_step(self, step: Step) -> None:
         """One optimizer step, made whole or not at all.
@@ -81,11 +91,12 @@ class Trainer:
             group["lr"] = rate
         found = Sums()
         with self.runtime.precision.float32_products():
-            finite = self.compute_gradients(step, found)
+            update = self._repeat_of(step, rate, found)
+            if update is None:
+                update = functools.partial(self._update, self.compute_gradients(step, found), found)
         missed = self._check_missed()
         with self.runtime.stop.shield():
-            with self.stopwatch.stage("optimizer"):
-                is_finite = self._update(finite, found)
+            is_finite = update()
             if is_finite:
                 self.sums.merge(found)
             else:
@@ -105,12 +116,13 @@ class Trainer:
             bool [], whether all losses are finite; the gradients are of no use otherwise.
         """
         positions, labels = self._count(step)
+        self._tally(positions)
         self._missed = [0, 0]
         self.optimizer.zero_grad(set_to_none=True)
         finite = torch.ones((), dtype=torch.bool, device=self.runtime.device)
         if step.micro_batches:
             with self.stopwatch.stage("transfer"):
-                field = step.field.to(self.runtime.device)
+                field = None if step.field is None else step.field.to(self.runtime.device)
             with self.stopwatch.stage("network_forward"), self.runtime.precision.autocast():
                 network = self.model.embed_network(field)
             leaves = network.detach()
@@ -127,9 +139,45 @@ class Trainer:
         labels = sum(item.labels for item in step.micro_batches)
         with self._meeting():
             positions, labels = self.runtime.ranks.sums(positions, labels)
+        return positions, labels
+
+    def _tally(self, positions: int) -> None:
         self.stopwatch.steps += 1
         self.stopwatch.positions += positions
-        return positions, labels
+
+    def _repeat_of(self, step: Step, rate: float, found: Sums) -> Callable[[], bool] | None:
+        """What makes the whole step by one call, and says whether it was finite.
+
+        Returns:
+            None if the step must be made by single operations, so where an answer is missing.
+        """
+        packed = [item.packed for item in step.micro_batches if item.packed is not None]
+        if self.graphs is None or len(packed) < max(len(step.micro_batches), 1):
+            return None
+        with self.stopwatch.stage("teacher_wait"):
+            asked = [item.answer(self.settings.client.on_failure) for item in step.micro_batches]
+        replies = [reply for reply in asked if reply is not None]
+        if len(replies) < sum(item.reply is not None for item in step.micro_batches):
+            return None
+        positions, labels = self._count(step)
+        numbers = {"positions": positions, "labels": max(labels, 1), "learning_rate": rate, "hold": 0}
+        request = Request(packed, [reply.log_probs for reply in replies], numbers)
+        with self.stopwatch.stage("transfer" if self.graphs.knows(request) else "record"):
+            recorded = self.graphs.ready(request)
+        if recorded is None:
+            return None
+        self._missed = [0, 0]
+        self._tally(positions)
+
+        def repeat() -> bool:
+            with self.stopwatch.stage("graph"):
+                result = recorded.make()
+            for item, reply, sums in zip(step.micro_batches, asked, result.sums, strict=True):
+                self._note(item, reply, sums, found)
+            found.add("gradient_norm", result.norm, 1)
+            return result.is_finite
+
+        return repeat
 
     def _meeting(self) -> AbstractContextManager[None]:
         """Counts the time that other ranks take."""
@@ -140,30 +188,30 @@ class Trainer:
     ) -> Tensor:
         """Adds a micro-batch's gradients; whether its loss is finite, bool []."""
         with self.stopwatch.stage("transfer"):
-            batch = item.batch.to(self.runtime.device)
-        self.stopwatch.padded_steps += batch.road.numel()
-        self.stopwatch.trip_steps += batch.positions
+            batch = item.on(self.runtime.device)
         with self.stopwatch.stage("forward"), self.runtime.precision.autocast():
             output = self.model(batch, network)
             times = self.model.label_times(batch, network, output)
         with self.stopwatch.stage("teacher_wait"):
             reply = item.answer(self.settings.client.on_failure)
         with self.stopwatch.stage("loss"):
-            sums = self._label_sums(batch, output.logits, times)
-            loss = sums["next_road"] / labels + self.settings.optim.time_weight * sums["time"] / labels
-            distilled = None if reply is None else self._distillation.measure(batch, output, reply)
-            if distilled is not None:
-                loss = loss + distilled.loss / positions
+            target = None if reply is None else build_target(reply, batch)
+            outcome = self._objective.of(batch, output, times, target, positions, labels)
         with self.stopwatch.stage("backward"):
-            torch.autograd.backward(self.runtime.precision.scaler.scale(loss))
-        found.add("loss", loss * positions, batch.positions)
-        found.add("loss_next_road", sums["next_road"], item.labels)
-        found.add("loss_time", sums["time"], item.labels)
-        found.add("accuracy", (output.logits.argmax(-1) == batch.label).float().sum(), batch.positions)
+            torch.autograd.backward(self.runtime.precision.scaler.scale(outcome.loss))
+        self._note(item, reply, outcome.sums, found)
+        return torch.isfinite(outcome.loss)
+
+    def _note(self, item: Prepared, reply: ScoreReply | None, sums: Mapping[str, Tensor | float], found: Sums) -> None:
+        """Adds what a micro-batch has given."""
+        for name, total in sums.items():
+            found.add(name, total, item.labels if name in OF_LABELS else item.batch.positions)
         self._note_missed(item, item.reply is not None and reply is None, found)
-        if distilled is not None:
-            _note_distilled(distilled, batch.positions, found)
-        return torch.isfinite(loss)
+        if reply is not None:
+            found.add("teacher_queue_ms", reply.queue_us / 1000, 1)
+            found.add("teacher_compute_ms", reply.compute_us / 1000, 1)
+        self.stopwatch.padded_steps += item.padded_steps
+        self.stopwatch.trip_steps += item.batch.positions
 
     def _note_missed(self, item: Prepared, is_missed: bool, found: Sums) -> None:
         if self.settings.client.on_failure == "skip" and item.reply is not None:
@@ -190,26 +238,22 @@ class Trainer:
             )
         return progress.missed_micro_batches + micro_batches, positions
 
-    def _label_sums(self, batch: Batch, logits: Tensor, times: Tensor) -> dict[str, Tensor]:
-        """Sums of the losses that need no teacher, next_road and time, over the labels of a micro-batch."""
-        errors = losses.time_errors(times, batch.seconds, self.scale)
-        return {
-            "next_road": losses.next_road_loss(logits, batch.label),
-            "time": torch.where(batch.label >= 0, errors, 0).sum(),
-        }
-
     def _update(self, finite: Tensor, found: Sums) -> bool:
         """Clips and steps; False, and weights unchanged, if the loss (bool []) or the gradient is not finite."""
+        with self.stopwatch.stage("optimizer"):
+            return self._clip_and_step(finite, found)
+
+    def _clip_and_step(self, finite: Tensor, found: Sums) -> bool:
         scaler = self.runtime.precision.scaler
         scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self._parameters, self.settings.optim.clip_norm)
-        loss_is_finite, norm_is_finite = devices.read(torch.stack([finite, torch.isfinite(norm)]))
+        loss_is_finite, norm_is_finite, norm_is = found.read(finite, torch.isfinite(norm), norm)
         if loss_is_finite and (norm_is_finite or scaler.is_enabled()):
             scaler.step(self.optimizer)  # an enabled scaler skips the step itself and lowers its scale
         scaler.update()
         if norm_is_finite:
-            found.add("gradient_norm", norm, 1)
-        return loss_is_finite and (norm_is_finite or (scaler.is_enabled() and scaler.get_scale() >= 1))
+            found.add("gradient_norm", norm_is, 1)
+        return bool(loss_is_finite and (norm_is_finite or (scaler.is_enabled() and scaler.get_scale() >= 1)))
 
     def _count_bad_step(self, step: Step) -> None:
         self.progress.bad_steps += 1
@@ -249,12 +293,3 @@ class Trainer:
             metrics["perf/padded_share"] = 1 - self.stopwatch.trip_steps / self.stopwatch.padded_steps
         self.sums, self.stopwatch = Sums(), Stopwatch(self._awaited)
         return metrics
-
-
-def _note_distilled(distilled: Distilled, positions: int, found: Sums) -> None:
-    for name, loss in distilled.losses.items():
-        found.add(f"loss_{name}", loss, positions)
-    comparison = distilled.comparison
-    found.add_fields(comparison.diagnostics(), positions)
-    found.add("teacher_queue_ms", comparison.reply.queue_us / 1000, 1)
-    found.add("teacher_compute_ms", comparison.reply.compute_us / 1000, 1)

@@ -7,7 +7,7 @@ import torch
 from shared.store import Trips
 from shared.wire import ScoreReply
 from student_trainer.data.loader import Prefetcher, by_length
-from student_trainer.distill.loss import Distillation
+from student_trainer.distill.loss import Distillation, build_target
 from student_trainer.model.hoser import HOSER, NetworkEmbedding
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.train import loss as losses
@@ -79,7 +79,7 @@ class Validator:
     def _add(
         self, sums: Sums, model: HOSER, network: NetworkEmbedding, item: Prepared, reply: ScoreReply | None
     ) -> None:
-        batch = item.batch.to(self._runtime.device)
+        batch = item.on(self._runtime.device)
         with self._runtime.precision.autocast():
             output = model(batch, network)
             times = model.label_times(batch, network, output)
@@ -93,7 +93,6 @@ class Validator:
         }.items():  # not indexed by the mask: how many are labelled is the host's to know
             sums.add(name, torch.where(batch.label >= 0, errors, 0).sum(), count)
         if reply is not None:
-            distilled = self._distillation.measure(batch, output, reply)
-            for name, divergence in distilled.divergences.items():
-                sums.add(name, divergence, batch.positions)
-            sums.add_fields(distilled.comparison.diagnostics(), batch.positions)
+            distilled = self._distillation.measure(batch, output, build_target(reply, batch))
+            for name, total in (distilled.divergences | distilled.comparison.diagnostics()).items():
+                sums.add(name, total, batch.positions)

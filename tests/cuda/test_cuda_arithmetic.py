@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from benchmarks.gpu.size import TOY
 from shared.store import Store
 from student_trainer.data.batch import build_batch
 from student_trainer.data.network import RoadNetwork
+from student_trainer.data.packing import to_device
+from student_trainer.model import device as devices
 from student_trainer.model.weights import load_model
 from student_trainer.prepare.config import PrepareConfig
 from student_trainer.train.meters import Sums
@@ -33,8 +36,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return write_random_store(tmp_path_factory.mktemp("random") / "store")
 
 
-def session_on(device: torch.device, store: Store, out: Path, amp: str = "off") -> Session:
-    return session_of(settings_of(store, out, device, runtime={"amp": amp}), store)
+def session_on(device: torch.device, store: Store, out: Path, amp: str = "off", graphs: str = "auto") -> Session:
+    return session_of(settings_of(store, out, device, runtime={"amp": amp, "graphs": graphs}), store)
 
 
 def gradients_on(device: torch.device, store: Store, out: Path, amp: str = "off") -> torch.Tensor:
@@ -87,7 +90,7 @@ def test_the_student_against_the_public_code(accelerator: torch.device, hoser_st
     exists = valid[..., None] & (slots < expected["candidate_len"][..., None])
     model.to(accelerator)
     with torch.inference_mode():
-        there = batch.to(accelerator)
+        there = to_device(batch, accelerator)
         embedding = model.embed_network()
         output = model(there, embedding)
         times = model.candidate_times(there, embedding, output)
@@ -134,3 +137,60 @@ def test_nothing_in_a_step_waits_for_the_device(cuda: torch.device, store: Store
         session.trainer.compute_gradients(steps[1], Sums())
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(("amp", "most"), [("off", 1e-5), ("bfloat16", 1e-2)])
+def test_recorded_steps_are_those_of_single_operations(
+    cuda: torch.device, store: Store, tmp_path: Path, amp: str, most: float
+) -> None:
+    """After three steps: relative difference of what has changed of all weights, and of the losses."""
+    changes, losses = [], []
+    for graphs in ("on", "off"):
+        session = session_on(cuda, store, tmp_path / graphs, amp, graphs)
+        before = torch.cat([p.detach().flatten().double() for p in session.model.parameters()])
+        for planned in itertools.islice(session.schedule.from_step(0), 3):
+            session.trainer.train_step(prepare_step(session.feed, session.model.graph, planned))
+        after = torch.cat([p.detach().flatten().double() for p in session.model.parameters()])
+        changes.append(after - before)
+        losses.append(session.trainer.take_metrics(1.0)["train/loss"])
+        assert (session.trainer.graphs is not None) == (graphs == "on") and session.progress.bad_steps == 0
+    assert losses[0] == pytest.approx(losses[1], rel=most)
+    assert float((changes[0] - changes[1]).norm() / after.norm()) < most
+
+
+@pytest.mark.parametrize("amp", ["off", "bfloat16"])
+def test_a_recorded_step_waits_for_its_result_alone(
+    cuda: torch.device, store: Store, tmp_path: Path, amp: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = session_on(cuda, store, tmp_path / "run", amp, "on")
+    step = prepare_step(session.feed, session.model.graph, next(session.schedule.from_step(0)))
+    session.trainer.train_step(step)
+    read, reads = devices.read, []
+
+    def allowed(tensor: torch.Tensor) -> list[float]:
+        torch.cuda.set_sync_debug_mode("default")
+        reads.append(len(tensor))
+        return read(tensor)
+
+    monkeypatch.setattr(devices, "read", allowed)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        session.trainer.train_step(step)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(reads) == 1
+
+
+def test_gathered_rows_have_the_same_gradient_every_time(cuda: torch.device) -> None:
+    """In bits, for few rows and many, of which some are read a thousand times."""
+    for count in (2_000, 9_000):
+        index = torch.randint(0, 50, (count,), device=cuda)
+        grad = torch.randn(count, 128, device=cuda)
+        found = []
+        for _ in range(5):
+            table = torch.randn(700, 128, device=cuda, requires_grad=True)
+            devices.rows(table, index).backward(grad)
+            found.append(table.grad)
+        assert all(torch.equal(found[0], other) for other in found[1:])
+        expected = torch.zeros(700, 128, device=cuda, dtype=torch.float64).index_add(0, index, grad.double())
+        torch.testing.assert_close(found[0].double(), expected, rtol=1e-4, atol=1e-3)

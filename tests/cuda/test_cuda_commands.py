@@ -86,10 +86,13 @@ def test_a_run_goes_on_elsewhere(accelerator: torch.device, store: Store, tmp_pa
             torch.testing.assert_close(ours[name].cpu(), tensor, rtol=1e-2, atol=2e-3, msg=name)
 
 
-def test_resumed_equals_undisturbed_to_the_bit(accelerator: torch.device, store: Store, tmp_path: Path) -> None:
-    assert training.run(settings_of(store, tmp_path / "whole", accelerator)) == 0
-    interrupted(settings_of(store, tmp_path / "cut", accelerator), store, 5)
-    assert training.run(settings_of(store, tmp_path / "cut", accelerator, resume=True)) == 0
+@pytest.mark.parametrize("runtime", [{"amp": "off"}, {"amp": "bfloat16"}, {"amp": "off", "graphs": "off"}], ids=str)
+def test_resumed_equals_undisturbed_to_the_bit(
+    accelerator: torch.device, store: Store, tmp_path: Path, runtime: dict[str, str]
+) -> None:
+    assert training.run(settings_of(store, tmp_path / "whole", accelerator, runtime=runtime)) == 0
+    interrupted(settings_of(store, tmp_path / "cut", accelerator, runtime=runtime), store, 5)
+    assert training.run(settings_of(store, tmp_path / "cut", accelerator, runtime=runtime, resume=True)) == 0
     whole, cut = weights_in(tmp_path / "whole"), weights_in(tmp_path / "cut")
     assert [name for name in whole if not torch.equal(whole[name], cut[name])] == []
 

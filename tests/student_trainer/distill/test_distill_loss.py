@@ -15,7 +15,7 @@ from shared.store import Store
 from student_trainer.distill import loss as terms
 from student_trainer.distill.config import DistillConfig
 from student_trainer.distill.kl import forward_kl
-from student_trainer.distill.loss import Comparison, Distillation, Term
+from student_trainer.distill.loss import Comparison, Distillation, Term, build_target
 from student_trainer.model.hoser import StudentOutput
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed, Prepared
@@ -64,7 +64,7 @@ def test_a_step_minimises_the_weighted_and_scaled_divergence(
     item, output = answered(session.feed, session)
     assert item.reply is not None
     config = DistillConfig(weight=0.5, temperature=2.0, tau_squared=tau_squared)
-    found = Distillation(config).measure(item.batch, output, item.reply.result())
+    found = Distillation(config).measure(item.batch, output, build_target(item.reply.result(), item.batch))
     kl = forward_kl(output.logits, found.comparison.target, 2.0, "marginal").sum()
     assert found.divergences == {"kl": kl} and kl > 0
     assert torch.equal(found.losses["kl"], kl * scale)

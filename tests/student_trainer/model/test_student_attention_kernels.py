@@ -62,6 +62,6 @@ def test_kernels_compile_for_an_accelerator(kernel: str, monkeypatch: pytest.Mon
 def test_accelerators_without_kernels_get_torch_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the meta device, which is none of ours: shapes and no error."""
     graph = RoadGraph(torch.tensor([[0, 1], [1, 2]]), torch.zeros(2, 2), 3, 1)
-    hop = graph.whole.to(torch.device("meta")).hops[0]
+    hop = graph.whole_on(torch.device("meta")).hops[0]
     values = [torch.empty(shape, device="meta") for shape in ((3, 4), (3, 4), (4, 2), (4,))]
     assert graph_attention.attend(*values, hop).shape == (3, 4)

@@ -15,16 +15,19 @@ import torch
 from support.fake_cuda import CUDA, META, FakeCuda, HostWaits, Reads, Watch
 from support.fakes import FakeTeacher
 from support.random_city import write_random_store
+from support.recorders import Kept
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from shared.store import Store
 from student_trainer.data.batch import build_batch
 from student_trainer.data.network import RoadNetwork
+from student_trainer.data.packing import Packed
 from student_trainer.model import device as devices
 from student_trainer.model import upstream
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.hoser import HOSER
 from student_trainer.model.road_graph import RoadGraph
+from student_trainer.train import graphs
 from student_trainer.train import session as sessions
 from student_trainer.train.config import OptimConfig, TrainConfig
 from student_trainer.train.optim import build_optimizer, restore_optimizer
@@ -96,7 +99,10 @@ def lend_graph(model: HOSER, network: RoadNetwork) -> None:
 
 
 def planned(session: Session) -> Step:
-    return prepare_step(session.feed, session.model.graph, next(session.schedule.from_step(0)), session.runtime.ranks)
+    ranks = session.runtime.ranks
+    step = prepare_step(session.feed, session.model.graph, next(session.schedule.from_step(0)), ranks)
+    assert (step.field is None) == (session.runtime.device == CUDA)  # the host looks for no neighbourhoods
+    return step
 
 
 @contextlib.contextmanager
@@ -120,9 +126,9 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "float32": {"runtime": {"amp": "off"}, "distill": {"collisions": "duplicate", "temperature": 2.0}},
+    "float32": {"runtime": {"amp": "off", "graphs": "off"}, "distill": {"collisions": "duplicate", "temperature": 2.0}},
     "float16": {"runtime": {"amp": "float16"}},
-    "bfloat16": {"runtime": {"amp": "bfloat16"}, "model": {**SMALL["model"], "temporal": "time_emb"}},
+    "bfloat16": {"runtime": {"amp": "bfloat16", "graphs": "off"}, "model": {**SMALL["model"], "temporal": "time_emb"}},
 }
 
 
@@ -141,17 +147,48 @@ def test_a_step_on_cuda_waits_once(
     session = start(store, tmp_path, cuda.here(watched=False), CUDA, monkeypatch, ranks, **VARIANTS[variant])
     step = planned(session)  # as the prefetching thread does
     assert len(step.micro_batches) == 2
+    with cuda.here(watched=False):
+        session.model.graph.whole_on(CUDA)  # copied once, before the first step
     with cuda.here(), without_backward(session.trainer, monkeypatch):
         session.trainer.train_step(step)
-        assert reads.by == ["Trainer._update"]
+        assert reads.by == ["Sums.read"]
         state = session.trainer.optimizer.state_dict()["state"]
         assert len(state) == len(session.trainer._parameters)
         assert {value.device for moments in state.values() for value in moments.values()} == {CUDA}
         metrics = session.trainer.take_metrics(1.0)
-    assert set(reads.by[1:]) == {"Sums._numbers"}
+    assert len(reads.by) == 1  # metrics came along
     assert {"train/loss_kl", "train/loss_time", "train/gradient_norm", "train/teacher_entropy"} <= metrics.keys()
-    tensors_of_a_batch, tensors_of_a_field = 15 + 3, 2 * 7 + 2
-    assert cuda.watch.copies == 2 * (tensors_of_a_batch + 1) + tensors_of_a_field  # 1: the teacher's answer
+    assert cuda.watch.copies == 2 * 2  # of each micro-batch, and of the teacher's answer to it
+
+
+@pytest.mark.parametrize("amp", ["off", "bfloat16"])
+def test_a_recorded_step_on_cuda_copies_twice_and_reads_once(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda, reads: Reads, amp: str
+) -> None:
+    """Its operations wait for nothing; when it is repeated, batch and answer are copied and one vector is read."""
+    optim = {"epochs": 2, "batch_size": 8}
+    monkeypatch.setattr(graphs, "CudaRecorder", lambda _: Kept())
+    session = start(
+        store, tmp_path, cuda.here(watched=False), CUDA, monkeypatch, runtime={"amp": amp, "graphs": "on"}, optim=optim
+    )
+    assert session.trainer.graphs is not None
+    step, optimizer = planned(session), session.trainer.optimizer
+
+    def update() -> None:
+        """Fakes of AdamW take no rate from a device."""
+        there = {optimizer.param_groups[0]["lr"].device, optimizer.found_inf.device}
+        assert there == {CUDA} and optimizer.param_groups[0]["capturable"]
+
+    monkeypatch.setattr(optimizer, "step", update)
+    with cuda.here(watched=False):
+        session.model.graph.whole_on(CUDA)
+    with cuda.here(), without_backward(session.trainer, monkeypatch):
+        session.trainer.train_step(step)
+        assert reads.by == ["_Recorded.read"] * 3  # single operations, their recording, the step
+        copies = cuda.watch.copies
+        session.trainer.train_step(step)
+    assert cuda.watch.copies - copies == 2 and len(reads.by) == 4
+    assert not session.trainer.graphs.is_off and session.progress.step == 1
 
 
 def test_a_step_whose_scale_was_too_large_waits_once_more(
@@ -159,7 +196,7 @@ def test_a_step_whose_scale_was_too_large_waits_once_more(
 ) -> None:
     """For the scale, which tells whether values overflowed or the run diverges."""
     scales = []
-    monkeypatch.setattr(devices, "read", lambda _: [True, False])
+    monkeypatch.setattr(devices, "read", lambda values: [1.0, 0.0, torch.inf, *[1.0] * (len(values) - 3)])
     monkeypatch.setattr(torch.amp.GradScaler, "get_scale", lambda _: scales.append(1) or 2.0)
     session = start(store, tmp_path, cuda.here(watched=False), CUDA, monkeypatch, runtime={"amp": "float16"})
     step = planned(session)
@@ -180,7 +217,7 @@ def test_a_step_on_the_meta_device_with_its_backward_pass(
     step = planned(session)
     with Watch():
         session.trainer.train_step(step)
-    assert reads.by == ["Trainer._update"]
+    assert reads.by == ["Sums.read"]
     gradients = {p.grad.device for p in session.trainer._parameters if p.grad is not None}
     assert gradients == {META} and all(p.grad is not None for p in session.trainer._parameters)
 
@@ -191,7 +228,7 @@ def test_validation_on_cuda_waits_at_its_end(
     session = start(store, tmp_path, cuda.here(watched=False), CUDA, monkeypatch, runtime={"amp": "float16"})
     with cuda.here():
         metrics = session.validator.measure(session.model)
-    assert set(reads.by) == {"Sums._numbers"} and len(reads.by) == 1
+    assert reads.by == ["Sums.read"]
     assert {"accuracy", "nll", "time_error", "seconds_error", "kl", "agreement"} <= metrics.keys()
 
 
@@ -203,9 +240,12 @@ def test_predictions_on_cuda_are_read_where_they_end(store: Store, cuda: FakeCud
         model.to(CUDA)
     lend_graph(model, network)
     batch = build_batch(network, store.trips("val"), np.arange(5))
+    packed = Packed.of(batch, pinned=True)
+    with cuda.here(watched=False):
+        model.graph.whole_on(CUDA)
     with cuda.here(), torch.no_grad():
         embedding = model.embed_network()
-        moved = batch.to(CUDA)
+        moved = packed.to(CUDA).unpack()
         output = model(moved, embedding)
         times = model.candidate_times(moved, embedding, output)
         assert (output.logits.device, times.device, times.shape) == (CUDA, CUDA, batch.candidate_road.shape)
