@@ -1,8 +1,8 @@
-"""What `host.py` runs in a process of its own, of this checkout or of another one: one line of JSON.
+"""What `host.py` runs in a process of its own, with this checkout's code or another one's: one line of JSON.
 
-    python -P benchmarks/host_once.py STORE TEACHER TILE_TOKENS WINDOW TRIPS REPEATS    PYTHONPATH: the checkout to measure
+    PYTHONPATH=CHECKOUT python -P benchmarks/host_once.py STORE TEACHER TILE_TOKENS WINDOW TRIPS REPEATS
 
-It uses only what both checkouts have.
+It uses only what other checkouts have, too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import gc
 import json
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -37,40 +39,49 @@ Stages = dict[str, float]
 
 def main(arguments: Sequence[str]) -> None:
     """Measures and prints."""
-    store, teacher = Path(arguments[0]), Path(arguments[1])
+    store, teacher = Store(Path(arguments[0])), Path(arguments[1])
     tile_tokens, window, trips, repeats = (int(text) for text in arguments[2:])
     scorer = engine.load(teacher, EngineConfig(device="cpu", threads=1, tile_tokens=tile_tokens))
     scorer.score = _nothing  # type: ignore[method-assign]
-    opened = Store(store)
-    positions = questions.of_trips(opened, opened.trips("train"), 0, trips)
-    if window:
-        new = _distinct(positions, window)
-    else:
-        new = [_trips(positions, number, 0) for number in range(0, len(positions.lengths), REQUEST_TRIPS)]
-    sequences = [_trips(positions, number, window) for number in range(0, len(positions.lengths), REQUEST_TRIPS)]
-    _Pass(scorer, new[:2]).run()  # compiles
-    found: dict[str, list[Stages]] = {"new": [], "known": []}
+    positions = questions.of_trips(store, store.trips("train"), 0, trips)
+    real = _of_trips(positions, window)
+    random = questions.at_random(scorer.served.cells, len(positions) // 4, np.random.default_rng(0))
+    asked = {
+        "new": _distinct(positions, window) if window else real,
+        "new, at random": _of_trips(random, window),
+        "first pass": real,
+    }
+    for queries in asked.values():
+        _Pass(scorer, queries[:2]).run()  # compiles
+    found: dict[str, list[Stages]] = {kind: [] for kind in (*asked, "known")}
+    counts: dict[str, int] = {}
     for _ in range(repeats):
-        gc.collect()
-        first = _Pass(scorer, new).run()
-        misses = first.teacher.table.outcomes[2]
-        found["new"].append({name: 1e6 * spent / misses for name, spent in first.teacher.seconds.items()})
-        known = _Pass(scorer, sequences, first.teacher if not window else None)
-        if window:
-            known.run()  # the first pass
-        known.teacher.seconds.clear()
-        known.run()
-        seconds = known.teacher.seconds.items()
-        found["known"].append({name: 1e6 * spent / len(positions) for name, spent in seconds})
-    stages = {kind: _medians(runs) for kind, runs in found.items()}
-    print(json.dumps({"stages": stages, "new": misses, "known": len(positions)}))
+        for kind, queries in asked.items():
+            gc.collect()
+            made = _Pass(scorer, queries).run()
+            counts[kind] = len(positions) if kind == "first pass" else made.teacher.table.outcomes[2]
+            found[kind].append(made.stages(counts[kind]))
+        made.teacher.seconds.clear()
+        found["known"].append(made.run().stages(len(positions)))
+        counts["known"] = len(positions)
+    print(json.dumps({"stages": {kind: _medians(runs) for kind, runs in found.items()}, "counts": counts}))
+
+
+class _Teacher(LocalTeacher):
+    """One whose stages are measured in this thread's time on the processor, so that what else runs is not counted."""
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        start = time.thread_time()
+        yield
+        self.seconds[name] += time.thread_time() - start
 
 
 class _Pass:
     """Requests to a teacher, one after another."""
 
-    def __init__(self, scorer: Engine, asked: Sequence[ScoreQuery], teacher: LocalTeacher | None = None) -> None:
-        self.teacher = teacher or LocalTeacher(scorer, CACHE_MIB)
+    def __init__(self, scorer: Engine, asked: Sequence[ScoreQuery]) -> None:
+        self.teacher = _Teacher(scorer, CACHE_MIB)
         self._asked = asked
 
     def run(self) -> _Pass:
@@ -79,14 +90,20 @@ class _Pass:
             self.teacher.score(query)
         return self
 
+    def stages(self, count: int) -> Stages:
+        """Microseconds of each stage but the model, for one of so many."""
+        return {name: 1e6 * spent / count for name, spent in self.teacher.seconds.items() if name != "model"}
+
 
 def _nothing(ready: Ready) -> Scores:
     """A model that costs nothing."""
     return Scores(np.zeros(len(ready.batch.candidates), np.float16), np.zeros(len(ready.batch.with_mass), np.float16))
 
 
-def _trips(positions: Positions, first: int, window: int) -> ScoreQuery:
-    return positions.trips(first, min(REQUEST_TRIPS, len(positions.lengths) - first), window)
+def _of_trips(positions: Positions, window: int) -> list[ScoreQuery]:
+    """A trainer's requests about trips."""
+    total = len(positions.lengths)
+    return [positions.trips(at, min(REQUEST_TRIPS, total - at), window) for at in range(0, total, REQUEST_TRIPS)]
 
 
 def _distinct(positions: Positions, window: int) -> list[ScoreQuery]:
@@ -94,7 +111,8 @@ def _distinct(positions: Positions, window: int) -> list[ScoreQuery]:
     the candidates count, too."""
     steps = positions.step + 1
     lengths = np.minimum(steps, window)
-    cells = ragged.pad(positions.cells[ragged.slices(np.arange(len(positions)) + 1 - lengths, lengths)], lengths, window, -1)
+    of_windows = ragged.slices(np.arange(len(positions)) + 1 - lengths, lengths)
+    cells = ragged.pad(positions.cells[of_windows], lengths, window, -1)
     widest = int(positions.candidate_lengths.max())
     candidates = ragged.pad(positions.candidates, positions.candidate_lengths, widest, -1)
     has_any = np.flatnonzero(positions.candidate_lengths > 0)
@@ -115,8 +133,7 @@ def _windows(positions: Positions, chosen: questions.Int64, lengths: questions.I
 
 
 def _medians(runs: Sequence[Stages]) -> Stages:
-    median: Callable[[list[float]], float] = statistics.median
-    return {name: median([run.get(name, 0.0) for run in runs]) for name in runs[0]}
+    return {name: statistics.median(run.get(name, 0.0) for run in runs) for name in runs[0]}
 
 
 if __name__ == "__main__":

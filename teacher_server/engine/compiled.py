@@ -1,7 +1,7 @@
 """The compiled half of `layouts.py` and `tiler.py`: what happens to each place and each node, without the interpreter.
 
-No function makes an array: the caller gives what they write to. A hash decides only where something is looked for; it is
-multiplied by a secret odd number, so that nobody can make many tokens meet in one place, and no result depends on it.
+No function makes an array: the caller gives what they write to. A hash decides only where something is looked for; no
+result depends on it. It is a product with a secret odd number, so that nobody can make many tokens meet in one place.
 
 Shapes: R contexts, N context tokens, S scored places of a batch, g of them in a group, T padded length.
 """
@@ -53,7 +53,7 @@ class Trie(NamedTuple):
         keys: int64 [power of two], open addressing: parent and token in one number, or NONE.
         values: int32 [the same], node of each key.
         parent, token: int32 [M + 1], of each node.
-        child, sibling: int32 [M + 1], its first child and its next sibling, both with the smallest token above; or ROOT.
+        child, sibling: int32 [M + 1], its first child and its next sibling, ascending by their tokens, or ROOT.
         sorted: int32 [2, M], nodes by their tokens.
         state: int32 [M + 1], number of a scored node, or NONE.
         node: int32 [g], node of each scored place.
@@ -162,7 +162,7 @@ def grow(trie: Trie, batch: Contexts, factor: int) -> int:
 
 
 @compiled_in_place
-def _home(key: int, factor: int) -> int:
+def _home(key: np.int64, factor: int) -> np.int64:
     """Where a number is looked for first: the upper bits of a product are the better ones."""
     product = np.uint64(key) * np.uint64(factor)
     return np.int64((product ^ (product >> np.uint64(29))) * np.uint64(factor) >> np.uint64(32))
@@ -255,7 +255,9 @@ def _link(trie: Trie, count: int, half: int) -> None:
 
 
 @compiled_in_place
-def fill_tree(nodes: Nodes, first: int, start: int, stop: int, pad: int, path: Int32, inputs: Int32, index: Int32) -> None:
+def fill_tree(
+    nodes: Nodes, first: int, start: int, stop: int, pad: int, path: Int32, inputs: Int32, index: Int32
+) -> None:
     """Writes the tile of the prefixes `start` ... `stop - 1`; see `layouts.Tile`.
 
     Args:
@@ -327,11 +329,11 @@ def find_contexts(batch: Contexts, heads: Int32, rows: Int64, of_place: Int64, f
 
 
 @compiled_in_place
-def _hash(batch: Contexts, row: int, factor: int) -> int:
+def _hash(batch: Contexts, row: int, factor: int) -> np.int64:
     start = batch.starts[row]
     found = np.int64(0)
     for i in range(batch.lengths[row]):
-        found = _home(found << 32 ^ np.int64(batch.tokens[start + i]) ^ found >> 31, factor)
+        found = _home(found << 32 | np.int64(batch.tokens[start + i]), factor)
     return found
 
 

@@ -163,7 +163,12 @@ class TreeLayout:
             counts=np.empty(compiled.DIGITS, np.int32),
         )
         count = compiled.grow(trie, batch, _FACTOR)
-        nodes = Nodes(*np.empty((3, count), np.int32), np.empty(len(batch.chosen), np.int64))
+        nodes = Nodes(
+            token=np.empty(count, np.int32),
+            depth=np.empty(count, np.int32),
+            parent=np.empty(count, np.int32),
+            ends=np.empty(len(batch.chosen), np.int64),
+        )
         states = compiled.walk(trie, count, nodes, state, batch.chosen)
         return cls(nodes._replace(ends=nodes.ends[:states]), width)
 

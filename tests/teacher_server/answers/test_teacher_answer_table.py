@@ -203,7 +203,7 @@ def test_the_least_recently_used_row_makes_way() -> None:
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([1100, 1500]))
 def test_large_requests_hit_and_forget_as_if_rows_came_one_by_one(seed: int, blocks: int) -> None:
-    """Rows of one block; more of them than are looked up together, and new ones that evict others of the same request."""
+    """Rows of one block, more of them than are looked up together; new ones evict others of the same request."""
     random = np.random.default_rng(seed)
     table, remembered = make_table(blocks), dict[int, None]()  # least recently used first
     for _ in range(8):
