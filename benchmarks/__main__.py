@@ -19,6 +19,7 @@ from shared.errors import ReportableError
 SECTIONS = {
     "teacher": "positions a second of the teacher in the process, first and second pass",
     "server": "what the daemon takes from the engine",
+    "host": "microseconds that the processor takes for a new row and a known one, with a model that costs nothing",
     "prefixes": "where it pays to compute a prefix that contexts share once",
     "overlap": "step time of the trainer: without a teacher, waiting for one, and asking it ahead",
     "peers": "requests a second of other servers with the same teacher, and of this one",
@@ -65,10 +66,11 @@ def _parse(argv: Sequence[str] | None) -> tuple[list[str], Path, Options]:
     parser.add_argument("--store", type=Path, help="measure on this store instead of the section's own city")
     parser.add_argument("--work", type=Path, default=REPOSITORY / ".bench", help="directory for stores and teachers")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results", help="directory of results")
+    parser.add_argument("--baseline", type=Path, help="section host: another checkout, measured in turns with this one")
     arguments = parser.parse_args(argv)
     if unknown := [name for name in arguments.sections if name not in SECTIONS]:
         parser.error(f"no section {', '.join(unknown)}; sections are {', '.join(SECTIONS)}")
-    options = Options(arguments.quick, arguments.store, arguments.work)
+    options = Options(arguments.quick, arguments.store, arguments.work, arguments.baseline)
     return arguments.sections or list(SECTIONS), arguments.out, options
 
 

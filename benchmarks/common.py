@@ -36,11 +36,13 @@ class Options:
         quick: a tiny city and few repetitions.
         store: measure on this store; None: each section's own city.
         work: directory for stores and teachers that are made once.
+        baseline: another checkout to compare with; None: none.
     """
 
     quick: bool
     store: Path | None
     work: Path
+    baseline: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)

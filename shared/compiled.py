@@ -73,8 +73,17 @@ def compiled_sums(function: F) -> F:
     return _compile(function, fastmath=ORDER_FREE)
 
 
-def _compile(function: F, fastmath: bool | set[str]) -> F:
-    dispatcher = numba.njit(nogil=True, fastmath=fastmath)(function)
+def compiled_in_place(function: F) -> F:
+    """As `compiled`, for functions that make no arrays: nobody counts references in them.
+
+    numba else counts those of each array of a tuple that such a function is called with, by atomic instructions: in
+    small functions this takes far longer than what they do.
+    """
+    return _compile(function, fastmath=False, counts_references=False)
+
+
+def _compile(function: F, fastmath: bool | set[str], counts_references: bool = True) -> F:
+    dispatcher = numba.njit(nogil=True, fastmath=fastmath, _nrt=counts_references)(function)
     dispatcher._cache = Kept(dispatcher)
     return cast(F, dispatcher)
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from shared.compiled import compiled
+from shared.compiled import compiled_in_place
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
@@ -35,6 +35,14 @@ FRESH, FREE, USED, PINNED, ROWS, NEWEST, OLDEST, EVICTED, HITS, WAITS, MISSES, S
 somebody waits for or that are computed, rows, ends of the LRU list, counts since the start, and settings: the hash's
 seed, blocks that the rows may have, the token that every context starts with."""
 NONE = -1
+TOGETHER = 128
+"""Rows that are looked up together: few enough that what they need stays in the nearest caches."""
+FIRST, TOKENS, CANDIDATES, SCORED, IS_CAUSAL = range(5)
+"""What `split` says of a row: its context's first token in the history, tokens, candidates, scored positions, and
+whether it is causal."""
+SPAN = 5
+META_WORDS = 8
+"""int32 words of a block's entry in `Table.meta`: two to a line of the cache."""
 
 
 class Table(NamedTuple):
@@ -43,6 +51,7 @@ class Table(NamedTuple):
     Attributes:
         words: int32 [B, BLOCK_WORDS], key and answer.
         halves: uint16 [B, BLOCK_HALVES], the same memory: answers are float16.
+        meta: int32 [B, META_WORDS], the memory of the next seven: what is used together lies together.
         following: int32 [B], next block of the row, or of the free ones.
         hashes: uint64 [B].
         newer, older: int32 [B], neighbours in the LRU list of the remembered rows.
@@ -56,6 +65,7 @@ class Table(NamedTuple):
 
     words: Int32
     halves: UInt16
+    meta: Int32
     following: Int32
     hashes: npt.NDArray[np.uint64]
     newer: Int32
@@ -70,22 +80,30 @@ class Table(NamedTuple):
 
     @classmethod
     def empty(cls, blocks: int, costs: Int64) -> Table:
-        """Without settings; memory is taken as it fills."""
+        """Without settings; memory of rows is taken as they come, in order.
+
+        That of the index is taken now: it is used here and there, so that else each of the first rows would wait for
+        the system to clear a page.
+        """
         words = np.empty((blocks, BLOCK_WORDS), np.int32)
+        meta = np.empty((blocks, META_WORDS), np.int32)
+        heads = np.empty(1 << (2 * blocks - 1).bit_length(), np.int32)
+        heads.fill(0)
         counters = np.zeros(14, np.int64)
         counters[[FREE, NEWEST, OLDEST]] = NONE
         return cls(
             words=words,
             halves=words.view(np.uint16),
-            following=np.empty(blocks, np.int32),
-            hashes=np.empty(blocks, np.uint64),
-            newer=np.empty(blocks, np.int32),
-            older=np.empty(blocks, np.int32),
-            key_words=np.empty(blocks, np.int32),
-            value_halves=np.empty(blocks, np.int32),
-            waiting=np.zeros(blocks, np.int32),
+            meta=meta,
+            following=meta[:, 2],
+            hashes=meta.view(np.uint64)[:, 0],
+            newer=meta[:, 3],
+            older=meta[:, 4],
+            key_words=meta[:, 5],
+            value_halves=meta[:, 6],
+            waiting=meta[:, 7],
             state=np.zeros(blocks, np.uint8),
-            heads=np.zeros(1 << (2 * blocks - 1).bit_length(), np.int32),
+            heads=heads,
             counters=counters,
             costs=costs,
         )
@@ -120,6 +138,36 @@ class Rows(NamedTuple):
     mass: UInt16
 
 
+class Room(NamedTuple):
+    """What the rows that are looked up together need meanwhile: n of them.
+
+    Attributes:
+        keys: int32 [n, words of the longest key].
+        lengths: int64 [n], words of each key.
+        hashes: uint64 [n].
+        found: int64 [n], slots of rows with these hashes, or NONE.
+        touched: int32 [n], what was read ahead; nobody reads it.
+    """
+
+    keys: Int32
+    lengths: Int64
+    hashes: npt.NDArray[np.uint64]
+    found: Int64
+    touched: Int32
+
+    @classmethod
+    def of(cls, rows: int, words: int) -> Room:
+        """For a request of so many rows."""
+        together = min(TOGETHER, rows)
+        return cls(
+            keys=np.empty((together, words), np.int32),
+            lengths=np.empty(together, np.int64),
+            hashes=np.empty(together, np.uint64),
+            found=np.empty(together, np.int64),
+            touched=np.empty(together, np.int32),
+        )
+
+
 class BatchArrays(NamedTuple):
     """The arrays of `scorer.Batch`, which says what they are."""
 
@@ -147,22 +195,25 @@ class Kept(NamedTuple):
     halves: UInt16
 
 
-BLOCK_BYTES = 4 * BLOCK_WORDS + 4 + 8 + 4 * 5 + 1 + 8
+BLOCK_BYTES = 4 * BLOCK_WORDS + 4 * META_WORDS + 1 + 8
 """Of a block with its share of all arrays; the index has about two entries a block."""
 
 
 def grown(table: Table, blocks: int) -> Table:
     """The same rows with room for more."""
     larger = Table.empty(blocks, table.costs)
-    for name in larger._fields:
-        if name not in ("heads", "halves", "costs"):  # other probes; the memory of words; the same
-            old = getattr(table, name)
-            getattr(larger, name)[: len(old)] = old
+    for mine, theirs in (
+        (larger.words, table.words),
+        (larger.meta, table.meta),
+        (larger.state, table.state),
+        (larger.counters, table.counters),
+    ):
+        mine[: len(theirs)] = theirs
     index_all(larger, table.heads)
     return larger
 
 
-@compiled
+@compiled_in_place
 def _hash(key: Int32, length: int, seed: int) -> np.uint64:
     """A 64-bit hash of the first words of a key."""
     h = np.uint64(seed) ^ np.uint64(length)
@@ -172,7 +223,7 @@ def _hash(key: Int32, length: int, seed: int) -> np.uint64:
     return h
 
 
-@compiled
+@compiled_in_place
 def _find(t: Table, key: Int32, length: int, h: np.uint64) -> int:
     """Slot of a key, or NONE."""
     mask = np.uint64(len(t.heads) - 1)
@@ -195,7 +246,7 @@ def _find(t: Table, key: Int32, length: int, h: np.uint64) -> int:
     return NONE
 
 
-@compiled
+@compiled_in_place
 def _link(t: Table, slot: int) -> None:
     """Enters a row into the index."""
     mask = np.uint64(len(t.heads) - 1)
@@ -205,7 +256,7 @@ def _link(t: Table, slot: int) -> None:
     t.heads[probe] = slot + 1
 
 
-@compiled
+@compiled_in_place
 def _unlink(t: Table, slot: int) -> None:
     """Takes a row out of the index, and moves up those that it had displaced."""
     mask = np.uint64(len(t.heads) - 1)
@@ -223,7 +274,7 @@ def _unlink(t: Table, slot: int) -> None:
     t.heads[gap] = 0
 
 
-@compiled
+@compiled_in_place
 def index_all(t: Table, old_index: Int32) -> None:
     """Enters all rows of a smaller table's index."""
     for i in range(len(old_index)):
@@ -231,7 +282,7 @@ def index_all(t: Table, old_index: Int32) -> None:
             _link(t, old_index[i] - 1)
 
 
-@compiled
+@compiled_in_place
 def _lru_append(t: Table, slot: int) -> None:
     """Puts a row at the recent end of the LRU list."""
     newest = t.counters[NEWEST]
@@ -244,7 +295,7 @@ def _lru_append(t: Table, slot: int) -> None:
     t.counters[NEWEST] = slot
 
 
-@compiled
+@compiled_in_place
 def _lru_remove(t: Table, slot: int) -> None:
     """Takes a row out of the LRU list."""
     newer, older = t.newer[slot], t.older[slot]
@@ -258,13 +309,13 @@ def _lru_remove(t: Table, slot: int) -> None:
         t.newer[older] = newer
 
 
-@compiled
+@compiled_in_place
 def _blocks_of(t: Table, slot: int) -> int:
     words = t.key_words[slot] + (t.value_halves[slot] + 1) // 2
     return int((words + BLOCK_WORDS - 1) // BLOCK_WORDS)
 
 
-@compiled
+@compiled_in_place
 def _free(t: Table, slot: int) -> None:
     """Gives a row's blocks back; it is in no list any more."""
     count = _blocks_of(t, slot)
@@ -278,7 +329,7 @@ def _free(t: Table, slot: int) -> None:
     t.state[slot] = 0
 
 
-@compiled
+@compiled_in_place
 def _evict_oldest(t: Table) -> None:
     """Forgets the least recently used row."""
     slot = t.counters[OLDEST]
@@ -288,7 +339,7 @@ def _evict_oldest(t: Table) -> None:
     t.counters[EVICTED] += 1
 
 
-@compiled
+@compiled_in_place
 def _insert(t: Table, key: Int32, length: int, value_halves: int, h: np.uint64, state: int) -> int:
     """A new row: its slot. The caller has made sure that enough blocks are free or remembered."""
     count = (length + (value_halves + 1) // 2 + BLOCK_WORDS - 1) // BLOCK_WORDS
@@ -323,7 +374,7 @@ def _insert(t: Table, key: Int32, length: int, value_halves: int, h: np.uint64, 
     return first
 
 
-@compiled
+@compiled_in_place
 def _seek(t: Table, slot: int, half: int) -> tuple[int, int]:
     """Block of a half of a row, and which half of the block it is; walks the row's blocks."""
     block = slot
@@ -333,7 +384,7 @@ def _seek(t: Table, slot: int, half: int) -> tuple[int, int]:
     return block, half
 
 
-@compiled
+@compiled_in_place
 def _wrapped(t: Table, block: int, half: int) -> tuple[int, int]:
     """A half that may be one beyond its block."""
     if half == BLOCK_HALVES:
@@ -341,14 +392,14 @@ def _wrapped(t: Table, block: int, half: int) -> tuple[int, int]:
     return block, half
 
 
-@compiled
+@compiled_in_place
 def _word(t: Table, slot: int, i: int) -> int:
     """Word i of a row's key."""
     block, half = _seek(t, slot, 2 * i)
     return int(t.words[block, half // 2])
 
 
-@compiled
+@compiled_in_place
 def _key_shape(header: int, length: int) -> tuple[int, int, int]:
     """Tokens of the context without SOT, positions that the answer spans, candidates: from a key's first word and
     its length in words."""
@@ -358,35 +409,44 @@ def _key_shape(header: int, length: int) -> tuple[int, int, int]:
     return tokens, 1, length - 1 - tokens
 
 
-@compiled
+@compiled_in_place
 def _value_size(header: int, length: int) -> int:
     """Halves of the answer to a key."""
     _, positions, candidates = _key_shape(header, length)
     return int(candidates + positions if header & MASS_FLAG else candidates)
 
 
-@compiled
+@compiled_in_place
 def _shape(t: Table, slot: int) -> tuple[int, int, int]:
     """See `_key_shape`."""
     return _key_shape(t.words[slot, 0], t.key_words[slot])
 
 
-@compiled
+@compiled_in_place
 def _copy_out(t: Table, slot: int, rows: Rows, i: int) -> None:
     """The answer to row i of a request, from its slot: log-probabilities, then masses if it has them."""
     first_candidate, first_position = rows.first_candidate[i], rows.first_position[i]
+    half = 2 * t.key_words[slot]
+    count = t.value_halves[slot]
     _, _, candidates = _shape(t, slot)
-    block, half = _seek(t, slot, 2 * t.key_words[slot])
-    for i in range(t.value_halves[slot]):
+    # Nearly every row is one block: its answer is one piece, or two.
+    if half + count <= BLOCK_HALVES:
+        for j in range(candidates):
+            rows.log_probs[first_candidate + j] = t.halves[slot, half + j]
+        for j in range(candidates, count):
+            rows.mass[first_position + j - candidates] = t.halves[slot, half + j]
+        return
+    block, half = _seek(t, slot, half)
+    for j in range(count):
         block, half = _wrapped(t, block, half)
-        if i < candidates:
-            rows.log_probs[first_candidate + i] = t.halves[block, half]
+        if j < candidates:
+            rows.log_probs[first_candidate + j] = t.halves[block, half]
         else:
-            rows.mass[first_position + i - candidates] = t.halves[block, half]
+            rows.mass[first_position + j - candidates] = t.halves[block, half]
         half += 1
 
 
-@compiled
+@compiled_in_place
 def _unpin(t: Table, slot: int) -> None:
     """Keeps an answered row that nobody waits for any more as the most recently used one, within the budget."""
     t.counters[PINNED] -= _blocks_of(t, slot)
@@ -395,18 +455,21 @@ def _unpin(t: Table, slot: int) -> None:
         _evict_oldest(t)
 
 
-@compiled
-def _split(request: Request, longest: int, rows: Rows, spans: Int64) -> int:
-    """Cuts a request into rows, and returns their number.
+@compiled_in_place
+def split(request: Request, longest: int, rows: Rows, spans: Int64) -> tuple[int, int]:
+    """Cuts a request into rows.
 
     Args:
         request: to cut.
         longest: tokens of the longest context without SOT.
         rows: receives where each row's answer begins.
-        spans: int64 [P, 3], receives of each row its context's first token in the history, its tokens, and whether
-            it is causal.
+        spans: int64 [P, SPAN], receives what each row is of.
+
+    Returns:
+        How many rows there are, and the words of the longest key.
     """
     count = 0
+    longest_key = 0
     start = 0
     c = 0
     p = 0
@@ -421,112 +484,171 @@ def _split(request: Request, longest: int, rows: Rows, spans: Int64) -> int:
         if whole > 0:
             rows.first_candidate[count] = c
             rows.first_position[count] = p
-            spans[count, 0] = start
-            spans[count, 1] = whole
-            spans[count, 2] = 1
-            count += 1
+            candidates = 0
+            scored = 0
             for j in range(whole):
-                c += request.candidate_lengths[p + j]
+                candidates += request.candidate_lengths[p + j]
+                scored += request.candidate_lengths[p + j] > 0
+            spans[count, FIRST] = start
+            spans[count, TOKENS] = whole
+            spans[count, CANDIDATES] = candidates
+            spans[count, SCORED] = scored
+            spans[count, IS_CAUSAL] = 1
+            longest_key = max(longest_key, 1 + 2 * whole + candidates)
+            count += 1
+            c += candidates
         # Every other position with candidates is a row of its own, after a window of tokens.
         positions = 1 if request.is_window else n
+        limit = n if request.is_window else (request.window if request.window > 0 else longest)
         for j in range(whole, positions):
-            if request.candidate_lengths[p + j] == 0:
+            candidates = request.candidate_lengths[p + j]
+            if candidates == 0:
                 continue
             end = n if request.is_window else j + 1
-            limit = n if request.is_window else (request.window if request.window > 0 else longest)
             rows.first_candidate[count] = c
             rows.first_position[count] = p + j
-            spans[count, 0] = start + end - min(end, limit)
-            spans[count, 1] = min(end, limit)
-            spans[count, 2] = 0
+            tokens = min(end, limit)
+            spans[count, FIRST] = start + end - tokens
+            spans[count, TOKENS] = tokens
+            spans[count, CANDIDATES] = candidates
+            spans[count, SCORED] = 1
+            spans[count, IS_CAUSAL] = 0
+            longest_key = max(longest_key, 1 + tokens + candidates)
             count += 1
-            c += request.candidate_lengths[p + j]
+            c += candidates
         p += positions
         start += n
-    return count
+    return count, longest_key
 
 
-@compiled
-def _write_key(key: Int32, request: Request, rows: Rows, spans: Int64, i: int) -> tuple[int, int]:
-    """Writes the key of row i; returns its words and the row's scored positions.
+@compiled_in_place
+def _write_key(key: Int32, request: Request, rows: Rows, spans: Int64, i: int, seed: int) -> tuple[int, np.uint64]:
+    """Writes the key of row i; returns its words and its hash.
 
     A key is a header, the context's tokens, the candidates of each of its positions if it is causal, and the
     candidates.
     """
-    start, tokens, is_causal = spans[i, 0], spans[i, 1], spans[i, 2]
+    start, tokens, candidates, is_causal = spans[i, FIRST], spans[i, TOKENS], spans[i, CANDIDATES], spans[i, IS_CAUSAL]
     first_candidate, first_position = rows.first_candidate[i], rows.first_position[i]
     flags = (CAUSAL_FLAG if is_causal else 0) | (MASS_FLAG if request.with_mass else 0)
     key[0] = tokens << LENGTH_SHIFT | flags
-    length = 1
+    at = 1
     for j in range(tokens):
-        key[length] = request.history_tokens[start + j]
-        length += 1
-    candidates = 0
-    scored = 0
-    for j in range(tokens if is_causal else 1):
-        k = request.candidate_lengths[first_position + j]
-        candidates += k
-        scored += k > 0
-        if is_causal:
-            key[length] = k
-            length += 1
+        key[at + j] = request.history_tokens[start + j]
+    at += tokens
+    if is_causal:
+        for j in range(tokens):
+            key[at + j] = request.candidate_lengths[first_position + j]
+        at += tokens
     for j in range(candidates):
-        key[length] = request.candidate_tokens[first_candidate + j]
-        length += 1
-    return length, scored
+        key[at + j] = request.candidate_tokens[first_candidate + j]
+    at += candidates
+    return at, _hash(key, at, seed)
 
 
-@compiled
-def _look_up(t: Table, key: Int32, length: int, scored: int, rows: Rows, i: int) -> bool:
-    """Finds the slot of row i of a request by its key, and says whether the row is new."""
-    h = _hash(key, length, t.counters[SEED])
-    slot = _find(t, key, length, h)
-    # A miss: the row is queued.
-    if slot == NONE:
-        slot = _insert(t, key, length, _value_size(key[0], length), h, QUEUED)
-        t.counters[PINNED] += _blocks_of(t, slot)
-        t.waiting[slot] = 1
-        t.counters[MISSES] += scored
-        rows.slots[i] = slot
-        return True
+@compiled_in_place
+def _foresee(t: Table, room: Room, count: int) -> None:
+    """Finds rows by their hashes alone, all of them before any is used.
+
+    Each of these loads is one from memory, and none waits for another one: the processor has many of them under way at
+    once. What is found is a hint, and what is touched lies in the caches when it is used.
+
+    Args:
+        t: the table.
+        room: its first hashes are looked for.
+        count: how many.
+    """
+    hashes, found, touched = room.hashes, room.found, room.touched
+    mask = np.uint64(len(t.heads) - 1)
+    for i in range(count):
+        found[i] = t.heads[hashes[i] & mask] - 1
+    for i in range(count):
+        slot = found[i]
+        if slot == NONE or t.hashes[slot] == hashes[i]:
+            continue
+        # Another row is at its home: the next entries are near.
+        probe = hashes[i] & mask
+        while slot != NONE and t.hashes[slot] != hashes[i]:
+            probe = (probe + np.uint64(1)) & mask
+            slot = t.heads[probe] - 1
+        found[i] = slot
+    for i in range(count):
+        slot = found[i]
+        if slot != NONE:
+            touched[i] = t.words[slot, 0] + t.state[slot]
+    for i in range(count):
+        slot = found[i]
+        if slot != NONE and t.state[slot] == DONE and t.waiting[slot] == 0:  # it is in the LRU list
+            newer, older = t.newer[slot], t.older[slot]
+            touched[i] = (t.older[newer] if newer != NONE else 0) + (t.newer[older] if older != NONE else 0)
+
+
+@compiled_in_place
+def _is_there(t: Table, slot: int, key: Int32, length: int, h: np.uint64) -> bool:
+    """Whether a slot that was a row's a moment ago is that of this key."""
+    if slot == NONE or t.state[slot] == 0 or t.hashes[slot] != h or t.key_words[slot] != length:
+        return False
+    for i in range(min(length, BLOCK_WORDS)):
+        if t.words[slot, i] != key[i]:
+            return False
+    return length <= BLOCK_WORDS
+
+
+@compiled_in_place
+def _look_up(t: Table, slot: int, spans: Int64, rows: Rows, i: int) -> None:
+    """Row i of a request is at this slot, remembered or in flight."""
     # A hit: the answer is copied, and the row is the most recently used.
     if t.state[slot] == DONE:
         _copy_out(t, slot, rows, i)
-        if t.waiting[slot] == 0:
+        if t.waiting[slot] == 0 and t.counters[NEWEST] != slot:
             _lru_remove(t, slot)
             _lru_append(t, slot)
-        t.counters[HITS] += scored
+        t.counters[HITS] += spans[i, SCORED]
         rows.slots[i] = ANSWERED
-        return False
+        return
     # In flight: one more waits for it (single-flight).
     t.waiting[slot] += 1
-    t.counters[WAITS] += scored
+    t.counters[WAITS] += spans[i, SCORED]
     rows.slots[i] = slot
-    return False
 
 
-@compiled
-def ask(t: Table, request: Request, rows: Rows) -> tuple[int, int, int]:
+@compiled_in_place
+def ask(t: Table, request: Request, rows: Rows, spans: Int64, count: int, room: Room) -> tuple[int, int]:
     """Looks up every row of a request.
 
     Returns:
-        How many rows there are, the scored positions that are not answered, and the cost of the new rows.
+        The scored positions that are not answered, and the cost of the new rows.
     """
-    spans = np.empty((len(request.candidate_lengths), 3), np.int64)
-    key = np.empty(1 + 2 * len(request.history_tokens) + len(request.candidate_tokens), np.int32)
-    count = _split(request, len(t.costs) - 2, rows, spans)
     unanswered = 0
     cost = 0
-    for i in range(count):
-        length, scored = _write_key(key, request, rows, spans, i)
-        if _look_up(t, key, length, scored, rows, i):
-            cost += t.costs[spans[i, 1] + 1]
-        if rows.slots[i] != ANSWERED:
-            unanswered += scored
-    return count, unanswered, cost
+    for first in range(0, count, TOGETHER):
+        here = min(TOGETHER, count - first)
+        for j in range(here):
+            key = room.keys[j]
+            room.lengths[j], room.hashes[j] = _write_key(key, request, rows, spans, first + j, t.counters[SEED])
+        _foresee(t, room, here)
+        for j in range(here):
+            i = first + j
+            key = room.keys[j]
+            length = room.lengths[j]
+            slot = room.found[j]
+            if not _is_there(t, slot, key, length, room.hashes[j]):
+                slot = _find(t, key, length, room.hashes[j])
+            if slot == NONE:  # a miss: the row is queued
+                slot = _insert(t, key, length, _value_size(key[0], length), room.hashes[j], QUEUED)
+                t.counters[PINNED] += _blocks_of(t, slot)
+                t.waiting[slot] = 1
+                t.counters[MISSES] += spans[i, SCORED]
+                rows.slots[i] = slot
+                cost += t.costs[spans[i, TOKENS] + 1]
+            else:
+                _look_up(t, slot, spans, rows, i)
+            if rows.slots[i] != ANSWERED:
+                unanswered += spans[i, SCORED]
+    return unanswered, cost
 
 
-@compiled
+@compiled_in_place
 def take(t: Table, slots: Int64, first: int, tokens: int, into: Int64, count: int) -> tuple[int, int, int]:
     """See `AnswerTable.take`: where to go on, slots now in `into`, tokens spent."""
     spent = 0
@@ -545,23 +667,25 @@ def take(t: Table, slots: Int64, first: int, tokens: int, into: Int64, count: in
     return i, count, spent
 
 
-@compiled
-def sizes(t: Table, slots: Int64) -> Int64:
+@compiled_in_place
+def sizes(t: Table, slots: Int64) -> tuple[int, int, int]:
     """Tokens with SOT, scored places and candidates of rows."""
-    sizes = np.zeros(3, np.int64)
+    all_tokens = 0
+    places = 0
+    all_candidates = 0
     for slot in slots:
         tokens, positions, candidates = _shape(t, slot)
-        sizes[0] += tokens + 1
-        sizes[2] += candidates
+        all_tokens += tokens + 1
+        all_candidates += candidates
         if positions == 1:
-            sizes[1] += 1
+            places += 1
         else:
             for j in range(positions):
-                sizes[1] += _word(t, slot, 1 + tokens + j) > 0
-    return sizes
+                places += _word(t, slot, 1 + tokens + j) > 0
+    return all_tokens, places, all_candidates
 
 
-@compiled
+@compiled_in_place
 def read(t: Table, slots: Int64, batch: BatchArrays) -> None:
     """Writes rows into the arrays of a batch."""
     at = 0
@@ -605,7 +729,7 @@ def read(t: Table, slots: Int64, batch: BatchArrays) -> None:
             batch.with_mass[i] = header & MASS_FLAG != 0
 
 
-@compiled
+@compiled_in_place
 def fill(t: Table, slots: Int64, log_probs: UInt16, mass: UInt16) -> None:
     """See `AnswerTable.fill`."""
     c = 0
@@ -633,7 +757,7 @@ def fill(t: Table, slots: Int64, log_probs: UInt16, mass: UInt16) -> None:
             _unpin(t, slot)
 
 
-@compiled
+@compiled_in_place
 def fail(t: Table, slots: Int64) -> None:
     """See `AnswerTable.fail`."""
     for slot in slots:
@@ -645,7 +769,7 @@ def fail(t: Table, slots: Int64) -> None:
             t.state[slot] = FAILED
 
 
-@compiled
+@compiled_in_place
 def collect(t: Table, rows: Rows, first: int) -> tuple[int, bool]:
     """See `AnswerTable.collect`: where to go on, and whether no row has failed."""
     i = first
@@ -666,7 +790,7 @@ def collect(t: Table, rows: Rows, first: int) -> tuple[int, bool]:
     return i, True
 
 
-@compiled
+@compiled_in_place
 def release(t: Table, slots: Int64, first: int) -> None:
     """See `AnswerTable.release`; from row `first` on."""
     for i in range(first, len(slots)):
@@ -689,7 +813,7 @@ def release(t: Table, slots: Int64, first: int) -> None:
         _free(t, slot)
 
 
-@compiled
+@compiled_in_place
 def kept_sizes(t: Table) -> tuple[int, int, int]:
     """Remembered rows, words of their keys and halves of their answers."""
     rows = 0
@@ -704,7 +828,7 @@ def kept_sizes(t: Table) -> tuple[int, int, int]:
     return rows, key_words, value_halves
 
 
-@compiled
+@compiled_in_place
 def keep(t: Table, kept: Kept) -> None:
     """Writes the remembered rows into these arrays, least recently used first."""
     slot = t.counters[OLDEST]
@@ -732,7 +856,7 @@ def keep(t: Table, kept: Kept) -> None:
         slot = t.newer[slot]
 
 
-@compiled
+@compiled_in_place
 def _is_well_formed(key: Int32, value_halves: int, longest: int) -> bool:
     """Whether a key says what its sizes say."""
     tokens, _, candidates = _key_shape(key[0], len(key))
@@ -752,7 +876,7 @@ def _is_well_formed(key: Int32, value_halves: int, longest: int) -> bool:
     return bool(total == candidates)
 
 
-@compiled
+@compiled_in_place
 def restore(t: Table, kept: Kept, fits: npt.NDArray[np.bool_]) -> bool:
     """See `AnswerTable.restore`: whether all rows were well-formed; those that do not fit are only checked."""
     w = 0

@@ -46,11 +46,13 @@ from teacher_server.answers.compiled import (
     ROWS,
     SEED,
     SOT,
+    SPAN,
     USED,
     WAITS,
     BatchArrays,
     Kept,
     Request,
+    Room,
     Rows,
     Table,
 )
@@ -152,7 +154,10 @@ class AnswerTable:
         log_probs, mass = np.empty(len(query.candidate_tokens), np.float16), np.zeros(positions * with_mass, np.float16)
         slots, first_candidate, first_position = np.empty((3, positions), np.int64)
         rows = Rows(slots, first_candidate, first_position, log_probs.view(np.uint16), mass.view(np.uint16))
-        count, open_positions, cost = compiled.ask(self._table, _request(query), rows)
+        spans, request = np.empty((positions, SPAN), np.int64), _request(query)
+        count, longest_key = compiled.split(request, self._longest, rows, spans)
+        room = Room.of(count, longest_key)
+        open_positions, cost = compiled.ask(self._table, request, rows, spans, count, room)
         if count < positions:
             rows = Rows(slots[:count], first_candidate[:count], first_position[:count], rows.log_probs, rows.mass)
         return PendingAnswer(
@@ -181,7 +186,7 @@ class AnswerTable:
 
     def batch(self, slots: Int64) -> Batch:
         """What to compute for rows that were taken."""
-        tokens, places, candidates = compiled.sizes(self._table, slots).tolist()
+        tokens, places, candidates = compiled.sizes(self._table, slots)
         arrays = BatchArrays(
             tokens=np.empty(tokens, np.int32),
             lengths=np.empty(len(slots), np.int64),

@@ -49,7 +49,7 @@ from teacher_server.engine.shapes import ACCELERATOR_SIZES, OVERHEAD, SIZES, Buc
 from teacher_server.engine.softmax import distinct_log_sum, log_softmax
 from teacher_server.engine.streams import CudaStreams, Streams
 from teacher_server.engine.threads import Threads
-from teacher_server.engine.tiler import Tiler, Tiling
+from teacher_server.engine.tiler import Tiler, Tiling, pairs_of
 from teacher_server.lmtad import model
 from teacher_server.lmtad.device import find_device, find_dtype
 from teacher_server.lmtad.model import LMTAD
@@ -189,7 +189,7 @@ class Engine:
             ScorerLost: the device can compute no more.
         """
         tiling = self._tiler.tile(batch)
-        pairs = np.stack([np.repeat(tiling.state, batch.candidate_lengths), batch.candidates], 1)
+        pairs = pairs_of(tiling, batch)
         wanted = np.unique(tiling.state[batch.with_mass])
         if self._accelerated is None:
             return Ready(batch, tiling, pairs, wanted)
@@ -216,15 +216,15 @@ class Engine:
         return Scores(log_softmax(logits, batch.candidate_lengths), mass)
 
     def warm_up(self) -> None:
-        """Runs the whole model once. All its shapes have been run before, to compare them. Records those of an
-        accelerator."""
+        """Runs the whole model once, on a long context and a short one, which are laid out differently. All its shapes
+        have been run before, to compare them. Records those of an accelerator."""
         if self._graphs is not None:
             with self._losing(), self._computing(), torch.inference_mode():
                 self._graphs.prepare(RECORDING_SECONDS)
         longest = self._buckets.widths[-1]
-        tokens = np.zeros(longest, np.int32)
-        one, last = np.ones(1, np.int64), np.full(1, longest - 1)
-        self.score(self.assemble(Batch(tokens, last + 1, one - 1, last, tokens[:1], one, one > 0)))
+        tokens = np.zeros(longest + 1, np.int32)
+        lengths, one, row = np.array([longest, 1]), np.ones(2, np.int64), np.arange(2)
+        self.score(self.assemble(Batch(tokens, lengths, row, lengths - 1, tokens[:2], one, one > 0)))
 
     def _states(self, tiling: Tiling) -> Tensor:
         """Final hidden states of the distinct scored places: float32 [U, D]."""

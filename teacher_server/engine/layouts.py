@@ -8,6 +8,8 @@ Shapes: R contexts, S scored places, U distinct states, T padded length, M nodes
 from __future__ import annotations
 
 import dataclasses
+import math
+import secrets
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,15 +18,15 @@ import torch
 from torch import Tensor
 
 from shared import ragged
+from teacher_server.engine import compiled
+from teacher_server.engine.compiled import Contexts, Nodes, Trie
 from teacher_server.engine.forward import states_of
 from teacher_server.engine.shapes import LEAST_ROWS, SCORED_SHARE, Choice, Group, Kind
 from teacher_server.lmtad.model import LMTAD
-from teacher_server.scorer import Batch, Int32, Int64
+from teacher_server.scorer import Int32, Int64
 
-UInt64 = npt.NDArray[np.uint64]
-
-_NOTHING = -1
-_SEED = 0x7EAC
+_FACTOR = secrets.randbits(62) | 1
+"""Of the hashes, odd, another one in each process; no layout depends on it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,33 +62,43 @@ class PlainLayout:
     """Distinct contexts, n of them, one sequence each.
 
     Attributes:
-        contexts: int32 [n, T], padded.
-        lengths: int64 [n].
+        batch: whose they are.
+        rows: int64 [n], where in the batch each is first.
+        width: T.
         places: int64 [u], the distinct scored places among the n * T, ascending.
-        state: int64, which of these each scored place is.
     """
 
-    contexts: Int32
-    lengths: Int64
+    batch: Contexts
+    rows: Int64
+    width: int
     places: Int64
-    state: Int64
 
     @classmethod
-    def make(cls, batch: Batch, scored: Int64, width: int, pad: int) -> PlainLayout:
-        """From some of the scored places of a batch, which `scored` says: int64, ascending."""
-        rows, row = np.unique(batch.scored_row[scored], return_inverse=True)
-        lengths = batch.lengths[rows].astype(np.int64)
-        tokens = batch.tokens[ragged.slices(ragged.offsets(batch.lengths)[rows], lengths)]
-        contexts, inverse = distinct_contexts(ragged.pad(tokens, lengths, width, pad))
-        of_distinct = np.empty(len(contexts), np.int64)
-        of_distinct[inverse] = lengths
-        places, state = np.unique(inverse[row] * width + batch.scored_place[scored], return_inverse=True)
-        return cls(contexts, of_distinct, places, state)
+    def make(cls, batch: Contexts, width: int, state: Int64) -> PlainLayout:
+        """From the scored places of a group.
+
+        Args:
+            batch: the contexts, and the places.
+            width: T.
+            state: int64 [S], receives of each of these places which of the distinct ones it is.
+        """
+        count = len(batch.chosen)
+        rows, of_place = np.empty((2, count), np.int64)
+        distinct = compiled.find_contexts(batch, np.zeros(_room_for(count), np.int32), rows, of_place, _FACTOR)
+        numbers = np.zeros(distinct * width, np.int32)
+        places = np.empty(count, np.int64)
+        states = compiled.number_places(batch, of_place, numbers, width, places, state)
+        return cls(batch, rows[:distinct], width, places[:states])
 
     @property
     def need(self) -> int:
         """Contexts that tiles must hold."""
-        return len(self.contexts)
+        return len(self.rows)
+
+    @property
+    def contexts(self) -> int:
+        """Distinct contexts."""
+        return len(self.rows)
 
     @property
     def states(self) -> int:
@@ -96,101 +108,106 @@ class PlainLayout:
     @property
     def tokens(self) -> int:
         """Tokens without padding."""
-        return int(self.lengths.sum())
+        return int(self.batch.lengths[self.rows].sum())
 
-    def cut(self, group: Group, choice: Choice, pad: int) -> Iterator[Tile]:
-        """Tiles of these sizes."""
+    def cut(self, group: Group, choice: Choice, pad: int, state: int) -> Iterator[Tile]:
+        """Tiles of these sizes; `state` is the number of the first state."""
         start = 0
         for size in choice.cover(self.need):
-            tokens = np.full((size, group.width), pad, np.int32)
-            contexts = self.contexts[start : start + size]
-            tokens[: len(contexts)] = contexts
+            tokens = np.empty((size, group.width), np.int32)
+            compiled.fill_contexts(self.batch, self.rows[start : start + size], pad, tokens)
             low, high = np.searchsorted(self.places, [start * group.width, (start + size) * group.width]).tolist()
             index = self.places[low:high] - start * group.width
             least = max(size, LEAST_ROWS) if group.kind is Kind.ENDS else len(index)
-            yield Tile(group, size, tokens, filled(index, least), len(index), low)
+            yield Tile(group, size, tokens, filled(index, least), len(index), state + low)
             start += size
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TreeLayout:
-    """Distinct scored prefixes, n of them, in lexicographic order, so that neighbours share the most.
+    """Distinct scored prefixes, n of them, as a tree, in lexicographic order, so that neighbours share the most.
 
     Attributes:
-        prefixes: int32 [n, T], padded with -1, which sorts a prefix before all that it begins.
-        lengths: int64 [n].
-        shared: int64 [n], tokens at its start that each has in common with the one before it.
-        state: int64, which of these each scored place is.
+        nodes: of the tree.
+        width: T.
     """
 
-    prefixes: Int32
-    lengths: Int64
-    shared: Int64
-    state: Int64
+    nodes: Nodes
+    width: int
 
     @classmethod
-    def make(cls, batch: Batch, scored: Int64, width: int) -> TreeLayout:
-        """From some of the scored places of a batch, which `scored` says: int64, ascending."""
-        starts, lengths = ragged.offsets(batch.lengths)[batch.scored_row[scored]], batch.scored_place[scored] + 1
-        prefixes = ragged.pad(batch.tokens[ragged.slices(starts, lengths)], lengths, width, _NOTHING)
-        order = np.lexsort(prefixes.T[::-1])
-        prefixes = prefixes[order]
-        differs = prefixes[1:] != prefixes[:-1]
-        is_new = np.append(np.True_, differs.any(1))
-        state = np.empty(len(order), np.int64)
-        state[order] = np.cumsum(is_new) - 1
-        shared = np.append(0, differs.argmax(1))[is_new]
-        return cls(prefixes[is_new], lengths[order][is_new], shared, state)
+    def make(cls, batch: Contexts, width: int, state: Int64) -> TreeLayout:
+        """From the scored places of a group.
+
+        Args:
+            batch: the contexts, and the places.
+            width: T.
+            state: int64 [S], receives of each of these places which of the prefixes it is.
+        """
+        most = compiled.prefix_tokens(batch)
+        room = _room_for(most)
+        trie = Trie(
+            keys=np.full(room, compiled.NONE, np.int64),
+            values=np.empty(room, np.int32),
+            parent=np.empty(most + 1, np.int32),
+            token=np.empty(most + 1, np.int32),
+            child=np.empty(most + 1, np.int32),
+            sibling=np.empty(most + 1, np.int32),
+            sorted=np.empty((2, most), np.int32),
+            state=np.empty(most + 1, np.int32),
+            node=np.empty(len(batch.chosen), np.int32),
+            counts=np.empty(compiled.DIGITS, np.int32),
+        )
+        count = compiled.grow(trie, batch, _FACTOR)
+        nodes = Nodes(
+            token=np.empty(count, np.int32),
+            depth=np.empty(count, np.int32),
+            parent=np.empty(count, np.int32),
+            ends=np.empty(len(batch.chosen), np.int64),
+        )
+        states = compiled.walk(trie, count, nodes, state, batch.chosen)
+        return cls(nodes._replace(ends=nodes.ends[:states]), width)
 
     @property
     def need(self) -> int:
         """Nodes that tiles must hold, or more if the scored ones need more."""
-        return max(self.tokens, int(np.ceil(self.states / SCORED_SHARE)))
+        return max(self.tokens, math.ceil(self.states / SCORED_SHARE))
+
+    @property
+    def contexts(self) -> int:
+        """Distinct scored prefixes."""
+        return len(self.nodes.ends)
 
     @property
     def states(self) -> int:
-        """Distinct scored prefixes."""
-        return len(self.prefixes)
+        """The same: each has a state."""
+        return len(self.nodes.ends)
 
     @property
     def tokens(self) -> int:
         """Distinct nodes."""
-        return int((self.lengths - self.shared).sum())
+        return len(self.nodes.token)
 
-    def cut(self, group: Group, choice: Choice, pad: int) -> Iterator[Tile]:
-        """Tiles of these sizes; a prefix at the edge of two is in both."""
-        before = ragged.offsets(self.lengths - self.shared)
-        start, n = 0, len(self.prefixes)
+    def cut(self, group: Group, choice: Choice, pad: int, state: int) -> Iterator[Tile]:
+        """Tiles of these sizes, `state` is the number of the first state; a prefix at the edge of two is in both."""
+        nodes, path = self.nodes, np.empty(self.width, np.int32)
+        start, first, n = 0, 0, self.states
         while start < n:
-            again = int(self.shared[start])
-            nodes = int(before[-1] - before[start]) + again
-            need = max(nodes, int(np.ceil((n - start) / SCORED_SHARE)))
-            size = choice.cover(need)[0]
+            again = int(nodes.depth[first])
+            need = max(self.tokens - first + again, math.ceil((n - start) / SCORED_SHARE))
+            size = choice.sizes[0] if need >= choice.sizes[0] else choice.cover(need)[0]
             scored = int(SCORED_SHARE * size)
-            fits = int(np.searchsorted(before, before[start] + size - again, side="right")) - 1
-            fitting = slice(start, min(fits, start + scored, n))
-            shared = self.shared[fitting].copy()
-            shared[0] = 0
-            lengths = self.lengths[fitting]
-            inputs = np.zeros((size, 2 + group.width), np.int32)
-            inputs[:, 0] = pad
-            found = nodes_of(self.prefixes[fitting], lengths, shared)
-            inputs[: len(found)] = found
-            ends = np.cumsum(lengths - shared) - 1  # the last token of each prefix is a node of its own
-            yield Tile(group, size, inputs, filled(ends, scored), len(ends), start)
-            start = fitting.stop
+            fits = int(np.searchsorted(nodes.ends, first + size - again))
+            stop = min(fits, start + scored, n)
+            inputs, index = np.empty((size, 2 + self.width), np.int32), np.empty(scored, np.int32)
+            compiled.fill_tree(nodes, first, start, stop, pad, path, inputs, index)
+            yield Tile(group, size, inputs, index, stop - start, state + start)
+            start, first = stop, int(nodes.ends[stop - 1]) + 1
 
 
-def distinct_contexts(contexts: Int32) -> tuple[Int32, Int64]:
-    """Distinct contexts of [n, T] and, for each context, which of them it is.
-
-    They are found by a 64-bit hash and compared in full: if two different ones share a hash, none is merged.
-    """
-    _, first, inverse = np.unique(_hash(contexts), return_index=True, return_inverse=True)
-    distinct = contexts[first]
-    if not np.array_equal(distinct[inverse], contexts):
-        return contexts, np.arange(len(contexts), dtype=np.int64)
-    return distinct, inverse
+def _room_for(count: int) -> int:
+    """Entries of an index of so many, at most half of which are used: a power of two."""
+    return 1 << (2 * count).bit_length()
 
 
 def nodes_of(prefixes: Int32, lengths: Int64, shared: Int64) -> Int32:
@@ -218,10 +235,3 @@ def filled(values: npt.NDArray, size: int) -> Int32:
     filled = np.zeros((size, *values.shape[1:]), np.int32)
     filled[: len(values)] = values
     return filled
-
-
-def _hash(contexts: Int32) -> UInt64:
-    """A 64-bit hash of each context: a sum of products with fixed odd numbers, its upper bits the better ones."""
-    factors = np.random.default_rng(_SEED).integers(1 << 63, size=contexts.shape[1], dtype=np.uint64) * 2 + 1
-    hashes: UInt64 = (contexts.astype(np.uint64) * factors).sum(1)
-    return hashes

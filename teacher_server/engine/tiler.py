@@ -11,11 +11,15 @@ Shapes: R contexts, N context tokens, S scored places, U distinct states.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from shared import ragged
+from teacher_server.engine import compiled
+from teacher_server.engine.compiled import Contexts
 from teacher_server.engine.layouts import PlainLayout, Tile, TreeLayout
 from teacher_server.engine.shapes import SIZES, Buckets, Choice, Group, Kind
 from teacher_server.scorer import Batch, Int64
@@ -60,40 +64,53 @@ class Tiler:
 
     def tile(self, batch: Batch) -> Tiling:
         """The tiles of a batch."""
-        found = list(self._layouts(batch))
+        state = np.empty(len(batch.scored_row), np.int64)
+        found = list(self._layouts(batch, state))
         smaller = self._smaller_by([(group, layout.need) for group, _, layout in found])
         tiles: list[Tile] = []
-        state = np.empty(len(batch.scored_row), np.int64)
         states = 0
         for group, scored, layout in found:
-            choice = self._choice(group, smaller)
-            tiles += [
-                dataclasses.replace(tile, first=tile.first + states) for tile in layout.cut(group, choice, self.pad)
-            ]
-            state[scored] = layout.state + states
+            tiles += layout.cut(group, self._choice(group, smaller), self.pad, states)
+            if states:
+                state[scored] += states
             states += layout.states
         return Tiling(
             tiles=sorted(tiles, key=lambda tile: -tile.group.unit * tile.size),
             state=state,
             states=states,
-            contexts=sum(len(layout.lengths) for _, _, layout in found),
+            contexts=sum(layout.contexts for _, _, layout in found),
             tokens=sum(layout.tokens for _, _, layout in found),
         )
 
-    def _layouts(self, batch: Batch) -> Iterator[tuple[Group, Int64, PlainLayout | TreeLayout]]:
-        """Contexts by group, with the scored places of each."""
-        width = self.buckets.pad(batch.lengths)
-        inner = batch.scored_place < batch.lengths[batch.scored_row] - 1
-        every_place = np.zeros(len(width), np.bool_)
-        every_place[batch.scored_row[inner]] = True
-        code = (2 * width + (every_place & (width > self.buckets.prefix_width)))[batch.scored_row]
-        for number in np.unique(code).tolist():
-            width, scored = number // 2, np.flatnonzero(code == number)
-            if width <= self.buckets.prefix_width:
-                yield Group(Kind.TREE, width), scored, TreeLayout.make(batch, scored, width)
-            else:
-                group = Group(Kind.PLACES if number % 2 else Kind.ENDS, width)
-                yield group, scored, PlainLayout.make(batch, scored, width, self.pad)
+    @functools.cached_property
+    def _width_of(self) -> Int64:
+        """Number of the width of each length with SOT: int64 [block size + 1]."""
+        widths = np.array(self.buckets.widths, np.int64)
+        return np.searchsorted(widths, np.arange(widths[-1] + 1))
+
+    @functools.cached_property
+    def _groups(self) -> list[Group]:
+        """By the numbers of `compiled.group_places`."""
+        found = []
+        for width in self.buckets.widths:
+            is_tree = width <= self.buckets.prefix_width
+            found += [Group(Kind.TREE if is_tree else kind, width) for kind in (Kind.ENDS, Kind.PLACES)]
+        return found
+
+    def _layouts(self, batch: Batch, state: Int64) -> Iterator[tuple[Group, Int64, PlainLayout | TreeLayout]]:
+        """Contexts by group, with the scored places of each; `state` receives which of its group's a place has."""
+        rows, places, groups = len(batch.lengths), len(batch.scored_row), self._groups
+        trees = sum(group.kind is Kind.TREE for group in groups) // 2
+        first, chosen = np.zeros(len(groups) + 1, np.int64), np.empty(places, np.int64)
+        starts = ragged.offsets(batch.lengths)[:-1]
+        contexts = Contexts(batch.tokens, starts, batch.lengths, batch.scored_row, batch.scored_place, chosen)
+        number = np.empty(places, np.int64)
+        compiled.group_places(contexts, self._width_of, trees, np.zeros(rows, np.bool_), number, first)
+        for group, start, end in zip(groups, first[:-1].tolist(), first[1:].tolist(), strict=True):
+            if start < end:
+                of_group = contexts._replace(chosen=chosen[start:end])
+                layout = TreeLayout if group.kind is Kind.TREE else PlainLayout
+                yield group, of_group.chosen, layout.make(of_group, group.width, state)
 
     def _choice(self, group: Group, smaller: int) -> Choice:
         sizes = self.sizes[group]
@@ -113,3 +130,10 @@ class Tiler:
             return max(ends)
 
         return min(range(SIZES), key=duration)
+
+
+def pairs_of(tiling: Tiling, batch: Batch) -> Int64:
+    """State and token of each candidate: int64 [K, 2]."""
+    found = np.empty((len(batch.candidates), 2), np.int64)
+    compiled.pair(tiling.state, batch.candidates, batch.candidate_lengths, found)
+    return found

@@ -49,6 +49,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     [
         "teacher",
         "server",
+        "host",
         "prefixes",
         "overlap",
         "peers",
@@ -80,6 +81,17 @@ def test_both_passes_have_their_speed_and_ratios(results: Results) -> None:
         assert 0 < found["outcomes"]["miss"] < found["positions"]
         assert found["computed"]["states"] <= found["computed"]["tokens"] <= found["computed"]["padded"]
         assert set(found["second_pass_stage_seconds_per_position"]) == {"check", "look up"}, name
+
+
+def test_each_part_of_the_processors_work_is_measured(results: Results) -> None:
+    for found in results["host"]["figures"].values():
+        assert found.keys() == {"this"}
+        for kind, figures in found["this"].items():
+            is_known = kind == "known"
+            assert figures["count"] > 0
+            assert figures["all"]["median"] > 0
+            assert (figures["parts"]["assemble"] == 0) == is_known
+            assert figures["parts"]["look up"] > 0
 
 
 def test_the_daemon_is_compared_with_the_engine(results: Results) -> None:

@@ -200,6 +200,42 @@ def test_the_least_recently_used_row_makes_way() -> None:
     table.release(late)
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([1100, 1500]))
+def test_large_requests_hit_and_forget_as_if_rows_came_one_by_one(seed: int, blocks: int) -> None:
+    """Rows of one block, more of them than are looked up together; new ones evict others of the same request."""
+    random = np.random.default_rng(seed)
+    table, remembered = make_table(blocks), dict[int, None]()  # least recently used first
+    for _ in range(8):
+        tokens = random.integers(2000, size=random.integers(600)).tolist()
+        new, hits, waits = dict[int, None](), 0, 0
+        for token in tokens:
+            if token in remembered:
+                del remembered[token]
+                remembered[token] = None
+                hits += 1
+            elif token in new:
+                waits += 1
+            else:
+                new[token] = None
+                if len(remembered) + len(new) > blocks:
+                    del remembered[next(iter(remembered))]
+        before = table.outcomes
+        asked = answer(table, windows(*tokens))
+        assert is_right(asked, windows(*tokens))
+        assert np.subtract(table.outcomes, before).tolist() == [hits, waits, len(new)]
+        for token in new:
+            # An answer is copied out where its row occurs last; until then somebody waits for it.
+            remembered[token] = None
+        last = {token: i for i, token in enumerate(tokens) if token in new}
+        for token in sorted(last, key=last.__getitem__):
+            del remembered[token]
+            remembered[token] = None
+        while len(remembered) > blocks:
+            del remembered[next(iter(remembered))]
+        assert table.keep().words.reshape(-1, 4)[:, 1].tolist() == list(remembered)
+
+
 def test_rows_in_flight_may_exceed_the_cache_and_are_forgotten_after() -> None:
     table = make_table(0)
     query = make_query(WINDOW, [[i // 100, i % 100] for i in range(5000)], [[1, 2]] * 5000)

@@ -13,6 +13,7 @@ import torch
 from conftest import reference_path
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import numpy_layouts
 from support.plans import Plan, plan_of
 
 from shared import ragged, teacher_file
@@ -26,6 +27,7 @@ from teacher_server.engine.engine import Engine
 from teacher_server.engine.head import Head
 from teacher_server.engine.shapes import Kind
 from teacher_server.engine.streams import Direct, Streams
+from teacher_server.engine.tiler import Tiler
 from teacher_server.lmtad import export
 from teacher_server.lmtad.config import ExportConfig
 from teacher_server.lmtad.model import LMTAD, Architecture
@@ -282,6 +284,23 @@ def test_threads_do_not_change_bits() -> None:
     one = score(make_engine(MODEL, CPU.model_copy(update={"threads": 1})), query)[0]
     three = score(make_engine(MODEL, CPU.model_copy(update={"threads": 3})), query)[0]
     assert one.log_probs.tobytes() == three.log_probs.tobytes()
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_answers_have_the_bits_of_those_whose_contexts_were_sorted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows that overlap, trips with every place scored, repeats: in several tiles of each kind."""
+    random = np.random.default_rng(0)
+    trips = [random.integers(0, 5, random.integers(1, 3 * BLOCK)).tolist() for _ in range(60)]
+    queries = []
+    for window in (0, 4, 7):
+        candidates = [random.integers(0, CELLS, 3).tolist() for trip in trips for _ in trip]
+        queries.append(make_query(HistoryMode.SEQUENCE, trips, candidates, window, mass=True))
+    mine = score(ENGINES[name], *queries)
+    monkeypatch.setattr(Tiler, "tile", numpy_layouts.tile)
+    monkeypatch.setattr(engine, "pairs", numpy_layouts.pairs)
+    for one, other in zip(mine, score(ENGINES[name], *queries), strict=True):
+        assert one.log_probs.tobytes() == other.log_probs.tobytes()
+        assert one.candidate_mass.tobytes() == other.candidate_mass.tobytes()
 
 
 @pytest.mark.parametrize("tied_head", [False, True])

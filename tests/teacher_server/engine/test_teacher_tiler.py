@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import numpy_layouts
 
 from shared import ragged
 from teacher_server.engine import calibrate, layouts, shapes
+from teacher_server.engine import tiler as tiler_module
 from teacher_server.engine.layouts import Tile
 from teacher_server.engine.shapes import OVERHEAD, Buckets, Choice, Group, Kind
-from teacher_server.engine.tiler import Tiler
+from teacher_server.engine.tiler import Tiler, Tiling
 from teacher_server.scorer import Batch
 
 SOT, PAD, BLOCK = 9, 10, 14
@@ -183,15 +187,69 @@ def test_windows_of_common_lengths_need_no_padding() -> None:
     assert Buckets.make(256, 4, 2, 0).pad(lengths).tolist() == lengths.tolist()
 
 
-@pytest.mark.parametrize("collide", [False, True])
-def test_distinct_contexts(collide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if collide:
-        monkeypatch.setattr(layouts, "_hash", lambda rows: np.zeros(len(rows), np.uint64))
-    rows = np.array([[1, 2], [3, 4], [1, 2], [2, 1]], np.int32)
-    distinct, inverse = layouts.distinct_contexts(rows)
-    np.testing.assert_array_equal(distinct[inverse], rows)
+@given(batches(), st.sampled_from([0, 4, 8, BLOCK]), st.sampled_from([20, 64, 512]), st.sampled_from([1, 2]))
+def test_tiles_are_those_of_sorted_prefixes(
+    rows: list[tuple[list[int], list[int]]], prefix_window: int, tile_tokens: int, threads: int
+) -> None:
+    """Trees to the number; plain contexts in another order, so that the contexts of the tiles are compared."""
+    tiler, batch = make_tiler(prefix_window, tile_tokens, threads), make_batch(rows)
+    assert_same(tiler.tile(batch), numpy_layouts.tile(tiler, batch))
 
 
-def test_equal_contexts_are_merged() -> None:
-    rows = np.repeat(np.arange(7, dtype=np.int32)[:, None], 3, 1)[[0, 0, 5, 6, 5, 5]]
-    assert len(layouts.distinct_contexts(rows)[0]) == 3
+@pytest.mark.parametrize("bits", [3, 11, 12, 22, 31])
+@pytest.mark.parametrize("tile_tokens", [64, 512, 4096])
+def test_tiles_of_large_batches_are_those_of_sorted_prefixes(bits: int, tile_tokens: int) -> None:
+    """Tokens of one digit and of several, windows that overlap as a trip's do, tiles with a common edge."""
+    random = np.random.default_rng(bits)
+    trip = random.integers(1 << bits, size=400).tolist() * 2
+    windows = [trip[max(0, i - 3) : i + 1] for i in range(len(trip))]
+    wide = [random.integers(2, size=random.integers(BLOCK)).tolist() for _ in range(600)]
+    rows = [(tokens, sorted({len(tokens) // 2, len(tokens)})) for tokens in [*windows, *wide]]
+    batch = make_batch([rows[i] for i in random.permutation(len(rows))])
+    for threads in (1, 2):
+        tiler = make_tiler(8, tile_tokens, threads)
+        assert_same(tiler.tile(batch), numpy_layouts.tile(tiler, batch))
+
+
+def assert_same(mine: Tiling, theirs: Tiling) -> None:
+    assert (mine.states, mine.contexts, mine.tokens) == (theirs.states, theirs.contexts, theirs.tokens)
+    assert [(tile.group, tile.size) for tile in mine.tiles] == [(tile.group, tile.size) for tile in theirs.tiles]
+    for one, other in zip(mine.tiles, theirs.tiles, strict=True):
+        if one.group.kind is Kind.TREE:
+            assert (one.first, one.count) == (other.first, other.count)
+            np.testing.assert_array_equal(one.inputs, other.inputs)
+            np.testing.assert_array_equal(one.index, other.index)
+    for group in {tile.group for tile in mine.tiles} - {Group(Kind.TREE, width) for width in range(BLOCK + 1)}:
+        computed = [
+            sorted(context for tile in tiles if tile.group == group for context in contexts_of(tile))
+            for tiles in (mine.tiles, theirs.tiles)
+        ]
+        assert computed[0] == computed[1]
+
+
+def test_equal_contexts_are_merged_and_others_are_not() -> None:
+    rows = [([i, i, i], [3]) for i in (0, 0, 5, 6, 5, 5)]
+    assert make_tiler(0).tile(make_batch(rows)).states == 3
+
+
+@pytest.mark.parametrize("prefix_window", [0, BLOCK])
+def test_a_collision_of_hashes_costs_time_not_a_state(prefix_window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a factor of 0 everything is looked for in one place."""
+    random = np.random.default_rng(0)
+    rows = [(random.integers(3, size=random.integers(6)).tolist(), []) for _ in range(200)]
+    batch = make_batch([(tokens, [len(tokens)]) for tokens, _ in rows])
+    monkeypatch.setattr(layouts, "_FACTOR", 0)
+    tiler = make_tiler(prefix_window)
+    assert_same(tiler.tile(batch), numpy_layouts.tile(tiler, batch))
+
+
+def test_pairs_are_states_and_tokens_of_candidates() -> None:
+    batch = dataclasses.replace(
+        make_batch([([1], [0, 1]), ([], [0])]),
+        candidates=np.array([5, 6, 7, 8], np.int32),
+        candidate_lengths=np.array([2, 1, 1], np.int64),
+    )
+    tiling = make_tiler(8).tile(batch)
+    found = tiler_module.pairs(tiling, batch)
+    assert found.tolist() == [[0, 0, 1, 0], [5, 6, 7, 8]]
+    np.testing.assert_array_equal(found, numpy_layouts.pairs(tiling, batch))
