@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from teacher_server.engine.layouts import Tile, filled, nodes_of
-from teacher_server.engine.shapes import LEAST_ROWS, SCORED_SHARE, SIZES, Buckets, Group, Kind
+from teacher_server.engine.shapes import SCORED_SHARE, SIZES, Buckets, Group, Kind
 from teacher_server.engine.threads import Threads
 from teacher_server.lmtad.model import LMTAD
 from teacher_server.scorer import Int32, Int64
@@ -61,7 +61,7 @@ def tile_sizes(
     threads.each(find, list(blocks))
     for group in blocks:
         if group.kind is Kind.ENDS:
-            others = sizes[Group(Kind.PLACES, group.width)]
+            others = sizes[buckets.group(Kind.PLACES, group.width)]
             sizes[group] = tuple(size for size in sizes[group] if size in others)
     return sizes
 
@@ -148,7 +148,7 @@ def sample(group: Group, size: int, contexts: Int32, random: np.random.Generator
         return Tile(group, size, tokens, np.arange(size * width, dtype=np.int32), size * width), which
     if group.kind is Kind.ENDS:
         ends = width * np.arange(1, size + 1) - 1
-        return Tile(group, size, tokens, filled(ends, max(size, LEAST_ROWS)), size), order
+        return Tile(group, size, tokens, filled(ends, group.most_states(size)), size), order
     nodes = nodes_of(tokens, np.full(rows, width), np.zeros(rows, np.int64))
     scored = int(SCORED_SHARE * size)
     first = np.unique(order, return_index=True)[1]

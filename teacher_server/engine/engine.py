@@ -45,7 +45,7 @@ from teacher_server.engine.fused import Fused
 from teacher_server.engine.graphs import Graphs
 from teacher_server.engine.head import Head
 from teacher_server.engine.layouts import Tile
-from teacher_server.engine.shapes import ACCELERATOR_SIZES, OVERHEAD, SIZES, Buckets
+from teacher_server.engine.shapes import ACCELERATOR_LEAST_ENDS, ACCELERATOR_SIZES, LEAST_ROWS, OVERHEAD, SIZES, Buckets
 from teacher_server.engine.softmax import distinct_log_sum, log_softmax
 from teacher_server.engine.streams import CudaStreams, Streams
 from teacher_server.engine.threads import Threads
@@ -151,6 +151,7 @@ class Engine:
             settings.smallest_bucket,
             settings.buckets_per_doubling,
             settings.prefix_window,
+            LEAST_ROWS if is_cpu else ACCELERATOR_LEAST_ENDS,
         )
         self._streams = CudaStreams(device) if streams is None and not is_cpu else streams
         with self._computing(), torch.inference_mode():

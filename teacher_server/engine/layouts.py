@@ -21,7 +21,7 @@ from shared import ragged
 from teacher_server.engine import compiled
 from teacher_server.engine.compiled import Contexts, Nodes, Trie
 from teacher_server.engine.forward import states_of
-from teacher_server.engine.shapes import LEAST_ROWS, SCORED_SHARE, Choice, Group, Kind
+from teacher_server.engine.shapes import SCORED_SHARE, Choice, Group, Kind
 from teacher_server.lmtad.model import LMTAD
 from teacher_server.scorer import Int32, Int64
 
@@ -118,7 +118,7 @@ class PlainLayout:
             compiled.fill_contexts(self.batch, self.rows[start : start + size], pad, tokens)
             low, high = np.searchsorted(self.places, [start * group.width, (start + size) * group.width]).tolist()
             index = self.places[low:high] - start * group.width
-            least = max(size, LEAST_ROWS) if group.kind is Kind.ENDS else len(index)
+            least = group.most_states(size) if group.kind is Kind.ENDS else len(index)
             yield Tile(group, size, tokens, filled(index, least), len(index), state + low)
             start += size
 

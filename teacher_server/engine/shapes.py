@@ -27,6 +27,9 @@ SCORED_SHARE = 3 / 8
 """Scored nodes of a tile of a tree; on real trips, windows of four, 30 % of the distinct prefixes are scored."""
 LEAST_ROWS = 8
 """Rows of the smallest matrix product; with fewer, other kernels are used, which give other bits."""
+ACCELERATOR_LEAST_ENDS = 256
+"""Rows of the smallest product in the last block of a tile of ends on an accelerator, where kernels are chosen by steps
+of this size: measured on an H100, on which ends of 65 to 182 tokens had no two sizes that agreed."""
 
 
 class Kind(enum.Enum):
@@ -47,10 +50,12 @@ class Group:
     Attributes:
         kind: how they are computed.
         width: T.
+        least_ends: rows of a tile of ends in the last block, at least.
     """
 
     kind: Kind
     width: int
+    least_ends: int = LEAST_ROWS
 
     def sizes(self, tile_tokens: int, count: int = SIZES) -> tuple[int, ...]:
         """Sizes of their tiles, largest first: contexts, or nodes for a tree; tokens for the largest, sizes to find."""
@@ -76,7 +81,7 @@ class Group:
         """States that a tile can give."""
         if self.kind is Kind.TREE:
             return int(SCORED_SHARE * size)
-        return max(size, LEAST_ROWS) if self.kind is Kind.ENDS else size * self.width
+        return max(size, self.least_ends) if self.kind is Kind.ENDS else size * self.width
 
     def samples(self, size: int) -> int:
         """Whole contexts that a tile has room for."""
@@ -90,13 +95,17 @@ class Buckets:
     Attributes:
         widths: ascending; the last is the block size.
         prefix_width: up to this width contexts are computed as a tree.
+        least_ends: see `Group`.
     """
 
     widths: tuple[int, ...]
     prefix_width: int
+    least_ends: int = LEAST_ROWS
 
     @classmethod
-    def make(cls, block_size: int, smallest: int, per_doubling: int, prefix_window: int) -> Buckets:
+    def make(
+        cls, block_size: int, smallest: int, per_doubling: int, prefix_window: int, least_ends: int = LEAST_ROWS
+    ) -> Buckets:
         """Widths 1 + smallest * 2^(i / per_doubling), so that windows of common lengths need no padding.
 
         Args:
@@ -104,18 +113,23 @@ class Buckets:
             smallest: tokens after SOT in the first bucket.
             per_doubling: buckets between a length and its double.
             prefix_window: tokens after SOT in the last bucket that is a tree; 0: none is.
+            least_ends: see `Group`.
         """
         steps = np.arange(1 + per_doubling * int(np.ceil(np.log2(max(block_size / smallest, 1)) + 1)))
         widths = 1 + np.unique(np.floor(smallest * 2.0 ** (steps / per_doubling)).astype(np.int64))
         widths = np.append(widths[widths < block_size], block_size)
-        return cls(tuple(widths.tolist()), 1 + prefix_window if prefix_window else 0)
+        return cls(tuple(widths.tolist()), 1 + prefix_window if prefix_window else 0, least_ends)
+
+    def group(self, kind: Kind, width: int) -> Group:
+        """The contexts of a kind and padded length."""
+        return Group(kind, width, self.least_ends)
 
     @property
     def groups(self) -> list[Group]:
         """Every group that a context may be of."""
-        trees = [Group(Kind.TREE, width) for width in self.widths if width <= self.prefix_width]
+        trees = [self.group(Kind.TREE, width) for width in self.widths if width <= self.prefix_width]
         kinds = (Kind.PLACES, Kind.ENDS)
-        return trees + [Group(kind, width) for width in self.widths[len(trees) :] for kind in kinds]
+        return trees + [self.group(kind, width) for width in self.widths[len(trees) :] for kind in kinds]
 
     @property
     def costs(self) -> Int64:

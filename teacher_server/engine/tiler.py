@@ -94,7 +94,7 @@ class Tiler:
         found = []
         for width in self.buckets.widths:
             is_tree = width <= self.buckets.prefix_width
-            found += [Group(Kind.TREE if is_tree else kind, width) for kind in (Kind.ENDS, Kind.PLACES)]
+            found += [self.buckets.group(Kind.TREE if is_tree else kind, width) for kind in (Kind.ENDS, Kind.PLACES)]
         return found
 
     def _layouts(self, batch: Batch, state: Int64) -> Iterator[tuple[Group, Int64, PlainLayout | TreeLayout]]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from shared import ragged
 from teacher_server.engine.layouts import Tile
-from teacher_server.engine.shapes import LEAST_ROWS, SCORED_SHARE, Choice, Group, Kind
+from teacher_server.engine.shapes import SCORED_SHARE, Choice, Group, Kind
 from teacher_server.engine.tiler import Tiler, Tiling
 from teacher_server.scorer import Batch, Int32, Int64
 
@@ -44,9 +44,9 @@ def tile(tiler: Tiler, batch: Batch) -> Tiling:
     )
 
 
-def pairs(tiling: Tiling, batch: Batch) -> Int64:
-    """State and token of each candidate: int64 [2, K]."""
-    return np.stack([np.repeat(tiling.state, batch.candidate_lengths), batch.candidates])
+def pairs_of(tiling: Tiling, batch: Batch) -> Int64:
+    """State and token of each candidate: int64 [K, 2]."""
+    return np.stack([np.repeat(tiling.state, batch.candidate_lengths), batch.candidates], 1)
 
 
 def _layouts(tiler: Tiler, batch: Batch) -> Iterator[tuple[Group, Int64, PlainLayout | TreeLayout]]:
@@ -59,9 +59,9 @@ def _layouts(tiler: Tiler, batch: Batch) -> Iterator[tuple[Group, Int64, PlainLa
     for number in np.unique(code).tolist():
         width, scored = number // 2, np.flatnonzero(code == number)
         if width <= buckets.prefix_width:
-            yield Group(Kind.TREE, width), scored, TreeLayout.make(batch, scored, width)
+            yield buckets.group(Kind.TREE, width), scored, TreeLayout.make(batch, scored, width)
         else:
-            group = Group(Kind.PLACES if number % 2 else Kind.ENDS, width)
+            group = buckets.group(Kind.PLACES if number % 2 else Kind.ENDS, width)
             yield group, scored, PlainLayout.make(batch, scored, width, tiler.pad)
 
 
@@ -117,7 +117,7 @@ class PlainLayout:
             tokens[: len(contexts)] = contexts
             low, high = np.searchsorted(self.places, [start * group.width, (start + size) * group.width]).tolist()
             index = self.places[low:high] - start * group.width
-            least = max(size, LEAST_ROWS) if group.kind is Kind.ENDS else len(index)
+            least = group.most_states(size) if group.kind is Kind.ENDS else len(index)
             yield Tile(group, size, tokens, filled(index, least), len(index), low)
             start += size
 

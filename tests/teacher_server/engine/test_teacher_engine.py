@@ -297,7 +297,7 @@ def test_answers_have_the_bits_of_those_whose_contexts_were_sorted(name: str, mo
         queries.append(make_query(HistoryMode.SEQUENCE, trips, candidates, window, mass=True))
     mine = score(ENGINES[name], *queries)
     monkeypatch.setattr(Tiler, "tile", numpy_layouts.tile)
-    monkeypatch.setattr(engine, "pairs", numpy_layouts.pairs)
+    monkeypatch.setattr(engine, "pairs_of", numpy_layouts.pairs_of)
     for one, other in zip(mine, score(ENGINES[name], *queries), strict=True):
         assert one.log_probs.tobytes() == other.log_probs.tobytes()
         assert one.candidate_mass.tobytes() == other.candidate_mass.tobytes()

@@ -182,10 +182,10 @@ def test_numerics_name_libraries_driver_and_kernels(monkeypatch: pytest.MonkeyPa
     found = []
     for versions in (["13.0", "13.0.2", "580"], ["13.0", "13.1.0", "580"], ["13.0", "13.0.2", "581"]):
         monkeypatch.setattr(arithmetic, "versions", lambda versions=versions: versions)
-        found.append(scorer._digest())
+        found.append(scorer._digest("revision", "float16"))
     scorer._fused = Fused(attend=lambda query, key, value, seen, place: query)
-    found.append(scorer._digest())
-    assert len(set(found)) == 4 and scorer._digest() == found[-1]
+    found.append(scorer._digest("revision", "float16"))
+    assert len(set(found)) == 4 and scorer._digest("revision", "float16") == found[-1]
 
 
 def test_versions_are_found_or_said_to_be_unknown() -> None:

@@ -250,6 +250,6 @@ def test_pairs_are_states_and_tokens_of_candidates() -> None:
         candidate_lengths=np.array([2, 1, 1], np.int64),
     )
     tiling = make_tiler(8).tile(batch)
-    found = tiler_module.pairs(tiling, batch)
-    assert found.tolist() == [[0, 0, 1, 0], [5, 6, 7, 8]]
-    np.testing.assert_array_equal(found, numpy_layouts.pairs(tiling, batch))
+    found = tiler_module.pairs_of(tiling, batch)
+    assert found.tolist() == [[0, 5], [0, 6], [1, 7], [0, 8]]
+    np.testing.assert_array_equal(found, numpy_layouts.pairs_of(tiling, batch))
