@@ -232,7 +232,7 @@ class StepGraphs:
             recorded.keep(functools.partial(_repeated, repeat, result))
             repeated = recorded.make()
         except RuntimeError as error:
-            self._give_up(f"cannot be recorded: {str(error).strip().splitlines()[0]}")
+            self._give_up(f"cannot be recorded: {(str(error).strip() or type(error).__name__).splitlines()[0]}")
             return None
         finally:
             self._optimizer.zero_grad(set_to_none=True)

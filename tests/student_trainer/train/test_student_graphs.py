@@ -20,7 +20,9 @@ from shared.errors import ConfigError, TrainingError, Unavailable
 from shared.store import Store
 from student_trainer.data.batch import Batch
 from student_trainer.data.packing import Packed
+from student_trainer.distill import loss as terms
 from student_trainer.distill.kl import TeacherTarget
+from student_trainer.distill.loss import Comparison, Term
 from student_trainer.model import device as devices
 from student_trainer.model.hoser import HOSER
 from student_trainer.train import feed, graphs, trainer
@@ -115,6 +117,29 @@ def test_repeated_steps_learn_what_single_operations_teach(
         torch.testing.assert_close(ours[name], tensor, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
     assert repeated.trainer.optimizer.param_groups[0]["capturable"] is False
     assert isinstance(repeated.trainer.optimizer.param_groups[0]["lr"], float)  # as checkpoints have it
+
+
+def surprise(of: Comparison) -> torch.Tensor:
+    """Two, and mean -log p of a position's candidates: not zero at a position that pads."""
+    exists = of.batch.layout.exists
+    return 2 - of.output.logits.log_softmax(-1).masked_fill(~exists, 0).sum(-1) / exists.sum(-1)
+
+
+def test_a_further_term_is_repeated(
+    store: Store, tmp_path: Path, in_float64: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its line in `terms_of` alone, and not for the positions that pad."""
+    known = terms.terms_of
+    monkeypatch.setattr(terms, "terms_of", lambda config: (*known(config), Term("surprise", 2.0, 0.5, surprise)))
+    alone, repeated = start(store, tmp_path / "a"), start(store, tmp_path / "b")
+    record_steps(repeated, Repeating(), is_demanded=True)
+    expected, found = make(alone, 3), make(repeated, 3)
+    assert expected["train/loss_surprise"] > 1
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-10), name
+    theirs = state_of(alone)
+    for name, tensor in state_of(repeated).items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_recording_a_step_changes_nothing(store: Store, tmp_path: Path) -> None:
