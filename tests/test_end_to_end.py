@@ -184,13 +184,13 @@ PREDICT = "predict --data {store} --weights {out}/w.pt "
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (TRAIN + "optim.epoch=3", "unknown setting optim.epoch; known here: epochs"),
+        (TRAIN + "optim.epoch=3", "unknown setting optim.epoch (did you mean optim.epochs?); known here: epochs"),
         (TRAIN + "distill.history=window distill.window=0", "history=sequence"),
         (TRAIN + "batch.train_trips=999", "has 60 training trips"),
         (TRAIN + "runtime.device=cuda:99", "is not here"),
         ("train --data {out}/none --out {out}", "is not a store"),
-        (PREDICT + "--out {out}/x.npz", "no weights at"),
-        (PREDICT + "--out {out}/x.txt", "must end in .npz"),
+        (PREDICT + "--out {out}/x.npz", "cannot read the weights"),
+        ("predict --data {store} --weights {store}/store.json --out {out}.txt", "must end in .npz"),
         ("predict --data {store} --weights {store}/store.json --out {out}.npz", "is not a PyTorch checkpoint"),
     ],
 )
