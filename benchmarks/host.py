@@ -171,7 +171,7 @@ def _notes(settings: dict[str, Any]) -> list[str]:
         f"{settings['cells']:,} cells. Requests of 2,048 distinct windows, or of 64 trips.",
         "Time is that of one thread on the processor, page faults included; what else the machine does shows by its "
         "share of the caches.",
-        "Every pass but that of what is known begins with an empty table of 1,024 MiB.",
+        "Every pass but that of what is known begins with an empty table of 1,024 MiB; making it is not counted.",
         "With the whole history a row is a trip; figures are of a scored position all the same.",
         f"Medians over {settings['rounds']} turns in processes of their own; the baseline is "
         f"{settings['baseline'] or 'not measured'}.",

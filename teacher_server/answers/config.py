@@ -14,7 +14,8 @@ class CacheConfig(Section):
 
     mib: int = pydantic.Field(256, ge=0)
     """Memory for answers, MiB: about 100 bytes for a position with a window of up to 8. 0: nothing is remembered,
-    and only rows in flight are shared. Changes no answer."""
+    and only rows in flight are shared. Up to a seventh is taken at the start, the rest as it fills. Changes no
+    answer."""
     file: Path | None = None
     """Written when the daemon drains and read when it starts, so that a restarted teacher is warm; ignored if it is
     of other weights or another device. none: not kept."""
