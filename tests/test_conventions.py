@@ -320,6 +320,92 @@ PRINTERS = {
 }
 
 
+LONGEST_FILE, LONGEST_FUNCTION = 300, 40
+"""Lines; of a function without its signature and docstring."""
+LONG_FILES = {
+    "shared.config": "one place for what a setting may be, how it is read and how it is printed",
+    "shared.files": "one place for all writers: atomic, through links, on full disks",
+    "shared.wire": "encoding and decoding of one contract, side by side",
+    "teacher_server.answers.compiled": "the layout of one memory, which its readers and writers must agree about",
+    "teacher_server.answers.table": "the compiled functions of one table, with their arrays",
+    "teacher_server.engine.compiled": "one pass over a batch's tokens, in phases that share their arrays",
+    "teacher_server.engine.engine": "two ways to compute, which must be the same but for the device",
+    "teacher_server.lmtad.model": "one architecture",
+    "student_trainer.generate.incremental": "one model's step, with what it remembers",
+    "student_trainer.generate.run": "one job",
+    "student_trainer.prepare.raw": "one format",
+    "student_trainer.train.graphs": "a recorded step, and what it falls back to",
+}
+LONG_FUNCTIONS = {
+    "teacher_server.answers.compiled.split": "a request's phases share their cursors; calls cost more",
+    "teacher_server.engine.engine.__init__": "what is chosen depends on what was chosen before",
+    "student_trainer.tune.trial.train": "the seeds of a trial advance together",
+}
+
+
+@each_module
+def test_files_and_functions_are_short_or_say_why(path: Path) -> None:
+    name, lines = name_of(path), len(path.read_text(encoding="utf-8").splitlines())
+    assert (lines > LONGEST_FILE) == (name in LONG_FILES), f"{lines} lines"
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[1:] if ast.get_docstring(node) else node.body
+            length = (node.end_lineno or 0) - first[0].lineno + 1 if first else 0
+            assert length <= LONGEST_FUNCTION or f"{name}.{node.name}" in LONG_FUNCTIONS, f"{node.name}: {length} lines"
+
+
+TESTED_THROUGH = {
+    "shared.demo": "test_end_to_end",
+    "student_trainer.data.kernels": "test_student_batch",
+    "student_trainer.demo_city.picture": "test_demo_city_run",
+    "student_trainer.distill.fleet": "test_student_client",
+    "student_trainer.distill.replicas": "test_student_client",
+    "student_trainer.distill.transport": "test_student_client",
+    "student_trainer.early": "test_refusals",
+    "student_trainer.evaluate.differences": "test_report_arms",
+    "student_trainer.evaluate.evaluation": "test_evaluate_run",
+    "student_trainer.evaluate.publish": "test_evaluate_run",
+    "student_trainer.generate.kernels": "test_generate_search",
+    "student_trainer.generate.lanes": "test_generate_search",
+    "student_trainer.model.navigator": "test_student_parity",
+    "student_trainer.pipeline.items": "test_pipeline",
+    "student_trainer.prepare.tokens": "test_prepare_run",
+    "student_trainer.report.content": "test_report",
+    "student_trainer.report.geojson": "test_report",
+    "student_trainer.report.map_data": "test_report",
+    "student_trainer.report.study": "test_report",
+    "student_trainer.runs.layout": "test_student_trainer",
+    "student_trainer.train.launch": "test_student_ranks",
+    "student_trainer.train.stop": "test_student_resume",
+    "student_trainer.train.validate": "test_student_trainer",
+    "student_trainer.tune.pool": "test_tune_killed",
+    "teacher_server.client.connect": "test_teacher_query",
+    "teacher_server.early": "test_refusals",
+    "teacher_server.engine.compiled": "test_teacher_tiler",
+    "teacher_server.engine.forward": "test_teacher_engine",
+    "teacher_server.engine.threads": "test_teacher_engine",
+    "teacher_server.serve.stream": "test_teacher_stream",
+}
+"""Modules with functions that no test imports by name, and the test module that runs them."""
+
+
+def test_every_module_with_functions_is_tested() -> None:
+    named: set[str] = set()
+    for path in (REPOSITORY / "tests").rglob("*.py"):
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                named |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    functions = ast.FunctionDef | ast.AsyncFunctionDef
+    with_functions = {
+        name_of(path) for path in MODULES if any(isinstance(node, functions) for node in ast.walk(tree_of(path)))
+    }
+    assert with_functions - named == TESTED_THROUGH.keys()
+    tests = {path.stem for path in (REPOSITORY / "tests").rglob("test_*.py")}
+    assert set(TESTED_THROUGH.values()) <= tests
+
+
 def test_every_test_module_has_a_name_of_its_own() -> None:
     """pytest imports them by their file names alone."""
     names = [path.name for path in (REPOSITORY / "tests").rglob("test_*.py")]

@@ -105,7 +105,7 @@ def log_softmax(log_prob: Float64, logit: Float32, length: Int64) -> None:
 
 
 @compiled
-def choose(
+def choose(  # noqa: C901 - one walk over the candidates, whose phases share their cursors
     chosen_row: Int64,
     chosen_road: Int64,
     chosen_log_prob: Float64,
