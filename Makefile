@@ -64,7 +64,7 @@ format: setup ## ruff, mending
 
 type: setup ## mypy, of the tests too
 	$(BIN)/mypy
-	$(TYPE_TESTS) $(shell find tests -name '*.py' -not -path 'tests/chaos/*')
+	$(TYPE_TESTS) $$(find tests -name '*.py' -not -path 'tests/chaos/*')
 	$(TYPE_TESTS) -p tests.chaos
 
 buf: ## lint the wire contract, and compare it with the last release's (needs npm)
