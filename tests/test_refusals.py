@@ -36,7 +36,7 @@ for line in sys.stdin.read().splitlines():
     print(json.dumps([code, sorted({SLOW!r} & (set(sys.modules) - before)), said.getvalue()]))
 """
 """Commands, one a line, in one process: exit code, what each has imported first, and what it says."""
-Answer = tuple[int, list[str], str]
+Answer = list[Any]
 JOBS: list[tuple[str, Job]] = [
     (program, job)
     for program, package in PACKAGES.items()

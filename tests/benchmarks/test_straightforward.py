@@ -81,7 +81,8 @@ def doubled(batch: Batch) -> Batch:
     """The batch in float64."""
     fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
     floats = {name: value for name, value in fields.items() if torch.is_tensor(value) and value.is_floating_point()}
-    return dataclasses.replace(batch, **{name: value.double() for name, value in floats.items()})
+    changed: dict[str, Any] = {name: value.double() for name, value in floats.items()}
+    return dataclasses.replace(batch, **changed)
 
 
 @pytest.mark.parametrize("temporal", ["freqs", "time_emb"])
@@ -93,7 +94,8 @@ def test_losses_and_gradients_agree(store: Store, tmp_path: Path, temporal: str,
     plain = StraightforwardHOSER(session.settings.model, network).double()
     plain.load_state_dict(session.model.state_dict())
     batch = PaddedTensors.of(build_padded(network, trips, index, matrices_by_pair), torch.float64)
-    next_road, time = student.losses(*plain(batch), batch, session.scale)
+    logits, times = plain(batch)
+    next_road, time = student.losses(logits, times, batch, session.scale)
     (next_road + time).backward()
 
     step = prepare_step(session.feed, session.model.graph, PlannedStep(0, 0, False, [index]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -16,7 +16,7 @@ from tests.chaos.kills import run_kills  # noqa: E402
 from tests.chaos.matrix import HEADER, TRAINERS, TRANSPORTS, Lab, cells, earlier, run_matrix  # noqa: E402
 from tests.chaos.processes import CellFailed  # noqa: E402
 
-NAMES = {"fault": FAULTS, "transport": TRANSPORTS, "trainers": TRAINERS}
+NAMES: dict[str, Collection[str]] = {"fault": FAULTS, "transport": TRANSPORTS, "trainers": TRAINERS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

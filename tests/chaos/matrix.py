@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from conftest import write_tiny_teacher
@@ -113,7 +113,7 @@ HEADER = (
 )
 
 
-def cells(only: dict[str, Sequence[str]]) -> Iterator[Cell]:
+def cells(only: Mapping[str, Sequence[str]]) -> Iterator[Cell]:
     """The cells whose names are among those wanted, by `fault`, `transport` and `trainers`; a missing one takes all."""
     for names in itertools.product(FAULTS, TRANSPORTS, TRAINERS):
         cell = Cell(*names)
@@ -130,8 +130,8 @@ class Lab:
         raw, store = work / "raw", work / "store"
         if not store.exists():
             small = ("columns=9", "rows=9", "trips={train: 160, val: 32, test: 1}", "drivers=20", "weeks=1")
-            for argv in (["demo-city", "--out", raw, *small], ["prepare", "--raw", raw, "--out", store]):
-                job = Program("student_trainer", argv, work / argv[0])
+            for name, argv in (("demo-city", ["--out", raw, *small]), ("prepare", ["--raw", raw, "--out", store])):
+                job = Program("student_trainer", [name, *argv], work / name)
                 if job.wait():
                     raise CellFailed(f"no city: {job.stderr[-500:]}")
         self.store = Store(store)

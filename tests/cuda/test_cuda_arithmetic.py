@@ -190,6 +190,7 @@ def test_gathered_rows_have_the_same_gradient_every_time(cuda: torch.device) -> 
         for _ in range(5):
             table = torch.randn(700, 128, device=cuda, requires_grad=True)
             devices.rows(table, index).backward(grad)
+            assert table.grad is not None
             found.append(table.grad)
         assert all(torch.equal(found[0], other) for other in found[1:])
         expected = torch.zeros(700, 128, device=cuda, dtype=torch.float64).index_add(0, index, grad.double())

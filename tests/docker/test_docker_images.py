@@ -39,7 +39,9 @@ def read_stages(path: Path) -> dict[str, Stage]:
     stages: dict[str, Stage] = {}
     for keyword, _, arguments in (line.strip().partition(" ") for line in logical if line.strip()):
         if keyword == "FROM":
-            base, name = re.fullmatch(r"(\S+) AS (\S+)", arguments).groups()
+            named = re.fullmatch(r"(\S+) AS (\S+)", arguments)
+            assert named is not None, arguments
+            base, name = named.groups()
             stages[name] = current = Stage(base, [])
         elif stages:
             current.instructions.append((keyword, " ".join(arguments.split())))
@@ -161,6 +163,6 @@ def test_it_is_labelled(path: Path) -> None:
 
 
 def test_both_images_start_from_the_same_base() -> None:
-    headers = {re.search(r"^ARG BASE=(\S+)$", path.read_text(), re.MULTILINE).group(1) for path in DOCKERFILES}
+    headers = {re.findall(r"^ARG BASE=(\S+)$", path.read_text(), re.MULTILINE)[0] for path in DOCKERFILES}
     assert len(headers) == 1
     assert re.fullmatch(r"nvidia/cuda:\d+\.\d+\.\d+-base-ubuntu24\.04", headers.pop())

@@ -220,7 +220,7 @@ def read_array(data: bytes) -> None:
         (path.parent / "train").symlink_to(path.parent)
         (path.parent / "network").symlink_to(path.parent)
         for cache in ("ram", "mmap"):
-            store.trips("train", cache)  # type: ignore[arg-type]
+            store.trips("train", cache)
 
 
 @functools.cache

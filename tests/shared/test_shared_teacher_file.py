@@ -36,8 +36,8 @@ def weights() -> teacher_file.Weights:
 
 
 def write(path: Path, tokeniser: Tokeniser = OCCUPIED, **changes: Any) -> teacher_file.TeacherHeader:
-    values = {"weights": weights(), "architecture": ARCHITECTURE, "provenance": {"made_by": "test"}} | changes
-    return teacher_file.write(path, tokeniser=tokeniser, **values)
+    values: dict[str, Any] = {"weights": weights(), "architecture": ARCHITECTURE, "provenance": {"made_by": "test"}}
+    return teacher_file.write(path, tokeniser=tokeniser, **values | changes)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def save(path: Path, **values: object) -> Path:
     return path
 
 
-def rewrite(source: Path, target: Path, index: bytes, **options: int) -> Path:
+def rewrite(source: Path, target: Path, index: bytes, **options: Any) -> Path:
     """The archive with another index."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", **options) as new:
         for entry in old.infolist():
@@ -144,6 +145,7 @@ def test_a_few_bytes_that_ask_for_memory_get_none(tmp_path: Path, reader: str) -
     code = f"""
 import resource, sys
 from pathlib import Path
+from typing import Any
 from shared.errors import FileFormatError
 {READERS[reader]}
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

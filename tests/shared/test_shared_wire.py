@@ -75,7 +75,8 @@ def test_integers_travel_in_little_endian_order() -> None:
     message = wire.encode_query(QUERY, 1)
     assert message.history_tokens == struct.pack("<3i", 1, 2, 3)
     assert message.candidate_lengths == struct.pack("<3i", 2, 1, 1)
-    big = dataclasses.replace(QUERY, history_tokens=np.array([1, 2, 3], ">i4"), candidate_tokens=np.arange(4, 8))
+    unlike: dict[str, Any] = {"history_tokens": np.array([1, 2, 3], ">i4"), "candidate_tokens": np.arange(4, 8)}
+    big = dataclasses.replace(QUERY, **unlike)
     assert wire.encode_query(big, 1) == message
 
 
@@ -300,7 +301,8 @@ def test_no_flipped_bit_of_a_request_goes_unnoticed() -> None:
 
 @pytest.mark.parametrize("kind", ["answer", "description"])
 def test_no_flipped_bit_of_an_answer_goes_unnoticed(kind: str) -> None:
-    message = wire.encode_reply(REPLY, asked(QUERY)) if kind == "answer" else wire.encode_info(info_of(TOKENISERS[1]))
+    answer, description = wire.encode_reply(REPLY, asked(QUERY)), wire.encode_info(info_of(TOKENISERS[1]))
+    message: Any = answer if kind == "answer" else description
     for data in flipped(message.SerializeToString()):
         try:
             read = type(message).FromString(data)

@@ -23,7 +23,8 @@ def differences(hop: Hop, width: int, dtype: torch.dtype, generator: torch.Gener
     grad_out = torch.randn(targets, width, generator=generator)
     exact = [value.double().requires_grad_() for value in values.values()]
     tried = [value.requires_grad_() for value in values.values()]
-    expected, found = attend_rows(*exact, hop), attend_sorted(*tried, hop, SLOPE)
+    expected = attend_rows(exact[0], exact[1], exact[2], exact[3], hop)
+    found = attend_sorted(tried[0], tried[1], tried[2], tried[3], hop, SLOPE)
     assert found.dtype == torch.float32
     gradients = torch.autograd.grad(expected, exact, grad_out.double()), torch.autograd.grad(found, tried, grad_out)
     assert [gradient.dtype for gradient in gradients[1]] == [dtype] * 4

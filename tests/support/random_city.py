@@ -60,7 +60,7 @@ def random_trips(network: RoadNetwork, count: int, seed: int = 0, longest: int =
             roads.append(road)
             times.append(time)
             following = network.successors[network.successor_offsets[road] : network.successor_offsets[road + 1]]
-            road = int(following[min(rng.integers(3), len(following) - 1)])
+            road = int(following[min(int(rng.integers(3)), len(following) - 1)])
             time += int(rng.integers(1, 200))
     return store.Trips(np.array(roads, np.int32), np.array(times), ragged.offsets(lengths), np.arange(count))
 
@@ -71,6 +71,7 @@ def write_random_store(path: Path, trips: int = 60, seed: int = 0) -> store.Stor
     (path / "network").mkdir(parents=True)
     for field in dataclasses.fields(network):
         np.save(path / "network" / f"{field.name}.npy", getattr(network, field.name))
+    assert tokeniser.vocabulary.occupied is not None
     np.save(path / "network" / "occupied_cells.npy", tokeniser.vocabulary.occupied)
     np.save(path / "network" / "length.npy", np.random.default_rng((seed, 2)).uniform(20, 300, network.num_roads))
     for number, split in enumerate(store.SPLITS):

@@ -64,3 +64,8 @@ def make_query(
         np.array([len(cells) for cells in candidates], np.int32),
         **values,  # type: ignore[arg-type]
     )
+
+
+def same(one: tuple[np.ndarray, ...], other: tuple[np.ndarray, ...]) -> bool:
+    """Whether tuples of arrays, such as `Kept`, hold the same numbers."""
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))

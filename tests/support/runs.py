@@ -55,8 +55,8 @@ def assert_same_runs(a: Path, b: Path, but_records: int = 0) -> None:
             values["progress"] = vars(values["progress"])
             values["sums"] = {key: total for key, total in values["sums"].items() if not is_time(key)}
             contents.append(values)
-        assert_same_bits(*contents, where=name)
+        assert_same_bits(contents[0], contents[1], name)
     ours, theirs = records(a), records(b)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     assert sum(left != right for left, right in zip(ours, theirs, strict=True)) <= but_records
-    assert_same_bits(*(checkpoints.load_tensors(out / "hoser.pth") for out in (a, b)), where="hoser.pth")
+    assert_same_bits(checkpoints.load_tensors(a / "hoser.pth"), checkpoints.load_tensors(b / "hoser.pth"), "hoser.pth")

@@ -14,7 +14,7 @@ from student_trainer.tune.config import TuneConfig
 from student_trainer.tune.phases import Phase, open_phase
 from student_trainer.tune.storage import open_storage
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "model": {"road_id_dim": 8, "road_attr_dim": 2},
     "optim": {"batch_size": 8},
     "runtime": {"threads": 1, "device": "cpu"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -139,4 +140,4 @@ def test_padding_changes_no_loss_and_no_gradient(way: str, collisions: str, monk
     found = results(Packed.of(batch, shape).unpack(), answer, batch.positions, collisions)
     assert found.keys() == expected.keys() and len(expected) > 40
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-12, atol=1e-14, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(found[name], tensor, rtol=1e-12, atol=1e-14, msg=partial("{}: {}".format, name))

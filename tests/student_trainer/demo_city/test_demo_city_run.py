@@ -11,7 +11,7 @@ import pytest
 
 from shared import config as configuration
 from shared.errors import ConfigError
-from shared.store import SPLITS, Store
+from shared.store import SPLITS, SplitName, Store
 from student_trainer import __main__ as command_line
 from student_trainer.demo_city.config import DemoCityConfig, TripCounts
 from student_trainer.demo_city.drivers import MAX_ROADS, MIN_ROADS
@@ -47,7 +47,7 @@ def test_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_trips_keep_the_rules_of_the_format(default_store: Store, split: str) -> None:
+def test_trips_keep_the_rules_of_the_format(default_store: Store, split: SplitName) -> None:
     trips = default_store.trips(split)
     assert len(trips) == TripCounts().model_dump()[split]
     assert MIN_ROADS <= trips.lengths.min() <= trips.lengths.max() <= MAX_ROADS

@@ -120,7 +120,8 @@ class ScriptedTeacher(rpc.TeacherServiceServicer):
                 answer = await answers.get()
                 if isinstance(answer, Exception):
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "lost")
-                yield answer
+                else:
+                    yield answer
         finally:
             for task in [reader, *tasks]:
                 task.cancel()

@@ -77,7 +77,7 @@ def test_one_place_is_not_cut() -> None:
 
 @given(queries(), queries())
 def test_a_history_hashes_alike_in_every_batch(query: ScoreQuery, other: ScoreQuery) -> None:
-    seen = {}
+    seen: dict[tuple[int, ...], int] = {}
     for q in (query, other):
         for (row, _), row_hash in zip(rows_of(q), routing.history_hashes(q).tolist(), strict=True):
             assert seen.setdefault(row, row_hash) == row_hash

@@ -60,7 +60,7 @@ def test_an_interval_covers_as_often_as_it_says() -> None:
 def test_a_divergence_has_a_floor_that_equal_sides_stay_near() -> None:
     random = np.random.default_rng(0)
     sides = [scipy.sparse.csr_array(np.eye(20)[random.integers(0, 20, 400)]) for _ in range(2)]
-    same, floor = bootstrap(400).divergence(*sides, jensen_shannon_nats)
+    same, floor = bootstrap(400).divergence(sides[0], sides[1], jensen_shannon_nats)
     assert same.low <= same.value <= same.high
     assert 0.5 * floor < same.value < 2 * floor
     other = scipy.sparse.csr_array(np.eye(20)[random.integers(5, 20, 400)])

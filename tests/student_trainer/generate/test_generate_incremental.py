@@ -24,7 +24,8 @@ Steps = list[tuple[np.ndarray, np.ndarray]]
 
 def walk(student: IncrementalStudent, trips: Trips, index: np.ndarray) -> dict[int, Steps]:
     """Follows trips side by side, those of other lengths too; what the student says at every step of each."""
-    table, found = student.table(), {int(trip): [] for trip in index}
+    table = student.table()
+    found: dict[int, Steps] = {int(trip): [] for trip in index}
     place = np.full(len(index), -1)
     first, last = trips.offsets[index], trips.offsets[index + 1] - 1
     weekend = is_weekend(trips.times[first])

@@ -118,7 +118,7 @@ def test_a_stopped_run_goes_on_to_the_same_trips(
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "stopped"
     generate.generate(settings(city, whole))
-    searched = []
+    searched: list[int] = []
 
     def stopped(after: int, runs: Iterable[workers.Run], todo: Iterable[int]) -> Iterator[Found]:
         for number, found in enumerate(search(runs, todo)):

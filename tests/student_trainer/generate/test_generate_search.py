@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,7 +64,13 @@ def test_beam_search_is_the_plain_one(width: int, finish: str, power: float, rep
     network, _ = random_network(16, seed=width, max_degree=3)
     ours, reference = both_ways(network, random_model(network, seed=width))
     pairs = random_pairs(network, 12, seed=width)
-    rules = {"width": width, "finish": finish, "length_power": power, "repeats": repeats, "max_steps": 10}
+    rules: dict[str, Any] = {
+        "width": width,
+        "finish": finish,
+        "length_power": power,
+        "repeats": repeats,
+        "max_steps": 10,
+    }
     found = search(BeamSearch, ours, pairs, **rules)
     for trip in found:
         assert_same(trip, plain.beam_search(reference, plain.Rules(**rules), *arguments(pairs, trip.pair)))

@@ -63,5 +63,5 @@ def test_accelerators_without_kernels_get_torch_operations(monkeypatch: pytest.M
     """On the meta device, which is none of ours: shapes and no error."""
     graph = RoadGraph(torch.tensor([[0, 1], [1, 2]]), torch.zeros(2, 2), 3, 1)
     hop = graph.whole_on(torch.device("meta")).hops[0]
-    values = [torch.empty(shape, device="meta") for shape in ((3, 4), (3, 4), (4, 2), (4,))]
-    assert graph_attention.attend(*values, hop).shape == (3, 4)
+    left, right, edges, weight = (torch.empty(shape, device="meta") for shape in ((3, 4), (3, 4), (4, 2), (4,)))
+    assert graph_attention.attend(left, right, edges, weight, hop).shape == (3, 4)

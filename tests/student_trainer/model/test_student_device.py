@@ -143,13 +143,13 @@ def test_every_job_with_a_device_makes_it_the_current_one(
         raise Reached
 
     monkeypatch.setattr(HOSER, "to", moved)
+    settings: Any = types.SimpleNamespace(
+        device="cuda:1", weights=weights, data=store.path, out=tmp_path, candidate_top_k=0, max_steps=0, batch_size=4
+    )
     for job in (
         lambda: predict.run(PredictConfig(data=store.path, weights=weights, out=tmp_path / "a.npz", device="cuda:1")),
-        lambda: evaluation._predict(
-            types.SimpleNamespace(device="cuda:1", weights=weights, data=store.path, out=tmp_path, candidate_top_k=0,
-                                  max_steps=0, batch_size=4), store, network, store.trips("val"),
-        ),
-    ):  # fmt: skip
+        lambda: evaluation._predict(settings, store, network, store.trips("val")),
+    ):
         with pytest.raises(Reached):
             job()
     assert machine.current == [torch.device("cuda", 1)] * 2

@@ -41,7 +41,7 @@ def test_layer_equals_torch_geometric(formulation: Attend, num_roads: int, num_e
     ours = GATv2Layer(6, 8, edge_dim=2).double()
     with torch.no_grad():  # gradients of zero biases would hide a mistake
         for parameter in ours.parameters():
-            parameter += torch.rand(parameter.shape, generator=generator)
+            parameter.add_(torch.rand(parameter.shape, generator=generator))
     reference = GATv2Conv(6, 8, heads=1, edge_dim=2).double()
     reference.load_state_dict(ours.state_dict())
     hop = RoadGraph(edges, attr, num_roads, 1).whole.hops[0]
@@ -67,6 +67,7 @@ def test_a_field_gives_what_the_whole_graph_gives(num_roads: int, num_edges: int
     graph = RoadGraph(edges, attr, num_roads, layers)
     read = torch.randint(0, num_roads, (5,), generator=generator)
     field = graph.field(read.numpy())
+    assert field.inputs is not None and field.row is not None
     found = gat(x[field.inputs], field.hops)[field.row[read]]
     expected = gat(x, graph.whole.hops)[read]
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
@@ -89,6 +90,7 @@ def test_a_field_holds_the_roads_that_are_so_near_and_no_others(
     read = torch.randint(0, num_roads, (3,), generator=generator)
     field = RoadGraph(edges, attr, num_roads, layers).field(read.numpy())
     near, _, _, _ = k_hop_subgraph(read.unique(), layers, edges, num_nodes=num_roads)
+    assert field.inputs is not None and field.row is not None
     assert field.inputs.tolist() == sorted(near.tolist())
     rows = field.row[read.unique()]
     assert rows.tolist() == list(range(len(rows)))
@@ -97,6 +99,7 @@ def test_a_field_holds_the_roads_that_are_so_near_and_no_others(
 def test_a_road_outside_the_field_is_an_error() -> None:
     edges, attr = torch.tensor([[0, 1], [1, 2]]), torch.zeros(2, 2)
     field = RoadGraph(edges, attr, 3, 1).field(np.array([1]))
+    assert field.row is not None
     with pytest.raises(IndexError):
         torch.zeros(1, 4).index_select(0, field.row[torch.tensor([2])])
 
@@ -122,6 +125,7 @@ def _bits(field: Field) -> list[Tensor]:
     """Output and gradients of the attention alone: products of matrices are torch's affair."""
     generator = torch.Generator().manual_seed(1)
     hop = field.hops[0]
+    assert field.inputs is not None and hop.own is not None
     shapes = [(len(field.inputs), 16), (len(hop.own), 16), (16, 2), (16,)]
     values = [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
     out = attend(values[0], values[1], values[2], values[3], hop)
@@ -164,7 +168,7 @@ def test_zones_equal_torch_geometric(num_zones: int, num_edges: int, layers: int
     encoder.zone_edge_index, encoder.zone_edge_weight = edges, weight
     with torch.no_grad():
         for parameter in encoder.zone_gcn.parameters():
-            parameter += torch.rand(parameter.shape, generator=generator)
+            parameter.add_(torch.rand(parameter.shape, generator=generator))
     parameters = [encoder.zone_id_emb.weight, *encoder.zone_gcn.parameters()]
     found = encoder._zones()
     expected = encoder.zone_gcn(encoder.zone_id_emb.weight, edges, weight)

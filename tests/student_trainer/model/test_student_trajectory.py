@@ -44,7 +44,9 @@ def test_attention_equals_its_definition() -> None:
 def encode(encoder: TrajectoryEncoder, length: int, width: int, seed: int = 0) -> torch.Tensor:
     """States of one random trip of `length` steps, padded to `width` with arbitrary values."""
     generator = torch.Generator().manual_seed(seed)
-    dim = encoder.road_zone_fusion_mlp[0].in_features // 2
+    first = encoder.road_zone_fusion_mlp[0]
+    assert isinstance(first, torch.nn.Linear)
+    dim = first.in_features // 2
     trip = [torch.randn(1, length, dim, generator=generator) for _ in range(2)]
     time = torch.rand(1, length, generator=generator)
     pairs = [torch.rand(1, length, length, generator=generator) for _ in range(2)]
@@ -78,7 +80,12 @@ def test_checkpointing_keeps_fewer_activations() -> None:
     for checkpoint_blocks in (False, True):
         encoder = TrajectoryEncoder(ModelConfig(road_id_dim=8, road_attr_dim=2, checkpoint_blocks=checkpoint_blocks))
         kept: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
+
+        def keep(tensor: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:
+            kept.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             encode(encoder, 20, 20)
         saved.append(sum(kept))
     assert saved[1] < saved[0] / 2

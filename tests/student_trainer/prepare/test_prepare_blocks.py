@@ -131,7 +131,7 @@ def test_a_header_may_be_late_and_have_line_feeds() -> None:
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
 @pytest.mark.parametrize("pieces", [[], [0], [3], [1, 0, 100_000, 7]])
 def test_an_array_in_pieces_is_the_array_at_once(tmp_path: Path, dtype: type, pieces: list[int]) -> None:
-    arrays = [np.arange(length, dtype=dtype) for length in pieces]
+    arrays: list[np.ndarray] = [np.arange(length, dtype=dtype) for length in pieces]
     with ArrayWriter(tmp_path / "pieces.npy", dtype) as writer:
         for array in arrays:
             writer.append(array)

@@ -13,7 +13,8 @@ from student_trainer.prepare.partition import Partitioning, partition
 SIDE = 12
 RIGHT = [(a, a + 1) for a in range(SIDE**2) if (a + 1) % SIDE]
 DOWN = [(a, a + SIDE) for a in range(SIDE**2 - SIDE)]
-LATTICE = (*np.array(RIGHT + DOWN, np.int64).T, SIDE**2)
+ORIGIN, DESTINATION = np.array(RIGHT + DOWN, np.int64).T
+LATTICE = (ORIGIN, DESTINATION, SIDE**2)
 
 
 def test_the_process_gives_what_the_function_gives() -> None:

@@ -176,7 +176,7 @@ def test_a_recorded_step_on_cuda_copies_twice_and_reads_once(
 
     def update() -> None:
         """Fakes of AdamW take no rate from a device."""
-        there = {optimizer.param_groups[0]["lr"].device, optimizer.found_inf.device}
+        there = {optimizer.param_groups[0]["lr"].device, optimizer.found_inf.device}  # type: ignore[attr-defined]
         assert there == {CUDA} and optimizer.param_groups[0]["capturable"]
 
     monkeypatch.setattr(optimizer, "step", update)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def test_repeated_steps_learn_what_single_operations_teach(
     ours, theirs = state_of(repeated), state_of(alone)
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
-        torch.testing.assert_close(ours[name], tensor, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-8, atol=1e-10, msg=partial("{}: {}".format, name))
     assert repeated.trainer.optimizer.param_groups[0]["capturable"] is False
     assert isinstance(repeated.trainer.optimizer.param_groups[0]["lr"], float)  # as checkpoints have it
 
@@ -139,7 +140,7 @@ def test_a_further_term_is_repeated(
         assert found[name] == pytest.approx(value, rel=1e-10), name
     theirs = state_of(alone)
     for name, tensor in state_of(repeated).items():
-        torch.testing.assert_close(tensor, theirs[name], rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-8, atol=1e-10, msg=partial("{}: {}".format, name))
 
 
 def test_recording_a_step_changes_nothing(store: Store, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def test_gradients_add_up_and_those_that_nobody_has_stay_away() -> None:
     def work(number: int) -> bool:
         return bool(ranks[number].sum_gradients(held[number], torch.tensor(True)))
 
-    assert run_together([lambda n=n: work(n) for n in range(3)], ranks) == [True] * 3
+    assert run_together([partial(work, n) for n in range(3)], ranks) == [True] * 3
     for parameters in held:
         first, second, third = (p.grad for p in parameters)
         assert first is not None and second is not None and third is None
@@ -156,7 +157,7 @@ def test_ranks_measure_what_one_measures(store: Store, tmp_path: Path) -> None:
     expected = alone.validator.measure(alone.model)
     ranks = thread_ranks(5)  # 21 trips in batches of 7: two ranks have none
     made = sessions(settings_of(store, tmp_path / "run"), store, ranks)
-    measured = run_together([lambda s=s: s.validator.measure(s.model) for s in made], ranks)
+    measured = run_together([partial(s.validator.measure, s.model) for s in made], ranks)
     assert all(found == measured[0] for found in measured)
     assert measured[0] == pytest.approx(expected, rel=1e-12)
 
@@ -250,7 +251,7 @@ def test_what_fails_on_one_rank_fails_on_all_with_its_message() -> None:
             raise ConfigError("no such thing")
         return rank
 
-    results = run_together([lambda r=r: r.together(lambda: work(r.rank)) for r in ranks], ranks)
+    results = run_together([partial(r.together, partial(work, r.rank)) for r in ranks], ranks)
     assert [(type(result), str(result)) for result in results] == [(ReportableError, "on rank 1: no such thing")] * 3
 
 

@@ -156,8 +156,10 @@ def test_a_proposal_depends_on_its_slot_and_the_past_alone() -> None:
     def proposals(name: str, slots: list[int]) -> list[dict[str, Any]]:
         study = optuna.create_study(direction="maximize")
         for x in (0.2, 0.4, 0.9):
-            distributions = {"x": optuna.distributions.FloatDistribution(0, 1)}
-            distributions |= {"y": optuna.distributions.FloatDistribution(0, 1)}
+            distributions: dict[str, optuna.distributions.BaseDistribution] = {
+                "x": optuna.distributions.FloatDistribution(0, 1),
+                "y": optuna.distributions.FloatDistribution(0, 1),
+            }
             study.add_trial(optuna.trial.create_trial(params={"x": x, "y": x}, distributions=distributions, value=x))
         found = []
         for slot in slots:

@@ -154,7 +154,8 @@ def test_a_silent_worker_of_another_machine_is_given_up(tmp_path: Path, monkeypa
     assert found.study.trials[0].state == TrialState.RUNNING
     now[0] += 20
     found.reap()
-    assert found.study.trials[0].state == TrialState.FAIL
+    (trial,) = found.study.trials
+    assert trial.state == TrialState.FAIL
     found.fill([None])
     assert [trial.state for trial in found.study.trials] == [TrialState.FAIL, TrialState.WAITING]
     assert not found.tell(claimed, TrialState.COMPLETE, [1.0])  # it was only slow: its result is not counted twice

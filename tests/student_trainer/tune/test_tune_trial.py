@@ -259,4 +259,4 @@ def lose_one(phase: Phase) -> None:
 
 def names_of(schema: type) -> set[str]:
     """The schemas of a recipe, which `train`'s own test has."""
-    return {name for name, _ in settings_of(schema)} | {schema.__name__}  # type: ignore[arg-type]
+    return {name for name, _ in settings_of(schema)} | {schema.__name__}

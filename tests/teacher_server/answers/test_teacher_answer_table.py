@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.row_fakes import answers, expected, make_query
+from support.row_fakes import answers, expected, make_query, same
 
 from shared.wire import HistoryMode, ScoreQuery
 from teacher_server.answers.compiled import BLOCK_BYTES, BLOCK_WORDS, MASS_FLAG, PINNED, USED, Kept
@@ -28,7 +28,7 @@ def make_table(blocks: int = 10_000) -> AnswerTable:
 
 def compute(table: AnswerTable, *requests: PendingAnswer, tokens: int = PLENTY) -> list[int]:
     """Computes what is queued of the requests, in batches; returns the rows of each batch."""
-    sizes = []
+    sizes: list[int] = []
     into = np.empty(PLENTY, np.int64)
     while True:
         count = spent = 0
@@ -283,7 +283,7 @@ def test_a_collision_of_hashes_costs_time_not_an_answer() -> None:
 def colliding_windows() -> tuple[ScoreQuery, ScoreQuery]:
     """Contexts [a, b, 0] and [c, d, x] with the same hash: those of [a, b] and [c, d] agree in the upper 32 bits."""
     tokens = np.random.default_rng(0).integers(1 << 31, size=(2, 300_000), dtype=np.uint64)
-    state = np.uint64(5)  # seed 0, five words
+    state = np.full_like(tokens[0], 5)  # seed 0, five words
     for word in (np.full_like(tokens[0], 3 << 2), *tokens):
         state = (state ^ word) * np.uint64(0x9E3779B97F4A7C15)
         state = state ^ (state >> np.uint64(29))
@@ -307,7 +307,7 @@ def test_kept_rows_come_back_in_their_order(asked: list[ScoreQuery]) -> None:
     restored = make_table()
     restored.restore(kept)
     assert restored.rows == table.rows
-    assert all(np.array_equal(mine, theirs) for mine, theirs in zip(kept, restored.keep(), strict=True))
+    assert same(kept, restored.keep())
     for query in asked:
         again = restored.ask(query)
         assert again.is_answered and is_right(again, query)
@@ -380,5 +380,6 @@ def test_long_rows_span_blocks() -> None:
     assert compute(table, asked) == [2]
     assert table.collect(asked)
     log_probs, mass = expected(query, 200)
+    assert asked.candidate_mass is not None
     assert np.array_equal(asked.log_probs, log_probs) and np.array_equal(asked.candidate_mass, mass)
     assert table._table.counters[USED] >= 2 * (150 * 2 + 450) // BLOCK_WORDS

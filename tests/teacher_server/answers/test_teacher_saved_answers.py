@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from support.row_fakes import same
 
 from teacher_server.answers import saved
 from teacher_server.answers.compiled import Kept
@@ -18,10 +19,6 @@ KEPT = Kept(
     np.array([4, 1, 2, 4, 1, 2, 3], np.int32),
     np.array([1, 2, 3], np.uint16),
 )
-
-
-def same(one: Kept, other: Kept) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_round_trip(tmp_path: Path) -> None:

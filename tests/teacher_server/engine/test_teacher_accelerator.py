@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 from support.fake_cuda import CUDA, META, FakeCuda, Watch
-from test_teacher_engine import CPU, MODEL, VOCABULARY, _batch, make_engine, make_query, plan_of, random_windows
+from support.plans import plan_of
+from test_teacher_engine import CPU, MODEL, VOCABULARY, _batch, make_engine, make_query, random_windows
 
 from shared.errors import ConfigError
 from shared.wire import HistoryMode, ScoreQuery
@@ -86,12 +89,12 @@ def test_a_batch_on_cuda_is_one_copy_there_and_one_back(
     with cuda.here(watched=False):
         move(scorer, CUDA, dtype, streams)
     monkeypatch.setattr(scorer._threads, "each", lambda function, jobs: [function(job) for job in jobs])
-    monkeypatch.setattr(Accelerated, "compute", Accelerated.compute.__wrapped__)
+    monkeypatch.setattr(Accelerated, "compute", inspect.unwrap(Accelerated.compute))
     batch = batch_of(mass)
     with cuda.here(), torch.no_grad():  # torch has no fakes in its inference mode
         ready = scorer.assemble(batch)
         assert cuda.watch.copies == 1
-        scores = Engine.score.__wrapped__(scorer, ready)
+        scores = inspect.unwrap(Engine.score)(scorer, ready)
     assert {tile.group.kind for tile in ready.tiling.tiles} == set(Kind)
     assert len(scores.log_probs) == len(batch.candidates)
     assert (cuda.watch.copies, len(reads)) == (1, 1)

@@ -29,7 +29,7 @@ class Recorder(Direct):
     def __init__(self) -> None:
         super().__init__(HERE)
         self.recorded = self.replayed = 0
-        self.distort: Callable[[], None] = lambda: None
+        self.distort: Callable[[], object] = lambda: None
         self.failure: RuntimeError | None = None
         self.times: dict[bool, float] = {}
 
@@ -161,6 +161,7 @@ def test_packed_batches_have_the_bits_of_unpacked_ones(scorer: Engine, mass: boo
     assert {tile.group.kind for tile in ready[0].tiling.tiles} == set(Kind)
     for batch, one in zip(batches, ready, strict=True):
         assert bytes_of(packed.score(one)) == bytes_of(scorer.score(scorer.assemble(batch)))
+    assert packed._graphs is not None
     assert recorder.recorded == packed._graphs.recorded == len(packed._graphs._shapes)
     assert packed.served.device == "cpu (graphs)" and scorer.served.device == "cpu"
 

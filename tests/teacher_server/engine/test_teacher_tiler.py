@@ -236,8 +236,8 @@ def test_equal_contexts_are_merged_and_others_are_not() -> None:
 def test_a_collision_of_hashes_costs_time_not_a_state(prefix_window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a factor of 0 everything is looked for in one place."""
     random = np.random.default_rng(0)
-    rows = [(random.integers(3, size=random.integers(6)).tolist(), []) for _ in range(200)]
-    batch = make_batch([(tokens, [len(tokens)]) for tokens, _ in rows])
+    rows = [random.integers(3, size=random.integers(6)).tolist() for _ in range(200)]
+    batch = make_batch([(tokens, [len(tokens)]) for tokens in rows])
     monkeypatch.setattr(layouts, "_FACTOR", 0)
     tiler = make_tiler(prefix_window)
     assert_same(tiler.tile(batch), numpy_layouts.tile(tiler, batch))

@@ -119,7 +119,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(store: Path) -> None:
 
 @pytest.mark.parametrize("empty", ["train", "val"])
 def test_empty_splits_are_reported(tmp_path: Path, empty: str) -> None:
-    trips = {"train": circular_trips(5, 0), "val": circular_trips(5, 0), empty: [[]]}
+    trips: dict[str, list[list[int]]] = {"train": circular_trips(5, 0), "val": circular_trips(5, 0), empty: [[]]}
     with pytest.raises(DataError, match=f"the {empty} split has no trips"):
         pretrain.run(settings(write_store(tmp_path / "store", trips)))
 

@@ -82,7 +82,7 @@ def lives_on(teacher: RunningTeacher, channel: grpc.Channel) -> Iterator[None]:
     assert teacher.process.poll() is None
 
 
-def packed(values: st.SearchStrategy[int], **sizes: int) -> st.SearchStrategy[bytes]:
+def packed(values: st.SearchStrategy[int], **sizes: Any) -> st.SearchStrategy[bytes]:
     return st.lists(values, **sizes).map(lambda numbers: np.array(numbers, np.int32).tobytes())
 
 
@@ -194,7 +194,7 @@ def test_a_stream_says_no_and_goes_on(channel: grpc.Channel, asked: list[pb.Scor
 def test_bytes_that_are_no_message(channel: grpc.Channel, data: bytes) -> None:
     """Most are no protobuf; what is one by chance is judged by its fields."""
     with pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary(f"/{SERVICE}/Score")(data, timeout=60)
+        channel.unary_unary(f"/{SERVICE}/Score", None, None)(data, timeout=60)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -202,9 +202,8 @@ def test_bytes_that_are_no_message(channel: grpc.Channel, data: bytes) -> None:
 @given(st.lists(st.one_of(st.binary(max_size=60), st.just(pb.StreamScoreRequest(request=GOOD).SerializeToString()))))
 def test_bytes_that_are_no_messages_on_a_stream(channel: grpc.Channel, messages: list[bytes]) -> None:
     """The first that is none ends the stream; what came before is answered."""
-    call = channel.stream_stream(f"/{SERVICE}/StreamScore", response_deserializer=pb.StreamScoreResponse.FromString)(
-        iter(messages), timeout=60
-    )
+    method = channel.stream_stream(f"/{SERVICE}/StreamScore", None, pb.StreamScoreResponse.FromString)
+    call = method(iter(messages), timeout=60)
     parsed = [_is_message(message) for message in messages]
     answered = 0
     try:
@@ -237,7 +236,8 @@ def test_small_messages_that_claim_to_be_large_take_no_memory(teacher: RunningTe
     claims = [2**31 - 1, 2**30, -(2**31)]
     process = psutil.Process(teacher.process.pid)
     before = process.memory_info().rss
-    for mode, claim, field in itertools.product((1, 2), claims, ("history_lengths", "candidate_lengths", "window")):
+    modes = (pb.HISTORY_MODE_WINDOW, pb.HISTORY_MODE_SEQUENCE)
+    for mode, claim, field in itertools.product(modes, claims, ("history_lengths", "candidate_lengths", "window")):
         request = pb.ScoreRequest()
         request.CopyFrom(GOOD)
         request.mode = mode

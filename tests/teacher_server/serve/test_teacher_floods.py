@@ -230,7 +230,7 @@ def test_strangers_cannot_make_it_hold_more_than_the_bound(
             flooding.join()
         wait_until(lambda: healthcheck.status(teacher.address) == "SERVING")
     print(
-        f"\n| {flood.__name__} | {memory.before // MIB} | {memory.highest // MIB} | {memory.now // MIB} "  # type: ignore[attr-defined]
+        f"\n| {flood.__name__} | {memory.before // MIB} | {memory.highest // MIB} | {memory.now // MIB} "
         f"| {(at_rest + bound(limit)) // MIB} | {seed} |"
     )
     assert seed > 0
@@ -243,7 +243,7 @@ def test_idle_sockets_of_the_metrics_port_harm_nobody(tiny_teacher: Path, tmp_pa
     """Hundreds of them, with 64 file descriptors: callers, health and scrapers are answered; no thread is added."""
     command = limited(tiny_teacher, "resource.RLIMIT_NOFILE, (64, 64)")
     with started(command, tmp_path / "log") as (process, _):
-        ready = json.loads(process.stdout.readline())
+        ready = json.loads(first_line(process))
         threads = psutil.Process(process.pid).num_threads()
         host, port = ready["metrics"].rsplit(":", 1)
         with contextlib.ExitStack() as idle:
@@ -292,6 +292,11 @@ def started(command: list[str], log: Path) -> Iterator[tuple[subprocess.Popen[st
             process.stdout.close()
 
 
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
 def plainly(teacher: Path, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "teacher_server", *serve_arguments(teacher), *arguments]
 
@@ -299,13 +304,13 @@ def plainly(teacher: Path, *arguments: str) -> list[str]:
 def test_strangers_write_nothing_into_the_log(tiny_teacher: Path, tmp_path: Path) -> None:
     """Neither by calls that nobody serves, bytes that mean nothing and compression, nor by what is no HTTP/2."""
     with started(plainly(tiny_teacher), tmp_path / "log") as (process, written):
-        address = json.loads(process.stdout.readline())["listening"]
+        address = json.loads(first_line(process))["listening"]
         before = written.read()
         with grpc.insecure_channel(address) as channel:
             for method in (*ALL, "/grpc.health.v1.Health/List", "/grpc.health.v1.Health/Nothing"):
                 for data, kind in ((b"\xff", None), (bytes(9000), grpc.Compression.Gzip)):
                     with pytest.raises(grpc.RpcError):
-                        list(channel.unary_stream(method)(data, compression=kind, timeout=PATIENCE))
+                        list(channel.unary_stream(method, None, None)(data, compression=kind, timeout=PATIENCE))
         for junk in (
             b"GET / HTTP/1.1\r\n\r\n",
             b"\x16\x03\x01" + bytes(300),
@@ -344,7 +349,7 @@ def test_a_signal_while_loading_ends_it_with_one_line(tiny_teacher: Path, tmp_pa
 
 def test_sighup_drains(tiny_teacher: Path, tmp_path: Path) -> None:
     with started(plainly(tiny_teacher), tmp_path / "log") as (process, written):
-        assert process.stdout.readline()
+        assert first_line(process)
         process.send_signal(signal.SIGHUP)
         assert process.wait(PATIENCE) == 0
         assert "drained" in written.read()
@@ -352,7 +357,7 @@ def test_sighup_drains(tiny_teacher: Path, tmp_path: Path) -> None:
 
 def test_sighup_is_ignored_where_nohup_said_so(tiny_teacher: Path, tmp_path: Path) -> None:
     with started(["nohup", *plainly(tiny_teacher)], tmp_path / "log") as (process, _):
-        address = json.loads(process.stdout.readline())["listening"]
+        address = json.loads(first_line(process))["listening"]
         process.send_signal(signal.SIGHUP)
         assert healthcheck.status(address) == "SERVING"
         process.send_signal(signal.SIGTERM)

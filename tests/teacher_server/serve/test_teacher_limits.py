@@ -33,8 +33,8 @@ REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 
 
 @contextlib.asynccontextmanager
-async def serving(lifecycle: Lifecycle, **values: Any) -> AsyncIterator[tuple[grpc.aio.Channel, CollectorRegistry]]:
-    """A server whose teacher is never loaded, and a channel to it."""
+async def serving(lifecycle: Lifecycle, **values: Any) -> AsyncIterator[tuple[Any, CollectorRegistry]]:
+    """A server whose teacher is never loaded, and a channel to it, of whose defaults the stubs do not know."""
     settings = ServeConfig(teacher=Path("unused"), listen="127.0.0.1:0", **values)
     registry = CollectorRegistry()
     metrics = Metrics(registry)
@@ -77,7 +77,7 @@ def test_health_says_the_state() -> None:
                 listed = (await stub.List(health_pb2.HealthListRequest())).statuses
                 assert {name: each.status for name, each in listed.items()} == dict.fromkeys(NAMES, expected)
             lifecycle.enter(State.STOPPED)
-            assert await watch.read() is grpc.aio.EOF
+            assert await watch.read() is grpc.aio.EOF  # type: ignore[attr-defined]
             code, message = await status_of(stub.Check(health_pb2.HealthCheckRequest(service="nobody")))
             assert (code, NAMES[1] in message) == ("NOT_FOUND", True)
 

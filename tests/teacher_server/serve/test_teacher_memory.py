@@ -46,7 +46,7 @@ def test_glibc_has_it() -> None:
 
 
 def test_what_is_there_is_not_searched_again() -> None:
-    kept = [[] for _ in range(1000)]
+    kept: list[list[int]] = [[] for _ in range(1000)]
     frozen = gc.get_freeze_count()
     memory.settle()
     try:

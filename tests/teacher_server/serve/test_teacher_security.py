@@ -115,7 +115,8 @@ def test_a_trainer_takes_renewed_certificates(tiny_teacher: Path, authority: Aut
     """After a restart of the teacher with another authority, without one of the trainer."""
     successor, mine = Authority(tmp_path / "next", "successor"), authority.issue("trainer")
     channel = {"ca": authority.ca, "certificate": mine[0], "key": mine[1]}
-    query = ScoreQuery(HistoryMode.WINDOW, *(np.array(values, np.int32) for values in ([1, 2], [2], [3, 4], [2])))
+    history, lengths, candidates, counts = (np.array(values, np.int32) for values in ([1, 2], [2], [3, 4], [2]))
+    query = ScoreQuery(HistoryMode.WINDOW, history, lengths, candidates, counts)
     with start_teacher(tiny_teacher, *tls(authority.issue("server")), f"tls.client_ca={authority.ca}") as server:
         client = GrpcTeacher(server.address, ClientConfig.model_validate({"channel": channel}))
         before = client.submit(query).result(30)

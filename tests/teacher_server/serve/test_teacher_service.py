@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from grpc._cython import cygrpc
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from hypothesis import given, settings
@@ -49,7 +49,7 @@ class Bench:
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.service = TeacherService(config, self.metrics)
-        self.channel: grpc.aio.Channel
+        self.channel: Any  # a grpc.aio.Channel, of whose defaults the stubs do not know
         self.stub: rpc.TeacherServiceStub
 
     def count(self, name: str, **labels: str) -> float:

@@ -131,7 +131,7 @@ def test_refused_request_leaves_the_stream_alive() -> None:
             await call.write(on_stream(question([4]), 4))
             assert (await call.read()).response.request_id == 4
             await call.done_writing()
-            assert await call.read() == grpc.aio.EOF
+            assert await call.read() == grpc.aio.EOF  # type: ignore[attr-defined]
             assert await call.code() == grpc.StatusCode.OK
 
     run(test())
@@ -261,7 +261,7 @@ def test_two_streams_share_and_the_one_that_stays_gets_all() -> None:
             await second.write(on_stream(rows(1), 2))
             assert (await second.read()).credit == 1 + 50
             await second.done_writing()
-            assert await second.read() is grpc.aio.EOF
+            assert await second.read() is grpc.aio.EOF  # type: ignore[attr-defined]
             await b.until(lambda: b.count("teacher_credit_positions") == 0)
 
     run(test())
@@ -329,7 +329,7 @@ def test_eight_trainers_that_keep_to_their_credits_are_never_refused() -> None:
             assert message.WhichOneof("result") == "response", message.error.message
             balance, in_flight, answered = balance + message.credit, in_flight - 1, answered + 1
         await call.done_writing()
-        assert await call.read() is grpc.aio.EOF
+        assert await call.read() is grpc.aio.EOF  # type: ignore[attr-defined]
         return answered
 
     async def test() -> None:
