@@ -16,7 +16,7 @@ GPU_OUT ?= runs/gpu
 GPU_SECONDS ?= 470
 # Tests reach into modules (`module.time`), call what has no types, and write `[f(x) for x in xs]` for what returns nothing.
 TYPE_TESTS := MYPYPATH=tests $(BIN)/mypy --cache-dir .mypy_cache/tests --implicit-reexport --allow-untyped-calls \
-  --no-warn-return-any --disable-error-code func-returns-value
+  --no-warn-unused-ignores --no-warn-return-any --disable-error-code func-returns-value
 FUZZ_SECONDS = $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),60)
 
 .DEFAULT_GOAL := help
