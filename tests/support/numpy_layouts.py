@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shared import ragged
-from teacher_server.engine.layouts import Tile
+from teacher_server.engine.layouts import Tile, filled, nodes_of
 from teacher_server.engine.shapes import SCORED_SHARE, Choice, Group, Kind
 from teacher_server.engine.tiler import Tiler, Tiling
 from teacher_server.scorer import Batch, Int32, Int64
@@ -201,33 +201,6 @@ def distinct_contexts(contexts: Int32) -> tuple[Int32, Int64]:
     if not np.array_equal(distinct[inverse], contexts):
         return contexts, np.arange(len(contexts), dtype=np.int64)
     return distinct, inverse
-
-
-def nodes_of(prefixes: Int32, lengths: Int64, shared: Int64) -> Int32:
-    """The nodes of neighbouring prefixes: token, depth and ancestors, int32 [nodes, 2 + T].
-
-    A prefix adds a node for each token that it does not share. Its node at another depth is the latest at that
-    depth, and nodes are numbered in the order in which they are added: so the latest is the highest so far.
-    """
-    width = prefixes.shape[1]
-    new = lengths - shared
-    row = ragged.rows(new)
-    depth = ragged.positions(new) + shared[row]
-    number = np.zeros(prefixes.shape, np.int64)
-    number[row, depth] = np.arange(len(row))
-    path = np.maximum.accumulate(number, axis=0)[row]
-    inputs = np.empty((len(row), 2 + width), np.int32)
-    inputs[:, 0] = prefixes[row, depth]
-    inputs[:, 1] = depth
-    inputs[:, 2:] = np.where(np.arange(width) <= depth[:, None], path, 0)
-    return inputs
-
-
-def filled(values: npt.NDArray, size: int) -> Int32:
-    """Zeros added at the end: int32 [size, ...]."""
-    filled = np.zeros((size, *values.shape[1:]), np.int32)
-    filled[: len(values)] = values
-    return filled
 
 
 def _hash(contexts: Int32) -> UInt64:
