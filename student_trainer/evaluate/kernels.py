@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from shared.compiled import compiled
 from shared.provenance import cores
+from student_trainer.data.geometry import EARTH_RADIUS_M
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 
-RADIUS_KM = 6371.0088
-"""As in `data/geometry.py`, but of this file: numba keeps machine code until the file of the function changes."""
+RADIUS_KM = EARTH_RADIUS_M / 1000
 CHUNKS_A_CORE = 8
 
 
