@@ -8,9 +8,9 @@ from typing import Protocol
 
 from shared import claims
 from shared.errors import FileFormatError
+from shared.launch import is_one_of_several
 from shared.store import Store
 from student_trainer.runs.layout import check_unused
-from student_trainer.train.launch import is_one_of_several
 
 
 class ReadsStore(Protocol):

@@ -356,6 +356,9 @@ def test_files_and_functions_are_short_or_say_why(path: Path) -> None:
 
 TESTED_THROUGH = {
     "shared.demo": "test_end_to_end",
+    "shared.launch": "test_student_ranks",
+    "shared.logbook": "test_student_resume",
+    "shared.stop": "test_student_resume",
     "student_trainer.data.kernels": "test_student_batch",
     "student_trainer.demo_city.picture": "test_demo_city_run",
     "student_trainer.distill.fleet": "test_student_client",
@@ -375,8 +378,6 @@ TESTED_THROUGH = {
     "student_trainer.report.map_data": "test_report",
     "student_trainer.report.study": "test_report",
     "student_trainer.runs.layout": "test_student_trainer",
-    "student_trainer.train.launch": "test_student_ranks",
-    "student_trainer.train.stop": "test_student_resume",
     "student_trainer.train.validate": "test_student_trainer",
     "student_trainer.tune.pool": "test_tune_killed",
     "teacher_server.client.connect": "test_teacher_query",

@@ -8,8 +8,8 @@ from typing import Annotated
 import pydantic
 
 from shared.config import Section, split_commas
+from shared.sinks import Wandb
 from shared.store import Cache
-from student_trainer.runs.sinks import Wandb
 
 Paths = Annotated[tuple[Path, ...], pydantic.BeforeValidator(split_commas)]
 

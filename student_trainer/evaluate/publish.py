@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from shared.sinks import Sinks, WandbRun
 from student_trainer.evaluate import metrics
 from student_trainer.evaluate.config import EvaluateConfig
-from student_trainer.runs.sinks import Sinks, WandbRun
 
 
 def publish(settings: EvaluateConfig, document: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ import polars as pl
 
 from shared import claims, config, files, provenance
 from shared.errors import DataError
+from shared.sinks import check_wandb
 from shared.store import Store, Trips
 from student_trainer.data.network import RoadNetwork
 from student_trainer.evaluate import floors, generated, metrics, next_road, publish, training, trip_metrics
@@ -35,7 +36,6 @@ from student_trainer.evaluate.measures import measure_trips, shared_cell_pairs
 from student_trainer.evaluate.metrics import Histogram, Metric
 from student_trainer.evaluate.next_road import Positions
 from student_trainer.evaluate.trip_metrics import Pairs
-from student_trainer.runs.sinks import check_wandb
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,7 @@ of every record. The place in the data is not in it, for the order of trips is a
 from __future__ import annotations
 
 import dataclasses
-import logging
-import os
 import pickle
-import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -22,10 +19,8 @@ import pydantic
 import torch
 from torch import Tensor
 
-from shared import files, torch_archive
+from shared import files, generations, torch_archive
 from shared.errors import FileFormatError
-
-log = logging.getLogger(__name__)
 
 FAMILY, FORMAT = "hoser-checkpoint/", "hoser-checkpoint/2"
 
@@ -113,7 +108,7 @@ def save(path: Path, checkpoint: Checkpoint, keep: int = 1) -> None:
     values["progress"] = dataclasses.asdict(checkpoint.progress)
     with files.atomic_path(path) as temporary:
         torch.save({"format": FORMAT, **values}, temporary)
-        _rotate(path, keep)
+        generations.rotate(path, keep)
 
 
 def save_tensors(path: Path, values: dict[str, Any]) -> None:
@@ -122,60 +117,13 @@ def save_tensors(path: Path, values: dict[str, Any]) -> None:
         torch.save(values, temporary)
 
 
-def generation(path: Path, age: int) -> Path:
-    """Where the checkpoint is kept that was `path` so many checkpoints ago."""
-    return path.with_suffix(f".{age}{path.suffix}") if age else path
-
-
-def _rotate(path: Path, keep: int) -> None:
-    """Gives each generation the next one's name, `path` a second one, and removes those that are too many."""
-    before = generation(path, 1)
-    if keep > 1 and path.exists() and not (before.exists() and before.samefile(path)):  # a crash may have come between
-        for age in reversed(range(1, keep - 1)):
-            if generation(path, age).exists():
-                os.replace(generation(path, age), generation(path, age + 1))
-        before.unlink(missing_ok=True)
-        try:
-            os.link(files.destination(path), before)  # of a link itself, a later one would be the same file
-        except OSError:  # a file system without links
-            shutil.copyfile(path, before)
-    for surplus in _generations(path):
-        if surplus != path and surplus not in [generation(path, age) for age in range(1, keep)]:
-            surplus.unlink()
-
-
-def _generations(path: Path) -> list[Path]:
-    """The checkpoints that are there, newest first."""
-    older = [found for found in path.parent.glob(f"{path.stem}.*{path.suffix}") if found.suffixes[-2][1:].isdigit()]
-    return [path] * path.exists() + sorted(older, key=lambda found: int(found.suffixes[-2][1:]))
-
-
-def remove_halves(path: Path) -> None:
-    """Removes what a process that was killed while it wrote `path` has left beside it; for who has claimed the run."""
-    path = files.destination(path)
-    for half in path.parent.glob(f".{path.name}.*"):
-        half.unlink()
-
-
 def load_newest(path: Path) -> Checkpoint | None:
     """The newest checkpoint that can be read, of `path` and those before it; None if there is none.
 
     Raises:
         FileFormatError: there are some, and none can be read.
     """
-    failures = []
-    for candidate in _generations(path):
-        try:
-            checkpoint = load(candidate)
-        except FileFormatError as error:
-            failures.append(str(error))
-            continue
-        for failure in failures:
-            log.warning("%s; going on from %s, %d steps done", failure, candidate, checkpoint.progress.step)
-        return checkpoint
-    if failures:
-        raise FileFormatError(f"no checkpoint can be read: {'; '.join(failures)}; start anew in another directory")
-    return None
+    return generations.newest(path, load, lambda checkpoint: checkpoint.progress.step)
 
 
 def load(path: Path) -> Checkpoint:

@@ -9,10 +9,10 @@ import pydantic
 
 from shared.address import TeachersText
 from shared.config import Section
+from shared.sinks import Wandb
 from shared.store import Cache
 from student_trainer.distill.config import ClientConfig, DistillConfig
 from student_trainer.model.config import ModelConfig
-from student_trainer.runs.sinks import Wandb
 
 
 class DataConfig(Section):

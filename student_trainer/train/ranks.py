@@ -1,8 +1,7 @@
-"""The processes ("ranks") that train one student together, as `torchrun` starts them.
+"""The processes ("ranks") that train one student together: how their tensors travel (`shared.ranks` has the rest).
 
-Every rank holds the whole student and takes its share of every micro-batch. The loss is normalised by the positions
-of the whole step, so that gradients add up: after the sum all ranks make the same update, and what is learned does
-not depend on how many they are, but for rounding. Rank 0 writes files and speaks for all.
+The loss is normalised by the positions of the whole step, so that gradients add up, and what is learned does not depend
+on how many ranks there are, but for rounding.
 
 Numbers and decisions travel over gloo between hosts' memories, gradients between devices over their own backend.
 """
@@ -12,11 +11,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
-import logging
 import os
-import re
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,82 +21,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from shared import log as logs
-from shared.arrays import Int64
-from shared.errors import ReportableError, TrainingError
-from student_trainer.train.launch import is_one_of_several
+from shared import ranks
+from shared.errors import TrainingError
+from shared.launch import is_one_of_several
+from shared.ranks import PATIENCE_SECONDS, JoinedRanks, RankLost, Work
 
-log = logging.getLogger(__name__)
+__all__ = ["ALONE", "ProcessRanks", "RankLost", "Ranks", "TorchGroup", "join"]
 
 T = TypeVar("T")
 
-PATIENCE_SECONDS = 600.0
-"""How long a rank waits for the others beyond what its own settings let a teacher take."""
 
-
-class RankLost(TrainingError):
-    """Another rank has gone: the run goes on from its checkpoint only."""
-
-
-class Ranks:
-    """One process that trains alone; what several do together is what this does with its own values.
-
-    Attributes:
-        rank: which one this is, 0 first.
-        world: how many there are.
-        local: which of those on its host this is.
-    """
-
-    def __init__(self, rank: int = 0, world: int = 1, local: int = 0) -> None:
-        self.rank, self.world, self.local = rank, world, local
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this rank writes files and speaks for all."""
-        return self.rank == 0
-
-    def gather(self, value: T) -> list[T]:
-        """Every rank's value, in the order of ranks."""
-        return [value]
-
-    def broadcast(self, value: T) -> T:
-        """The first rank's value."""
-        return value
-
-    def sum_(self, tensor: Tensor) -> None:
-        """Replaces a tensor by its sum over ranks, the same bits on each."""
-
-    def share(self, trips: Int64, lengths: Int64) -> Int64:
-        """This rank's share of a micro-batch; the shares of all are the whole.
-
-        Longest first, trips are dealt to and fro (0 1 2 2 1 0 0 1 ...), so that shares are even in number and length.
-
-        Args:
-            trips: int64 [B].
-            lengths: int64 [B], theirs.
-
-        Returns:
-            int64, in the micro-batch's order; empty where trips are fewer than ranks.
-        """
-        if self.world == 1:
-            return trips
-        turn = np.arange(len(trips)) % (2 * self.world)
-        dealt_to = np.minimum(turn, 2 * self.world - 1 - turn)
-        mine = np.argsort(-lengths, kind="stable")[dealt_to == self.rank]
-        share: Int64 = trips[np.sort(mine)]
-        return share
-
-    def sums(self, *values: int) -> list[int]:
-        """Each value's sum over ranks."""
-        if self.world == 1:
-            return list(values)
-        total = torch.tensor(values, dtype=torch.int64)
-        self.sum_(total)
-        return [int(value) for value in total]
-
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on a rank."""
-        return self.sums(int(flag))[0] > 0
+class Ranks(ranks.Ranks):
+    """One process that trains alone; see `shared.ranks.Ranks`."""
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter], finite: Tensor) -> Tensor:
         """Adds up gradients over ranks; a rank without any takes part with zeros.
@@ -142,31 +74,104 @@ class Ranks:
                 "every host, and the memory sound? Go on with --resume from the last checkpoint"
             )
 
-    def together(self, work: Callable[[], T]) -> T:
-        """Does something on every rank; where it fails on one, none goes on.
-
-        Raises:
-            ReportableError: with the message of the first rank that failed.
-        """
-        if self.world == 1:
-            return work()
-        result: list[T] = []
-        failure = ""
-        try:
-            result.append(work())
-        except ReportableError as error:
-            failure = str(error)
-        failures = [(rank, message) for rank, message in enumerate(self.gather(failure)) if message]
-        if failures:
-            rank, message = failures[0]
-            raise ReportableError(message if rank == 0 else f"on rank {rank}: {message}")
-        return result[0]
-
 
 ALONE = Ranks()
 
 
-class ProcessRanks(Ranks):
+class TorchGroup:
+    """`shared.ranks.Group` of torch: gloo for the hosts, NCCL for CUDA devices.
+
+    Stands in both packages, which never import each other, while `shared` stays without torch.
+
+    Attributes:
+        is_asynchronous: see `shared.ranks.Group`.
+    """
+
+    def __init__(self) -> None:
+        self.is_asynchronous = torch.cuda.is_available()
+
+    def meet(self, rank: int, world: int, seconds: float) -> TorchMeeting:
+        """See `shared.ranks.Group`."""
+        # An error within NCCL ends its operation, not the process: that has a checkpoint to write.
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
+        timeout = datetime.timedelta(seconds=seconds)
+        store, *_ = next(rendezvous("env://", rank, world, timeout=timeout))
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if self.is_asynchronous else "gloo",
+            store=dist.PrefixStore("ranks", store),  # type: ignore[attr-defined]
+            rank=rank,
+            world_size=world,
+            timeout=timeout,
+        )
+        return TorchMeeting(store)
+
+    def gather(self, value: T, world: int) -> list[T]:
+        """See `shared.ranks.Group`."""
+        values: list[Any] = [None] * world
+        dist.all_gather_object(values, value)
+        return values
+
+    def broadcast(self, value: T) -> T:
+        """See `shared.ranks.Group`."""
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def sum_(self, values: Any) -> Work | None:
+        """See `shared.ranks.Group`."""
+        tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+        if not tensor.is_cuda:
+            dist.all_reduce(tensor)
+            return None
+        return TorchWork(dist.all_reduce(tensor, async_op=True))
+
+    def abort(self) -> None:
+        """See `shared.ranks.Group`."""
+        dist.distributed_c10d._abort_process_group()
+
+    def leave(self) -> None:
+        """See `shared.ranks.Group`."""
+        dist.destroy_process_group()
+
+
+class TorchMeeting:
+    """`shared.ranks.Meeting` of torch: the store of the rendezvous."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def add(self, name: str, amount: int, /) -> int:
+        """See `shared.heartbeats.Counters`."""
+        return int(self._store.add(name, amount))
+
+    def set_seconds(self, seconds: float) -> None:
+        """See `shared.ranks.Meeting`."""
+        self._store.set_timeout(datetime.timedelta(seconds=seconds))
+
+    def another(self) -> TorchMeeting:
+        """See `shared.ranks.Meeting`."""
+        return TorchMeeting(self._store.clone())
+
+
+class TorchWork:
+    """`shared.ranks.Work` of torch."""
+
+    def __init__(self, work: Any) -> None:
+        self._work = work
+
+    def is_completed(self) -> bool:
+        """See `shared.ranks.Work`."""
+        return bool(self._work.is_completed())
+
+    def wait(self) -> None:
+        """See `shared.ranks.Work`."""
+        self._work.wait()
+        failure = self._work.exception()
+        if failure is not None:
+            raise RuntimeError(str(failure))
+
+
+class ProcessRanks(JoinedRanks, Ranks):
     """Processes that `torchrun`, or whoever sets the same variables, has started."""
 
     def __init__(self, patience: float) -> None:
@@ -175,80 +180,7 @@ class ProcessRanks(Ranks):
         Raises:
             TrainingError: they did not come.
         """
-        super().__init__(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE")))
-        self.local = int(os.environ.get("LOCAL_RANK", 0))
-        self._has_spoken = False
-        timeout = datetime.timedelta(seconds=patience)
-        try:
-            self._store, *_ = next(rendezvous("env://", self.rank, self.world, timeout=timeout))
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-                store=dist.PrefixStore("ranks", self._store),  # type: ignore[attr-defined]
-                rank=self.rank,
-                world_size=self.world,
-                timeout=timeout,
-            )
-        except (RuntimeError, ValueError) as error:
-            raise TrainingError(f"the {self.world} ranks did not find each other: {_reason(error)}") from None
-
-    def gather(self, value: T) -> list[T]:
-        """See `Ranks`."""
-        values: list[Any] = [None] * self.world
-        with self._contact():
-            dist.all_gather_object(values, value)
-        return values
-
-    def broadcast(self, value: T) -> T:
-        """See `Ranks`."""
-        values = [value]
-        with self._contact():
-            dist.broadcast_object_list(values, src=0)
-        return values[0]
-
-    def sum_(self, tensor: Tensor) -> None:
-        """See `Ranks`."""
-        with self._contact():
-            dist.all_reduce(tensor)
-
-    @contextlib.contextmanager
-    def _contact(self) -> Iterator[None]:
-        """Raises `RankLost`, said aloud by one rank for all, if the others are not there."""
-        try:
-            yield
-        except RuntimeError as error:
-            lost = RankLost(
-                f"rank {self.rank} of {self.world} lost contact with another rank, which was killed, failed or hangs "
-                f"({_reason(error)}); all ranks end. Start the same command again with --resume"
-            )
-            self.speak(lost)
-            raise lost from None
-
-    def speak(self, error: BaseException) -> None:
-        """Logs an error that ends all ranks, unless another rank has done so; the launcher's signal waits for that."""
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if not self._has_spoken and self._is_chosen():
-            log.error("%s", error)
-        self._has_spoken = True
-
-    def _is_chosen(self) -> bool:
-        try:
-            self._store.set_timeout(datetime.timedelta(seconds=5))
-            return int(self._store.add("spoken", 1)) == 1
-        except RuntimeError:
-            return True  # whoever kept the store has gone: better said twice than not at all
-
-    def end(self, error: BaseException) -> None:
-        """Ends this rank with one message for all of them; returns if the error is a bug, whose traceback is wanted.
-
-        Raises:
-            SystemExit: with the exit code of `shared.cli`.
-        """
-        if isinstance(error, KeyboardInterrupt) and not self._has_spoken:
-            if not self.is_first:
-                raise SystemExit(130) from None
-        elif isinstance(error, ReportableError | OSError | KeyboardInterrupt):
-            self.speak(error)
-            raise SystemExit(1 if isinstance(error, OSError) else 2) from None
+        super().__init__(TorchGroup(), patience)
 
 
 @contextlib.contextmanager
@@ -263,15 +195,8 @@ def join(teacher_seconds: float) -> Iterator[Ranks]:
     if not is_one_of_several():
         yield ALONE
         return
-    if rank := int(os.environ["RANK"]):
-        logs.as_rank(rank)
-    ranks = ProcessRanks(PATIENCE_SECONDS + teacher_seconds)
-    try:
-        yield ranks
-    except BaseException as error:
-        ranks.end(error)
-        raise
-    dist.destroy_process_group()
+    with ranks.joined(lambda: ProcessRanks(PATIENCE_SECONDS + teacher_seconds)) as joined:
+        yield joined
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
@@ -279,9 +204,3 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     for tensor in tensors.values():
         sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
-
-
-def _reason(error: Exception) -> str:
-    """The first sentence of an error, without the place in gloo's sources."""
-    text = re.sub(r"^\[[^]]*\] *", "", str(error).strip()) or type(error).__name__
-    return text.splitlines()[0].split(". ")[0]

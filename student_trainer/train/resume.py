@@ -6,6 +6,7 @@ import logging
 
 import torch
 
+from shared import generations
 from shared.errors import CompatibilityError, ConfigError
 from shared.store import Store
 from student_trainer.model import upstream
@@ -36,7 +37,7 @@ def find_checkpoint(settings: TrainConfig, store: Store) -> Checkpoint | None:
         return None
     last = RunFiles(settings.out).last
     for name in ("last", "best"):
-        checkpoints.remove_halves(last.with_stem(name))
+        generations.remove_halves(last.with_stem(name))
     found = checkpoints.load_newest(last)
     if found is None:
         log.info("%s has no checkpoint yet; starting at step 0", settings.out)

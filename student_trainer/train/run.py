@@ -20,17 +20,17 @@ import torch
 
 from shared import claims
 from shared.errors import ConfigError
+from shared.sinks import check_wandb
+from shared.stop import StopSignals
 from shared.store import Store
 from student_trainer.model.device import pick_device
 from student_trainer.runs.checkpoint import Checkpoint
-from student_trainer.runs.sinks import check_wandb
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.connect import connect, patience_seconds
 from student_trainer.train.ranks import Ranks, join
 from student_trainer.train.resume import find_checkpoint
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.session import Session
-from student_trainer.train.stop import StopSignals
 
 
 @dataclasses.dataclass(frozen=True)

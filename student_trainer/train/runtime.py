@@ -6,10 +6,10 @@ import dataclasses
 
 import torch
 
+from shared.stop import StopSignals
 from student_trainer.train.config import RuntimeConfig
 from student_trainer.train.optim import Precision
 from student_trainer.train.ranks import ALONE, Ranks
-from student_trainer.train.stop import StopSignals
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -26,8 +26,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from shared import claims, config, files, lock, provenance
 from shared.errors import ConfigError
+from shared.sinks import check_wandb
 from shared.store import Store
-from student_trainer.runs.sinks import check_wandb
 from student_trainer.train.connect import connect
 from student_trainer.tune import folders, phases, plan, results
 from student_trainer.tune.config import TuneConfig

@@ -20,6 +20,7 @@ import torch
 
 from shared import claims
 from shared.errors import TrainingError
+from shared.stop import StopSignals
 from shared.store import SplitName, Store
 from shared.wire import ScoreQuery, ScoreReply
 from student_trainer.data.network import RoadNetwork
@@ -36,7 +37,6 @@ from student_trainer.train.optim import random_state, set_random_state
 from student_trainer.train.resume import find_checkpoint
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.session import Session
-from student_trainer.train.stop import StopSignals
 from student_trainer.tune.config import Objective
 
 Values = tuple[float, ...]

@@ -102,7 +102,7 @@ def third_party(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add("tensorboard" if node.module == "torch.utils.tensorboard" else node.module)
+            found.add(node.module)
     tops = {name.partition(".")[0] for name in found}
     return tops - sys.stdlib_module_names - {"shared", "teacher_server", "student_trainer"}
 
@@ -111,7 +111,7 @@ def needed_by(path: Path) -> tuple[str, ...]:
     """The extras that the code of a file may count on."""
     package, *rest = path.relative_to(REPOSITORY).with_suffix("").parts
     if package == "shared":
-        return ("teacher",) if rest == ["compiled"] else ()
+        return {"compiled": ("teacher",), "sinks": ("trainer",)}.get(rest[0], ())
     if package == "teacher_server":
         return () if rest[0] in CLIENT or rest[-1] == "config" else ("teacher",)
     return BROUGHT.get({"pipeline": "report"}.get(rest[0], rest[0]), ("trainer",))

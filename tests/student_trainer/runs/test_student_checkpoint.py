@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from support.plain_reader import read_plainly
 from support.runs import assert_same_bits
 
+from shared import generations
 from shared.errors import FileFormatError
 from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.runs.checkpoint import Checkpoint, Progress
@@ -196,7 +197,7 @@ def test_there_is_a_whole_one_at_every_moment(tmp_path: Path, monkeypatch: pytes
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
     checkpoints.save(tmp_path / "last.pt", sample(1), keep=2)
     (tmp_path / ".last.pt.x1y2").write_bytes(b"half")
-    checkpoints.remove_halves(tmp_path / "last.pt")
+    generations.remove_halves(tmp_path / "last.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 

@@ -7,11 +7,13 @@ Neither decides whether a job lives. Whether Weights & Biases can be used is ask
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import logging
 import os
 import re
 import secrets
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -150,15 +152,34 @@ def check_wandb(asked: Wandb) -> None:
         )
 
 
+def check_tensorboard(asked: bool) -> None:
+    """Looks whether event files can be written; for jobs whose extra does not bring what writes them.
+
+    Raises:
+        ConfigError: they should be, and TensorBoard is not installed.
+    """
+    if asked and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("log.tensorboard=true needs TensorBoard: pip install tensorboard, or log.tensorboard=false")
+
+
 class _TensorBoard:
     def __init__(self, out: Path, after: int | None) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # heavy
+        from tensorboard.compat.proto import event_pb2, summary_pb2  # takes a second, and is not needed elsewhere
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=None if after is None else after + 1)
+        self._events, self._summaries = event_pb2, summary_pb2
+        self._writer = EventFileWriter(str(out / "tensorboard"))
+        if after is not None:  # a restart: readers drop what an earlier attempt wrote of this step and later ones
+            self._add(after + 1, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
 
     def write(self, step: int | None, values: Mapping[str, float]) -> None:
+        value_of = self._summaries.Summary.Value
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            summary = self._summaries.Summary(value=[value_of(tag=name, simple_value=value)])
+            self._add(step or 0, summary=summary)
+
+    def _add(self, step: int, **content: Any) -> None:
+        self._writer.add_event(self._events.Event(wall_time=time.time(), step=step, **content))
 
     def close(self) -> None:
         self._writer.close()

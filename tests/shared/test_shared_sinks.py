@@ -19,11 +19,11 @@ from support.generated_trips import write_generated
 from support.random_city import write_random_store
 from support.trials import SMALL, phase_of, run_one, tune_settings
 
+from shared import sinks
 from shared.errors import ConfigError
+from shared.sinks import WANDB_FILE, Sinks, Wandb, WandbRun, check_wandb, wandb_mode
 from shared.store import Store
 from student_trainer.__main__ import main as _main
-from student_trainer.runs import sinks
-from student_trainer.runs.sinks import WANDB_FILE, Sinks, Wandb, WandbRun, check_wandb, wandb_mode
 from student_trainer.train import run as training
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.ranks import Ranks
@@ -234,7 +234,7 @@ def test_only_the_first_rank_asks(
 OFFLINE = """
 import sys
 from pathlib import Path
-from student_trainer.runs.sinks import Sinks, WandbRun, check_wandb
+from shared.sinks import Sinks, WandbRun, check_wandb
 check_wandb("offline")
 run = WandbRun(asked="offline", project="p", name="n", config={"a": 1})
 a, b = Sinks(Path(sys.argv[1]), False, run), Sinks(Path(sys.argv[2]), False, run)
@@ -271,7 +271,7 @@ def test_the_library_keeps_runs_that_are_open_together_apart(tmp_path: Path) -> 
 def test_the_library_refuses_rather_than_waits(tmp_path: Path, key: str) -> None:
     code = """if True:
     from shared.errors import ConfigError
-    from student_trainer.runs.sinks import check_wandb
+    from shared.sinks import check_wandb
     try:
         check_wandb("online")
     except ConfigError as error:

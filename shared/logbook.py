@@ -1,0 +1,48 @@
+"""Where a job's values go: `metrics.jsonl`, and the sinks that its settings ask for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TextIO
+
+from shared import files
+from shared.sinks import Sinks, WandbRun
+
+
+class Logbook:
+    """Writes each record to every sink.
+
+    A record is a flat dictionary of numbers with `step`; names are `group/metric`.
+    """
+
+    def __init__(self, path: Path, step: int, tensorboard: bool, wandb: WandbRun) -> None:
+        """Opens the sinks of a job that stands at `step`; later records of an earlier attempt are dropped.
+
+        Args:
+            path: the file of records; what the sinks write stands beside it.
+            step: the last one that is done.
+            tensorboard: whether to write event files.
+            wandb: what Weights & Biases is told, if it is asked for.
+        """
+        _keep_until(path, step)
+        self._file: TextIO = path.open("a", encoding="utf-8")
+        self._sinks = Sinks(path.parent, tensorboard, wandb, after=step)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Adds a record."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        self._sinks.write(step, metrics)
+
+    def close(self) -> None:
+        """Flushes and closes every sink."""
+        self._file.close()
+        self._sinks.close()
+
+
+def _keep_until(path: Path, step: int) -> None:
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        whole = [line for line in lines if line.endswith("}")]  # a crash may have cut the last one
+        files.write_text(path, "".join(f"{line}\n" for line in whole if json.loads(line)["step"] <= step))
