@@ -16,14 +16,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from shared import log as logs
 from shared.arrays import Int64
 from shared.errors import ReportableError, TrainingError
-from shared.heartbeats import Counters, Heartbeats
+from shared.group import Group, Work
+from shared.heartbeats import Heartbeats
 
 log = logging.getLogger(__name__)
 
@@ -41,65 +42,6 @@ EXIT_SECONDS = 30
 
 class RankLost(TrainingError):
     """Another rank has gone: the run goes on from its checkpoint only."""
-
-
-class Work(Protocol):
-    """A collective operation that has begun."""
-
-    def is_completed(self) -> bool:
-        """Whether it is over, well or not."""
-        ...
-
-    def wait(self) -> None:
-        """Lets what follows see the result; raises `RuntimeError` if it failed."""
-        ...
-
-
-class Meeting(Counters, Protocol):
-    """Where ranks have met, and which they all reach."""
-
-    def set_seconds(self, seconds: float) -> None:
-        """How long a call may take."""
-        ...
-
-    def another(self) -> Counters:
-        """The same with a connection of its own, for another thread."""
-        ...
-
-
-class Group(Protocol):
-    """Collective operations of a library; `RuntimeError` where another rank has gone.
-
-    Attributes:
-        is_asynchronous: whether sums on devices are waited for by looking, rather than inside the library, which would
-            not tell that another rank has died.
-    """
-
-    is_asynchronous: bool
-
-    def meet(self, rank: int, world: int, seconds: float) -> Meeting:
-        """Waits so long for all ranks; operations may then take as long."""
-        ...
-
-    def gather(self, value: T, world: int) -> list[T]:
-        """Every rank's value."""
-        ...
-
-    def broadcast(self, value: T) -> T:
-        """The first rank's value."""
-        ...
-
-    def sum_(self, values: Any) -> Work | None:
-        """Begins to replace a tensor, or an int64 array in the host's memory, by its sum; None where that is done."""
-        ...
-
-    def abort(self) -> None:
-        """Gives up what has begun and will not end."""
-        ...
-
-    def leave(self) -> None:
-        """Ends it well."""
-        ...
 
 
 class Ranks:
@@ -159,6 +101,20 @@ class Ranks:
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on a rank."""
         return self.sums(int(flag))[0] > 0
+
+    def check_digests(self, digest: str, when: str) -> None:
+        """Compares what should be the same everywhere, by its digest.
+
+        Raises:
+            TrainingError: it differs between ranks.
+        """
+        digests = self.gather(digest)
+        if len(set(digests)) > 1:
+            others = [rank for rank, other in enumerate(digests) if other != digests[0]]
+            raise TrainingError(
+                f"{when} the weights of ranks {others} differ from those of rank 0: is the software the same on "
+                "every host, and the memory sound? Go on with --resume from the last checkpoint"
+            )
 
     def together(self, work: Callable[[], T]) -> T:
         """Does something on every rank; where it fails on one, none goes on.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from shared import claims, teacher_file
+from shared.launch import is_one_of_several
 from shared.store import Store
-from teacher_server.lmtad.config import OVERWRITE, ExportConfig, PretrainConfig
+from teacher_server.lmtad.config import OVERWRITE, ExportConfig
+from teacher_server.pretrain.config import PretrainConfig
+from teacher_server.pretrain.layout import check_unused
 from teacher_server.serve.config import ServeConfig
 
 
@@ -14,8 +17,13 @@ def check_export(settings: ExportConfig) -> None:
 
 
 def check_pretrain(settings: PretrainConfig) -> None:
-    """Raises `ReportableError` if the teacher file is there already, or the store is not."""
-    claims.check_file(settings.out, settings.overwrite, OVERWRITE)
+    """Raises `ReportableError` if the teacher file is there already, or the store is not.
+
+    Several ranks would each say so: they look when they have met, and say it once.
+    """
+    if is_one_of_several():
+        return
+    check_unused(settings)
     Store(settings.data)
 
 

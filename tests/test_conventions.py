@@ -47,6 +47,16 @@ ALLOWED = {
     "shared.vocab": {"shared.arrays", "shared.errors", "shared.files", "shared.grid"},
     "shared.demo": {"shared", "shared.claims", "shared.cli", "shared.errors", "shared.lock", "shared.processes"},
     "shared.address": set(),
+    "shared.forecast": set(),
+    "shared.stop": set(),
+    "shared.launch": set(),
+    "shared.heartbeats": set(),
+    "shared.group": {"shared.heartbeats"},
+    "shared.ranks": {"shared.arrays", "shared.errors", "shared.group", "shared.heartbeats", "shared.log", "shared"},
+    "shared.restoring": {"shared.errors"},
+    "shared.generations": {"shared", "shared.errors", "shared.files"},
+    "shared.sinks": {"shared", "shared.errors", "shared.files"},
+    "shared.logbook": {"shared", "shared.files", "shared.sinks"},
 }
 """All that some modules of `shared` may import of it; what lies below does not know what lies above."""
 
@@ -99,13 +109,14 @@ TEACHER_ROOMS: dict[str, set[str]] = {
     "scorer": set(),
     "address": set(),
     "lmtad": set(),
+    "pretrain": {"lmtad"},
     "engine": {"scorer", "lmtad"},
     "answers": {"scorer"},
     "metrics": {"answers", "address"},
     "batching": {"scorer", "answers", "metrics"},
     "client": {"address"},
     "serve": {"scorer", "address", "engine", "answers", "metrics", "batching"},
-    "early": {"serve", "lmtad"},
+    "early": {"serve", "lmtad", "pretrain"},
 }
 """Which room of the teacher knows which, or module that has no room."""
 
@@ -315,7 +326,7 @@ PRINTERS = {
     "teacher_server.client.info",
     "teacher_server.client.query",
     "teacher_server.lmtad.export",
-    "teacher_server.lmtad.pretrain",
+    "teacher_server.pretrain.run",
     "teacher_server.serve.run",
 }
 
@@ -356,9 +367,9 @@ def test_files_and_functions_are_short_or_say_why(path: Path) -> None:
 
 TESTED_THROUGH = {
     "shared.demo": "test_end_to_end",
+    "shared.group": "test_shared_ranks",
     "shared.launch": "test_student_ranks",
     "shared.logbook": "test_student_resume",
-    "shared.stop": "test_student_resume",
     "student_trainer.data.kernels": "test_student_batch",
     "student_trainer.demo_city.picture": "test_demo_city_run",
     "student_trainer.distill.fleet": "test_student_client",
@@ -385,6 +396,7 @@ TESTED_THROUGH = {
     "teacher_server.engine.compiled": "test_teacher_tiler",
     "teacher_server.engine.forward": "test_teacher_engine",
     "teacher_server.engine.threads": "test_teacher_engine",
+    "teacher_server.pretrain.ranks": "test_teacher_pretrain_ranks",
     "teacher_server.serve.stream": "test_teacher_stream",
 }
 """Modules with functions that no test imports by name, and the test module that runs them."""
@@ -431,7 +443,7 @@ def command_lines(page: Path) -> list[list[str]]:
     """The commands of both programs in the ``` blocks of a page, by themselves, by torchrun or in a container."""
     lines = itertools.chain.from_iterable(block.replace("\\\n", " ").splitlines() for block in blocks_of(page))
     pattern = re.compile(rf"^\s*(?:\$ )?(?:\.venv/bin/)?((?:{'|'.join(PACKAGES)}) .*?)\s*&?$")
-    launched = re.compile(r"^\s*(?:srun )?torchrun .*-m (student_trainer .*)$")
+    launched = re.compile(r"^\s*(?:srun )?torchrun .*-m ((?:student_trainer|teacher_server) .*)$")
     found = [match[1] for line in lines if (match := pattern.match(line) or launched.match(line))]
     return [*(shlex.split(line, comments=True) for line in found), *container_commands(page)]
 

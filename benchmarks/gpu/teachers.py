@@ -25,9 +25,11 @@ from teacher_server.engine.engine import Engine
 from teacher_server.engine.graphs import Shape
 from teacher_server.engine.layouts import Tile
 from teacher_server.engine.shapes import Kind
-from teacher_server.lmtad import export, model, pretrain
-from teacher_server.lmtad.config import ExportConfig, PretrainConfig
+from teacher_server.lmtad import export, model
+from teacher_server.lmtad.config import ExportConfig
 from teacher_server.lmtad.model import LMTAD
+from teacher_server.pretrain import run as pretraining
+from teacher_server.pretrain.config import PretrainConfig
 from teacher_server.scorer import Batch, Scores
 
 CACHE_MIB = 1024
@@ -181,7 +183,7 @@ def pretrained(store: Store, out: Path, device: torch.device, dtype: str, steps:
     """Pretrains a small teacher for so many steps; returns the path of its file."""
     values = {"data": store.path, "out": out, "device": str(device), "dtype": dtype, "max_steps": steps}
     small = {"n_layer": 2, "n_head": 2, "n_embd": 32, "batch_tokens": 256, "warmup_steps": 5, "epochs": steps}
-    pretrain.run(PretrainConfig.model_validate(values | small))
+    pretraining.run(PretrainConfig.model_validate(values | small))
     return out
 
 

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from shared import ranks
-from shared.errors import TrainingError
+from shared.group import Work
 from shared.launch import is_one_of_several
-from shared.ranks import PATIENCE_SECONDS, JoinedRanks, RankLost, Work
+from shared.ranks import PATIENCE_SECONDS, JoinedRanks, RankLost
 
 __all__ = ["ALONE", "ProcessRanks", "RankLost", "Ranks", "TorchGroup", "join"]
 
@@ -64,34 +64,27 @@ class Ranks(ranks.Ranks):
         Raises:
             TrainingError: it differs, bit for bit, between ranks.
         """
-        if self.world == 1:
-            return
-        digests = self.gather(_digest(tensors))
-        if len(set(digests)) > 1:
-            others = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
-            raise TrainingError(
-                f"{when} the weights of ranks {others} differ from those of rank 0: is the software the same on "
-                "every host, and the memory sound? Go on with --resume from the last checkpoint"
-            )
+        if self.world > 1:
+            self.check_digests(_digest(tensors), when)
 
 
 ALONE = Ranks()
 
 
 class TorchGroup:
-    """`shared.ranks.Group` of torch: gloo for the hosts, NCCL for CUDA devices.
+    """`shared.group.Group` of torch: gloo for the hosts, NCCL for CUDA devices.
 
     Stands in both packages, which never import each other, while `shared` stays without torch.
 
     Attributes:
-        is_asynchronous: see `shared.ranks.Group`.
+        is_asynchronous: see `shared.group.Group`.
     """
 
     def __init__(self) -> None:
         self.is_asynchronous = torch.cuda.is_available()
 
     def meet(self, rank: int, world: int, seconds: float) -> TorchMeeting:
-        """See `shared.ranks.Group`."""
+        """See `shared.group.Group`."""
         # An error within NCCL ends its operation, not the process: that has a checkpoint to write.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
         timeout = datetime.timedelta(seconds=seconds)
@@ -106,19 +99,19 @@ class TorchGroup:
         return TorchMeeting(store)
 
     def gather(self, value: T, world: int) -> list[T]:
-        """See `shared.ranks.Group`."""
+        """See `shared.group.Group`."""
         values: list[Any] = [None] * world
         dist.all_gather_object(values, value)
         return values
 
     def broadcast(self, value: T) -> T:
-        """See `shared.ranks.Group`."""
+        """See `shared.group.Group`."""
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
     def sum_(self, values: Any) -> Work | None:
-        """See `shared.ranks.Group`."""
+        """See `shared.group.Group`."""
         tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
         if not tensor.is_cuda:
             dist.all_reduce(tensor)
@@ -126,16 +119,16 @@ class TorchGroup:
         return TorchWork(dist.all_reduce(tensor, async_op=True))
 
     def abort(self) -> None:
-        """See `shared.ranks.Group`."""
+        """See `shared.group.Group`."""
         dist.distributed_c10d._abort_process_group()
 
     def leave(self) -> None:
-        """See `shared.ranks.Group`."""
+        """See `shared.group.Group`."""
         dist.destroy_process_group()
 
 
 class TorchMeeting:
-    """`shared.ranks.Meeting` of torch: the store of the rendezvous."""
+    """`shared.group.Meeting` of torch: the store of the rendezvous."""
 
     def __init__(self, store: Any) -> None:
         self._store = store
@@ -145,26 +138,26 @@ class TorchMeeting:
         return int(self._store.add(name, amount))
 
     def set_seconds(self, seconds: float) -> None:
-        """See `shared.ranks.Meeting`."""
+        """See `shared.group.Meeting`."""
         self._store.set_timeout(datetime.timedelta(seconds=seconds))
 
     def another(self) -> TorchMeeting:
-        """See `shared.ranks.Meeting`."""
+        """See `shared.group.Meeting`."""
         return TorchMeeting(self._store.clone())
 
 
 class TorchWork:
-    """`shared.ranks.Work` of torch."""
+    """`shared.group.Work` of torch."""
 
     def __init__(self, work: Any) -> None:
         self._work = work
 
     def is_completed(self) -> bool:
-        """See `shared.ranks.Work`."""
+        """See `shared.group.Work`."""
         return bool(self._work.is_completed())
 
     def wait(self) -> None:
-        """See `shared.ranks.Work`."""
+        """See `shared.group.Work`."""
         self._work.wait()
         failure = self._work.exception()
         if failure is not None:

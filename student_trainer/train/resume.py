@@ -8,6 +8,7 @@ import torch
 
 from shared import generations
 from shared.errors import CompatibilityError, ConfigError
+from shared.restoring import restore_optimizer, restore_scaler
 from shared.store import Store
 from student_trainer.model import upstream
 from student_trainer.runs import checkpoint as checkpoints
@@ -15,7 +16,7 @@ from student_trainer.runs.checkpoint import Checkpoint
 from student_trainer.runs.layout import RunFiles, check_unused
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.meters import Sums
-from student_trainer.train.optim import random_state, restore_optimizer, restore_scaler, set_random_state
+from student_trainer.train.optim import random_state, set_random_state
 from student_trainer.train.trainer import Trainer
 
 log = logging.getLogger(__name__)

@@ -34,9 +34,11 @@ def find_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def find_autocast(name: str, device: torch.device) -> torch.dtype | None:
-    """Reduced precision of the forward pass in training; None: float32."""
-    if device.type == "cpu" or name == "float32":
+    """Reduced precision of the forward pass in training; None: float32, which auto takes on the CPU."""
+    if name == "float32" or (name == "auto" and device.type == "cpu"):
         return None
     if name == "auto":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu":
+        log.warning("dtype=%s on the CPU is many times slower than float32", name)
     return DTYPES[name]

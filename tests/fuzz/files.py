@@ -32,6 +32,7 @@ from student_trainer.runs.checkpoint import Checkpoint, Progress
 from teacher_server.answers import saved
 from teacher_server.answers.table import AnswerTable, Kept
 from teacher_server.lmtad import checkpoint, model
+from teacher_server.pretrain import checkpoint as pretraining
 
 ROOM = tempfile.TemporaryDirectory(prefix="fuzz-seeds-")
 """Of good files, removed with the process."""
@@ -166,6 +167,34 @@ def _checkpoint() -> bytes:
     return _made("last.pt", lambda path: checkpoints.save(path, content)).read_bytes()
 
 
+def read_pretraining(data: bytes) -> None:
+    """A checkpoint of `pretrain`."""
+    with as_file(data) as path:
+        pretraining.load(path)
+
+
+def read_pretraining_index(data: bytes) -> None:
+    """Its pickle alone."""
+    read_pretraining(_with_index(_pretraining(), data))
+
+
+@functools.cache
+def _pretraining() -> bytes:
+    content = pretraining.Checkpoint(
+        model={"w": torch.arange(4.0)},
+        best={"w": torch.arange(4.0)},
+        optimiser={"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        scaler={},
+        progress=pretraining.Progress(3, best_loss=0.5, best_epoch=1),
+        config={"n_layer": 2},
+        store="s",
+        order=dict(np.random.default_rng(0).bit_generator.state),
+        random={"cpu": torch.zeros(4, dtype=torch.uint8)},
+        torch="2",
+    )
+    return _made("pretraining.pt", lambda path: pretraining.save(path, content, 1)).read_bytes()
+
+
 def read_upstream(data: bytes) -> None:
     """A checkpoint of the public LM-TAD."""
     with as_file(data) as path:
@@ -259,6 +288,8 @@ TARGETS = (
     Target("cache-rows", read_cache_rows, lambda: [KEPT.words.tobytes(), _cache()]),
     Target("checkpoint", read_checkpoint, lambda: [_checkpoint()]),
     Target("checkpoint-index", read_checkpoint_index, lambda: [_index_of(_checkpoint())]),
+    Target("pretraining", read_pretraining, lambda: [_pretraining()]),
+    Target("pretraining-index", read_pretraining_index, lambda: [_index_of(_pretraining())]),
     Target("upstream", read_upstream, lambda: [_upstream()]),
     Target("upstream-index", read_upstream_index, lambda: [_index_of(_upstream()), _naming_upstream()]),
     Target("manifest", read_manifest, lambda: [(_store() / "store.json").read_bytes()]),

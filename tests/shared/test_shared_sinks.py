@@ -18,6 +18,7 @@ from support.fake_wandb import FakeWandb
 from support.generated_trips import write_generated
 from support.random_city import write_random_store
 from support.trials import SMALL, phase_of, run_one, tune_settings
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from shared import sinks
 from shared.errors import ConfigError
@@ -160,6 +161,20 @@ def test_tensorboard_fails_as_gently(
     opened.close()
     [record] = caplog.records
     assert record.getMessage().startswith("TensorBoard failed (")
+
+
+def test_tensorboard_shows_values_and_drops_those_after_the_step_that_is_gone_on_with(tmp_path: Path) -> None:
+    """As its own reader sees them; steps from 3 on were of an attempt that was killed."""
+    for begin, end, after, value in ((1, 6, 0, 1.0), (3, 5, 2, 2.0)):
+        opened = Sinks(tmp_path, True, asked("off"), after)
+        for step in range(begin, end):
+            opened.write(step, {"train/loss": value * step, "train/other": 0.5})
+        opened.close()
+    reader = EventAccumulator(str(tmp_path / "tensorboard"))
+    reader.Reload()
+    assert sorted(reader.Tags()["scalars"]) == ["train/loss", "train/other"]
+    found = [(event.step, event.value) for event in reader.Scalars("train/loss")]
+    assert found == [(1, 1.0), (2, 2.0), (3, 6.0), (4, 8.0)]
 
 
 @pytest.mark.integration

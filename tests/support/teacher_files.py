@@ -17,6 +17,8 @@ from teacher_server.lmtad.model import LMTAD, Architecture
 GRID = Grid.from_bounds((0.0, 0.0, 0.35, 0.45), 0.1, 0.1)
 ROAD_CELL = np.array([2, 3, 3, 5, 8, 11, 12, 19])
 """Eight roads in seven of twenty cells."""
+SUCCESSORS = np.array([[road + 1, road + 2] for road in range(8)], np.int32) % 8
+"""Two of each road; those of road 0 are in one cell."""
 
 
 def write_checkpoint(path: Path, vocab_size: int, **extra: Any) -> Path:
@@ -35,6 +37,8 @@ def write_store(path: Path, trips: dict[str, list[list[int]]]) -> Path:
     assert tokeniser.vocabulary.occupied is not None
     np.save(path / "network" / "occupied_cells.npy", tokeniser.vocabulary.occupied)
     np.save(path / "network" / "road_token.npy", tokeniser.vocabulary.token(ROAD_CELL))
+    np.save(path / "network" / "successor_offsets.npy", np.arange(9) * 2)
+    np.save(path / "network" / "successors.npy", SUCCESSORS.ravel())
     for split, rows in trips.items():
         (path / split).mkdir()
         lengths = np.array([len(row) for row in rows], np.int64)
@@ -42,8 +46,9 @@ def write_store(path: Path, trips: dict[str, list[list[int]]]) -> Path:
         np.save(path / split / "times.npy", np.zeros(lengths.sum(), np.int64))
         np.save(path / split / "offsets.npy", ragged.offsets(lengths))
         np.save(path / split / "source_rows.npy", np.arange(len(rows), dtype=np.int64))
-    manifest = {"format": "hoser-store/1", "fingerprint": "f00d", "splits": list(trips), **tokeniser.to_dict()}
-    (path / "store.json").write_text(json.dumps(manifest))
+    floors = {"nearest_to_destination": 0.25, "first_order_markov": 0.5, "second_order_markov": 0.75}
+    manifest = {"format": "hoser-store/1", "fingerprint": "f00d", "splits": list(trips), "floors": floors}
+    (path / "store.json").write_text(json.dumps(manifest | tokeniser.to_dict()))
     return path
 
 

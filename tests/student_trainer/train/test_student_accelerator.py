@@ -18,6 +18,7 @@ from support.random_city import write_random_store
 from support.recorders import Kept
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
+from shared.restoring import restore_optimizer
 from shared.store import Store
 from student_trainer.data.batch import build_batch
 from student_trainer.data.network import RoadNetwork
@@ -30,7 +31,7 @@ from student_trainer.model.road_graph import RoadGraph
 from student_trainer.train import graphs
 from student_trainer.train import session as sessions
 from student_trainer.train.config import OptimConfig, TrainConfig
-from student_trainer.train.optim import build_optimizer, restore_optimizer
+from student_trainer.train.optim import build_optimizer
 from student_trainer.train.ranks import ALONE, Ranks
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.schedule import Step, prepare_step

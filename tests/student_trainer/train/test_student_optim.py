@@ -13,14 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import FileFormatError
+from shared.restoring import restore_optimizer, restore_scaler
 from student_trainer.train.config import OptimConfig, RuntimeConfig
 from student_trainer.train.optim import (
     Precision,
     build_optimizer,
     learning_rate,
     random_state,
-    restore_optimizer,
-    restore_scaler,
     set_random_state,
 )
 

@@ -26,8 +26,10 @@ from shared.wire import HistoryMode, ScoreQuery
 from teacher_server.__main__ import JOBS
 from teacher_server.client import info, query
 from teacher_server.client.config import InfoConfig, QueryConfig
-from teacher_server.lmtad import export, pretrain
-from teacher_server.lmtad.config import ExportConfig, PretrainConfig
+from teacher_server.lmtad import export
+from teacher_server.lmtad.config import ExportConfig
+from teacher_server.pretrain import run as pretraining
+from teacher_server.pretrain.config import PretrainConfig
 from teacher_server.serve import run, security
 from teacher_server.serve.config import ServeConfig
 
@@ -66,7 +68,7 @@ def test_pretrain_reads_all(tmp_path: Path) -> None:
     small = {"n_layer": 1, "n_head": 2, "n_embd": 16, "epochs": 1, "device": "cpu", "threads": 1, "overwrite": True}
     settings = PretrainConfig.model_validate({"data": store, "out": tmp_path / "teacher", **small})
     with recorded_reads() as reads:
-        pretrain.run(settings)
+        pretraining.run(settings)
     assert settings_of(PretrainConfig) <= reads
 
 

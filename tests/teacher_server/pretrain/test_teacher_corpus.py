@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from shared import ragged
 from shared.vocab import Vocabulary
-from teacher_server.lmtad import corpus as corpora
-from teacher_server.lmtad.corpus import Corpus
+from teacher_server.pretrain import corpus as corpora
+from teacher_server.pretrain.corpus import Corpus
 
 
 def make_corpus(trips: list[list[int]], eot: int) -> Corpus:

@@ -110,6 +110,19 @@ def _split(ascending: Int64, lengths: Int64, batch_tokens: int) -> Iterator[Int6
         start += max(1, fitting)
 
 
+def cut(trips: Int64, lengths: Int64, most_tokens: int | None) -> list[Int64]:
+    """The micro-batches of a batch: rows times the longest is at most `most_tokens` (or one row); None: all at once.
+
+    Args:
+        trips: int64 [B], the shortest first.
+        lengths: int64 [n], tokens of each sequence.
+        most_tokens: padded tokens.
+    """
+    if most_tokens is None:
+        return [trips] if len(trips) else []
+    return list(_split(trips, lengths, most_tokens))
+
+
 def make_batch(corpus: Corpus, spans: Spans, trips: Int64, vocabulary: Vocabulary) -> tuple[Int32, Int64]:
     """Right-padded inputs int32 [B, T] and targets int64 [B, T] of some spans.
 
