@@ -15,6 +15,8 @@ BEAT_SECONDS = 2.0
 """Between two beats."""
 LOST_SECONDS = 120.0
 """Without a beat, after which a rank counts as lost: longer than any of its own work keeps its threads from running."""
+STOP_SECONDS = 5.0
+"""How long the end of a thread is waited for."""
 
 
 class Counters(Protocol):
@@ -34,14 +36,17 @@ class Heartbeats:
         self._seen = {other: (-1, clock()) for other in range(world) if other != rank}
         self._failure = ""
         self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
 
     def start(self) -> None:
         """Beats in a thread of its own until `stop`."""
-        threading.Thread(target=self._run, name="heartbeats", daemon=True).start()
+        self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread, which may be within a beat."""
+        """Ends the thread; a process that ends while it is within a library is aborted by that."""
         self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join(STOP_SECONDS)
 
     def beat(self) -> None:
         """Counts up this rank's number, and looks at the others'."""

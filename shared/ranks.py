@@ -36,6 +36,8 @@ POLL_SECONDS = 0.0005
 """Between two looks whether an accelerator has done its part."""
 SPEAK_SECONDS = 5.0
 """How long a rank asks whether another has said it already."""
+ABORT_SECONDS = 10.0
+"""How long a library may take to give up what it has begun."""
 EXIT_SECONDS = 30
 """How long the libraries of an accelerator may take to end with a process whose work has failed."""
 
@@ -251,7 +253,9 @@ class JoinedRanks(Ranks):
             signal.alarm(EXIT_SECONDS)
         if self._heartbeats is not None:
             self._heartbeats.stop()
-        threading.Thread(target=self._group.abort, name="abort", daemon=True).start()
+        aborting = threading.Thread(target=self._group.abort, name="abort", daemon=True)
+        aborting.start()
+        aborting.join(ABORT_SECONDS)
 
     def leave(self) -> None:
         """Ends the company of ranks that are all done."""
