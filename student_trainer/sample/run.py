@@ -8,6 +8,7 @@ split of their own (`student_trainer.data.sampled`), which training mixes with l
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import logging
 import math
@@ -30,6 +31,7 @@ from student_trainer.distill.query import check_vocabulary, check_window
 from student_trainer.distill.teacher import Teacher
 from student_trainer.sample.choices import Choices, make_choices
 from student_trainer.sample.config import SampleConfig
+from student_trainer.sample.ends import fit_end
 from student_trainer.sample.observed import Observed, observe
 from student_trainer.sample.origin import origin_weights
 from student_trainer.sample.walk import End, Ground, Walks, walk
@@ -54,7 +56,7 @@ def run(settings: SampleConfig) -> int:
         TeacherError: the teacher does not answer.
     """
     document = sample(settings)
-    shown = {name: document[name] for name in ("store", "teacher", "counts", "rates")}
+    shown = {name: document[name] for name in ("store", "teacher", "end_shift", "counts", "rates")}
     print(json.dumps({"out": str(settings.out), **shown}))
     return 0
 
@@ -106,8 +108,15 @@ def draw(settings: SampleConfig, store: Store, teacher: Teacher, limits: Limits)
         teacher, network.road_token, observed.first, settings.smoothing, limits.max_request_candidates
     )
     window = min(settings.window or limits.max_window, settings.max_roads)
+    size = group_size(settings.walkers, window, choices, limits)
+    end_shift = 0.0
+    if settings.ends == "calibrated":
+        requests = settings.client.lookahead
+        end_shift = fit_end(teacher, known, choices, network.road_token, window, size, requests)
+        log.info("trips end %.3g times as often as the teacher says in a window of %d", math.exp(end_shift), window)
+        choices = dataclasses.replace(choices, end_factor=math.exp(end_shift))
     ground = Ground(choices, network.road_token, np.cumsum(origin), settings.seed, window, settings.max_roads)
-    walks, positions = _walk(settings, ground, teacher, limits)
+    walks, positions = _walk(settings, ground, teacher, size)
     kept = walks.take(np.flatnonzero(walks.is_trip)[: settings.trips])
     trips = _timed(kept, observed, settings.seed)
     seconds = time.perf_counter() - start
@@ -115,6 +124,7 @@ def draw(settings: SampleConfig, store: Store, teacher: Teacher, limits: Limits)
         "teacher": {"addresses": settings.teacher, "revision": teacher.revision},
         "settings": settings.model_dump(mode="json"),
         "code_version": provenance.source_digest(__name__),
+        "end_shift": end_shift,
         "counts": _counts(walks, kept, known, network),
         "rates": {
             "seconds": seconds,
@@ -126,9 +136,8 @@ def draw(settings: SampleConfig, store: Store, teacher: Teacher, limits: Limits)
     }
 
 
-def _walk(settings: SampleConfig, ground: Ground, teacher: Teacher, limits: Limits) -> tuple[Walks, int]:
+def _walk(settings: SampleConfig, ground: Ground, teacher: Teacher, size: int) -> tuple[Walks, int]:
     """Walks enough for the trips, by number, and how many positions were asked."""
-    size = group_size(settings.walkers, ground.window, ground.choices, limits)
     positions, walks = 0, Walks.nobody()
     with tqdm.tqdm(total=settings.trips, unit="trip", disable=None) as bar:
 
