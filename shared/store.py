@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 FORMAT = "hoser-store/1"
 SPLITS = ("train", "val", "test")
+PREPARE = "run `prepare` again"
+"""What mends a damaged store."""
 RAM_SHARE = 0.6
 """Share of the free memory that a split may take before it is memory-mapped."""
 
@@ -155,7 +157,22 @@ class Store:
             "%s: %.1f MiB, %.0f MiB of memory free -> %s (cache=%s)",
             split, size / 2**20, free / 2**20, "memory-mapped" if mmap else "held in memory", cache,
         )  # fmt: skip
-        return _checked(folder, Trips(**{name: _load(path, mmap) for name, path in paths.items()}))
+        return read_trips(folder, mmap)
+
+
+def read_trips(folder: Path, mmap: bool, mend: str = PREPARE) -> Trips:
+    """The trips of a directory with the four arrays of a split.
+
+    Args:
+        folder: holds roads, times, offsets and source_rows.
+        mmap: memory-map them.
+        mend: what to do about a damaged one.
+
+    Raises:
+        FileFormatError: a file is missing or damaged, or they do not fit together.
+    """
+    names = [field.name for field in dataclasses.fields(Trips)]
+    return _checked(folder, Trips(**{name: _load(folder / f"{name}.npy", mmap, mend) for name in names}), mend)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -172,7 +189,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _checked(folder: Path, trips: Trips) -> Trips:
+def _checked(folder: Path, trips: Trips, mend: str) -> Trips:
     """Trips whose arrays fit together."""
     arrays = vars(trips)
     flat = all(array.ndim == 1 and np.issubdtype(array.dtype, np.integer) for array in arrays.values())
@@ -185,11 +202,11 @@ def _checked(folder: Path, trips: Trips) -> Trips:
         and offsets[-1] == len(trips.roads) == len(trips.times)
         and bool(np.all(offsets[1:] >= offsets[:-1]))
     ):
-        raise FileFormatError(f"{folder} is damaged: its arrays do not fit together; run `prepare` again")
+        raise FileFormatError(f"{folder} is damaged: its arrays do not fit together; {mend}")
     return trips
 
 
-def _load(path: Path, mmap: bool) -> npt.NDArray[Any]:
+def _load(path: Path, mmap: bool, mend: str = PREPARE) -> npt.NDArray[Any]:
     try:
         if mmap:
             return np.lib.format.open_memmap(path, mode="r")
@@ -197,5 +214,5 @@ def _load(path: Path, mmap: bool) -> npt.NDArray[Any]:
             array: npt.NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
     except Exception as error:  # an untrusted header can make numpy's parser fail in any way
         reason = " ".join(str(error).split())
-        raise FileFormatError(f"{path} is missing or damaged ({reason}); run `prepare` again") from None
+        raise FileFormatError(f"{path} is missing or damaged ({reason}); {mend}") from None
     return array

@@ -45,6 +45,19 @@ JOBS = (
         ),
     ),
     Job(
+        name="sample",
+        summary="draw trips from a teacher on the road network, to train on",
+        schema="student_trainer.sample.config:SampleConfig",
+        run="student_trainer.sample.run:run",
+        check="student_trainer.early:check_store",
+        flags=(
+            Flag("--data", "data", "store whose roads they are on", "STORE"),
+            Flag("--teacher", "teacher", "teachers, as for train", "HOST:PORT[,HOST:PORT...]"),
+            Flag("--trips", "trips", "trips to draw", "N"),
+            Flag("--out", "out", "directory to write", "SAMPLED"),
+        ),
+    ),
+    Job(
         name="tune",
         summary="search settings of the distillation, and find out whether the best is better than none",
         schema="student_trainer.tune.config:TuneConfig",

@@ -58,6 +58,7 @@ LAYERS = (
     "student_trainer.model",
     "student_trainer.distill",
     "student_trainer.predict",
+    "student_trainer.sample",
     "student_trainer.train",
     "student_trainer.generate",
     "student_trainer.evaluate",
@@ -72,6 +73,7 @@ MAY_IMPORT = {
     "student_trainer.model": {"student_trainer.data", "student_trainer.runs"},
     "student_trainer.predict": {"student_trainer.data", "student_trainer.model"},
     "student_trainer.distill": {"student_trainer.data", "student_trainer.model"},
+    "student_trainer.sample": {"student_trainer.data", "student_trainer.distill"},
     "student_trainer.train": {
         "student_trainer.data",
         "student_trainer.runs",
@@ -308,6 +310,7 @@ PRINTERS = {
     "student_trainer.pipeline.run",
     "student_trainer.predict.run",
     "student_trainer.prepare.run",
+    "student_trainer.sample.run",
     "student_trainer.train.run",
     "student_trainer.tune.run",
     "student_trainer.tune.worker",

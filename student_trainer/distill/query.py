@@ -36,6 +36,12 @@ def check_teacher(info: TeacherInfo, store: Store, distill: DistillConfig, addre
     Raises:
         CompatibilityError: naming every value that differs, and how to mend it.
     """
+    check_vocabulary(info, store, address)
+    check_window(info, distill.window, "distill.window", address)
+
+
+def check_vocabulary(info: TeacherInfo, store: Store, address: str) -> None:
+    """Raises `CompatibilityError` if teacher and store differ in grid or vocabulary, naming every value that does."""
     if info.tokeniser.fingerprint != store.tokeniser.fingerprint:
         differences = "; ".join(store.tokeniser.differences(info.tokeniser))
         raise CompatibilityError(
@@ -43,7 +49,11 @@ def check_teacher(info: TeacherInfo, store: Store, distill: DistillConfig, addre
             f"(store != teacher): {differences}. Prepare the store with grid.teacher=TEACHER_FILE, "
             "or pretrain a teacher on this store"
         )
-    if distill.window > info.limits.max_window:
+
+
+def check_window(info: TeacherInfo, window: int, setting: str, address: str) -> None:
+    """Raises `CompatibilityError` if the teacher cannot see a window, which `setting` sets."""
+    if window > info.limits.max_window:
         raise CompatibilityError(
-            f"distill.window {distill.window} is longer than the teacher at {address} can see: {info.limits.max_window}"
+            f"{setting} {window} is longer than the teacher at {address} can see: {info.limits.max_window}"
         )

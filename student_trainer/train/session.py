@@ -17,6 +17,7 @@ from shared import config, files
 from shared.arrays import Int64
 from shared.errors import CompatibilityError, ConfigError, TeacherError
 from shared.store import SplitName, Store, Trips
+from student_trainer.data import labelled
 from student_trainer.data.loader import Prefetcher, TripOrder
 from student_trainer.data.mixed import MixedTrips, Numbered
 from student_trainer.data.network import RoadNetwork
@@ -325,11 +326,7 @@ def choose_trips(trips: Trips, settings: TrainConfig, split: SplitName = "train"
         "train": (settings.batch.train_trips, "training"),
         "val": (settings.batch.val_trips, "validation"),
     }[split]
-    if wanted > len(trips):
-        raise ConfigError(f"batch.{split}_trips is {wanted}, but the store has {len(trips)} {kind} trips")
-    if not wanted:
-        return np.arange(len(trips))
-    return np.sort(np.random.default_rng(settings.batch.sample_seed).permutation(len(trips))[:wanted])
+    return labelled.choose(trips, wanted, settings.batch.sample_seed, f"batch.{split}_trips", kind)
 
 
 def _brief(metrics: dict[str, float]) -> dict[str, str]:

@@ -1,0 +1,209 @@
+"""`student-trainer sample`: trips drawn from a teacher, on the road network of a store.
+
+A trip begins on a road of a cell drawn from q(cell | SOT), goes on with q(cell | the last `window` cells) over the
+cells of the road's successors and the end of the trip, and ends with that, or where the network does. The trips are a
+split of their own (`student_trainer.data.sampled`), which training mixes with labelled trips.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from shared import claims, files, provenance
+from shared.errors import ConfigError, DataError
+from shared.store import Store, Trips
+from shared.wire import Limits
+from student_trainer.data import labelled
+from student_trainer.data.network import RoadNetwork
+from student_trainer.data.sampled import DOCUMENT, is_sampled, write_sampled
+from student_trainer.distill.client import GrpcTeacher
+from student_trainer.distill.query import check_vocabulary, check_window
+from student_trainer.distill.teacher import Teacher
+from student_trainer.sample.choices import Choices, make_choices
+from student_trainer.sample.config import SampleConfig
+from student_trainer.sample.ends import fit_end
+from student_trainer.sample.observed import Observed, observe
+from student_trainer.sample.origin import origin_weights
+from student_trainer.sample.walk import End, Ground, Walks, walk
+
+log = logging.getLogger(__name__)
+
+FEWEST = 0.01
+"""Share of walkers that must make a trip; below it the teacher, or a setting, is wrong."""
+SPARE = 1.1
+"""How many more walkers are sent than are likely to be needed, once some have made no trip."""
+TOKEN_BYTES, MESSAGE_BYTES = 4, 4096
+"""Of a token or a length in a message, and what is left for its other fields."""
+
+
+def run(settings: SampleConfig) -> int:
+    """Draws and writes; prints what was done as JSON on stdout.
+
+    Raises:
+        CompatibilityError: the teacher does not fit the store or the settings.
+        ConfigError: OUT holds something, or another job writes there; there are fewer labelled trips than wanted.
+        DataError: no trips can be drawn.
+        TeacherError: the teacher does not answer.
+    """
+    document = sample(settings)
+    shown = {name: document[name] for name in ("store", "teacher", "end_shift", "counts", "rates")}
+    print(json.dumps({"out": str(settings.out), **shown}))
+    return 0
+
+
+def sample(settings: SampleConfig) -> dict[str, Any]:
+    """Draws and writes; returns the content of `sampled.json`. Raises as `run`."""
+    with claims.directory(settings.out):
+        claims.check(settings.out, "a directory of sampled trips", is_sampled)
+        if (settings.out / DOCUMENT).exists() and not settings.replace:
+            raise ConfigError(f"{settings.out} holds sampled trips; choose another --out, or replace=true")
+        store = Store(settings.data)
+        teacher = GrpcTeacher(settings.teacher, settings.client)
+        try:
+            check_vocabulary(teacher.info, store, settings.teacher)
+            check_window(teacher.info, settings.window, "window", settings.teacher)
+            trips, about = draw(settings, store, teacher, teacher.info.limits)
+        finally:
+            teacher.close()
+        with files.atomic_directory(settings.out) as folder:
+            if settings.csv:
+                write_csv(folder / "trips.csv", trips)
+            document = write_sampled(folder, trips, store, about)
+    rates = about["rates"]
+    log.info(
+        "wrote %s: %d trips, %.0f trips/s, %.0f positions/s", settings.out, len(trips), rates["trips_per_s"],
+        rates["positions_per_s"],
+    )  # fmt: skip
+    return document
+
+
+def draw(settings: SampleConfig, store: Store, teacher: Teacher, limits: Limits) -> tuple[Trips, dict[str, Any]]:
+    """The trips, and what there is to say about them: the teacher, settings, counts and rates.
+
+    Raises:
+        ConfigError: there are fewer labelled trips than wanted.
+        DataError: no trips can be drawn.
+        TeacherError: the teacher does not answer.
+    """
+    start = time.perf_counter()
+    network = RoadNetwork.load(store)
+    if not len(network.successors):
+        raise DataError(f"{store.path}: no road has a successor, so there are no trips")
+    train = store.trips("train", settings.cache)
+    chosen = labelled.choose(train, settings.train_trips, settings.sample_seed, "train_trips", "training")
+    known = train.take(chosen)
+    observed = observe(known, network, store.network("length").astype(np.float64))
+    choices = make_choices(network, store.tokeniser.vocabulary.eot, observed.taken, settings.smoothing)
+    origin = origin_weights(
+        teacher, network.road_token, observed.first, settings.smoothing, limits.max_request_candidates
+    )
+    window = min(settings.window or limits.max_window, settings.max_roads)
+    size = group_size(settings.walkers, window, choices, limits)
+    end_shift = 0.0
+    if settings.ends == "calibrated":
+        requests = settings.client.lookahead
+        end_shift = fit_end(teacher, known, choices, network.road_token, window, size, requests)
+        log.info("trips end %.3g times as often as the teacher says in a window of %d", math.exp(end_shift), window)
+        choices = dataclasses.replace(choices, end_factor=math.exp(end_shift))
+    ground = Ground(choices, network.road_token, np.cumsum(origin), settings.seed, window, settings.max_roads)
+    walks, positions = _walk(settings, ground, teacher, size)
+    kept = walks.take(np.flatnonzero(walks.is_trip)[: settings.trips])
+    trips = _timed(kept, observed, settings.seed)
+    seconds = time.perf_counter() - start
+    return trips, {
+        "teacher": {"addresses": settings.teacher, "revision": teacher.revision},
+        "settings": settings.model_dump(mode="json"),
+        "code_version": provenance.source_digest(__name__),
+        "end_shift": end_shift,
+        "counts": _counts(walks, kept, known, network),
+        "rates": {
+            "seconds": seconds,
+            "trips_per_s": len(trips) / seconds,
+            "positions": positions,
+            "positions_per_s": positions / seconds,
+        },
+        "environment": provenance.environment(),
+    }
+
+
+def _walk(settings: SampleConfig, ground: Ground, teacher: Teacher, size: int) -> tuple[Walks, int]:
+    """Walks enough for the trips, by number, and how many positions were asked."""
+    positions, walks = 0, Walks.nobody()
+    with tqdm.tqdm(total=settings.trips, unit="trip", disable=None) as bar:
+
+        def advance(asked: int, trips: int) -> None:
+            nonlocal positions
+            positions += asked
+            bar.update(min(trips, settings.trips - bar.n))
+
+        while (made := int(walks.is_trip.sum())) < settings.trips:
+            walked, missing = len(walks.number), settings.trips - made
+            if made < FEWEST * walked:
+                raise DataError(
+                    f"of {walked} walkers {made} made a trip: {_ends(walks)}; see max_roads and the teacher"
+                )
+            count = math.ceil(SPARE * missing * walked / made) if walked else missing
+            more = walk(ground, teacher, walked, count, size, settings.client.lookahead, advance)
+            walks = Walks.joined([walks, more])
+    last = np.flatnonzero(walks.is_trip)[settings.trips - 1]
+    return walks.take(np.arange(last + 1)), positions
+
+
+def group_size(wanted: int, window: int, choices: Choices, limits: Limits) -> int:
+    """Walkers of a request, so that it keeps to a teacher's limits whatever they do; at least 1."""
+    candidates = choices.most + 1
+    row_bytes = TOKEN_BYTES * (window + 1 + candidates + 1)
+    by_bytes = (limits.max_message_bytes - MESSAGE_BYTES) // row_bytes
+    size = min(wanted, limits.max_request_positions, limits.max_request_candidates // candidates, by_bytes)
+    if size < wanted:
+        log.info("%d walkers a request, for the teacher's limits (walkers: %d)", max(1, size), wanted)
+    return max(1, size)
+
+
+def _timed(walks: Walks, observed: Observed, seed: int) -> Trips:
+    times = observed.times(seed, walks.number, walks.roads.astype(np.int64), walks.offsets)
+    return Trips(walks.roads, times, walks.offsets, walks.number)
+
+
+def _ends(walks: Walks) -> dict[str, int]:
+    """How walks ended: those that were kept, and why the others were not."""
+    is_short = (np.diff(walks.offsets) < 2) & (walks.end != End.TOO_LONG)
+    kinds = {"ended": walks.end == End.ENDED, "dead_end": walks.end == End.DEAD_END}
+    counts = {name: int((is_end & ~is_short).sum()) for name, is_end in kinds.items()}
+    dropped = {"too_short": int(is_short.sum()), "too_long": int((walks.end == End.TOO_LONG).sum())}
+    return counts | {f"dropped_{name}": count for name, count in dropped.items()}
+
+
+def _counts(walks: Walks, kept: Walks, known: Trips, network: RoadNetwork) -> dict[str, Any]:
+    """Of the walkers up to the last one whose trip was kept."""
+    return {
+        "trips": len(kept.number),
+        "walkers": len(walks.number),
+        **_ends(walks),
+        "roads_per_trip": float(np.diff(kept.offsets).mean()),
+        "roads_covered": len(np.unique(kept.roads)) / network.num_roads,
+        "labelled_trips": len(known),
+        "labelled_roads_per_trip": float(known.lengths.mean()),
+        "labelled_roads_covered": len(np.unique(known.roads)) / network.num_roads,
+    }
+
+
+def write_csv(path: Path, trips: Trips) -> None:
+    """Writes trips as `prepare` reads them: the columns traj_id, rid_list and time_list."""
+    with open(path, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(("traj_id", "rid_list", "time_list"))
+        times = trips.times.astype("M8[s]")
+        for row, (start, end) in enumerate(zip(trips.offsets[:-1], trips.offsets[1:], strict=True)):
+            roads = ",".join(map(str, trips.roads[start:end]))
+            writer.writerow((trips.source_rows[row], roads, ",".join(f"{moment}Z" for moment in times[start:end])))
