@@ -1,0 +1,115 @@
+"""The arms: how a student is trained, and what it is compared with.
+
+Every arm of one regime sees the same labelled trips; `vanilla` is what all are compared with. Controls take away what is
+said to help: the teacher's knowledge (an even or a shuffled answer), or the number of steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+Control = Literal["none", "uniform", "shuffled"]
+
+SAMPLED_TRIPS = 24_000
+WIDTH = ("model.road_id_dim=32", "model.road_attr_dim=8")
+BOTH = ("distill.weight=1", "distill.target=destination", "distill.head=1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Regime:
+    """An amount of labelled trips.
+
+    Attributes:
+        trips: labelled trips.
+        epochs: of a run on these alone.
+        batch_size: of such a run.
+    """
+
+    trips: int
+    epochs: int
+    batch_size: int
+
+    @property
+    def steps(self) -> int:
+        """Of a run on labelled trips alone."""
+        return self.epochs * -(-self.trips // self.batch_size)
+
+
+REGIMES = (Regime(1_000, 10, 32), Regime(6_000, 8, 64), Regime(35_000, 8, 64))
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        name: short, in lower case with hyphens.
+        text: for people.
+        settings: overrides of `train`.
+        teaches: whether a teacher is asked.
+        samples: whether sampled trips are mixed in.
+        control: what is done to the teacher's answers.
+        as_many_steps: train on labelled trips alone for as many steps as an arm with sampled trips makes.
+        seeds: how many.
+        whole_trips: whether trips are generated and judged.
+    """
+
+    name: str
+    text: str
+    settings: tuple[str, ...] = ()
+    teaches: bool = True
+    samples: bool = False
+    control: Control = "none"
+    as_many_steps: bool = False
+    seeds: int = 5
+    whole_trips: bool = False
+
+
+SAMPLED_EPOCHS, SAMPLED_BATCH = 8, 64
+
+ARMS = (
+    Arm("vanilla", "labels alone", teaches=False, whole_trips=True),
+    Arm("new", "sampled trips: destination-aware target and head", BOTH, samples=True, whole_trips=True),
+    Arm("today", "KL to the teacher's answer, λ .3 (the former default)", ("distill.weight=0.3",), whole_trips=True),
+    Arm("head", "destination-free head alone", ("distill.weight=0", "distill.head=1"), whole_trips=True),
+    Arm("target", "destination-aware target alone, λ 1", ("distill.weight=1", "distill.target=destination"),
+        whole_trips=True),
+    Arm("both", "destination-aware target and head, labelled trips alone", BOTH, whole_trips=True),
+    Arm("long", "labels alone, as many steps as with sampled trips", teaches=False, as_many_steps=True,
+        whole_trips=True),
+    Arm("sampled-labels", "sampled trips: their own next roads as labels",
+        ("distill.weight=0", "distill.sampled_labels=1"), teaches=False, samples=True, whole_trips=True),
+    Arm("sampled-head", "sampled trips: destination-free head", ("distill.weight=0", "distill.head=1"), samples=True,
+        whole_trips=True),
+    Arm("sampled-target", "sampled trips: destination-aware target",
+        ("distill.weight=1", "distill.target=destination"), samples=True, whole_trips=True),
+    Arm("fading", "KL to the teacher's answer, λ 1, cosine to 0 over the first half",
+        ("distill.weight=1", "distill.schedule=cosine"), whole_trips=True),
+    Arm("document", "the first formula: every candidate its cell's whole mass, λ .03, τ 2",
+        ("distill.weight=0.03", "distill.temperature=2", "distill.collisions=duplicate"), whole_trips=True),
+    Arm("new-shuffled", "control: as new, answers shuffled among the candidates", BOTH, samples=True,
+        control="shuffled", seeds=3),
+    Arm("new-uniform", "control: as new, answers even", BOTH, samples=True, control="uniform", seeds=3),
+    Arm("uniform", "control: KL to an even answer, λ .3", ("distill.weight=0.3",), control="uniform", seeds=3),
+    Arm("smoothing", "control: label smoothing .1", ("optim.label_smoothing=0.1",), teaches=False, seeds=3),
+)  # fmt: skip
+
+
+def arm(name: str) -> Arm:
+    """The arm of that name; raises `KeyError`."""
+    return {one.name: one for one in ARMS}[name]
+
+
+def overrides(arm: Arm, regime: Regime, seed: int) -> list[str]:
+    """All that `train` is told but where things are."""
+    given = [*WIDTH, f"seed={seed}", f"batch.train_trips={regime.trips}", *arm.settings]
+    per_epoch = -(-(regime.trips + SAMPLED_TRIPS) // SAMPLED_BATCH)
+    if arm.samples:
+        given += [f"optim.epochs={SAMPLED_EPOCHS}", f"optim.batch_size={SAMPLED_BATCH}"]
+    elif arm.as_many_steps:
+        epochs = round(SAMPLED_EPOCHS * per_epoch / -(-regime.trips // regime.batch_size))
+        given += [f"optim.epochs={epochs}", f"optim.batch_size={regime.batch_size}"]
+    else:
+        given += [f"optim.epochs={regime.epochs}", f"optim.batch_size={regime.batch_size}"]
+    return given
