@@ -30,8 +30,9 @@ class SampleConfig(Section):
     """Cells of history that the teacher sees after SOT, as distill.window; 0 for the whole trip so far, as far as the
     teacher's block reaches."""
     ends: Literal["calibrated", "teacher"] = "calibrated"
-    """calibrated: add one number to log q(EOT), fitted so that labelled trips end as often as they do (a window hides
-    how long a trip is, so that q(EOT) alone makes trips several times too long); teacher: take q(EOT) as it is."""
+    """calibrated: add a number to log q(EOT), for each of some twenty ranges of a trip's length so far, fitted so that
+    labelled trips end as often as they do (a window hides how long a trip is: q(EOT) alone makes trips several times
+    too long); teacher: take q(EOT) as it is."""
     max_roads: int = pydantic.Field(300, ge=2)
     """Roads of a trip at most. Trips that have not ended then are dropped and counted."""
     train_trips: int = pydantic.Field(0, ge=0)

@@ -8,7 +8,6 @@ split of their own (`student_trainer.data.sampled`), which training mixes with l
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import logging
 import math
@@ -31,7 +30,7 @@ from student_trainer.distill.query import check_vocabulary, check_window
 from student_trainer.distill.teacher import Teacher
 from student_trainer.sample.choices import Choices, make_choices
 from student_trainer.sample.config import SampleConfig
-from student_trainer.sample.ends import fit_end
+from student_trainer.sample.ends import AS_THE_TEACHER_SAYS, fit_ends
 from student_trainer.sample.observed import Observed, observe
 from student_trainer.sample.origin import origin_weights
 from student_trainer.sample.walk import End, Ground, Walks, walk
@@ -56,7 +55,7 @@ def run(settings: SampleConfig) -> int:
         TeacherError: the teacher does not answer.
     """
     document = sample(settings)
-    shown = {name: document[name] for name in ("store", "teacher", "end_shift", "counts", "rates")}
+    shown = {name: document[name] for name in ("store", "teacher", "ends", "counts", "rates")}
     print(json.dumps({"out": str(settings.out), **shown}))
     return 0
 
@@ -109,13 +108,12 @@ def draw(settings: SampleConfig, store: Store, teacher: Teacher, limits: Limits)
     )
     window = min(settings.window or limits.max_window, settings.max_roads)
     size = group_size(settings.walkers, window, choices, limits)
-    end_shift = 0.0
+    ends = AS_THE_TEACHER_SAYS
     if settings.ends == "calibrated":
         requests = settings.client.lookahead
-        end_shift = fit_end(teacher, known, choices, network.road_token, window, size, requests)
-        log.info("trips end %.3g times as often as the teacher says in a window of %d", math.exp(end_shift), window)
-        choices = dataclasses.replace(choices, end_factor=math.exp(end_shift))
-    ground = Ground(choices, network.road_token, np.cumsum(origin), settings.seed, window, settings.max_roads)
+        ends = fit_ends(teacher, known, choices, network.road_token, window, size, requests)
+        log.info("trips end %s as the teacher says in a window of %d", ends, window)
+    ground = Ground(choices, ends, network.road_token, np.cumsum(origin), settings.seed, window, settings.max_roads)
     walks, positions = _walk(settings, ground, teacher, size)
     kept = walks.take(np.flatnonzero(walks.is_trip)[: settings.trips])
     trips = _timed(kept, observed, settings.seed)
@@ -124,7 +122,7 @@ def draw(settings: SampleConfig, store: Store, teacher: Teacher, limits: Limits)
         "teacher": {"addresses": settings.teacher, "revision": teacher.revision},
         "settings": settings.model_dump(mode="json"),
         "code_version": provenance.source_digest(__name__),
-        "end_shift": end_shift,
+        "ends": ends.as_dict(),
         "counts": _counts(walks, kept, known, network),
         "rates": {
             "seconds": seconds,

@@ -22,6 +22,7 @@ from shared.wire import HistoryMode, ScoreQuery, ScoreReply
 from student_trainer.distill.teacher import Teacher
 from student_trainer.sample import philox
 from student_trainer.sample.choices import STAYS, Choices
+from student_trainer.sample.ends import Ends
 from student_trainer.sample.philox import Purpose, uniform
 
 
@@ -88,6 +89,7 @@ class Ground:
 
     Attributes:
         choices: of each road.
+        ends: how much more often trips end than the teacher says.
         road_token: int32 [N].
         origin: float64 [N], running sums of the roads' weights as origins.
         seed: of the random numbers.
@@ -96,6 +98,7 @@ class Ground:
     """
 
     choices: Choices
+    ends: Ends
     road_token: Int32
     origin: Float64
     seed: int
@@ -134,7 +137,8 @@ class Group:
     def advance(self, reply: ScoreReply) -> None:
         """Every walker takes a step, or ends; new ones take the places of those who do."""
         number = uniform(self._ground.seed, Purpose.NEXT_ROAD, self._number, self._length)
-        following = self._ground.choices.draw(self._here(), reply.log_probs, number)
+        factor = self._ground.ends.factor(self._length)
+        following = self._ground.choices.draw(self._here(), reply.log_probs, factor, number)
         is_full = self._length == self._ground.max_roads
         moves = np.flatnonzero((following != STAYS) & ~is_full)
         self._roads[moves, self._length[moves]] = following[moves]
