@@ -68,9 +68,13 @@ class Trips:
         """Roads per trip, int64 [n]."""
         return np.diff(self.offsets)
 
+    def lengths_of(self, trips: Int64) -> Int64:
+        """Roads of each of the given trips: int64, as `trips`."""
+        return self.offsets[trips + 1] - self.offsets[trips]
+
     def take(self, trips: Int64) -> Trips:
         """The given trips, in the given order, in memory."""
-        lengths = self.offsets[trips + 1] - self.offsets[trips]
+        lengths = self.lengths_of(trips)
         index = ragged.slices(self.offsets[trips], lengths)
         return Trips(self.roads[index], self.times[index], ragged.offsets(lengths), self.source_rows[trips])
 

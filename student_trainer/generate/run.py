@@ -24,8 +24,9 @@ import tqdm
 from shared import claims, config, files, provenance
 from shared.errors import ConfigError, FileFormatError
 from shared.store import Store
+from student_trainer.data import graph
 from student_trainer.data.network import RoadNetwork
-from student_trainer.generate import graph, records, workers
+from student_trainer.generate import records, workers
 from student_trainer.generate.beam import BeamSearch
 from student_trainer.generate.best_first import BestFirstSearch
 from student_trainer.generate.config import GenerateConfig

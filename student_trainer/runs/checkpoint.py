@@ -27,7 +27,8 @@ from shared.errors import FileFormatError
 
 log = logging.getLogger(__name__)
 
-FAMILY, FORMAT = "hoser-checkpoint/", "hoser-checkpoint/2"
+FAMILY, FORMAT, BEFORE = "hoser-checkpoint/", "hoser-checkpoint/3", "hoser-checkpoint/2"
+"""Of checkpoints; the format before this one, which is read, lacks `distillation`."""
 
 DAMAGED = (
     *(RuntimeError, struct.error, EOFError, OSError, MemoryError, RecursionError),
@@ -79,6 +80,8 @@ class Checkpoint:
         random_state: of torch's generators, by device type. Nothing random happens after the initial weights now; a
             layer that draws numbers would go on where it was.
         torch: version that saved this.
+        distillation: what is trained or fitted beside the model and not part of it: the destination-free head's
+            weights, the destination-aware target's coefficients.
     """
 
     model: dict[str, Tensor]
@@ -93,6 +96,7 @@ class Checkpoint:
     sums: dict[str, tuple[float, int]]
     random_state: dict[str, Tensor]
     torch: str
+    distillation: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     __pydantic_config__ = _AS_IT_IS
 
@@ -185,7 +189,8 @@ def load(path: Path) -> Checkpoint:
         FileFormatError: the file is missing, damaged, not a checkpoint, or holds code.
     """
     values = load_tensors(path)
-    if values.pop("format", None) != FORMAT:
+    written = values.pop("format", None)
+    if written not in (FORMAT, BEFORE):
         raise FileFormatError(f"{path} is not a checkpoint of this system ({FORMAT})")
     try:
         checkpoint = Checkpoint(**{**values, "progress": Progress(**values["progress"])})

@@ -30,6 +30,10 @@ class DataConfig(Section):
     """Validate on a sample of so many trips (drawn by sample_seed); 0 validates on all."""
     sample_seed: int = 0
     """Seed of these samples, apart from the run's seed so that runs share them."""
+    sampled: Path | None = None
+    """Directory of trips sampled from the teacher (`student-trainer sample`), mixed in with the training trips."""
+    sampled_trips: int = pydantic.Field(0, ge=0)
+    """Mix in so many of them, the first ones; 0 mixes in all."""
     bucket_batches: int = pydantic.Field(32, ge=1)
     """Sort trips by length within so many batches, to pad less; 1 only shuffles."""
 
@@ -55,6 +59,8 @@ class OptimConfig(Section):
     """Largest gradient norm."""
     time_weight: float = pydantic.Field(1.0, ge=0)
     """Weight of the travel-time loss."""
+    label_smoothing: float = pydantic.Field(0.0, ge=0, lt=1)
+    """Share of a label's probability that is spread evenly over the position's candidates."""
     max_bad_steps: int = pydantic.Field(10, ge=0)
     """Steps that may be skipped for a non-finite loss or gradient before the run stops."""
 
@@ -143,5 +149,5 @@ class TrainConfig(RecipeConfig):
 
     @property
     def distils(self) -> bool:
-        """Whether the run asks a teacher: it has an address and the KL has a weight."""
-        return self.teacher != "none" and self.distill.weight > 0
+        """Whether the run asks a teacher: it has an address, and a term has a weight."""
+        return self.teacher != "none" and self.distill.asks

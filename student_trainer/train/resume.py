@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 
 import torch
+from torch import Tensor
 
-from shared.errors import CompatibilityError, ConfigError
+from shared.errors import CompatibilityError, ConfigError, FileFormatError
 from shared.store import Store
+from student_trainer.distill.destination import FEATURES, DestinationTarget
 from student_trainer.model import upstream
+from student_trainer.model.history_head import HistoryHead
 from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.runs.checkpoint import Checkpoint
 from student_trainer.runs.layout import RunFiles, check_unused
@@ -21,6 +24,10 @@ log = logging.getLogger(__name__)
 
 FREE_TO_CHANGE = ("resume", "profile", "teacher", "client", "log", "runtime", "out", "data")
 """Settings that a resumed run may change: where and how it runs. Another runtime changes the last bits."""
+
+
+HEAD, TARGET = "head.", "target"
+"""Names in a checkpoint's `distillation`: what begins with the first, and the second."""
 
 
 def find_checkpoint(settings: TrainConfig, store: Store) -> Checkpoint | None:
@@ -75,6 +82,7 @@ def restore(trainer: Trainer, found: Checkpoint, revision: str) -> None:
         )
     runtime = trainer.runtime
     upstream.load_into(trainer.model, found.model)
+    _restore_head(trainer.head, found.distillation)
     restore_optimizer(trainer.optimizer, found.optimizer)
     restore_scaler(runtime.precision.scaler, found.scaler)
     set_random_state(found.random_state, runtime.device)
@@ -84,10 +92,37 @@ def restore(trainer: Trainer, found: Checkpoint, revision: str) -> None:
     log.info("resuming at step %d", found.progress.step)
 
 
-def snapshot(trainer: Trainer, store: Store, revision: str) -> Checkpoint:
+def _restore_head(head: HistoryHead | None, values: dict[str, Tensor]) -> None:
+    if head is None:
+        return
+    given = {name.removeprefix(HEAD): value for name, value in values.items() if name.startswith(HEAD)}
+    try:
+        head.load_state_dict(given)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise FileFormatError(f"the checkpoint's destination-free head is damaged: {reason}") from None
+
+
+def target_of(found: Checkpoint) -> DestinationTarget:
+    """The destination-aware target that a run was begun with.
+
+    Raises:
+        FileFormatError: the checkpoint does not hold one.
+    """
+    coefficients = found.distillation.get(TARGET)
+    if coefficients is None or coefficients.shape != (len(FEATURES),):
+        raise FileFormatError(f"the checkpoint holds no {len(FEATURES)} coefficients of a destination-aware target")
+    return DestinationTarget(coefficients.double().numpy())
+
+
+def snapshot(trainer: Trainer, store: Store, revision: str, target: DestinationTarget | None = None) -> Checkpoint:
     """What `restore` needs, as the trainer stands."""
+    distillation = {} if target is None else {TARGET: torch.from_numpy(target.coefficients.copy())}
+    if trainer.head is not None:
+        distillation |= {HEAD + name: value for name, value in trainer.head.state_dict().items()}
     return Checkpoint(
         model=trainer.model.state_dict(),
+        distillation=distillation,
         optimizer=trainer.optimizer.state_dict(),
         scaler=trainer.runtime.precision.scaler.state_dict(),
         progress=trainer.progress,

@@ -19,9 +19,12 @@ from shared.errors import CompatibilityError, ConfigError, TeacherError
 from shared.store import SplitName, Store, Trips
 from student_trainer.data import labelled
 from student_trainer.data.loader import Prefetcher, TripOrder
+from student_trainer.data.mixed import MixedTrips, Numbered
 from student_trainer.data.network import RoadNetwork
+from student_trainer.data.sampled import load_sampled
 from student_trainer.distill.teacher import FailureStats, NullTeacher, Teacher
 from student_trainer.model import upstream
+from student_trainer.model.history_head import HistoryHead
 from student_trainer.model.hoser import HOSER
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.runs import checkpoint as checkpoints
@@ -31,12 +34,13 @@ from student_trainer.train import graphs
 from student_trainer.train.compiling import use_own_directory
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed
+from student_trainer.train.fit import fit_target
 from student_trainer.train.logbook import Logbook
 from student_trainer.train.meters import Clock
 from student_trainer.train.optim import random_state
 from student_trainer.train.profiling import Profile
 from student_trainer.train.ranks import RankLost
-from student_trainer.train.resume import restore, snapshot
+from student_trainer.train.resume import restore, snapshot, target_of
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.schedule import PlannedStep, Schedule, Step, prepare_step
 from student_trainer.train.trainer import Trainer
@@ -74,27 +78,44 @@ class Session:
         self.scale = TimeScale(*store.time_scale)
         self._profile: Profile | None = None
         network = RoadNetwork.load(store)
-        train, val = store.trips("train", settings.batch.cache), store.trips("val", settings.batch.cache)
+        labelled, val = store.trips("train", settings.batch.cache), store.trips("val", settings.batch.cache)
         if settings.batch.val_trips:
             val = val.take(choose_trips(val, settings, "val"))
-        chosen = choose_trips(train, settings)
+        chosen = choose_trips(labelled, settings)
+        trips, index, first_sampled = _mixed(labelled, chosen, settings, store)
 
-        self.model = _new_student(settings, network, runtime.device)
+        self.model, head = _new_student(settings, network, runtime.device)
         asked = self.teacher if settings.distils else None
         rounds = graphs.wanted(settings.runtime, runtime)
-        self.feed = Feed(network, train, settings, asked, runtime.device, rounds)
-        self.schedule = _schedule(train, chosen, settings)
-        val_feed = Feed(network, val, settings, asked, runtime.device)
-        self.validator = Validator(val_feed, val, settings, self.scale, runtime)
-        self.trainer = Trainer(self.model, settings, self.scale, runtime, self.schedule)
+        self.feed = Feed(network, trips, settings, asked, runtime.device, rounds)
+        self.schedule = _schedule(self.feed.lengths(index), index, settings)
+        self.val_feed = Feed(network, val, settings, asked, runtime.device)
+        self.validator = Validator(self.val_feed, val, settings, self.scale, runtime)
+        self.trainer = Trainer(self.model, head, settings, self.scale, runtime, self.schedule, first_sampled)
+        if settings.distils and settings.distill.target == "destination":
+            self._use_target(index, len(val), chosen, resumed)
         if resumed is not None:
             restore(self.trainer, resumed, self.revision)
         self.random_state = random_state(runtime.device)
         log.info(
-            "%d training trips, %d validation trips, %d parameters, %d steps of %d epochs on %s",
-            len(chosen), len(val), sum(p.numel() for p in self.model.parameters()),
+            "%d training trips%s, %d validation trips, %d parameters, %d steps of %d epochs on %s",
+            len(chosen), f" and {len(index) - len(chosen)} sampled ones" if first_sampled is not None else "", len(val),
+            sum(p.numel() for p in self.model.parameters()),
             self.schedule.total_steps, settings.optim.epochs, runtime.device,
         )  # fmt: skip
+
+    def _use_target(self, index: Int64, val: int, labelled: Int64, resumed: Checkpoint | None) -> None:
+        """Fits the destination-aware target, or takes it from the checkpoint, and gives it to both feeds."""
+        length, ranks = self.store.network("length"), self.runtime.ranks
+        progress = self.settings.log.progress and ranks.is_first
+        self.feed.measure_ways(length, index, progress)
+        self.val_feed.measure_ways(length, np.arange(val), progress)
+        if resumed is None:
+            target = fit_target(self.feed, labelled, self.settings.batch.sample_seed) if ranks.is_first else None
+            target = ranks.broadcast(target)
+        else:
+            target = target_of(resumed)
+        self.feed.target = self.val_feed.target = target
 
     @property
     def progress(self) -> Progress:
@@ -202,7 +223,8 @@ class Session:
         return every > 0 and self.progress.step % every == 0 and not ends_epoch
 
     def _end_epoch(self, logbook: Logbook | None) -> None:
-        metrics, epoch = self.validator.measure(self.model), self.progress.step // self.schedule.steps_per_epoch
+        metrics = self.validator.measure(self.model, self.trainer.head)
+        epoch = self.progress.step // self.schedule.steps_per_epoch
         self._check_ranks()
         log.info("epoch %d: %s", epoch, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         with self.runtime.stop.shield():
@@ -215,7 +237,7 @@ class Session:
             self._save("last")
 
     def _check_ranks(self) -> None:
-        self.runtime.ranks.check_same(self.model.state_dict(), f"at step {self.progress.step}")
+        self.runtime.ranks.check_same(self.trainer.learned, f"at step {self.progress.step}")
 
     def _save(self, name: str) -> None:
         """Writes a checkpoint, on the first rank; the others' would be the same."""
@@ -223,7 +245,7 @@ class Session:
             return
         keep = self.settings.log.keep_checkpoints if name == "last" else 1
         with self.runtime.stop.shield():
-            content = snapshot(self.trainer, self.store, self.revision)
+            content = snapshot(self.trainer, self.store, self.revision, self.feed.target)
             checkpoints.save(RunFiles(self.settings.out).checkpoint(name), content, keep)
 
     def _export_best(self) -> None:
@@ -253,22 +275,44 @@ class Session:
         }
 
 
-def _new_student(settings: TrainConfig, network: RoadNetwork, device: torch.device) -> HOSER:
-    """With the initial weights that the run's seed gives, which are the same on every device."""
+def _new_student(settings: TrainConfig, network: RoadNetwork, device: torch.device) -> tuple[HOSER, HistoryHead | None]:
+    """With the initial weights that the run's seed gives, which are the same on every device, and its head, if any."""
     torch.manual_seed(settings.seed)
     model = HOSER(settings.model, network).to(device)
+    head = HistoryHead(settings.model).to(device) if settings.distils and settings.distill.head > 0 else None
     if settings.runtime.compile:
         use_own_directory()
         model.trajectory_encoder.compile(dynamic=True)
         model.navigator.compile(dynamic=True)
-    return model
+    return model, head
 
 
-def _schedule(train: Trips, chosen: Int64, settings: TrainConfig) -> Schedule:
-    steps = train.lengths[chosen] - 1
+def _mixed(labelled: Trips, chosen: Int64, settings: TrainConfig, store: Store) -> tuple[Numbered, Int64, int | None]:
+    """The trips of a run, the numbers of those that it trains on, and the first number of a sampled one, if any.
+
+    Raises:
+        ConfigError: there are fewer sampled trips than wanted.
+        CompatibilityError: they were sampled for another store.
+        FileFormatError: they cannot be read.
+    """
+    if settings.batch.sampled is None:
+        return labelled, chosen, None
+    sampled = load_sampled(settings.batch.sampled, store)
+    wanted = settings.batch.sampled_trips or len(sampled)
+    if wanted > len(sampled):
+        raise ConfigError(
+            f"batch.sampled_trips is {wanted}, but {settings.batch.sampled} has {len(sampled)} sampled trips"
+        )
+    mixed = MixedTrips(labelled, sampled)
+    index = np.concatenate([chosen, mixed.first_sampled + np.arange(wanted)])
+    return mixed, index, mixed.first_sampled
+
+
+def _schedule(lengths: Int64, index: Int64, settings: TrainConfig) -> Schedule:
+    steps = lengths - 1
     if settings.batch.max_steps:
         steps = np.minimum(steps, settings.batch.max_steps)
-    order = TripOrder(chosen, steps, settings.optim.batch_size, settings.batch.bucket_batches, settings.seed)
+    order = TripOrder(index, steps, settings.optim.batch_size, settings.batch.bucket_batches, settings.seed)
     return Schedule(order, settings.optim.accumulation, settings.optim.epochs)
 
 
