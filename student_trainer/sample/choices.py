@@ -14,7 +14,7 @@ import dataclasses
 import numpy as np
 
 from shared import ragged
-from shared.arrays import Float16, Float64, Int32, Int64
+from shared.arrays import Bool, Float16, Float64, Int32, Int64
 from student_trainer.data.network import RoadNetwork
 from student_trainer.sample import philox
 
@@ -54,9 +54,9 @@ class Choices:
         tokens = self.option_token[ragged.slices(self.option_offsets[road], lengths)]
         return tokens, lengths.astype(np.int32)
 
-    def has_ways(self, road: Int64) -> np.ndarray:
+    def has_ways(self, road: Int64) -> Bool:
         """Whether a road has a successor: bool [W]."""
-        return self.successor_offsets[road + 1] > self.successor_offsets[road]
+        return np.asarray(self.successor_offsets[road + 1] > self.successor_offsets[road])
 
     def probabilities(self, road: Int64, log_probs: Float16) -> Float64:
         """Of each successor, in the network's order, and in the last column of the end of the trip: float64 [W, D + 1].

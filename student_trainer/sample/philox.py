@@ -25,6 +25,7 @@ class Purpose(enum.IntEnum):
     NEXT_ROAD = 1
     DEPARTURE = 2
     SECONDS = 3
+    DESTINATION = 4
 
 
 def uniform(seed: int, purpose: Purpose, walker: Int64, step: Int64) -> Float64:

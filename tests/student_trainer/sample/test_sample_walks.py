@@ -23,7 +23,8 @@ from student_trainer.sample.config import SampleConfig
 from student_trainer.sample.ends import Ends
 from student_trainer.sample.observed import observe
 from student_trainer.sample.origin import origin_weights
-from student_trainer.sample.walk import End, Group, walk
+from student_trainer.sample.policy import End, HistoryPolicy
+from student_trainer.sample.walk import Ground, Group, walk
 
 LIMITS = Limits(15, 2**22, 2**18, 2**16, 2**20)
 
@@ -168,7 +169,7 @@ def test_dead_ends_end_trips_and_walkers_that_begin_there_are_dropped() -> None:
     )
     choices = make_choices(network, tokeniser.vocabulary.eot, np.zeros(2, np.int64), 0.1)
     origin = np.cumsum([1.0, 1.0, 1.0, 0.0])
-    ground = run.Ground(choices, ends.AS_THE_TEACHER_SAYS, network.road_token, origin, 0, 4, 10)
+    ground = Ground(HistoryPolicy(choices, ends.AS_THE_TEACHER_SAYS, origin, 0), network.road_token, 0, 4, 10)
     walks = walk(ground, WeighingTeacher(50), 0, 200, 16, 2, lambda asked, trips: None)
     assert walks.number.tolist() == list(range(200))
     trips = np.split(walks.roads, walks.offsets[1:-1])
