@@ -14,7 +14,6 @@ from shared import provenance
 JOBS = (
     "student_trainer.prepare.run",
     "student_trainer.generate.run",
-    "student_trainer.sample.run",
     "student_trainer.evaluate.run",
     "student_trainer.evaluate.compare",
     "student_trainer.report.run",
