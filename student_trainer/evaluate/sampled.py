@@ -58,8 +58,8 @@ def judge(settings: EvaluateConfig, store: Store, network: RoadNetwork) -> Judge
     count = min(len(real), len(sampled))
     some, made = (_draw(trips, count, settings.bootstrap.seed) for trips in (real, sampled))
     bootstrap = Bootstrap(settings.bootstrap, count)
-    sides = [measure_trips(network, trips) for trips in (some, real, made)]
-    measured, histograms = metrics.global_metrics(*sides, bootstrap, against="of real trips")
+    own, whole, drawn = (measure_trips(network, trips) for trips in (some, real, made))
+    measured, histograms = metrics.global_metrics(own, whole, drawn, bootstrap, against="of real trips")
     cells = Cells.over(network)
     measured.append(metrics.od_pair_match_metric(cells.ends(real), cells.ends(made)))
     measured += _coverage(network, some, made)

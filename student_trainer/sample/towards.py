@@ -96,7 +96,7 @@ class DestinationPolicy:
         """See `Policy`."""
         road = first_roads(self.origin, self.seed, walker)
         count = min(NEAREST, len(self.first))
-        _, near = self.nearby.query(plane(self.network)[road], k=[*range(1, count + 1)])
+        near = np.asarray(self.nearby.query(plane(self.network)[road], k=[*range(1, count + 1)])[1])
         number = uniform(self.seed, Purpose.DESTINATION, walker, np.zeros_like(walker))
         trip = near[np.arange(len(road)), (number * count).astype(np.int64)]
         return road, self.last[trip]
@@ -120,7 +120,8 @@ class DestinationPolicy:
         padded[ragged.rows(degree), ragged.positions(degree)] = scores
         weights = np.exp(padded - padded.max(1, keepdims=True))
         chosen = philox.pick(np.cumsum(weights, axis=1), number)
-        return self.network.successors[way[ragged.offsets(degree)[:-1] + chosen]].astype(np.int64)
+        following: Int64 = self.network.successors[way[ragged.offsets(degree)[:-1] + chosen]].astype(np.int64)
+        return following
 
     def scores(self, road: Int64, goal: Int64, log_probs: Float16) -> Float64:
         """log q' but for a constant at each walker: float64 [K].
@@ -131,7 +132,7 @@ class DestinationPolicy:
         way = self.ways.of(found.road, np.repeat(goal, found.length))
         token = self.network.road_token[found.road].astype(np.int64)
         features = features_among(found.length, token, found.distance, found.angle, no_farther(way, found.length))
-        scores = self.coefficients[0] * teachers(log_probs).astype(np.float64)
+        scores: Float64 = self.coefficients[0] * teachers(log_probs).astype(np.float64)
         for coefficient, feature in zip(self.coefficients[1:], features.T, strict=True):
             scores += coefficient * feature
         return scores

@@ -38,9 +38,9 @@ def settings(store: Store, **values: object) -> SampleConfig:
     return SampleConfig.model_validate({"data": store.path, "teacher": "host:1", "out": "unused", **values})
 
 
-def drawn(store: Store, limits: Limits = LIMITS, **values: object) -> Trips:
+def drawn(store: Store, **values: object) -> Trips:
     teacher = WeighingTeacher(store.tokeniser.vocabulary.size)
-    return run.draw(settings(store, **values), store, teacher, limits)[0]
+    return run.draw(settings(store, **values), store, teacher, LIMITS)[0]
 
 
 def tuples(trips: Trips) -> list[tuple[int, ...]]:
