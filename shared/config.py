@@ -33,6 +33,7 @@ JOBS = frozenset(
         "train",
         "tune",
         "predict",
+        "sample",
         "generate",
         "evaluate",
         "compare",

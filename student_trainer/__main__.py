@@ -109,7 +109,7 @@ JOBS = (
         check="student_trainer.early:check_student",
         flags=(
             Flag("--data", "data", "store that the trips were generated on", "STORE"),
-            Flag("--trips", "trips", "directory that `generate` wrote", "GENERATED"),
+            Flag("--trips", "trips", "directory that `generate` or `sample` wrote", "GENERATED"),
             Flag("--weights", "weights", "also measure these weights' next-road predictions", "FILE"),
             Flag("--out", "out", "directory to write", "EVALUATION"),
         ),

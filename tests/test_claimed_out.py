@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, write_tiny_teacher
+from conftest import REPOSITORY, start_teacher, write_tiny_teacher
 from support.generated_trips import write_generated
 from support.random_city import write_random_store
 from support.tiny_city import write_tiny_city
@@ -38,6 +38,7 @@ JOBS = {
     "train": TRAIN,
     "train --resume": f"{TRAIN} --resume",
     "predict": "predict --data {store} --weights {weights} --out {out}.npz",
+    "sample": "sample --data {store} --teacher unix:{socket} --out {out} trips=20 max_roads=30 replace=true",
     "generate": "generate --data {store} --weights {weights} --out {out} pairs=6",
     "evaluate": "evaluate --data {store} --trips {trips} --out {out} bootstrap.draws=100",
     "compare": "compare --evaluations {one},{other} --out {out} bootstrap.draws=100",
@@ -54,7 +55,7 @@ SUFFIX = {"predict": ".npz", "bundle": ".zip", "pretrain": ".safetensors", "expo
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     """What the jobs read."""
     room = tmp_path_factory.mktemp("room")
     store = write_random_store(room / "store", trips=40)
@@ -65,7 +66,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_tiny_teacher(room / "teacher.safetensors", tokeniser=store.tokeniser)
     state = {n: torch.from_numpy(a.copy()) for n, a in teacher_file.read(room / "teacher.safetensors")[1].items()}
     torch.save({"model": state, "model_config": {"n_head": 2}}, room / "upstream.pt")
-    paths = {name: room / name for name in ("store", "trips", "one", "other", "report", "models")}
+    paths = {name: room / name for name in ("store", "trips", "one", "other", "report", "models", "socket")}
     paths |= {"raw": write_tiny_city(room / "raw"), "upstream": room / "upstream.pt"}
     assert command("train", paths | {"out": room / "models" / "vanilla"}) == 0
     paths["weights"] = room / "models" / "vanilla" / "checkpoints" / "best.pt"
@@ -73,7 +74,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in ("one", "other"):
         assert command("evaluate", paths | {"out": room / name}, f"name={name}") == 0
     assert command("report", paths | {"out": room / "report"}) == 0
-    return paths
+    with start_teacher(room / "teacher.safetensors", listen=f"unix:{room / 'socket'}"):
+        yield paths
 
 
 def command(job: str, paths: dict[str, Path], *more: str) -> int:

@@ -366,7 +366,6 @@ TESTED_THROUGH = {
     "student_trainer.distill.transport": "test_student_client",
     "student_trainer.early": "test_refusals",
     "student_trainer.evaluate.differences": "test_report_arms",
-    "student_trainer.evaluate.evaluation": "test_evaluate_run",
     "student_trainer.evaluate.publish": "test_evaluate_run",
     "student_trainer.generate.kernels": "test_generate_search",
     "student_trainer.generate.lanes": "test_generate_search",

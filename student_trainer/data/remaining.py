@@ -84,6 +84,35 @@ def remaining_ways(network: RoadNetwork, length: Float64, trips: Trips, progress
     return found
 
 
+def ways_to(network: RoadNetwork, length: Float64, destinations: Int64) -> Float32:
+    """Metres from entering each road to the end of each destination: float32 [D, N]; infinite without a way.
+
+    Args:
+        network: N roads.
+        length: float64 [N], metres of each road.
+        destinations: int64 [D].
+    """
+    metres = np.maximum(length, graph.LEAST_M)
+    backwards = graph.reversed_graph(network, metres[network.successors])
+    found = np.empty((len(destinations), network.num_roads), np.float32)
+    for start in range(0, len(destinations), SOURCES):
+        found[start : start + SOURCES] = metres + csgraph.dijkstra(
+            backwards, indices=destinations[start : start + SOURCES]
+        )
+    return found
+
+
+def no_farther(way: Float32, degree: Int64) -> Float32:
+    """Metres of each position's candidates, at most `FARTHEST_M` more than of its nearest: float32 [K].
+
+    Args:
+        way: float32 [K] metres of the candidates.
+        degree: int64 [P] candidates of each position, at least 1.
+    """
+    nearest = np.minimum.reduceat(way, ragged.offsets(degree)[:-1])
+    return np.asarray(np.minimum(way, np.repeat(nearest + np.float32(FARTHEST_M), degree)))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Search:
     """From one destination.

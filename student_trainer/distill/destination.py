@@ -17,7 +17,7 @@ import dataclasses
 import numpy as np
 
 from shared import ragged
-from shared.arrays import Float32, Float64, Floating
+from shared.arrays import Float32, Float64, Floating, Int64
 from student_trainer.data.batch import Batch
 from student_trainer.distill import conditional_logit
 from student_trainer.distill.conditional_logit import Choices, Fit
@@ -46,16 +46,28 @@ def features_of(batch: Batch, remaining: Float32) -> Float64:
         batch: on the host.
         remaining: float32 [K], metres by the shortest way from each candidate; see `data.remaining`.
     """
-    length = batch.candidate_length.numpy()
+    token, distance, angle = batch.candidate_token, batch.candidate_distance, batch.candidate_angle
+    return features_among(batch.candidate_length.numpy(), token.numpy(), distance.numpy(), angle.numpy(), remaining)
+
+
+def features_among(length: Int64, token: Int64, distance: Float32, angle: Float32, remaining: Float32) -> Float64:
+    """The same of any candidates.
+
+    Args:
+        length: int64 [P] candidates of each position, at least 1.
+        token: int64 [K] their cells.
+        distance, angle: float32 [K] the navigator's metrics; see `data.batch`.
+        remaining: as for `features_of`.
+    """
     row, first = ragged.rows(length), ragged.offsets(length)[:-1]
     way = remaining.astype(np.float64)
     best = np.minimum.reduceat(way, first)[row]
     detour = way - best
     return np.stack(
         [
-            np.log(_shared(row, batch.candidate_token.numpy())),
-            batch.candidate_distance.numpy().astype(np.float64),
-            batch.candidate_angle.numpy().astype(np.float64),
+            np.log(_shared(row, token)),
+            distance.astype(np.float64),
+            angle.astype(np.float64),
             detour / 1000,
             np.log1p(detour / 50),
             np.minimum(detour / (best + 100), 3),

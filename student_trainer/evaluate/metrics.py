@@ -132,7 +132,11 @@ QUANTITIES = (
 
 
 def global_metrics(
-    real: TripMeasures, whole: TripMeasures, generated: TripMeasures, bootstrap: Bootstrap
+    real: TripMeasures,
+    whole: TripMeasures,
+    generated: TripMeasures,
+    bootstrap: Bootstrap,
+    against: str = "of the same pairs' real trips",
 ) -> tuple[list[Metric], list[Histogram]]:
     """Divergences of distributions over all trips.
 
@@ -140,6 +144,7 @@ def global_metrics(
         real: of the pairs' own real trips.
         whole: of all real trips of the split with two or more roads, which upstream compares with.
         generated: of all generated trips, those that did not arrive included.
+        against: what `real` is, for people.
     """
     metrics, histograms = [], []
     for name, label, unit, field in QUANTITIES:
@@ -151,8 +156,8 @@ def global_metrics(
             Metric(
                 f"jsd_{name}_bits", "global", f"{label}, divergence", "bit", "lower",
                 f"Jensen-Shannon divergence (0 to 1) between the distributions of {label.lower()} of generated trips "
-                "and of the same pairs' real trips; 99 equal bins up to the largest real value and one above. "
-                f"With so many pairs, chance alone gives {floor / math.log(2):.3g}.",
+                f"and {against}; 99 equal bins up to the largest real value and one above. "
+                f"With so many of both, chance alone gives {floor / math.log(2):.3g}.",
                 _scaled(nats, 1 / math.log(2)),
             )
         )  # fmt: skip

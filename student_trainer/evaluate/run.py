@@ -4,6 +4,8 @@ OUT/metrics.json      every metric with its interval, histograms, the reliabilit
 OUT/pairs.parquet     what was measured of each pair
 OUT/next_road.parquet what was measured of each trip of the split, with weights
 OUT/config.yaml       settings
+
+Of trips that `sample` wrote: metrics.json, without pairs, and the settings.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from shared import claims, config, files, provenance
 from shared.errors import DataError
 from shared.store import Store, Trips
 from student_trainer.data.network import RoadNetwork
-from student_trainer.evaluate import floors, generated, metrics, next_road, publish, training, trip_metrics
+from student_trainer.data.sampled import is_sampled
+from student_trainer.evaluate import floors, generated, metrics, next_road, publish, sampled, training, trip_metrics
 from student_trainer.evaluate.bootstrap import Bootstrap
 from student_trainer.evaluate.config import EvaluateConfig
 from student_trainer.evaluate.evaluation import FORMAT
@@ -65,6 +68,8 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
 def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     store = Store(settings.data)
     network = RoadNetwork.load(store)
+    if is_sampled(settings.trips):
+        return _judge_sampled(settings, store, network)
     found = generated.read(settings.trips, store)
     whole = store.trips(found.split, settings.cache)
     real = whole.take(found.source_trip)
@@ -98,6 +103,30 @@ def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         "floors": {name: dataclasses.asdict(floor) for name, floor in rules.items()},
     }
     _write(settings, document, pairs, next_roads)
+    publish.publish(settings, document)
+    return document
+
+
+def _judge_sampled(settings: EvaluateConfig, store: Store, network: RoadNetwork) -> dict[str, Any]:
+    judged = sampled.judge(settings, store, network)
+    document = {
+        "format": sampled.FORMAT,
+        "name": settings.name or settings.trips.resolve().name,
+        "store": store.fingerprint,
+        "split": sampled.SPLIT,
+        "trips_at": os.path.realpath(settings.trips),
+        "sampled": judged.document,
+        "settings": settings.model_dump(mode="json"),
+        "code_version": code_version(),
+        "environment": provenance.environment(),
+        "metrics": {metric.name: metric.as_dict() for metric in judged.measured},
+        "histograms": {histogram.name: histogram.as_dict() for histogram in judged.histograms},
+        "floors": {},
+    }
+    config.save(settings, "evaluate", settings.out / "config.yaml")
+    files.write_json(settings.out / "metrics.json", document)
+    for name in ("pairs.parquet", "next_road.parquet"):  # of what was evaluated here before
+        files.remove(settings.out / name)
     publish.publish(settings, document)
     return document
 

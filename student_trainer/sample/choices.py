@@ -14,7 +14,7 @@ import dataclasses
 import numpy as np
 
 from shared import ragged
-from shared.arrays import Float16, Float64, Int32, Int64
+from shared.arrays import Bool, Float16, Float64, Int32, Int64
 from student_trainer.data.network import RoadNetwork
 from student_trainer.sample import philox
 
@@ -37,7 +37,6 @@ class Choices:
         option_token: int32 [O].
         option_of: int64 [S], which of its road's options the cell of a successor is.
         share: float64 [S], of the cell's probability.
-        end_factor: of the probability of the end, before all are renormalised; see `ends`.
         most: D.
     """
 
@@ -48,7 +47,6 @@ class Choices:
     option_of: Int64
     share: Float64
     most: int
-    end_factor: float = 1.0
 
     def candidates(self, road: Int64) -> tuple[Int32, Int32]:
         """Tokens to ask for on each road, back to back, and how many: int32 [sum], int32 [W]."""
@@ -56,14 +54,12 @@ class Choices:
         tokens = self.option_token[ragged.slices(self.option_offsets[road], lengths)]
         return tokens, lengths.astype(np.int32)
 
-    def has_ways(self, road: Int64) -> np.ndarray:
+    def has_ways(self, road: Int64) -> Bool:
         """Whether a road has a successor: bool [W]."""
-        return self.successor_offsets[road + 1] > self.successor_offsets[road]
+        return np.asarray(self.successor_offsets[road + 1] > self.successor_offsets[road])
 
     def probabilities(self, road: Int64, log_probs: Float16) -> Float64:
         """Of each successor, in the network's order, and in the last column of the end of the trip: float64 [W, D + 1].
-
-        They add up to 1 up to the rounding of float16, and to the factor of the end.
 
         Args:
             road: int64 [W].
@@ -78,7 +74,7 @@ class Choices:
         option = np.where(is_way, (ends - lengths)[:, None] + self.option_of[way], 0)
         found = np.empty((len(road), self.most + 1))
         found[:, :-1] = np.where(is_way, mass[option] * self.share[way], 0.0)
-        found[:, -1] = mass[ends - 1] * self.end_factor
+        found[:, -1] = mass[ends - 1]
         return found
 
     def log_odds_of_end(self, road: Int64, log_probs: Float16) -> Float64:
@@ -87,12 +83,19 @@ class Choices:
         with np.errstate(divide="ignore"):
             return np.asarray(np.log(found[:, -1]) - np.log(found[:, :-1].sum(1)))
 
-    def draw(self, road: Int64, log_probs: Float16, number: Float64) -> Int64:
+    def draw(self, road: Int64, log_probs: Float16, end_factor: Float64, number: Float64) -> Int64:
         """The next road of each walker, `STAYS` where the trip ends: int64 [W].
 
         Sums run along a walker's own row, so that no bit depends on the others.
+
+        Args:
+            road, log_probs: as of `probabilities`.
+            end_factor: float64 [W], of the probability of the end, before a walker's are renormalised; see `ends`.
+            number: float64 [W], random ones in [0, 1).
         """
-        chosen = philox.pick(np.cumsum(self.probabilities(road, log_probs), axis=1), number)
+        probabilities = self.probabilities(road, log_probs)
+        probabilities[:, -1] *= end_factor
+        chosen = philox.pick(np.cumsum(probabilities, axis=1), number)
         has_ended = chosen == self.most
         way = np.where(has_ended, 0, self.successor_offsets[road] + chosen)
         return np.where(has_ended, STAYS, self.successors[way])

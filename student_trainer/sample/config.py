@@ -24,14 +24,18 @@ class SampleConfig(Section):
     """Directory to write: four arrays as in a split of the store, and sampled.json."""
     trips: int = pydantic.Field(20_000, ge=1)
     """Trips to draw. The first trips of a longer draw are those of a shorter one."""
+    policy: Literal["teacher", "destination"] = "teacher"
+    """teacher: as the teacher says, up to the end of the trip; destination: towards the last road of one of the
+    labelled trips that begin nearest, by the teacher's answer corrected for the destination as distill.target does."""
     seed: int = pydantic.Field(0, ge=0, lt=2**64)
     """Seed of all random numbers. Every walker has its own, so that trips do not depend on who walks beside it."""
     window: int = pydantic.Field(4, ge=0)
     """Cells of history that the teacher sees after SOT, as distill.window; 0 for the whole trip so far, as far as the
     teacher's block reaches."""
     ends: Literal["calibrated", "teacher"] = "calibrated"
-    """calibrated: add one number to log q(EOT), fitted so that labelled trips end as often as they do (a window hides
-    how long a trip is, so that q(EOT) alone makes trips several times too long); teacher: take q(EOT) as it is."""
+    """Of policy=teacher. calibrated: add a number to log q(EOT), for each of some twenty ranges of a trip's length so
+    far, fitted so that labelled trips end as often as they do (a window hides how long a trip is: q(EOT) alone makes
+    trips several times too long); teacher: take q(EOT) as it is."""
     max_roads: int = pydantic.Field(300, ge=2)
     """Roads of a trip at most. Trips that have not ended then are dropped and counted."""
     train_trips: int = pydantic.Field(0, ge=0)

@@ -54,7 +54,7 @@ class Observed:
         seen = self.seconds[np.minimum(start + (number * count).astype(np.int64), len(self.seconds) - 1)]
         seconds = np.where(count > 0, seen, self.unseen_seconds[roads])
         until = np.cumsum(seconds) - seconds
-        return np.repeat(departure - until[offsets[:-1]], lengths) + until
+        return np.asarray(np.repeat(departure - until[offsets[:-1]], lengths) + until)
 
 
 def observe(trips: Trips, network: RoadNetwork, length: Float64) -> Observed:

@@ -25,6 +25,7 @@ class Purpose(enum.IntEnum):
     NEXT_ROAD = 1
     DEPARTURE = 2
     SECONDS = 3
+    DESTINATION = 4
 
 
 def uniform(seed: int, purpose: Purpose, walker: Int64, step: Int64) -> Float64:
@@ -66,4 +67,4 @@ def pick(cumulative: npt.NDArray[np.float64], number: Float64) -> Int64:
     threshold = np.minimum(number * total, np.nextafter(total, 0))  # a product may round up to the total
     if cumulative.ndim == 1:
         return np.searchsorted(cumulative, threshold, "right").astype(np.int64)
-    return (cumulative <= threshold[:, None]).sum(1)
+    return np.asarray((cumulative <= threshold[:, None]).sum(1))

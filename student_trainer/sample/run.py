@@ -20,6 +20,7 @@ import numpy as np
 import tqdm
 
 from shared import claims, files, provenance
+from shared.arrays import Float64
 from shared.errors import ConfigError, DataError
 from shared.store import Store, Trips
 from shared.wire import Limits
@@ -27,14 +28,18 @@ from student_trainer.data import labelled
 from student_trainer.data.network import RoadNetwork
 from student_trainer.data.sampled import DOCUMENT, is_sampled, write_sampled
 from student_trainer.distill.client import GrpcTeacher
+from student_trainer.distill.config import DistillConfig
+from student_trainer.distill.destination import FEATURES
 from student_trainer.distill.query import check_vocabulary, check_window
 from student_trainer.distill.teacher import Teacher
-from student_trainer.sample.choices import Choices, make_choices
+from student_trainer.sample.choices import make_choices
 from student_trainer.sample.config import SampleConfig
-from student_trainer.sample.ends import fit_end
+from student_trainer.sample.ends import AS_THE_TEACHER_SAYS, fit_ends
 from student_trainer.sample.observed import Observed, observe
 from student_trainer.sample.origin import origin_weights
-from student_trainer.sample.walk import End, Ground, Walks, walk
+from student_trainer.sample.policy import End, HistoryPolicy, Policy
+from student_trainer.sample.towards import make_policy
+from student_trainer.sample.walk import Ground, Walks, walk
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +61,7 @@ def run(settings: SampleConfig) -> int:
         TeacherError: the teacher does not answer.
     """
     document = sample(settings)
-    shown = {name: document[name] for name in ("store", "teacher", "end_shift", "counts", "rates")}
+    shown = {name: document[name] for name in ("store", "teacher", "counts", "rates")}
     print(json.dumps({"out": str(settings.out), **shown}))
     return 0
 
@@ -96,36 +101,23 @@ def draw(settings: SampleConfig, store: Store, teacher: Teacher, limits: Limits)
         TeacherError: the teacher does not answer.
     """
     start = time.perf_counter()
-    network = RoadNetwork.load(store)
-    if not len(network.successors):
-        raise DataError(f"{store.path}: no road has a successor, so there are no trips")
-    train = store.trips("train", settings.cache)
-    chosen = labelled.choose(train, settings.train_trips, settings.sample_seed, "train_trips", "training")
-    known = train.take(chosen)
-    observed = observe(known, network, store.network("length").astype(np.float64))
-    choices = make_choices(network, store.tokeniser.vocabulary.eot, observed.taken, settings.smoothing)
-    origin = origin_weights(
-        teacher, network.road_token, observed.first, settings.smoothing, limits.max_request_candidates
-    )
+    scene = Scene.of(settings, store)
+    network = scene.network
     window = min(settings.window or limits.max_window, settings.max_roads)
-    size = group_size(settings.walkers, window, choices, limits)
-    end_shift = 0.0
-    if settings.ends == "calibrated":
-        requests = settings.client.lookahead
-        end_shift = fit_end(teacher, known, choices, network.road_token, window, size, requests)
-        log.info("trips end %.3g times as often as the teacher says in a window of %d", math.exp(end_shift), window)
-        choices = dataclasses.replace(choices, end_factor=math.exp(end_shift))
-    ground = Ground(choices, network.road_token, np.cumsum(origin), settings.seed, window, settings.max_roads)
+    size = group_size(settings.walkers, window, network, limits)
+    policy, about = _policy(settings, scene, teacher, limits, window, size)
+    ground = Ground(policy, network.road_token, settings.seed, window, settings.max_roads)
     walks, positions = _walk(settings, ground, teacher, size)
     kept = walks.take(np.flatnonzero(walks.is_trip)[: settings.trips])
-    trips = _timed(kept, observed, settings.seed)
+    times = scene.observed.times(settings.seed, kept.number, kept.roads.astype(np.int64), kept.offsets)
+    trips = Trips(kept.roads, times, kept.offsets, kept.number)
     seconds = time.perf_counter() - start
     return trips, {
         "teacher": {"addresses": settings.teacher, "revision": teacher.revision},
         "settings": settings.model_dump(mode="json"),
         "code_version": provenance.source_digest(__name__),
-        "end_shift": end_shift,
-        "counts": _counts(walks, kept, known, network),
+        "policy": about,
+        "counts": _counts(walks, kept, scene),
         "rates": {
             "seconds": seconds,
             "trips_per_s": len(trips) / seconds,
@@ -134,6 +126,54 @@ def draw(settings: SampleConfig, store: Store, teacher: Teacher, limits: Limits)
         },
         "environment": provenance.environment(),
     }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scene:
+    """Where the walkers walk, and what is known of it.
+
+    Attributes:
+        network: of the store; length: float64 [N], metres of its roads; eot: token of the end of a trip.
+        labelled: the trips that may be used; observed: what they show.
+    """
+
+    network: RoadNetwork
+    length: Float64
+    eot: int
+    labelled: Trips
+    observed: Observed
+
+    @classmethod
+    def of(cls, settings: SampleConfig, store: Store) -> Scene:
+        """Read from a store; raises as `draw`."""
+        network, length = RoadNetwork.load(store), store.network("length").astype(np.float64)
+        if not len(network.successors):
+            raise DataError(f"{store.path}: no road has a successor, so there are no trips")
+        train = store.trips("train", settings.cache)
+        chosen = labelled.choose(train, settings.train_trips, settings.sample_seed, "train_trips", "training")
+        known = train.take(chosen)
+        return cls(network, length, store.tokeniser.vocabulary.eot, known, observe(known, network, length))
+
+
+def _policy(
+    settings: SampleConfig, scene: Scene, teacher: Teacher, limits: Limits, window: int, size: int
+) -> tuple[Policy, dict[str, Any]]:
+    """How walkers choose, and what was fitted for that."""
+    network, observed, requests = scene.network, scene.observed, settings.client.lookahead
+    weights = origin_weights(
+        teacher, network.road_token, observed.first, settings.smoothing, limits.max_request_candidates
+    )
+    origin = np.cumsum(weights)
+    if settings.policy == "destination":
+        distill = DistillConfig(window=window, history="window")
+        towards = make_policy(teacher, network, scene.length, scene.labelled, origin, distill, settings.seed, requests)
+        return towards, {"coefficients": dict(zip(FEATURES, towards.coefficients.tolist(), strict=True))}
+    choices = make_choices(network, scene.eot, observed.taken, settings.smoothing)
+    ends = AS_THE_TEACHER_SAYS
+    if settings.ends == "calibrated":
+        ends = fit_ends(teacher, scene.labelled, choices, network.road_token, window, size, requests)
+        log.info("trips end %s as the teacher says in a window of %d", ends, window)
+    return HistoryPolicy(choices, ends, origin, settings.seed), {"ends": ends.as_dict()}
 
 
 def _walk(settings: SampleConfig, ground: Ground, teacher: Teacher, size: int) -> tuple[Walks, int]:
@@ -159,9 +199,9 @@ def _walk(settings: SampleConfig, ground: Ground, teacher: Teacher, size: int) -
     return walks.take(np.arange(last + 1)), positions
 
 
-def group_size(wanted: int, window: int, choices: Choices, limits: Limits) -> int:
+def group_size(wanted: int, window: int, network: RoadNetwork, limits: Limits) -> int:
     """Walkers of a request, so that it keeps to a teacher's limits whatever they do; at least 1."""
-    candidates = choices.most + 1
+    candidates = int(np.diff(network.successor_offsets).max()) + 1
     row_bytes = TOKEN_BYTES * (window + 1 + candidates + 1)
     by_bytes = (limits.max_message_bytes - MESSAGE_BYTES) // row_bytes
     size = min(wanted, limits.max_request_positions, limits.max_request_candidates // candidates, by_bytes)
@@ -170,31 +210,28 @@ def group_size(wanted: int, window: int, choices: Choices, limits: Limits) -> in
     return max(1, size)
 
 
-def _timed(walks: Walks, observed: Observed, seed: int) -> Trips:
-    times = observed.times(seed, walks.number, walks.roads.astype(np.int64), walks.offsets)
-    return Trips(walks.roads, times, walks.offsets, walks.number)
-
-
 def _ends(walks: Walks) -> dict[str, int]:
-    """How walks ended: those that were kept, and why the others were not."""
-    is_short = (np.diff(walks.offsets) < 2) & (walks.end != End.TOO_LONG)
+    """How walks ended: those that may be kept, and why the others may not."""
+    is_trip = walks.is_trip
     kinds = {"ended": walks.end == End.ENDED, "dead_end": walks.end == End.DEAD_END}
-    counts = {name: int((is_end & ~is_short).sum()) for name, is_end in kinds.items()}
-    dropped = {"too_short": int(is_short.sum()), "too_long": int((walks.end == End.TOO_LONG).sum())}
-    return counts | {f"dropped_{name}": count for name, count in dropped.items()}
+    counts = {name: int((is_end & is_trip).sum()) for name, is_end in kinds.items()}
+    dropped = {"too_long": walks.end == End.TOO_LONG, "lost": walks.end == End.LOST}
+    dropped = {"too_short": ~is_trip & ~dropped["too_long"] & ~dropped["lost"], **dropped}
+    return counts | {f"dropped_{name}": int(is_end.sum()) for name, is_end in dropped.items()}
 
 
-def _counts(walks: Walks, kept: Walks, known: Trips, network: RoadNetwork) -> dict[str, Any]:
+def _counts(walks: Walks, kept: Walks, scene: Scene) -> dict[str, Any]:
     """Of the walkers up to the last one whose trip was kept."""
+    known, num_roads = scene.labelled, scene.network.num_roads
     return {
         "trips": len(kept.number),
         "walkers": len(walks.number),
         **_ends(walks),
         "roads_per_trip": float(np.diff(kept.offsets).mean()),
-        "roads_covered": len(np.unique(kept.roads)) / network.num_roads,
+        "roads_covered": len(np.unique(kept.roads)) / num_roads,
         "labelled_trips": len(known),
         "labelled_roads_per_trip": float(known.lengths.mean()),
-        "labelled_roads_covered": len(np.unique(known.roads)) / network.num_roads,
+        "labelled_roads_covered": len(np.unique(known.roads)) / num_roads,
     }
 
 

@@ -9,7 +9,6 @@ Shapes: W walkers of a group, M roads of a trip at most, L roads of all finished
 from __future__ import annotations
 
 import dataclasses
-import enum
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -17,20 +16,12 @@ from concurrent.futures import Future
 import numpy as np
 
 from shared import ragged
-from shared.arrays import Float64, Int32, Int64
+from shared.arrays import Bool, Int32, Int64
 from shared.wire import HistoryMode, ScoreQuery, ScoreReply
 from student_trainer.distill.teacher import Teacher
-from student_trainer.sample import philox
-from student_trainer.sample.choices import STAYS, Choices
+from student_trainer.sample.choices import STAYS
 from student_trainer.sample.philox import Purpose, uniform
-
-
-class End(enum.IntEnum):
-    """Why a walk ended."""
-
-    ENDED = 0
-    DEAD_END = 1
-    TOO_LONG = 2
+from student_trainer.sample.policy import End, Policy
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,9 +41,9 @@ class Walks:
     offsets: Int64
 
     @property
-    def is_trip(self) -> np.ndarray:
+    def is_trip(self) -> Bool:
         """Whether each may be kept: it ended, after two roads or more, as `prepare` demands. bool [n]."""
-        return (self.end != End.TOO_LONG) & (np.diff(self.offsets) >= 2)
+        return np.isin(self.end, (End.ENDED, End.DEAD_END)) & (np.diff(self.offsets) >= 2)
 
     @classmethod
     def nobody(cls) -> Walks:
@@ -87,17 +78,15 @@ class Ground:
     """What all walkers share.
 
     Attributes:
-        choices: of each road.
+        policy: how they choose.
         road_token: int32 [N].
-        origin: float64 [N], running sums of the roads' weights as origins.
         seed: of the random numbers.
         window: tokens of history that the teacher is shown, at least 1.
         max_roads: M.
     """
 
-    choices: Choices
+    policy: Policy
     road_token: Int32
-    origin: Float64
     seed: int
     window: int
     max_roads: int
@@ -114,7 +103,7 @@ class Group:
         """`size` walkers, numbered by `take`, which gives so many numbers, or fewer where there are no more."""
         self._ground, self._take = ground, take
         self.finished: list[Walks] = []
-        self._number, self._length = np.zeros((2, size), np.int64)
+        self._number, self._goal, self._length = np.zeros((3, size), np.int64)
         self._roads = np.zeros((size, ground.max_roads), np.int32)
         self._fill(np.arange(size))
 
@@ -127,26 +116,25 @@ class Group:
         ground = self._ground
         shown = np.minimum(self._length, ground.window)
         flat = ragged.slices(np.arange(len(self)) * ground.max_roads + self._length - shown, shown)
-        candidates, lengths = ground.choices.candidates(self._here())
+        candidates, lengths = ground.policy.candidates(self._here())
         tokens = ground.road_token[self._roads.reshape(-1)[flat]]
         return ScoreQuery(HistoryMode.WINDOW, tokens, shown.astype(np.int32), candidates, lengths)
 
     def advance(self, reply: ScoreReply) -> None:
         """Every walker takes a step, or ends; new ones take the places of those who do."""
+        policy = self._ground.policy
         number = uniform(self._ground.seed, Purpose.NEXT_ROAD, self._number, self._length)
-        following = self._ground.choices.draw(self._here(), reply.log_probs, number)
-        is_full = self._length == self._ground.max_roads
-        moves = np.flatnonzero((following != STAYS) & ~is_full)
+        following = policy.draw(self._here(), self._goal, self._length, reply.log_probs, number)
+        end = np.full(len(self), End.GOES_ON, np.int64)
+        end[self._length == self._ground.max_roads] = End.TOO_LONG
+        end[following == STAYS] = End.ENDED
+        moves = np.flatnonzero(end == End.GOES_ON)
         self._roads[moves, self._length[moves]] = following[moves]
         self._length[moves] += 1
-        end = np.where(is_full, End.TOO_LONG, End.DEAD_END)
-        end[following == STAYS] = End.ENDED
-        stuck = moves[~self._ground.choices.has_ways(self._roads[moves, self._length[moves] - 1].astype(np.int64))]
-        gone = np.ones(len(self), bool)
-        gone[moves] = False
-        gone[stuck] = True
-        self._finish(np.flatnonzero(gone), end[gone])
-        self._fill(np.flatnonzero(gone))
+        end[moves] = policy.arrive(following[moves], self._goal[moves])
+        places = np.flatnonzero(end != End.GOES_ON)
+        self._finish(places, end[places])
+        self._fill(places)
 
     def _here(self) -> Int64:
         return self._roads[np.arange(len(self)), self._length - 1].astype(np.int64)
@@ -165,17 +153,19 @@ class Group:
             if len(number) < len(places):
                 self._remove(places[len(number) :])
                 places = places[: len(number)]  # they are ascending: these have not moved
-            origin = philox.pick(
-                self._ground.origin, uniform(self._ground.seed, Purpose.ORIGIN, number, np.zeros_like(number))
-            )
-            self._number[places], self._length[places], self._roads[places, 0] = number, 1, origin
-            places = places[~self._ground.choices.has_ways(origin)]
-            self._finish(places, np.full(len(places), End.DEAD_END, np.int64))
+            origin, goal = self._ground.policy.begin(number)
+            self._number[places], self._goal[places], self._length[places] = number, goal, 1
+            self._roads[places, 0] = origin
+            end = self._ground.policy.arrive(origin, goal)
+            is_over = end != End.GOES_ON
+            places = places[is_over]
+            self._finish(places, end[is_over])
 
     def _remove(self, places: Int64) -> None:
         stays = np.ones(len(self), bool)
         stays[places] = False
-        self._number, self._length, self._roads = self._number[stays], self._length[stays], self._roads[stays]
+        self._number, self._goal, self._length = self._number[stays], self._goal[stays], self._length[stays]
+        self._roads = self._roads[stays]
 
 
 def walk(

@@ -17,7 +17,7 @@ from support.report_city import city
 from support.setting_reads import Setting, recorded_reads, settings_of
 from support.tiny_city import write_tiny_city
 
-from shared.errors import TrainingError
+from shared.errors import ConfigError, TrainingError
 from shared.store import Store
 from student_trainer.__main__ import JOBS
 from student_trainer.data.network import RoadNetwork
@@ -43,6 +43,8 @@ from student_trainer.report import bundle
 from student_trainer.report import run as report
 from student_trainer.report.config import BundleConfig, ReportConfig
 from student_trainer.runs import checkpoint as checkpoints
+from student_trainer.sample import run as sample
+from student_trainer.sample.config import SampleConfig
 from student_trainer.train.config import RuntimeConfig, TrainConfig
 from student_trainer.train.optim import Precision
 from student_trainer.train.run import run as run_train
@@ -51,7 +53,7 @@ __all__ = ["city"]
 
 
 def test_every_job_is_covered_here() -> None:
-    covered = {"demo-city", "prepare", "train", "predict"}
+    covered = {"demo-city", "prepare", "train", "sample", "predict"}
     covered |= {"generate", "evaluate", "compare", "report", "bundle", "pipeline"}
     covered |= {"tune"}  # in test_tune_trial
     assert {job.name for job in JOBS} == covered
@@ -166,6 +168,23 @@ def test_train_and_predict_read_all(tmp_path: Path, running_teacher: TeacherStar
     with recorded_reads() as reads:
         predict.run(prediction)
     assert settings_of(PredictConfig) <= reads
+
+
+@pytest.mark.integration
+def test_sample_reads_all(tmp_path: Path, running_teacher: TeacherStarter) -> None:
+    """But for what only on_failure=skip reads, which it refuses."""
+    store = write_random_store(tmp_path / "store", trips=30)
+    write_tiny_teacher(tmp_path / "teacher", tokeniser=store.tokeniser)
+    with running_teacher(tmp_path / "teacher") as server:
+        settings = SampleConfig.model_validate(
+            {"data": store.path, "teacher": server.address, "out": tmp_path / "out", "trips": 10}
+        )
+        with recorded_reads() as reads:
+            sample.run(settings)
+            with pytest.raises(ConfigError, match="replace=true"):
+                sample.run(settings)
+    reads |= reads_of_a_channel(tmp_path) | reads_of_other_policies()
+    assert settings_of(SampleConfig) - reads == {("ClientConfig", "max_skipped_share")}
 
 
 def test_evaluate_and_compare_read_all(tmp_path: Path, wandb: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
