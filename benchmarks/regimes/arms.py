@@ -1,7 +1,8 @@
 """The arms: how a student is trained, and what it is compared with.
 
-Every arm of one regime sees the same labelled trips; `vanilla` is what all are compared with. Controls take away what is
-said to help: the teacher's knowledge (an even or a shuffled answer), or the number of steps.
+Every arm of one regime sees the same labelled trips; `vanilla` is what all are compared with. Controls take away what
+is said to help: the teacher's knowledge (an even or a shuffled answer), or the number of steps. Variants are other
+settings of the same parts, from which those of `new` were chosen.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import dataclasses
 from typing import Literal
 
 Control = Literal["none", "uniform", "shuffled"]
+Policy = Literal["teacher", "destination"]
 
 SAMPLED_TRIPS = 24_000
 WIDTH = ("model.road_id_dim=32", "model.road_attr_dim=8")
@@ -53,6 +55,8 @@ class Arm:
         as_many_steps: train on labelled trips alone for as many steps as an arm with sampled trips makes.
         seeds: how many.
         whole_trips: whether trips are generated and judged.
+        policy: how the sampled trips were drawn.
+        sampled_trips: how many are mixed in.
     """
 
     name: str
@@ -64,6 +68,8 @@ class Arm:
     as_many_steps: bool = False
     seeds: int = 5
     whole_trips: bool = False
+    policy: Policy = "teacher"
+    sampled_trips: int = SAMPLED_TRIPS
 
 
 SAMPLED_EPOCHS, SAMPLED_BATCH = 8, 64
@@ -95,17 +101,33 @@ ARMS = (
     Arm("smoothing", "control: label smoothing .1", ("optim.label_smoothing=0.1",), teaches=False, seeds=3),
 )  # fmt: skip
 
+VARIANTS = (
+    Arm("v-destination", "as new, trips towards drawn destinations", BOTH, samples=True, policy="destination", whole_trips=True),
+    Arm("v-fade", "as new, the target's weight cosine to 0 over the whole run",
+        (*BOTH, "distill.schedule=cosine", "distill.schedule_share=1"), samples=True, whole_trips=True),
+    Arm("v-sampled-only", "as new, the target at sampled positions alone",
+        ("distill.weight=0", "distill.sampled_weight=1", "distill.target=destination", "distill.head=1"), samples=True, whole_trips=True),
+    Arm("v-third", "as new, λ .3 of the target", ("distill.weight=0.3", *BOTH[1:]), samples=True, whole_trips=True),
+    Arm("v-destination-sampled-only", "towards drawn destinations, the target at sampled positions alone",
+        ("distill.weight=0", "distill.sampled_weight=1", "distill.target=destination", "distill.head=1"), samples=True,
+        policy="destination", whole_trips=True),
+    Arm("v-many", "as new, 60,000 trips towards drawn destinations", BOTH, samples=True, policy="destination",
+        sampled_trips=60_000, whole_trips=True),
+    Arm("v-clip", "as new, gradients clipped at 5", (*BOTH, "optim.clip_norm=5"), samples=True, whole_trips=True),
+)  # fmt: skip
+
 
 def arm(name: str) -> Arm:
     """The arm of that name; raises `KeyError`."""
-    return {one.name: one for one in ARMS}[name]
+    return {one.name: one for one in (*ARMS, *VARIANTS)}[name]
 
 
 def overrides(arm: Arm, regime: Regime, seed: int) -> list[str]:
     """All that `train` is told but where things are."""
     given = [*WIDTH, f"seed={seed}", f"batch.train_trips={regime.trips}", *arm.settings]
-    per_epoch = -(-(regime.trips + SAMPLED_TRIPS) // SAMPLED_BATCH)
+    per_epoch = -(-(regime.trips + arm.sampled_trips) // SAMPLED_BATCH)
     if arm.samples:
+        given += [f"batch.sampled_trips={arm.sampled_trips}"]
         given += [f"optim.epochs={SAMPLED_EPOCHS}", f"optim.batch_size={SAMPLED_BATCH}"]
     elif arm.as_many_steps:
         epochs = round(SAMPLED_EPOCHS * per_epoch / -(-regime.trips // regime.batch_size))

@@ -126,7 +126,7 @@ def main() -> int:
     told = [*arms.overrides(arm, regime, given.seed), "runtime.amp=off", "log.tensorboard=false", "log.progress=false"]
     told += [f"data={given.data}", f"out={given.out}", "runtime.threads=1", f"runtime.device={given.device}"]
     told += [f"teacher={given.teacher}"] if arm.teaches else []
-    told += [f"batch.sampled={given.sampled}", f"batch.sampled_trips={arms.SAMPLED_TRIPS}"] if arm.samples else []
+    told += [f"batch.sampled={given.sampled}"] if arm.samples else []
     settings = config.load(TrainConfig, "train", [], [*told, *given.overrides])
     torch.set_num_threads(1)
     store, device = Store(given.data), pick_device(given.device, 0, 1, "device")

@@ -34,7 +34,7 @@ class Place:
     Attributes:
         name: of the teacher: all (it has seen all trips), or own (only those that the student has labels of).
         teacher: its address.
-        sampled: directory of trips sampled from it.
+        sampled: directory of directories of trips sampled from it, by policy.
     """
 
     name: str
@@ -85,7 +85,8 @@ class Pool:
             command = [sys.executable, "-m", "benchmarks.regimes.one", str(out), "--arm", task.arm.name]
             command += ["--trips", str(task.regime.trips), "--seed", str(task.seed), "--data", str(self._data)]
             command += ["--teacher", task.place.teacher, "--device", self._device]
-            command += ["--sampled", str(task.place.sampled)] if task.arm.samples else []
+            if task.arm.samples:
+                command += ["--sampled", f"{task.place.sampled}/{task.arm.policy}"]
             if not self._run(command, out.parent / f"{out.name}.log"):
                 return None
             result: dict[str, Any] = json.loads((out / "result.json").read_text())
