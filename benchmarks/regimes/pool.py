@@ -56,10 +56,10 @@ class Task:
         return root / self.place.name / str(self.regime.trips) / f"{self.arm.name}-{self.seed}"
 
 
-def tasks(places: dict[tuple[str, int], Place], only: set[str], seeds: int) -> Iterator[Task]:
+def tasks(places: dict[tuple[str, int], Place], only: set[str], seeds: range) -> Iterator[Task]:
     """Seed by seed, and for each all regimes and arms, those that matter most first."""
-    for seed in range(seeds):
-        for arm in arms.ARMS:
+    for seed in seeds:
+        for arm in (*arms.ARMS, *arms.VARIANTS) if only else arms.ARMS:
             for regime in arms.REGIMES:
                 for name in ("all", "own"):
                     place = places.get((name, regime.trips))
@@ -147,7 +147,8 @@ def main() -> int:
     parser.add_argument("--sampled", action="append", default=[], help="TRIPS=DIR: sampled with so many labelled trips")
     parser.add_argument("--own", action="append", default=[], help="TRIPS=ADDRESS=DIR: a teacher of these trips alone")
     parser.add_argument("--only", action="append", default=[], help="ARM or ARM@TRIPS")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="up to this one, exclusive")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=2, help="runs at once")
     parser.add_argument("--judges", type=int, default=1, help="evaluations at once")
@@ -166,7 +167,10 @@ def main() -> int:
         concurrent.futures.ThreadPoolExecutor(given.workers) as training,
         concurrent.futures.ThreadPoolExecutor(given.judges) as judging,
     ):
-        running = [training.submit(pool.make, task) for task in tasks(places, set(given.only), given.seeds)]
+        running = [
+            training.submit(pool.make, task)
+            for task in tasks(places, set(given.only), range(given.first_seed, given.seeds))
+        ]
         judged = []
         for done in concurrent.futures.as_completed(running):
             task = done.result()
