@@ -23,7 +23,7 @@ import polars as pl
 
 from shared import claims, config, files, provenance
 from shared.errors import DataError
-from shared.store import Store, Trips
+from shared.store import SplitName, Store, Trips
 from student_trainer.data.network import RoadNetwork
 from student_trainer.evaluate import floors, generated, metrics, next_road, publish, training, trip_metrics
 from student_trainer.evaluate.bootstrap import Bootstrap
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 def run(settings: EvaluateConfig) -> int:
     """Measures, writes, prints a table on stderr and the values as JSON on stdout."""
     document = evaluate(settings)
-    print(table(document), file=sys.stderr)
+    print("\n".join(filter(None, (table(document), document["left_out"]))), file=sys.stderr)
     print(json.dumps({"out": str(settings.out), **metrics.flat(document)}))
     return 0
 
@@ -80,6 +80,10 @@ def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         measured += more
         next_roads = _next_road_table(positions, len(whole))
         rules = floors.measure(network, store.trips("train", settings.cache), whole, positions)
+    reason = why_durations_are_left_out(store, found.split)
+    if reason:
+        measured = [metric for metric in measured if not metrics.is_of_durations(metric.name)]
+        histograms = [histogram for histogram in histograms if not metrics.is_of_durations(histogram.name)]
     document = {
         "format": FORMAT,
         "name": settings.name or str(found.summary["name"]),
@@ -96,10 +100,21 @@ def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         "histograms": {histogram.name: histogram.as_dict() for histogram in histograms},
         "reliability": curve,
         "floors": {name: dataclasses.asdict(floor) for name, floor in rules.items()},
+        "left_out": reason,
     }
     _write(settings, document, pairs, next_roads)
     publish.publish(settings, document)
     return document
+
+
+def why_durations_are_left_out(store: Store, split: SplitName) -> str:
+    """A sentence, if `prepare` has found that the durations of a split are placeholders; otherwise nothing."""
+    if "durations" not in store.manifest["splits"][split].get("placeholders", ()):
+        return ""
+    return (
+        f"Metrics of time are left out: the durations of {split} are placeholders, as `prepare` has found, and a "
+        "difference of them would mean nothing, however small its p-value."
+    )
 
 
 def code_version() -> str:
