@@ -153,12 +153,12 @@ def validate(schema: type[S], values: dict[str, Any]) -> S:
 
 def dump(config: Section) -> str:
     """The resolved configuration as YAML that `load` reads back."""
-    return _to_yaml(config.model_dump(mode="json"))
+    return to_yaml(config.model_dump(mode="json"))
 
 
 def save(config: Section, job: str, path: Path) -> None:
     """Writes the resolved configuration as a YAML file with the job's section."""
-    files.write_text(path, _to_yaml({job: config.model_dump(mode="json")}))
+    files.write_text(path, to_yaml({job: config.model_dump(mode="json")}))
 
 
 def as_overrides(values: Mapping[str, Any]) -> list[str]:
@@ -187,7 +187,8 @@ def _as_override(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-def _to_yaml(values: dict[str, Any]) -> str:
+def to_yaml(values: dict[str, Any]) -> str:
+    """Plain values as YAML that a configuration file may hold."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False)  # ASCII: raw line separators would not read back
 
 
