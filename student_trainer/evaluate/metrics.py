@@ -216,9 +216,8 @@ def is_of_durations(name: str) -> bool:
     """
     declared = [metric for metric in (*trip_metrics.METRICS, *next_road.METRICS) if metric.of_durations]
     timed = [quantity for quantity, _, _, field in QUANTITIES if field in DURATION_FIELDS]
-    return name in timed or name.startswith(
-        tuple([*(metric.name for metric in declared), *(f"jsd_{quantity}_" for quantity in timed)])
-    )
+    names = *(metric.name for metric in declared), *(f"jsd_{quantity}_" for quantity in timed)
+    return name in timed or name.startswith(names)
 
 
 def by_group(metrics: Sequence[Metric]) -> list[Metric]:

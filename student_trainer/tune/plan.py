@@ -141,7 +141,8 @@ class _Problems(list[str]):
         if len(self) == 1:
             raise ConfigError(self[0])
         if self:
-            raise ConfigError("\n".join([f"{len(self)} reasons why this study cannot work:", *(f"  {p}" for p in self)]))
+            lines = [f"{len(self)} reasons why this study cannot work:", *(f"  {problem}" for problem in self)]
+            raise ConfigError("\n".join(lines))
 
 
 def _search(settings: TuneConfig, problems: _Problems) -> tuple[tuple[Point, ...], int, int, list[list[int]]]:
@@ -158,9 +159,7 @@ def _search(settings: TuneConfig, problems: _Problems) -> tuple[tuple[Point, ...
         return points, 0, 0, brackets
     unordered = [name for name, parameter in settings.space.items() if parameter.choices is not None]
     if unordered:
-        problems.append(
-            f"sampler cmaes cannot search {', '.join(unordered)}, which has no order; use sampler.name=tpe"
-        )
+        problems.append(f"sampler cmaes cannot search {', '.join(unordered)}, which has no order; use sampler.name=tpe")
     if unordered or not fits:
         return points, 0, 0, brackets
     return points, *_generations(settings, len(points), problems), brackets

@@ -91,8 +91,8 @@ def best_params(settings: TuneConfig, point: Point) -> str:
     trips = f"{batch.train_trips} training trips" if batch.train_trips else "all training trips"
     lines = [
         f"# The best setting of study {settings.study}: student-trainer train --config THIS --data STORE --teacher ...",
-        f"# Found with {settings.epochs} epochs of {trips}; its final runs had {final.epochs} epochs. That budget is not",
-        "# in here: choose optim.epochs and batch.train_trips for the run at hand.",
+        f"# Found with {settings.epochs} epochs of {trips}; its final runs had {final.epochs} epochs.",
+        "# That budget is not in here: choose optim.epochs and batch.train_trips for the run at hand.",
     ]
     return "\n".join([*lines, config.to_yaml({"train": recipe})])
 
