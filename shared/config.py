@@ -170,6 +170,13 @@ def as_overrides(values: Mapping[str, Any]) -> list[str]:
     return [f"{key}={_as_override(value)}" for key, value in _leaves(values)]
 
 
+def differing(values: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
+    """Dotted keys of settings, as `model_dump` gives them, that both do not share, in the order of the first."""
+    ours, theirs = dict(_leaves(values)), dict(_leaves(others))
+    keys = dict.fromkeys([*ours, *theirs])
+    return [key for key in keys if key not in ours or key not in theirs or ours[key] != theirs[key]]
+
+
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and values."""
     for name, value in values.items():

@@ -42,6 +42,7 @@ JOBS = (
             ),
             Flag("--out", "out", "directory of the run", "RUN"),
             Flag("--resume", "resume", "continue the run from its last checkpoint", is_switch=True),
+            Flag("--continue-to", "continue_to", "continue it to more epochs than it was begun with", "EPOCHS"),
         ),
     ),
     Job(

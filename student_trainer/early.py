@@ -32,6 +32,10 @@ class MakesRun(ReadsStore, Protocol):
     def resume(self) -> bool:
         """Whether it goes on with what is there."""
 
+    @property
+    def continue_to(self) -> int:
+        """Whether it does so, to how many epochs; 0 if not."""
+
 
 class ReadsWeights(ReadsStore, Protocol):
     """Settings of a job with a student, or none."""
@@ -70,7 +74,7 @@ def check_run(settings: MakesRun) -> None:
     if is_one_of_several():
         return
     check_store(settings)
-    if not settings.resume and claims.holder(settings.out) is None:
+    if not settings.resume and not settings.continue_to and claims.holder(settings.out) is None:
         check_unused(settings.out)
 
 

@@ -35,7 +35,7 @@ from student_trainer.train.meters import Clock
 from student_trainer.train.optim import random_state
 from student_trainer.train.profiling import Profile
 from student_trainer.train.ranks import RankLost
-from student_trainer.train.resume import restore, snapshot
+from student_trainer.train.resume import note_extension, restore, snapshot
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.schedule import PlannedStep, Schedule, Step, prepare_step
 from student_trainer.train.trainer import Trainer
@@ -88,6 +88,7 @@ class Session:
         self.trainer = Trainer(self.model, settings, self.scale, runtime, self.schedule)
         if resumed is not None:
             restore(self.trainer, resumed, self.revision)
+            note_extension(self.trainer, self.schedule, resumed)
         self.random_state = random_state(runtime.device)
         log.info(
             "%d training trips, %d validation trips, %d parameters, %d steps of %d epochs on %s",
@@ -244,6 +245,7 @@ class Session:
             "best": best,
             "last": self.progress.history[-1],
             "steps": self.progress.step,
+            "extended": self.progress.extended,
             "bad_steps": self.progress.bad_steps,
             "missed_micro_batches": self.progress.missed_micro_batches,
             "missed_positions": self.progress.missed_positions,
