@@ -29,6 +29,7 @@ from shared.errors import ConfigError
 JOBS = frozenset(
     {
         "demo-city",
+        "convert",
         "prepare",
         "train",
         "tune",

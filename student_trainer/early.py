@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from shared import claims
-from shared.errors import FileFormatError
+from shared.errors import DataError, FileFormatError
 from shared.store import Store
 from student_trainer.runs.layout import check_unused
 from student_trainer.train.launch import is_one_of_several
@@ -59,6 +59,25 @@ class ReadsReport(Protocol):
     @property
     def report(self) -> Path:
         """The directory."""
+
+
+class ReadsNetwork(Protocol):
+    """Settings of a job that converts."""
+
+    @property
+    def roads(self) -> Path:
+        """The network."""
+
+    @property
+    def trips(self) -> Path:
+        """The trips."""
+
+
+def check_convert(settings: ReadsNetwork) -> None:
+    """Raises `DataError` if there is no network, or there are no trips."""
+    for flag, path in (("--roads", settings.roads), ("--trips", settings.trips)):
+        if not path.is_file():
+            raise DataError(f"{path} is no file; {flag} takes one")
 
 
 def check_store(settings: ReadsStore) -> None:

@@ -52,6 +52,7 @@ ALLOWED = {
 
 LAYERS = (
     "student_trainer.demo_city",
+    "student_trainer.convert",
     "student_trainer.prepare",
     "student_trainer.data",
     "student_trainer.runs",
@@ -66,6 +67,7 @@ LAYERS = (
 )
 MAY_IMPORT = {
     "student_trainer.demo_city": {"student_trainer.data"},
+    "student_trainer.convert": {"student_trainer.data", "student_trainer.prepare"},
     "student_trainer.prepare": {"student_trainer.data"},
     "student_trainer.data": set(),
     "student_trainer.runs": set(),
@@ -300,6 +302,7 @@ PRINTERS = {
     "shared.cli",
     "shared.demo",
     "student_trainer.demo_city.run",
+    "student_trainer.convert.run",
     "student_trainer.evaluate.compare",
     "student_trainer.evaluate.run",
     "student_trainer.report.bundle",

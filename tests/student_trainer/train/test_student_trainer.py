@@ -323,7 +323,7 @@ def test_refuses_a_used_directory_and_changed_settings(store: Store, tmp_path: P
     with pytest.raises(ConfigError, match="not empty"):
         start(settings, store)
     changed = settings_of(store, tmp_path / "run", optim={"learning_rate": 1.0}).model_copy(update={"resume": True})
-    with pytest.raises(ConfigError, match="optim.learning_rate is 0.003 there, 1.0 here"):
+    with pytest.raises(ConfigError, match=r"optim\.learning_rate is 0\.003 there, 1\.0 here"):
         start(changed, store)
 
 
