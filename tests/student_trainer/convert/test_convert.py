@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.lattice_city import NODES, WAYS, feature, metres, walk, write_network, write_trips
 
 from shared.errors import ConfigError, DataError
 from shared.store import Store, Trips
@@ -17,53 +18,8 @@ from student_trainer.__main__ import main as _main
 from student_trainer.convert import geojson, network, osm, trips
 from student_trainer.convert.config import ConvertConfig, NetworkConfig, SplitConfig, TripsConfig
 from student_trainer.convert.run import run, split
-from student_trainer.data.geometry import haversine_m
 from student_trainer.prepare.config import PrepareConfig
 from student_trainer.prepare.run import prepare
-
-NODES = {n: (-8.61 + 0.002 * (n % 3), 41.15 + 0.0015 * (n // 3)) for n in range(9)}
-"""Longitude and latitude of a lattice of 3 by 3."""
-LINKS = [(n, n + 1) for n in range(9) if n % 3 < 2] + [(n, n + 3) for n in range(6)]
-WAYS = [way for a, b in LINKS for way in ((a, b), (b, a))]
-
-
-def metres(a: int, b: int) -> float:
-    return float(haversine_m(NODES[a][1], NODES[a][0], NODES[b][1], NODES[b][0]))
-
-
-def feature(a: int, b: int, **more: Any) -> dict[str, Any]:
-    """A road as osmnx writes its edges."""
-    properties = {"u": a, "v": b, "key": 0, "osmid": [7, 8], "highway": ["primary", "trunk"], "oneway": False, **more}
-    line = {"type": "LineString", "coordinates": [list(NODES[a]), list(NODES[b])]}
-    return {"type": "Feature", "properties": properties, "geometry": line}
-
-
-def write_network(path: Path, features: Sequence[dict[str, Any]] | None = None) -> Path:
-    found = [feature(*way) for way in WAYS] if features is None else features
-    path.write_text(json.dumps({"type": "FeatureCollection", "features": found}))
-    return path
-
-
-def walk(random: np.random.Generator, steps: int) -> list[str]:
-    """Names of the roads of a walk on the lattice."""
-    here, found = int(random.integers(9)), []
-    for _ in range(steps):
-        following = [b for a, b in WAYS if a == here]
-        there = following[int(random.integers(len(following)))]
-        found.append(f"{here}-{there}")
-        here = there
-    return found
-
-
-def write_trips(path: Path, walks: Sequence[Sequence[str]], start: int = 1_577_836_800) -> Path:
-    rows = [
-        (f"t{trip}", f"{road}-0", start + 3600 * trip + (9 + trip) * step)
-        for trip, roads in enumerate(walks)
-        for step, road in enumerate(roads)
-    ]
-    with open(path, "w", newline="") as stream:
-        csv.writer(stream).writerows([("trip", "road", "time"), *rows])
-    return path
 
 
 @pytest.fixture
