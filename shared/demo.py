@@ -145,7 +145,7 @@ def _table(out: Path, result: dict[str, Any]) -> str:
     lines.append(
         f"\none seed each; the sampling error of an accuracy over {positions} positions is about ±{noise:.2f} points.\n"
         f"The last digits are those of {provenance.arithmetic()}, one thread a job: the same gives them again;\n"
-        "with another processor, torch or number of threads sums are rounded otherwise, and accuracies differ by tenths.\n"
+        "another processor, torch or number of threads rounds sums otherwise, and accuracies differ by tenths.\n"
         f"runs: {out}/vanilla, {out}/distilled   teacher: {out}/teacher.safetensors   city: {out}/raw/city.svg"
     )
     return "\n".join(lines)

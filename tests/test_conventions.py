@@ -361,7 +361,6 @@ def test_files_and_functions_are_short_or_say_why(path: Path) -> None:
 
 
 TESTED_THROUGH = {
-    "shared.demo": "test_end_to_end",
     "student_trainer.data.kernels": "test_student_batch",
     "student_trainer.demo_city.picture": "test_demo_city_run",
     "student_trainer.distill.fleet": "test_student_client",

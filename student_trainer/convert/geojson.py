@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +18,9 @@ UNKNOWN = "unclassified"
 WGS84 = ("4326", "CRS84")
 FORWARD, BACKWARD = ("true", "yes", "1"), ("-1", "reverse")
 """What `oneway` says of a line that is driven one way only."""
+
+Fail = Callable[[str], NoReturn]
+"""Refuses a feature, for a reason."""
 
 
 def read(path: Path, config: NetworkConfig) -> list[Road]:
@@ -89,7 +92,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _line(geometry: Mapping[str, Any], fail: Any) -> Line:
+def _line(geometry: Mapping[str, Any], fail: Fail) -> Line:
     kind, coordinates = geometry.get("type"), geometry.get("coordinates")
     if kind == "MultiLineString" and isinstance(coordinates, list) and len(coordinates) == 1:
         kind, coordinates = "LineString", coordinates[0]
@@ -104,10 +107,10 @@ def _line(geometry: Mapping[str, Any], fail: Any) -> Line:
     return tuple((float(point[0]), float(point[1])) for point in coordinates)
 
 
-def _class(value: Any, fail: Any) -> str:
+def _class(value: Any, fail: Fail) -> str:
     if value is None or value == "" or value == []:
         return UNKNOWN
     try:
         return road_classes.class_of(json.dumps(value) if isinstance(value, list) else str(value))
     except ValueError as error:
-        return str(fail(str(error)))
+        fail(str(error))

@@ -62,8 +62,8 @@ def _convert(config: ConvertConfig) -> tuple[dict[str, Any], list[str]]:
     if not pairs:
         raise DataError(f"{config.roads}: no road begins where another ends; are their end points not the same?")
     found = trips.read(config.trips, config.columns, numbers)
-    links = np.array(pairs, np.int64).T
-    kept, dropped = usable(found.trips, Successors.from_pairs(*links, len(roads)), strict=False)
+    origin, destination = np.array(pairs, np.int64).T
+    kept, dropped = usable(found.trips, Successors.from_pairs(origin, destination, len(roads)), strict=False)
     dropped = {"unknown_road": found.unknown, **dropped}
     _check_kept(config, found, len(kept), dropped)
     parts = {name: kept.take(index) for name, index in split(kept, config.split).items()}
@@ -80,7 +80,7 @@ def _convert(config: ConvertConfig) -> tuple[dict[str, Any], list[str]]:
             _write_trips(folder / f"{name}.csv", part)
         settings = config.model_dump(mode="json", exclude={"out"})
         files.write_json(folder / MARKER, {"settings": settings, "summary": summary})
-        odd = plausible.findings(raw.read_roads(folder / "roadmap.geo"), *links)
+        odd = plausible.findings(raw.read_roads(folder / "roadmap.geo"), origin, destination)
     for name, part in parts.items():
         odd += Clock.of(part).facts(name)["findings"]
     if found.unknown:

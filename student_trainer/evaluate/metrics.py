@@ -214,9 +214,10 @@ def is_of_durations(name: str) -> bool:
     Args:
         name: of either, as in `metrics.json`.
     """
-    declared = [metric for metric in (*trip_metrics.METRICS, *next_road.METRICS) if metric.of_durations]
+    declared = [metric.name for metric in trip_metrics.METRICS if metric.of_durations]
+    declared += [metric.name for metric in next_road.METRICS if metric.of_durations]
     timed = [quantity for quantity, _, _, field in QUANTITIES if field in DURATION_FIELDS]
-    names = *(metric.name for metric in declared), *(f"jsd_{quantity}_" for quantity in timed)
+    names = *declared, *(f"jsd_{quantity}_" for quantity in timed)
     return name in timed or name.startswith(names)
 
 

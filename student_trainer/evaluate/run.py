@@ -66,7 +66,7 @@ def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     store = Store(settings.data)
     network = RoadNetwork.load(store)
     found = generated.read(settings.trips, store)
-    whole = store.trips(found.split, settings.cache)
+    reason, whole = why_durations_are_left_out(store, found.split), store.trips(found.split, settings.cache)
     real = whole.take(found.source_trip)
     log.info("%d pairs of %s, %d arrived", len(found.pair), found.split, int(found.arrived.sum()))
     measured, histograms, pairs = _measure_trips(network, whole, real, found, settings)
@@ -80,10 +80,7 @@ def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         measured += more
         next_roads = _next_road_table(positions, len(whole))
         rules = floors.measure(network, store.trips("train", settings.cache), whole, positions)
-    reason = why_durations_are_left_out(store, found.split)
-    if reason:
-        measured = [metric for metric in measured if not metrics.is_of_durations(metric.name)]
-        histograms = [histogram for histogram in histograms if not metrics.is_of_durations(histogram.name)]
+    shown = [metric for metric in measured if not (reason and metrics.is_of_durations(metric.name))]
     document = {
         "format": FORMAT,
         "name": settings.name or str(found.summary["name"]),
@@ -96,8 +93,8 @@ def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         "settings": settings.model_dump(mode="json"),
         "code_version": code_version(),
         "environment": provenance.environment(),
-        "metrics": {metric.name: metric.as_dict() for metric in measured},
-        "histograms": {histogram.name: histogram.as_dict() for histogram in histograms},
+        "metrics": {metric.name: metric.as_dict() for metric in shown},
+        "histograms": {h.name: h.as_dict() for h in histograms if not (reason and metrics.is_of_durations(h.name))},
         "reliability": curve,
         "floors": {name: dataclasses.asdict(floor) for name, floor in rules.items()},
         "left_out": reason,
