@@ -29,6 +29,7 @@ from shared.errors import ConfigError
 JOBS = frozenset(
     {
         "demo-city",
+        "convert",
         "prepare",
         "train",
         "tune",
@@ -154,12 +155,12 @@ def validate(schema: type[S], values: dict[str, Any]) -> S:
 
 def dump(config: Section) -> str:
     """The resolved configuration as YAML that `load` reads back."""
-    return _to_yaml(config.model_dump(mode="json"))
+    return to_yaml(config.model_dump(mode="json"))
 
 
 def save(config: Section, job: str, path: Path) -> None:
     """Writes the resolved configuration as a YAML file with the job's section."""
-    files.write_text(path, _to_yaml({job: config.model_dump(mode="json")}))
+    files.write_text(path, to_yaml({job: config.model_dump(mode="json")}))
 
 
 def as_overrides(values: Mapping[str, Any]) -> list[str]:
@@ -169,6 +170,13 @@ def as_overrides(values: Mapping[str, Any]) -> list[str]:
         values: what `model_dump(mode="json")` gives.
     """
     return [f"{key}={_as_override(value)}" for key, value in _leaves(values)]
+
+
+def differing(values: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
+    """Dotted keys of settings, as `model_dump` gives them, that both do not share, in the order of the first."""
+    ours, theirs = dict(_leaves(values)), dict(_leaves(others))
+    keys = dict.fromkeys([*ours, *theirs])
+    return [key for key in keys if key not in ours or key not in theirs or ours[key] != theirs[key]]
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -188,7 +196,8 @@ def _as_override(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-def _to_yaml(values: dict[str, Any]) -> str:
+def to_yaml(values: dict[str, Any]) -> str:
+    """Plain values as YAML that a configuration file may hold."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False)  # ASCII: raw line separators would not read back
 
 

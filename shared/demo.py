@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared import claims, cli, lock, processes
+from shared import claims, cli, lock, processes, provenance
 from shared.errors import ReportableError
 
 MARKER = ".demo"
@@ -144,6 +144,8 @@ def _table(out: Path, result: dict[str, Any]) -> str:
         lines.append(f"{name:34}{100 * accuracy:11.2f}{rest}")
     lines.append(
         f"\none seed each; the sampling error of an accuracy over {positions} positions is about ±{noise:.2f} points.\n"
+        f"The last digits are those of {provenance.arithmetic()}, one thread a job: the same gives them again;\n"
+        "another processor, torch or number of threads rounds sums otherwise, and accuracies differ by tenths.\n"
         f"runs: {out}/vanilla, {out}/distilled   teacher: {out}/teacher.safetensors   city: {out}/raw/city.svg"
     )
     return "\n".join(lines)

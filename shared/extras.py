@@ -17,11 +17,12 @@ EXTRAS: dict[str, frozenset[str]] = {
     "report": frozenset({"matplotlib"}),
     "tune": frozenset({"optuna", "cmaes", "plotly", "sqlalchemy"}),
     "wandb": frozenset({"wandb"}),
+    "convert": frozenset({"osmium"}),
 }
 """Modules by extra. `report` brings `trainer` with it, `tune` brings `report`."""
 
-ON_REQUEST = frozenset({"wandb"})
-"""Extras that no command needs until a setting asks for them."""
+ON_REQUEST = frozenset({"wandb", "convert"})
+"""Extras that no command needs until a setting, or a file of their format, asks for them."""
 
 
 @contextlib.contextmanager

@@ -16,6 +16,18 @@ JOBS = (
         flags=(Flag("--out", "out", "directory to write", "RAW"),),
     ),
     Job(
+        name="convert",
+        summary="turn a network (GeoJSON, OpenStreetMap) and trips as rows (CSV) into a raw HOSER directory",
+        schema="student_trainer.convert.config:ConvertConfig",
+        run="student_trainer.convert.run:run",
+        check="student_trainer.early:check_convert",
+        flags=(
+            Flag("--roads", "roads", "the network: .geojson, .osm or .osm.pbf", "FILE"),
+            Flag("--trips", "trips", "trips, a row for each road: trip, road, time", "FILE.csv"),
+            Flag("--out", "out", "directory to write", "RAW"),
+        ),
+    ),
+    Job(
         name="prepare",
         summary="turn a raw HOSER directory into a store: features, zones, tokens, statistics",
         schema="student_trainer.prepare.config:PrepareConfig",
@@ -42,6 +54,7 @@ JOBS = (
             ),
             Flag("--out", "out", "directory of the run", "RUN"),
             Flag("--resume", "resume", "continue the run from its last checkpoint", is_switch=True),
+            Flag("--continue-to", "continue_to", "continue it to more epochs than it was begun with", "EPOCHS"),
         ),
     ),
     Job(

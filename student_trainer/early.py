@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from shared import claims
-from shared.errors import FileFormatError
+from shared.errors import DataError, FileFormatError
 from shared.store import Store
 from student_trainer.runs.layout import check_unused
 from student_trainer.train.launch import is_one_of_several
@@ -31,6 +31,10 @@ class MakesRun(ReadsStore, Protocol):
     @property
     def resume(self) -> bool:
         """Whether it goes on with what is there."""
+
+    @property
+    def continue_to(self) -> int:
+        """Whether it does so, to how many epochs; 0 if not."""
 
 
 class ReadsWeights(ReadsStore, Protocol):
@@ -57,6 +61,25 @@ class ReadsReport(Protocol):
         """The directory."""
 
 
+class ReadsNetwork(Protocol):
+    """Settings of a job that converts."""
+
+    @property
+    def roads(self) -> Path:
+        """The network."""
+
+    @property
+    def trips(self) -> Path:
+        """The trips."""
+
+
+def check_convert(settings: ReadsNetwork) -> None:
+    """Raises `DataError` if there is no network, or there are no trips."""
+    for flag, path in (("--roads", settings.roads), ("--trips", settings.trips)):
+        if not path.is_file():
+            raise DataError(f"{path} is no file; {flag} takes one")
+
+
 def check_store(settings: ReadsStore) -> None:
     """Raises `FileFormatError` if there is no store."""
     Store(settings.data)
@@ -70,7 +93,7 @@ def check_run(settings: MakesRun) -> None:
     if is_one_of_several():
         return
     check_store(settings)
-    if not settings.resume and claims.holder(settings.out) is None:
+    if not settings.resume and not settings.continue_to and claims.holder(settings.out) is None:
         check_unused(settings.out)
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, start_teacher, write_tiny_teacher
 from support.generated_trips import write_generated
+from support.lattice_city import walk, write_network, write_trips
 from support.random_city import write_random_store
 from support.tiny_city import write_tiny_city
 
@@ -34,6 +35,7 @@ TRAIN = f"train --data {{store}} --teacher none --out {{out}} optim.epochs=1 {SM
 RECIPE = "train={model: {road_id_dim: 8, road_attr_dim: 2}, optim: {batch_size: 8}, runtime: {threads: 1}}"
 JOBS = {
     "demo-city": "demo-city --out {out} columns=9 rows=9 trips.train=50 trips.val=10 trips.test=10",
+    "convert": "convert --roads {streets} --trips {walks} --out {out} network.id=u,v,key",
     "prepare": "prepare --raw {raw} --out {out}",
     "train": TRAIN,
     "train --resume": f"{TRAIN} --resume",
@@ -68,6 +70,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     torch.save({"model": state, "model_config": {"n_head": 2}}, room / "upstream.pt")
     paths = {name: room / name for name in ("store", "trips", "one", "other", "report", "models", "socket")}
     paths |= {"raw": write_tiny_city(room / "raw"), "upstream": room / "upstream.pt"}
+    walks = [walk(np.random.default_rng(seed), 4) for seed in range(5)]
+    paths |= {"streets": write_network(room / "streets.geojson"), "walks": write_trips(room / "walks.csv", walks)}
     assert command("train", paths | {"out": room / "models" / "vanilla"}) == 0
     paths["weights"] = room / "models" / "vanilla" / "checkpoints" / "best.pt"
     write_generated(room / "trips", store, 5)

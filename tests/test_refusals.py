@@ -127,6 +127,7 @@ def test_what_is_not_there_is_refused_before_slow_imports(line: str, message: st
 REQUIRED = {
     "out": "o", "raw": "r", "data": "d", "weights": "w", "trips": "t", "evaluations": "a,b", "report": "r",
     "models": "m", "checkpoint": "c", "teacher": "host:1", "address": "host:1", "candidates": "1,2",
+    "roads": "r.geojson",
 }  # fmt: skip
 
 

@@ -23,18 +23,18 @@ NAME_LENGTH = 64
 class DistillConfig(Section):
     """What the student learns from the teacher, and from trips sampled from it; docs/method.md has the formulas."""
 
-    weight: float = pydantic.Field(0.3, ge=0)
-    """lambda, of KL(target || student). Without `head` and sampled trips, 0 trains without a teacher."""
+    weight: float = pydantic.Field(1.0, ge=0)
+    """lambda, of KL(target || student). 0 beside head 0 trains without a teacher."""
     sampled_weight: float | None = pydantic.Field(None, ge=0)
     """The same at positions of sampled trips; none: as `weight`."""
-    target: Literal["history", "destination"] = "history"
+    target: Literal["history", "destination"] = "destination"
     """What the student is pulled to: the teacher's answer, which does not know the destination (history), or that
     answer corrected by a few coefficients, which are fitted on the labelled trips at the start (destination)."""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
     """How `weight` goes to 0 over the first `schedule_share` of the run; constant: it does not."""
-    schedule_share: float = pydantic.Field(0.5, gt=0, le=1)
+    schedule_share: float = pydantic.Field(1.0, gt=0, le=1)
     """cosine and linear: share of the optimizer steps after which the weight is 0."""
-    head: float = pydantic.Field(0.0, ge=0)
+    head: float = pydantic.Field(1.0, ge=0)
     """Weight of KL(teacher || a destination-free head), which is trained beside the student and then thrown away."""
     sampled_labels: float = pydantic.Field(0.0, ge=0)
     """Weight of a sampled trip's next road, given the trip's own end as destination, beside a real one's; 0: none."""

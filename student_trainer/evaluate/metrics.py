@@ -129,6 +129,8 @@ QUANTITIES = (
     ("trip_duration", "Trip duration", "s", "duration_s"),
 )
 """Name, label, unit and field of `TripMeasures` of what has a distribution."""
+DURATION_FIELDS = ("segment_s", "duration_s")
+"""Those of them that are of time."""
 
 
 def global_metrics(
@@ -209,6 +211,19 @@ def next_road_metrics(
         )
     )  # fmt: skip
     return metrics, next_road.reliability(binned.sum(axis=0))
+
+
+def is_of_durations(name: str) -> bool:
+    """Whether a metric or a histogram is of how long steps or trips take.
+
+    Args:
+        name: of either, as in `metrics.json`.
+    """
+    declared = [metric.name for metric in trip_metrics.METRICS if metric.of_durations]
+    declared += [metric.name for metric in next_road.METRICS if metric.of_durations]
+    timed = [quantity for quantity, _, _, field in QUANTITIES if field in DURATION_FIELDS]
+    names = *declared, *(f"jsd_{quantity}_" for quantity in timed)
+    return name in timed or name.startswith(names)
 
 
 def by_group(metrics: Sequence[Metric]) -> list[Metric]:

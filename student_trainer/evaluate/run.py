@@ -25,7 +25,7 @@ import polars as pl
 
 from shared import claims, config, files, provenance
 from shared.errors import DataError
-from shared.store import Store, Trips
+from shared.store import SplitName, Store, Trips
 from student_trainer.data.network import RoadNetwork
 from student_trainer.data.sampled import is_sampled
 from student_trainer.evaluate import floors, generated, metrics, next_road, publish, sampled, training, trip_metrics
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 def run(settings: EvaluateConfig) -> int:
     """Measures, writes, prints a table on stderr and the values as JSON on stdout."""
     document = evaluate(settings)
-    print(table(document), file=sys.stderr)
+    print("\n".join(filter(None, (table(document), document["left_out"]))), file=sys.stderr)
     print(json.dumps({"out": str(settings.out), **metrics.flat(document)}))
     return 0
 
@@ -71,7 +71,7 @@ def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     if is_sampled(settings.trips):
         return _judge_sampled(settings, store, network)
     found = generated.read(settings.trips, store)
-    whole = store.trips(found.split, settings.cache)
+    reason, whole = why_durations_are_left_out(store, found.split), store.trips(found.split, settings.cache)
     real = whole.take(found.source_trip)
     log.info("%d pairs of %s, %d arrived", len(found.pair), found.split, int(found.arrived.sum()))
     measured, histograms, pairs = _measure_trips(network, whole, real, found, settings)
@@ -85,6 +85,7 @@ def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         measured += more
         next_roads = _next_road_table(positions, len(whole))
         rules = floors.measure(network, store.trips("train", settings.cache), whole, positions)
+    shown = [metric for metric in measured if not (reason and metrics.is_of_durations(metric.name))]
     document = {
         "format": FORMAT,
         "name": settings.name or str(found.summary["name"]),
@@ -97,10 +98,11 @@ def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         "settings": settings.model_dump(mode="json"),
         "code_version": code_version(),
         "environment": provenance.environment(),
-        "metrics": {metric.name: metric.as_dict() for metric in measured},
-        "histograms": {histogram.name: histogram.as_dict() for histogram in histograms},
+        "metrics": {metric.name: metric.as_dict() for metric in shown},
+        "histograms": {h.name: h.as_dict() for h in histograms if not (reason and metrics.is_of_durations(h.name))},
         "reliability": curve,
         "floors": {name: dataclasses.asdict(floor) for name, floor in rules.items()},
+        "left_out": reason,
     }
     _write(settings, document, pairs, next_roads)
     publish.publish(settings, document)
@@ -129,6 +131,16 @@ def _judge_sampled(settings: EvaluateConfig, store: Store, network: RoadNetwork)
         files.remove(settings.out / name)
     publish.publish(settings, document)
     return document
+
+
+def why_durations_are_left_out(store: Store, split: SplitName) -> str:
+    """A sentence, if `prepare` has found that the durations of a split are placeholders; otherwise nothing."""
+    if "durations" not in store.manifest["splits"][split].get("placeholders", ()):
+        return ""
+    return (
+        f"Metrics of time are left out: the durations of {split} are placeholders, as `prepare` has found, and a "
+        "difference of them would mean nothing, however small its p-value."
+    )
 
 
 def code_version() -> str:

@@ -51,6 +51,7 @@ class Progress:
         missed_positions: theirs.
         best_accuracy: best validation accuracy so far, and `best_epoch` its epoch; -1 before the first.
         history: one record of validation metrics per epoch done.
+        extended: where the run got more epochs than it was begun with: `step`, `from_epochs`, `to_epochs`.
     """
 
     step: int = 0
@@ -60,6 +61,7 @@ class Progress:
     best_accuracy: float = -1.0
     best_epoch: int = -1
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    extended: list[dict[str, int]] = dataclasses.field(default_factory=list)
 
     __pydantic_config__ = _AS_IT_IS
 

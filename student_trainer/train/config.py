@@ -141,6 +141,10 @@ class TrainConfig(RecipeConfig):
     """Directory of the run: checkpoints, metrics, configuration."""
     resume: bool = False
     """Go on from OUT's last checkpoint."""
+    continue_to: int = pydantic.Field(0, ge=0)
+    """Go on from OUT's last checkpoint to so many epochs in all, more than the run was begun with, whatever
+    optim.epochs says: the schedule of the learning rate is stretched, so the rate rises again, and the result is not
+    that of a run of so many epochs. 0: do not."""
     profile: Literal["off", "table", "trace"] = "off"
     """table: at the end, say where the time of the steps went (OUT/profile.json); trace: also record a few steps with
     torch.profiler (OUT/trace.json). On an accelerator each stage of a step is then waited for, which costs time."""

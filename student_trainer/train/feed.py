@@ -8,7 +8,7 @@ from concurrent.futures import Future
 import numpy as np
 import torch
 
-from shared.arrays import Float32, Float64, Int64
+from shared.arrays import Float32, Float64, Floating, Int64
 from shared.errors import ConfigError, TeacherError
 from shared.wire import ScoreReply
 from student_trainer.data.batch import Batch, build_batch
@@ -87,6 +87,11 @@ class Prepared:
         if self.target is None or self.pull is None:
             return None
         return self.target.scores(reply.log_probs, self.pull)
+
+    def arrays(self, reply: ScoreReply) -> list[Floating]:
+        """What the device needs of the teacher's answer, [K] each: the log-probs, and the target's scores if used."""
+        scores = self.scores(reply)
+        return [reply.log_probs] if scores is None else [reply.log_probs, scores]
 
 
 class Feed:

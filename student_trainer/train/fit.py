@@ -10,16 +10,53 @@ import logging
 
 import numpy as np
 
-from shared.arrays import Int64
+from shared.arrays import Float64, Int64
 from student_trainer.distill.conditional_logit import Choices
 from student_trainer.distill.destination import DestinationTarget, choices_of
+from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed
+from student_trainer.train.ranks import Ranks
+from student_trainer.train.trips import RunTrips
 
 log = logging.getLogger(__name__)
 
 TRIPS = 2_000
 """Labelled trips that are enough for a handful of coefficients; of more a sample is taken."""
 BATCH = 64
+
+
+def give_target(
+    known: DestinationTarget | None,
+    feed: Feed,
+    val_feed: Feed,
+    trips: RunTrips,
+    length: Float64,
+    settings: TrainConfig,
+    ranks: Ranks,
+) -> None:
+    """Gives both feeds the target of a run.
+
+    Args:
+        known: that of a resumed run; None to fit it, which the first rank does.
+        feed, val_feed: of the run's trips.
+        trips: these.
+        length: float64 [N], metres of each road.
+        settings: of the run.
+        ranks: who trains.
+
+    Raises:
+        ConfigError: the settings cut candidates.
+        TeacherError: the teacher has failed.
+        TrainingError: the labelled trips leave no choice.
+    """
+    progress = settings.log.progress and ranks.is_first
+    feed.measure_ways(length, trips.numbers, progress)
+    val_feed.measure_ways(length, np.arange(len(trips.validation)), progress)
+    if known is None:
+        seed = settings.batch.sample_seed
+        known = ranks.together(lambda: fit_target(feed, trips.labelled, seed) if ranks.is_first else None)
+        known = ranks.broadcast(known)
+    feed.target = val_feed.target = known
 
 
 def fit_target(feed: Feed, labelled: Int64, sample_seed: int) -> DestinationTarget:

@@ -27,7 +27,7 @@ from student_trainer.runs.sinks import check_wandb
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.connect import connect, patience_seconds
 from student_trainer.train.ranks import Ranks, join
-from student_trainer.train.resume import find_checkpoint
+from student_trainer.train.resume import extended, find_checkpoint
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.session import Session
 from student_trainer.train.stop import StopSignals
@@ -50,6 +50,7 @@ class Inputs:
 
 def run(settings: TrainConfig) -> int:
     """Trains, alone or as one of the ranks that `torchrun` started; rank 0 prints the summary as JSON on stdout."""
+    settings = extended(settings)
     with join(patience_seconds(settings.client)) as ranks, contextlib.ExitStack() as claimed:
         start = time.monotonic()
         inputs = ranks.together(lambda: open_inputs(settings, ranks, claimed))

@@ -9,19 +9,14 @@ import time
 from collections.abc import Generator, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 import tqdm
 
 from shared import config, files
-from shared.arrays import Int64
 from shared.errors import CompatibilityError, ConfigError, TeacherError
-from shared.store import SplitName, Store, Trips
-from student_trainer.data import labelled
-from student_trainer.data.loader import Prefetcher, TripOrder
-from student_trainer.data.mixed import MixedTrips, Numbered
+from shared.store import Store
+from student_trainer.data.loader import Prefetcher
 from student_trainer.data.network import RoadNetwork
-from student_trainer.data.sampled import load_sampled
 from student_trainer.distill.teacher import FailureStats, NullTeacher, Teacher
 from student_trainer.model import upstream
 from student_trainer.model.history_head import HistoryHead
@@ -34,15 +29,14 @@ from student_trainer.train import graphs
 from student_trainer.train.compiling import use_own_directory
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed
-from student_trainer.train.fit import fit_target
 from student_trainer.train.logbook import Logbook
 from student_trainer.train.meters import Clock
 from student_trainer.train.optim import random_state
 from student_trainer.train.profiling import Profile
 from student_trainer.train.ranks import RankLost
-from student_trainer.train.resume import restore, snapshot, target_of
+from student_trainer.train.resume import note_extension, restore, snapshot, target_of
 from student_trainer.train.runtime import Runtime
-from student_trainer.train.schedule import PlannedStep, Schedule, Step, prepare_step
+from student_trainer.train.schedule import PlannedStep, Step, prepare_step
 from student_trainer.train.trainer import Trainer
 from student_trainer.train.validate import Validator
 
@@ -78,44 +72,28 @@ class Session:
         self.scale = TimeScale(*store.time_scale)
         self._profile: Profile | None = None
         network = RoadNetwork.load(store)
-        labelled, val = store.trips("train", settings.batch.cache), store.trips("val", settings.batch.cache)
-        if settings.batch.val_trips:
-            val = val.take(choose_trips(val, settings, "val"))
-        chosen = choose_trips(labelled, settings)
-        trips, index, first_sampled = _mixed(labelled, chosen, settings, store)
+        trips = open_trips(store, settings)
 
         self.model, head = _new_student(settings, network, runtime.device)
         asked = self.teacher if settings.distils else None
         rounds = graphs.wanted(settings.runtime, runtime)
-        self.feed = Feed(network, trips, settings, asked, runtime.device, rounds)
-        self.schedule = _schedule(self.feed.lengths(index), index, settings)
-        self.val_feed = Feed(network, val, settings, asked, runtime.device)
-        self.validator = Validator(self.val_feed, val, settings, self.scale, runtime)
-        self.trainer = Trainer(self.model, head, settings, self.scale, runtime, self.schedule, first_sampled)
+        self.feed = Feed(network, trips.training, settings, asked, runtime.device, rounds)
+        self.schedule = schedule_of(trips, settings)
+        val_feed = Feed(network, trips.validation, settings, asked, runtime.device)
+        self.validator = Validator(val_feed, trips.validation, settings, self.scale, runtime)
+        self.trainer = Trainer(self.model, head, settings, self.scale, runtime, self.schedule, trips.first_sampled)
         if settings.distils and settings.distill.target == "destination":
-            self._use_target(index, len(val), chosen, resumed)
+            known = None if resumed is None else target_of(resumed)
+            give_target(known, self.feed, val_feed, trips, store.network("length"), settings, runtime.ranks)
         if resumed is not None:
             restore(self.trainer, resumed, self.revision)
+            note_extension(self.trainer, self.schedule, resumed)
         self.random_state = random_state(runtime.device)
         log.info(
-            "%d training trips%s, %d validation trips, %d parameters, %d steps of %d epochs on %s",
-            len(chosen), f" and {len(index) - len(chosen)} sampled ones" if first_sampled is not None else "", len(val),
-            sum(p.numel() for p in self.model.parameters()),
+            "%s, %d parameters, %d steps of %d epochs on %s",
+            trips, sum(p.numel() for p in self.model.parameters()),
             self.schedule.total_steps, settings.optim.epochs, runtime.device,
         )  # fmt: skip
-
-    def _use_target(self, index: Int64, val: int, labelled: Int64, resumed: Checkpoint | None) -> None:
-        """Fits the destination-aware target, or takes it from the checkpoint, and gives it to both feeds."""
-        length, ranks = self.store.network("length"), self.runtime.ranks
-        progress = self.settings.log.progress and ranks.is_first
-        self.feed.measure_ways(length, index, progress)
-        self.val_feed.measure_ways(length, np.arange(val), progress)
-        if resumed is None:
-            target = fit_target(self.feed, labelled, self.settings.batch.sample_seed) if ranks.is_first else None
-            target = ranks.broadcast(target)
-        else:
-            target = target_of(resumed)
-        self.feed.target = self.val_feed.target = target
 
     @property
     def progress(self) -> Progress:
@@ -267,6 +245,7 @@ class Session:
             "best": best,
             "last": self.progress.history[-1],
             "steps": self.progress.step,
+            "extended": self.progress.extended,
             "bad_steps": self.progress.bad_steps,
             "missed_micro_batches": self.progress.missed_micro_batches,
             "missed_positions": self.progress.missed_positions,
@@ -285,48 +264,6 @@ def _new_student(settings: TrainConfig, network: RoadNetwork, device: torch.devi
         model.trajectory_encoder.compile(dynamic=True)
         model.navigator.compile(dynamic=True)
     return model, head
-
-
-def _mixed(labelled: Trips, chosen: Int64, settings: TrainConfig, store: Store) -> tuple[Numbered, Int64, int | None]:
-    """The trips of a run, the numbers of those that it trains on, and the first number of a sampled one, if any.
-
-    Raises:
-        ConfigError: there are fewer sampled trips than wanted.
-        CompatibilityError: they were sampled for another store.
-        FileFormatError: they cannot be read.
-    """
-    if settings.batch.sampled is None:
-        return labelled, chosen, None
-    sampled = load_sampled(settings.batch.sampled, store)
-    wanted = settings.batch.sampled_trips or len(sampled)
-    if wanted > len(sampled):
-        raise ConfigError(
-            f"batch.sampled_trips is {wanted}, but {settings.batch.sampled} has {len(sampled)} sampled trips"
-        )
-    mixed = MixedTrips(labelled, sampled)
-    index = np.concatenate([chosen, mixed.first_sampled + np.arange(wanted)])
-    return mixed, index, mixed.first_sampled
-
-
-def _schedule(lengths: Int64, index: Int64, settings: TrainConfig) -> Schedule:
-    steps = lengths - 1
-    if settings.batch.max_steps:
-        steps = np.minimum(steps, settings.batch.max_steps)
-    order = TripOrder(index, steps, settings.optim.batch_size, settings.batch.bucket_batches, settings.seed)
-    return Schedule(order, settings.optim.accumulation, settings.optim.epochs)
-
-
-def choose_trips(trips: Trips, settings: TrainConfig, split: SplitName = "train") -> Int64:
-    """All trips, or a sample of them that depends on the sample's seed alone: int64 [n], ascending.
-
-    Raises:
-        ConfigError: there are fewer than wanted.
-    """
-    wanted, kind = {
-        "train": (settings.batch.train_trips, "training"),
-        "val": (settings.batch.val_trips, "validation"),
-    }[split]
-    return labelled.choose(trips, wanted, settings.batch.sample_seed, f"batch.{split}_trips", kind)
 
 
 def _brief(metrics: dict[str, float]) -> dict[str, str]:

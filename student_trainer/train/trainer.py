@@ -23,7 +23,6 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from shared.arrays import Floating
 from shared.errors import TrainingError, Unavailable
 from shared.wire import ScoreReply
 from student_trainer.distill.loss import answer_of
@@ -180,7 +179,7 @@ class Trainer:
         with self.stopwatch.stage("teacher_wait"):
             asked = [item.answer(self.settings.client.on_failure) for item in step.micro_batches]
         pairs = zip(step.micro_batches, asked, strict=True)
-        answers = [_arrays(item, reply) for item, reply in pairs if reply is not None]
+        answers = [item.arrays(reply) for item, reply in pairs if reply is not None]
         if len(answers) < sum(item.reply is not None for item in step.micro_batches):
             return None
         divisors = self._count(step)
@@ -306,19 +305,6 @@ class Trainer:
     def take_metrics(self, wall_seconds: float) -> dict[str, float]:
         """Means since the last call: losses of all ranks, and milliseconds of each stage of a step of this one."""
         means = Sums.of(self.runtime.ranks.gather(self.sums.totals())).means()
-        steps = max(self.stopwatch.steps, 1)
-        metrics = {f"train/{name}": value for name, value in means.items()}
-        for name, seconds in self.stopwatch.seconds.items():
-            metrics[f"perf/{name}_ms"] = 1000 * seconds / steps
-        metrics["perf/step_ms"] = 1000 * wall_seconds / steps
-        metrics["perf/positions_per_s"] = self.stopwatch.positions / wall_seconds if wall_seconds else 0.0
-        if self.stopwatch.padded_steps:
-            metrics["perf/padded_share"] = 1 - self.stopwatch.trip_steps / self.stopwatch.padded_steps
+        metrics = {f"train/{name}": value for name, value in means.items()} | self.stopwatch.metrics(wall_seconds)
         self.sums, self.stopwatch = Sums(), Stopwatch(self._awaited)
         return metrics
-
-
-def _arrays(item: Prepared, reply: ScoreReply) -> list[Floating]:
-    """What the device needs of the teacher's answer."""
-    scores = item.scores(reply)
-    return [reply.log_probs] if scores is None else [reply.log_probs, scores]

@@ -23,7 +23,8 @@ from shared.errors import ConfigError
 
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 GRPC = ("grpcio", "grpcio-health-checking", "grpcio-reflection")
-BROUGHT = {"report": ("report", "trainer"), "tune": ("tune", "report", "trainer"), "wandb": ("wandb", "trainer")}
+BROUGHT = {"report": ("report", "trainer"), "tune": ("tune", "report", "trainer"), "wandb": ("wandb", "trainer"),
+           "convert": ("convert", "trainer")}  # fmt: skip
 INSEPARABLE = {"pydantic_core": "pydantic", "llvmlite": "numba", "triton": "torch", "google": "protobuf"}
 """Modules whose distribution comes with another one, or shares its name with others."""
 DISTRIBUTIONS = metadata.packages_distributions()
