@@ -29,6 +29,7 @@ from student_trainer.train import graphs
 from student_trainer.train.compiling import use_own_directory
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed
+from student_trainer.train.fit import give_target
 from student_trainer.train.logbook import Logbook
 from student_trainer.train.meters import Clock
 from student_trainer.train.optim import random_state
@@ -38,6 +39,7 @@ from student_trainer.train.resume import note_extension, restore, snapshot, targ
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.schedule import PlannedStep, Step, prepare_step
 from student_trainer.train.trainer import Trainer
+from student_trainer.train.trips import open_trips, schedule_of
 from student_trainer.train.validate import Validator
 
 log = logging.getLogger(__name__)

@@ -67,7 +67,7 @@ class Trainer:
     ) -> None:
         """At the first step of the schedule, whose trips are sampled ones from the number `first_sampled` on."""
         self.model, self.head, self.settings, self.scale, self.runtime = model, head, settings, scale, runtime
-        self.optimizer = build_optimizer(settings.optim, *self._modules)
+        self.optimizer = build_optimizer(settings.optim, *filter(None, (model, head)))
         self.progress = Progress()
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._objective = Objective(
@@ -84,10 +84,6 @@ class Trainer:
                 model, head, self.optimizer, self._objective, runtime, settings.optim.clip_norm,
                 is_demanded=settings.runtime.graphs == "on",
             )  # fmt: skip
-
-    @property
-    def _modules(self) -> list[nn.Module]:
-        return [self.model] if self.head is None else [self.model, self.head]
 
     @property
     def learned(self) -> dict[str, Tensor]:
@@ -183,9 +179,6 @@ class Trainer:
         if len(answers) < sum(item.reply is not None for item in step.micro_batches):
             return None
         divisors = self._count(step)
-        answers = [
-            _arrays(item, reply) for item, reply in zip(step.micro_batches, asked, strict=True) if reply is not None
-        ]
         request = Request(packed, answers, {**divisors._asdict(), "learning_rate": rate, "hold": 0})
         with self.stopwatch.stage("transfer" if self.graphs.knows(request) else "record"):
             recorded = self.graphs.ready(request)
