@@ -36,13 +36,7 @@ def check_teacher(info: TeacherInfo, store: Store, distill: DistillConfig, addre
     Raises:
         CompatibilityError: naming every value that differs, and how to mend it.
     """
-    if info.tokeniser.fingerprint != store.tokeniser.fingerprint:
-        differences = "; ".join(store.tokeniser.differences(info.tokeniser))
-        raise CompatibilityError(
-            f"the store {store.path} and the teacher at {address} do not share grid and vocabulary "
-            f"(store != teacher): {differences}. Prepare the store with grid.teacher=TEACHER_FILE, "
-            "or pretrain a teacher on this store"
-        )
+    store.check_vocabulary(info.tokeniser, f"at {address}")
     if distill.window > info.limits.max_window:
         raise CompatibilityError(
             f"distill.window {distill.window} is longer than the teacher at {address} can see: {info.limits.max_window}"
