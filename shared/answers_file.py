@@ -151,7 +151,16 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
         document = json.loads(layout.pop("__metadata__")["answers"])
         arrays = {name: _array(data, start, place) for name, place in layout.items()}
         is_whole = len(data) == start + sum(array.nbytes for array in arrays.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        struct.error,
+        RecursionError,
+        OverflowError,
+    ) as error:
         reason = " ".join(str(error).split())
         raise FileFormatError(f"{path} is no answers file, or is truncated or damaged ({reason}); {AGAIN}") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
@@ -183,7 +192,7 @@ def _header(path: Path, document: dict[str, Any], arrays: dict[str, npt.NDArray[
         windows, sampled = tuple(map(int, document["windows"])), tuple(map(str, document["sampled"]))
     except FileFormatError as error:
         raise FileFormatError(f"{path}: {error}; {AGAIN}") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise FileFormatError(f"{path}: the header is damaged ({error}); {AGAIN}") from None
     return AnswersHeader(
         revision=texts["revision"],

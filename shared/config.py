@@ -38,6 +38,7 @@ JOBS = frozenset(
         "compare",
         "report",
         "bundle",
+        "answer",
         "pipeline",
         "pretrain",
         "export",

@@ -6,6 +6,7 @@ from shared import claims, teacher_file
 from shared.store import Store
 from teacher_server.lmtad.config import OVERWRITE, ExportConfig, PretrainConfig
 from teacher_server.offline import config as offline
+from teacher_server.offline import questions
 from teacher_server.offline.config import AnswerConfig
 from teacher_server.serve.config import ServeConfig
 
@@ -22,11 +23,13 @@ def check_pretrain(settings: PretrainConfig) -> None:
 
 
 def check_answer(settings: AnswerConfig) -> None:
-    """Raises `ReportableError` if the answers file is there already, or the store or the teacher file is not."""
+    """Raises `ReportableError` if the answers file is there already, or store and teacher file are not or do not fit."""
     claims.check_file(settings.out, settings.overwrite, offline.OVERWRITE)
-    Store(settings.data)
+    store = Store(settings.data)
     if settings.teacher is not None:
-        teacher_file.read_header(settings.teacher)
+        header = teacher_file.read_header(settings.teacher)
+        longest = int(header.architecture["block_size"]) - 1
+        questions.check_teacher(header.tokeniser, longest, str(settings.teacher), store, settings.windows)
 
 
 def check_serve(settings: ServeConfig) -> None:

@@ -104,8 +104,9 @@ TEACHER_ROOMS: dict[str, set[str]] = {
     "metrics": {"answers", "address"},
     "batching": {"scorer", "answers", "metrics"},
     "client": {"address"},
+    "offline": {"engine", "answers", "client"},
     "serve": {"scorer", "address", "engine", "answers", "metrics", "batching"},
-    "early": {"serve", "lmtad"},
+    "early": {"serve", "lmtad", "offline"},
 }
 """Which room of the teacher knows which, or module that has no room."""
 

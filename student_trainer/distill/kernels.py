@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from shared.arrays import Int32, Int64, UInt16
-from shared.compiled import compiled, compiled_in_place
+from shared.compiled import compiled_in_place
 
 _START = np.uint64(0x9E3779B97F4A7C15)
 _FACTOR = np.uint64(0xD6E8FEB86659FD93)
@@ -107,7 +107,7 @@ def _is_same(rows: FileRows, found: int, asked: AskedRows, row: int) -> bool:
     return True
 
 
-@compiled
+@compiled_in_place
 def index(rows: FileRows) -> None:
     """Enters all rows in `heads`, which are empty and more than the rows."""
     mask = np.uint64(len(rows.heads) - 1)
@@ -118,7 +118,7 @@ def index(rows: FileRows) -> None:
         rows.heads[place] = row + 1
 
 
-@compiled
+@compiled_in_place
 def look_up(rows: FileRows, asked: AskedRows, log_probs: UInt16) -> int:
     """Copies the answers of all rows of a query.
 

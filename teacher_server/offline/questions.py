@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from shared import ragged
 from shared.answers_file import WHOLE_HISTORY
-from shared.errors import DataError
+from shared.errors import CompatibilityError, DataError
 from shared.store import Store, Trips
+from shared.vocab import Tokeniser
 from shared.wire import HistoryMode, ScoreQuery
 
 Int32 = npt.NDArray[np.int32]
@@ -106,7 +107,8 @@ def collect(roads: Roads, splits: Iterable[Trips], windows: Sequence[int], max_s
     longest = max(windows)
     if longest == WHOLE_HISTORY:
         return _whole_trips(roads, parts)
-    rows = _distinct([_distinct([_windows(*part, window, longest) for window in windows]) for part in parts])
+    none = np.empty((0, longest + 1), np.int32)
+    rows = _distinct([none, *(_distinct([_windows(*part, window, longest) for window in windows]) for part in parts)])
     cells = rows[:, :longest]
     exists = cells >= 0
     return Questions(
@@ -116,6 +118,26 @@ def collect(roads: Roads, splits: Iterable[Trips], windows: Sequence[int], max_s
         history_tokens=cells[exists],
         choices=np.ascontiguousarray(rows[:, longest]),
     )
+
+
+def check_teacher(tokeniser: Tokeniser, max_window: int, place: str, store: Store, windows: Sequence[int]) -> None:
+    """Refuses a teacher that does not fit the store, or sees less than is asked.
+
+    Args:
+        tokeniser: the teacher's.
+        max_window: cells that it can see after SOT.
+        place: where it is, for people.
+        store: whose trips are asked about.
+        windows: cells of history.
+
+    Raises:
+        CompatibilityError: naming what differs, and how to mend it.
+    """
+    store.check_vocabulary(tokeniser, f"at {place}")
+    if max(windows) > max_window:
+        raise CompatibilityError(
+            f"a window of {max(windows)} is longer than the teacher at {place} can see: {max_window}"
+        )
 
 
 def check_roads(trips: Trips, roads: int, where: str) -> None:
@@ -155,8 +177,6 @@ def _windows(lengths: Int64, token: Int32, choice: Int32, window: int, longest: 
 
 def _distinct(parts: list[Int32]) -> Int32:
     """Each row once, in an order that depends on the rows alone: neighbours share the beginnings of their windows."""
-    if not parts:
-        return np.empty((0, 1), np.int32)
     rows = np.ascontiguousarray(np.concatenate(parts))
     whole = rows.view(np.dtype((np.void, rows.strides[0])))[:, 0]
     found: Int32 = np.unique(whole).view(np.int32).reshape(-1, rows.shape[1])

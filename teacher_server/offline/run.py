@@ -16,10 +16,10 @@ import shared
 from shared import answers_file, claims
 from shared.answers_file import Answers, AnswersHeader
 from shared.arrays import Float16
-from shared.errors import CompatibilityError, FileFormatError
+from shared.errors import FileFormatError
 from shared.store import Store, Trips, read_trips
 from teacher_server.offline.config import OVERWRITE, AnswerConfig
-from teacher_server.offline.questions import Questions, Roads, check_roads, collect
+from teacher_server.offline.questions import Questions, Roads, check_roads, check_teacher, collect
 from teacher_server.offline.teachers import Opened, opened
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def run(settings: AnswerConfig) -> None:
         claims.check_file(settings.out, settings.overwrite, OVERWRITE)
         store = Store(settings.data)
         with opened(settings) as teacher:
-            check(teacher, store, settings)
+            check_teacher(teacher.tokeniser, teacher.max_window, teacher.place, store, settings.windows)
             roads = Roads.of(store)
             asked = collect(roads, trips_of(settings, store), settings.windows, settings.max_steps)
             log.info("%d distinct positions in %d rows", asked.positions, len(asked.history_lengths))
@@ -71,15 +71,6 @@ def run(settings: AnswerConfig) -> None:
         )
         answers_file.write(settings.out, header, answers)
     print(json.dumps(_summary(settings.out, header, asked, time.monotonic() - start)))
-
-
-def check(teacher: Opened, store: Store, settings: AnswerConfig) -> None:
-    """Refuses a teacher that does not fit; raises `CompatibilityError` naming what differs."""
-    store.check_vocabulary(teacher.tokeniser, f"at {teacher.place}")
-    if (longest := max(settings.windows)) > teacher.max_window:
-        raise CompatibilityError(
-            f"a window of {longest} is longer than the teacher at {teacher.place} can see: {teacher.max_window}"
-        )
 
 
 def trips_of(settings: AnswerConfig, store: Store) -> Iterator[Trips]:
