@@ -35,6 +35,8 @@ WHOLE_HISTORY = 0
 AGAIN = "write it again with `teacher-server answer`"
 _OCCUPIED = "vocabulary.occupied_cells"
 _DTYPES = {"I32": np.dtype("<i4"), "F16": np.dtype("<f2")}
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, struct.error)
+"""What an untrusted header makes Python raise."""
 _LENGTH_BYTES = 8
 """Before the header of a safetensors file: how long it is."""
 
@@ -151,16 +153,7 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
         document = json.loads(layout.pop("__metadata__")["answers"])
         arrays = {name: _array(data, start, place) for name, place in layout.items()}
         is_whole = len(data) == start + sum(array.nbytes for array in arrays.values())
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        struct.error,
-        RecursionError,
-        OverflowError,
-    ) as error:
+    except _UNREADABLE as error:
         reason = " ".join(str(error).split())
         raise FileFormatError(f"{path} is no answers file, or is truncated or damaged ({reason}); {AGAIN}") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:

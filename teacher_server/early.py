@@ -23,7 +23,7 @@ def check_pretrain(settings: PretrainConfig) -> None:
 
 
 def check_answer(settings: AnswerConfig) -> None:
-    """Raises `ReportableError` if the answers file is there already, or store and teacher file are not or do not fit."""
+    """Raises `ReportableError` if the answers file is there already, or store or teacher file do not fit."""
     claims.check_file(settings.out, settings.overwrite, offline.OVERWRITE)
     store = Store(settings.data)
     if settings.teacher is not None:

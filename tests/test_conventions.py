@@ -317,6 +317,7 @@ PRINTERS = {
     "teacher_server.client.query",
     "teacher_server.lmtad.export",
     "teacher_server.lmtad.pretrain",
+    "teacher_server.offline.run",
     "teacher_server.serve.run",
 }
 
@@ -360,6 +361,7 @@ TESTED_THROUGH = {
     "student_trainer.data.kernels": "test_student_batch",
     "student_trainer.demo_city.picture": "test_demo_city_run",
     "student_trainer.distill.fleet": "test_student_client",
+    "student_trainer.distill.kernels": "test_student_offline",
     "student_trainer.distill.replicas": "test_student_client",
     "student_trainer.distill.transport": "test_student_client",
     "student_trainer.early": "test_refusals",

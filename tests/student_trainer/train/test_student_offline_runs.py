@@ -168,11 +168,11 @@ def test_a_study_needs_answers_of_all_windows_that_it_searches(tmp_path: Path, s
         plan.check(settings)
         return settings
 
-    with pytest.raises(CompatibilityError, match="distill.window is 4, theirs 2, 3, 5"):
+    with pytest.raises(CompatibilityError, match=r"distill.window is 4, theirs 2, 3, 5"):
         tuning._check_teacher(study(some))
     few = {"distill.window": {"choices": [3, 5]}}
     assert tuning._check_teacher(study(some, space=few, points=[])) == tuning._check_teacher(study(whole))
-    with pytest.raises(CompatibilityError, match="batch.max_steps is 1, theirs 0"):
+    with pytest.raises(CompatibilityError, match=r"batch.max_steps is 1, theirs 0"):
         tuning._check_teacher(study(some, space=few | {"batch.max_steps": {"low": 0, "high": 2}}, points=[]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from shared.store import Store, Trips
 from shared.wire import HistoryMode, ScoreQuery
 from student_trainer.data.network import RoadNetwork
 from teacher_server.__main__ import main
+from teacher_server.offline import run as offline_run
 from teacher_server.offline import teachers
 from teacher_server.offline.config import AnswerConfig
 from teacher_server.offline.questions import Roads, collect
@@ -56,10 +58,10 @@ def rows_by_hand(store: Store, trips: list[Trips], windows: tuple[int, ...], max
     """All rows of trips, step by step."""
     token = store.road_token.tolist()
     offsets, successors = store.network("successor_offsets"), store.network("successors")
-    follow = [tuple(token[s] for s in successors[a:b]) for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    follow = [tuple(token[s] for s in successors[a:b]) for a, b in itertools.pairwise(offsets)]
     rows: set[Row] = set()
     for split in trips:
-        for first, last in zip(split.offsets[:-1], split.offsets[1:], strict=True):
+        for first, last in itertools.pairwise(split.offsets):
             roads = split.roads[first : last - 1].tolist()
             roads = roads[-max_steps:] if max_steps else roads
             cells, lists = [token[road] for road in roads], [follow[road] for road in roads]
@@ -76,7 +78,7 @@ def rows_of(path: Path) -> dict[Row, bytes]:
     """Rows of a file, and the bits of their answers."""
     header, answers = answers_file.read(path)
     list_at = ragged.offsets(answers.list_lengths)
-    lists = [tuple(answers.list_tokens[a:b].tolist()) for a, b in zip(list_at[:-1], list_at[1:], strict=True)]
+    lists = [tuple(answers.list_tokens[a:b].tolist()) for a, b in itertools.pairwise(list_at)]
     found, token, choice, value = {}, 0, 0, 0
     for length in answers.history_lengths.tolist():
         scored = length if header.is_of_trips else 1
@@ -138,6 +140,7 @@ def test_answers_are_the_teachers(
     assert (summary["rows"], summary["bytes"]) == (len(found), out.stat().st_size)
     numbers = tuple(map(int, windows.split(",")))
     assert found.keys() == rows_by_hand(store, [store.trips("train"), store.trips("val"), sampled], numbers, 0)
+    assert offline_run.SPLITS == ("train", "val"), "those whose trips are asked about"
     with opened(AnswerConfig(data=store.path, out=out, teacher=teacher)) as alone:
         for (history, lists), bits in list(found.items())[::17]:
             query = ScoreQuery(
@@ -185,7 +188,7 @@ def test_what_does_not_fit_is_refused(
     assert "a window of 16 is longer than" in said("--teacher", str(teacher), "windows=16")
     assert "give either --teacher FILE or --address" in said()
     assert "a file of its own" in said("--teacher", str(teacher), "windows=0,4")
-    assert "give at least one" in said("--teacher", str(teacher), "windows=,")
+    assert "give at least one" in said("--teacher", str(teacher), "windows=[]")
     assert "no teacher file at" in said("--teacher", str(tmp_path / "nothing"))
     assert "has no sampled.json" in said("--teacher", str(teacher), f"sampled={tmp_path}")
     (tmp_path / "broken").mkdir()
@@ -213,7 +216,7 @@ def test_what_fails_leaves_the_old_file(
     assert answer(store, out, "--teacher", str(teacher)) == 0
     before = out.read_bytes()
 
-    def interrupt(*_: Any) -> Any:
+    def interrupt(*_: Any, **__: Any) -> Any:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("shared.answers_file.safetensors.numpy.save_file", interrupt)
