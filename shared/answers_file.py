@@ -34,7 +34,7 @@ WHOLE_HISTORY = 0
 """In place of a window."""
 AGAIN = "write it again with `teacher-server answer`"
 _OCCUPIED = "vocabulary.occupied_cells"
-_DTYPES = {"I32": np.dtype("<i4"), "F16": np.dtype("<f2")}
+_DTYPES: dict[str, np.dtype[Any]] = {"I32": np.dtype("<i4"), "F16": np.dtype("<f2")}
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, struct.error)
 """What an untrusted header makes Python raise."""
 _LENGTH_BYTES = 8
@@ -170,8 +170,8 @@ def _array(data: mmap.mmap, start: int, place: dict[str, Any]) -> npt.NDArray[An
     if not 0 <= first <= last or last - first != count * dtype.itemsize:
         raise ValueError(f"an array of {count} values from byte {first} to {last}")
     if not count:
-        return np.empty(0, dtype)
-    array = np.frombuffer(data, dtype, count, start + first)
+        return np.zeros(0, dtype)
+    array: npt.NDArray[Any] = np.frombuffer(data, dtype, count, start + first)
     if not array.flags.aligned:
         raise ValueError("an array that is not aligned")
     return array

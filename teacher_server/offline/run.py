@@ -17,14 +17,14 @@ from shared import answers_file, claims
 from shared.answers_file import Answers, AnswersHeader
 from shared.arrays import Float16
 from shared.errors import FileFormatError
-from shared.store import Store, Trips, read_trips
+from shared.store import SplitName, Store, Trips, read_trips
 from teacher_server.offline.config import OVERWRITE, AnswerConfig
 from teacher_server.offline.questions import Questions, Roads, check_roads, check_teacher, collect
 from teacher_server.offline.teachers import Opened, opened
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "val")
+SPLITS: tuple[SplitName, ...] = ("train", "val")
 """What training reads of a store."""
 SAMPLED = "sampled.json"
 """In a directory of sampled trips, beside their arrays."""

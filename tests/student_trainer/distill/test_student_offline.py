@@ -26,9 +26,9 @@ from student_trainer.distill.query import build_query
 TOKENS = 6
 
 
-def header_of(store: Store, **changed: Any) -> AnswersHeader:
+def header_of(city: Store, **changed: Any) -> AnswersHeader:
     header = AnswersHeader(
-        revision="r1", tokeniser=store.tokeniser, windows=(4,), max_window=8, max_steps=0, store=store.fingerprint,
+        revision="r1", tokeniser=city.tokeniser, windows=(4,), max_window=8, max_steps=0, store=city.fingerprint,
         sampled=(), compute_dtype="float32", device="cpu", made_by="test",
     )  # fmt: skip
     return dataclasses.replace(header, **changed)
