@@ -40,6 +40,7 @@ JOBS = frozenset(
         "compare",
         "report",
         "bundle",
+        "answer",
         "pipeline",
         "pretrain",
         "export",

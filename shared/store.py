@@ -28,7 +28,7 @@ import psutil
 
 from shared import ragged
 from shared.arrays import Int32, Int64
-from shared.errors import DataError, FileFormatError
+from shared.errors import CompatibilityError, DataError, FileFormatError
 from shared.vocab import Tokeniser
 
 log = logging.getLogger(__name__)
@@ -149,30 +149,47 @@ class Store:
         folder = self.path / split
         if not folder.is_dir():
             raise DataError(f"{self.path} has no {split} split; it holds {', '.join(map(str, self._known('splits')))}")
-        paths = {field.name: folder / f"{field.name}.npy" for field in dataclasses.fields(Trips)}
-        size = sum(path.stat().st_size for path in paths.values() if path.is_file())
-        free = psutil.virtual_memory().available
-        mmap = cache == "mmap" or (cache == "auto" and size > RAM_SHARE * free)
-        log.info(
-            "%s: %.1f MiB, %.0f MiB of memory free -> %s (cache=%s)",
-            split, size / 2**20, free / 2**20, "memory-mapped" if mmap else "held in memory", cache,
-        )  # fmt: skip
-        return read_trips(folder, mmap)
+        return read_trips(folder, cache)
+
+    def check_vocabulary(self, tokeniser: Tokeniser, teacher: str) -> None:
+        """Refuses a teacher of another grid or vocabulary.
+
+        Args:
+            tokeniser: the teacher's.
+            teacher: where it is, for people: "at HOST:PORT".
+
+        Raises:
+            CompatibilityError: naming every value that differs, and how to mend it.
+        """
+        if tokeniser.fingerprint != self.tokeniser.fingerprint:
+            differences = "; ".join(self.tokeniser.differences(tokeniser))
+            raise CompatibilityError(
+                f"the store {self.path} and the teacher {teacher} do not share grid and vocabulary "
+                f"(store != teacher): {differences}. Prepare the store with grid.teacher=TEACHER_FILE, "
+                "or pretrain a teacher on this store"
+            )
 
 
-def read_trips(folder: Path, mmap: bool, mend: str = PREPARE) -> Trips:
-    """The trips of a directory with the four arrays of a split.
+def read_trips(folder: Path, cache: Cache = "auto", mend: str = PREPARE) -> Trips:
+    """The trips in a directory that is laid out as a split.
 
     Args:
-        folder: holds roads, times, offsets and source_rows.
-        mmap: memory-map them.
-        mend: what to do about a damaged one.
+        folder: with an array a file.
+        cache: see `Store.trips`.
+        mend: what to do if they cannot be read.
 
     Raises:
-        FileFormatError: a file is missing or damaged, or they do not fit together.
+        FileFormatError: a file is missing or damaged.
     """
-    names = [field.name for field in dataclasses.fields(Trips)]
-    return _checked(folder, Trips(**{name: _load(folder / f"{name}.npy", mmap, mend) for name in names}), mend)
+    paths = {field.name: folder / f"{field.name}.npy" for field in dataclasses.fields(Trips)}
+    size = sum(path.stat().st_size for path in paths.values() if path.is_file())
+    free = psutil.virtual_memory().available
+    mmap = cache == "mmap" or (cache == "auto" and size > RAM_SHARE * free)
+    log.info(
+        "%s: %.1f MiB, %.0f MiB of memory free -> %s (cache=%s)",
+        folder.name, size / 2**20, free / 2**20, "memory-mapped" if mmap else "held in memory", cache,
+    )  # fmt: skip
+    return _checked(folder, Trips(**{name: _load(path, mmap, mend) for name, path in paths.items()}), mend)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

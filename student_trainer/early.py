@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from shared import claims
+from shared import answers_file, claims
+from shared.address import answers_path
 from shared.errors import DataError, FileFormatError
 from shared.store import Store
 from student_trainer.runs.layout import check_unused
@@ -21,7 +22,15 @@ class ReadsStore(Protocol):
         """The store."""
 
 
-class MakesRun(ReadsStore, Protocol):
+class AsksTeacher(Protocol):
+    """Settings of a job that asks a teacher, or none."""
+
+    @property
+    def teacher(self) -> str:
+        """Where it is."""
+
+
+class MakesRun(ReadsStore, AsksTeacher, Protocol):
     """Settings of a job that trains."""
 
     @property
@@ -85,14 +94,23 @@ def check_store(settings: ReadsStore) -> None:
     Store(settings.data)
 
 
+def check_answers(settings: AsksTeacher) -> None:
+    """Raises `FileFormatError` if the teacher is an answers file that is not there, or is none."""
+    path = answers_path(settings.teacher)
+    if path is not None:
+        answers_file.read_header(path)
+
+
 def check_run(settings: MakesRun) -> None:
-    """Raises `ReportableError` if there is no store, or OUT is used and not resumed; who uses it now is said later.
+    """Raises `ReportableError` if there is no store, the answers file is none, or OUT is used and not resumed; who uses
+    it now is said later.
 
     Several ranks would each say so: they look when they have met, and say it once.
     """
     if is_one_of_several():
         return
     check_store(settings)
+    check_answers(settings)
     if not settings.resume and not settings.continue_to and claims.holder(settings.out) is None:
         check_unused(settings.out)
 

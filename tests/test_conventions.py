@@ -111,8 +111,9 @@ TEACHER_ROOMS: dict[str, set[str]] = {
     "metrics": {"answers", "address"},
     "batching": {"scorer", "answers", "metrics"},
     "client": {"address"},
+    "offline": {"engine", "answers", "client"},
     "serve": {"scorer", "address", "engine", "answers", "metrics", "batching"},
-    "early": {"serve", "lmtad"},
+    "early": {"serve", "lmtad", "offline"},
 }
 """Which room of the teacher knows which, or module that has no room."""
 
@@ -325,6 +326,7 @@ PRINTERS = {
     "teacher_server.client.query",
     "teacher_server.lmtad.export",
     "teacher_server.lmtad.pretrain",
+    "teacher_server.offline.run",
     "teacher_server.serve.run",
 }
 
@@ -367,6 +369,7 @@ TESTED_THROUGH = {
     "student_trainer.data.kernels": "test_student_batch",
     "student_trainer.demo_city.picture": "test_demo_city_run",
     "student_trainer.distill.fleet": "test_student_client",
+    "student_trainer.distill.kernels": "test_student_offline",
     "student_trainer.distill.replicas": "test_student_client",
     "student_trainer.distill.transport": "test_student_client",
     "student_trainer.early": "test_refusals",

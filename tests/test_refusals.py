@@ -82,6 +82,9 @@ REFUSED = {
     "train --data d --out o --teacher host": "a host or a port is missing, as in host:50051",
     "train --data d --out o --teacher a:1,host:99999": "teacher: port 99999 is above 65535",
     "train --data d --out o --teacher None": "teacher: write none for no teacher",
+    "train --data d --out o --teacher file:": "teacher: write file:PATH",
+    "train --data d --out o --teacher file:a": "d is not a store",
+    "tune --data d --out o --teacher file://a/b": "teacher: write file:a/b",
     "tune --data d --out o --teacher http://host:1": "teacher: an address has no http://; write host:1",
     "tune --data d --out o --teacher host:1 trials=2": "trials=2 is less than",
     "train --data d --out o": "d is not a store",
@@ -99,6 +102,10 @@ REFUSED = {
     "pipeline --data d --models m --out o": "d is not a store",
     "serve --teacher t": "no teacher file at t",
     "serve --teacher t --listen http://host:1": "listen: an address has no http://; write host:1",
+    "answer --data d --out o": "give either --teacher FILE or --address HOST:PORT",
+    "answer --data d --out o --teacher t": "d is not a store",
+    "answer --data d --out . --address host:1": ". exists; choose another --out",
+    "answer --data d --out o --address file:a": "address: ",
     "pretrain --data d --out o": "d is not a store",
     "pretrain --data d --out .": ". exists; choose another --out",
     "export --checkpoint c --out .": ". exists; choose another --out",
@@ -141,7 +148,7 @@ def replayed(program: str, job: Job, values: dict[str, Any]) -> Any:
 def test_every_commands_settings_are_replayed_exactly(program: str, job: Job) -> None:
     schema = cli._import(job.schema)
     needed = {name for name, field in schema.model_fields.items() if field.is_required()}
-    needed |= {"info": {"teacher"}, "generate": {"weights"}}.get(job.name, set())
+    needed |= {"info": {"teacher"}, "answer": {"teacher"}, "generate": {"weights"}}.get(job.name, set())
     settings = config.load(schema, job.name, [], [f"{name}={REQUIRED[name]}" for name in needed])
     assert replayed(program, job, settings.model_dump(mode="json")) == settings
 

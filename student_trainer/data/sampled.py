@@ -60,7 +60,7 @@ def load_sampled(path: Path, store: Store) -> Trips:
             raise FileFormatError(f"{path / name} cannot be read: {error.strerror}; {MEND}") from None
         if found != digest:
             raise FileFormatError(f"{path / name} is not as `sample` wrote it (damaged, or edited); {MEND}")
-    trips = read_trips(path, mmap=False, mend=MEND)
+    trips = read_trips(path, "ram", MEND)
     _check(path, trips, store)
     return trips
 

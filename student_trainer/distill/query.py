@@ -36,19 +36,8 @@ def check_teacher(info: TeacherInfo, store: Store, distill: DistillConfig, addre
     Raises:
         CompatibilityError: naming every value that differs, and how to mend it.
     """
-    check_vocabulary(info, store, address)
+    store.check_vocabulary(info.tokeniser, f"at {address}")
     check_window(info, distill.window, "distill.window", address)
-
-
-def check_vocabulary(info: TeacherInfo, store: Store, address: str) -> None:
-    """Raises `CompatibilityError` if teacher and store differ in grid or vocabulary, naming every value that does."""
-    if info.tokeniser.fingerprint != store.tokeniser.fingerprint:
-        differences = "; ".join(store.tokeniser.differences(info.tokeniser))
-        raise CompatibilityError(
-            f"the store {store.path} and the teacher at {address} do not share grid and vocabulary "
-            f"(store != teacher): {differences}. Prepare the store with grid.teacher=TEACHER_FILE, "
-            "or pretrain a teacher on this store"
-        )
 
 
 def check_window(info: TeacherInfo, window: int, setting: str, address: str) -> None:

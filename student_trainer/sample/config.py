@@ -7,7 +7,7 @@ from typing import Literal
 
 import pydantic
 
-from shared.address import TeachersText
+from shared.address import TeachersText, answers_path
 from shared.config import Section
 from shared.store import Cache
 from student_trainer.distill.config import ClientConfig
@@ -62,6 +62,8 @@ class SampleConfig(Section):
     def _is_there(cls, teacher: str) -> str:
         if teacher == "none":
             raise ValueError("trips are drawn from a teacher; give its address")
+        if answers_path(teacher) is not None:
+            raise ValueError("trips are drawn from a running teacher: a file of answers knows those of its trips alone")
         return teacher
 
     @pydantic.model_validator(mode="after")

@@ -30,7 +30,7 @@ from student_trainer.data.sampled import DOCUMENT, is_sampled, write_sampled
 from student_trainer.distill.client import GrpcTeacher
 from student_trainer.distill.config import DistillConfig
 from student_trainer.distill.destination import FEATURES
-from student_trainer.distill.query import check_vocabulary, check_window
+from student_trainer.distill.query import check_window
 from student_trainer.distill.teacher import Teacher
 from student_trainer.sample.choices import make_choices
 from student_trainer.sample.config import SampleConfig
@@ -75,7 +75,7 @@ def sample(settings: SampleConfig) -> dict[str, Any]:
         store = Store(settings.data)
         teacher = GrpcTeacher(settings.teacher, settings.client)
         try:
-            check_vocabulary(teacher.info, store, settings.teacher)
+            store.check_vocabulary(teacher.info.tokeniser, f"at {settings.teacher}")
             check_window(teacher.info, settings.window, "window", settings.teacher)
             trips, about = draw(settings, store, teacher, teacher.info.limits)
         finally:

@@ -136,7 +136,7 @@ class TrainConfig(RecipeConfig):
     """Store that `prepare` wrote."""
     teacher: TeachersText = "none"
     """Addresses of teachers, HOST:PORT[,HOST:PORT...] or unix:PATH; one gRPC name of several, such as
-    dns:///HOST:PORT; or none."""
+    dns:///HOST:PORT; file:ANSWERS, which `teacher-server answer` wrote; or none."""
     out: Path
     """Directory of the run: checkpoints, metrics, configuration."""
     resume: bool = False

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from shared.errors import ConfigError
 from shared.store import Store
+from student_trainer.early import check_answers
 from student_trainer.evaluate.over_seeds import smallest_p
 from student_trainer.tune import samplers, space
 from student_trainer.tune.config import TuneConfig
@@ -100,11 +101,12 @@ def check(settings: TuneConfig) -> None:
 
     Raises:
         ConfigError: the study cannot work.
-        FileFormatError: there is no store.
+        FileFormatError: there is no store, or no answers file where the teacher should be one.
     """
     make(settings)
     if not settings.dry_run:
         Store(settings.data)
+        check_answers(settings)
 
 
 def make(settings: TuneConfig) -> Plan:
