@@ -64,7 +64,7 @@ JOBS = (
     ),
     Job(
         name="predict",
-        summary="write a student's per-step logits and travel times",
+        summary="write a student's per-step logits and travel times, or print the next roads of one trip",
         schema="student_trainer.predict.config:PredictConfig",
         run="student_trainer.predict.run:run",
         check="student_trainer.early:check_student",
@@ -73,6 +73,8 @@ JOBS = (
             Flag("--weights", "weights", "checkpoint of a run, or an upstream state_dict", "FILE"),
             Flag("--split", "split", "train, val or test", "SPLIT"),
             Flag("--out", "out", "file to write", "FILE.npz"),
+            Flag("--trip", "trip", "instead: roads of a trip under way, the current one last", "ROAD[,ROAD...]"),
+            Flag("--destination", "destination", "where that trip ends", "ROAD"),
         ),
     ),
     Job(
