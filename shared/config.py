@@ -33,6 +33,7 @@ JOBS = frozenset(
         "train",
         "tune",
         "predict",
+        "export-student",
         "generate",
         "evaluate",
         "compare",

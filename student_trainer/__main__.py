@@ -78,6 +78,19 @@ JOBS = (
         ),
     ),
     Job(
+        name="export",
+        summary="write a student as one file that torch runs without this project",
+        schema="student_trainer.predict.config:ExportConfig",
+        run="student_trainer.predict.export:run",
+        check="student_trainer.early:check_student",
+        section="export-student",
+        flags=(
+            Flag("--data", "data", "store to read", "STORE"),
+            Flag("--weights", "weights", "checkpoint of a run, or an upstream state_dict", "FILE"),
+            Flag("--out", "out", "file to write", "FILE.pt2"),
+        ),
+    ),
+    Job(
         name="generate",
         summary="search trips for the OD pairs of a split",
         schema="student_trainer.generate.config:GenerateConfig",

@@ -30,12 +30,8 @@ def build_query(batch: Batch, network: RoadNetwork, distill: DistillConfig) -> S
     return ScoreQuery(HistoryMode.WINDOW, histories, window.astype(np.int32), candidates, candidate_lengths)
 
 
-def check_teacher(info: TeacherInfo, store: Store, distill: DistillConfig, address: str) -> None:
-    """Refuses a teacher that does not fit the store or the settings.
-
-    Raises:
-        CompatibilityError: naming every value that differs, and how to mend it.
-    """
+def check_vocabulary(info: TeacherInfo, store: Store, address: str) -> None:
+    """Raises `CompatibilityError`, naming every value that differs, if a teacher's cells are not the store's."""
     if info.tokeniser.fingerprint != store.tokeniser.fingerprint:
         differences = "; ".join(store.tokeniser.differences(info.tokeniser))
         raise CompatibilityError(
@@ -43,6 +39,15 @@ def check_teacher(info: TeacherInfo, store: Store, distill: DistillConfig, addre
             f"(store != teacher): {differences}. Prepare the store with grid.teacher=TEACHER_FILE, "
             "or pretrain a teacher on this store"
         )
+
+
+def check_teacher(info: TeacherInfo, store: Store, distill: DistillConfig, address: str) -> None:
+    """Refuses a teacher that does not fit the store or the settings.
+
+    Raises:
+        CompatibilityError: naming every value that differs, and how to mend it.
+    """
+    check_vocabulary(info, store, address)
     if distill.window > info.limits.max_window:
         raise CompatibilityError(
             f"distill.window {distill.window} is longer than the teacher at {address} can see: {info.limits.max_window}"

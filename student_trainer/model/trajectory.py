@@ -118,7 +118,7 @@ class Block(nn.Module):
 
     def of_one(self, x: Tensor, step: Tensor, distance: Tensor, interval: Tensor, hidden: Tensor) -> Tensor:
         """What `forward` gives the step [B] of each trip, [B, D]."""
-        trip = torch.arange(len(x), device=x.device)
+        trip = torch.arange(x.shape[0], device=x.device)
         pairs = (pair[trip, :, step, None] for pair in (distance, interval, hidden))
         normalised = self.ln_1(x)
         attended: Tensor = x[trip, step, None] + self.attn.of_one(normalised, normalised[trip, step, None], *pairs)

@@ -87,3 +87,23 @@ class PredictConfig(CutConfig):
         if len(self.times) not in (0, 1, len(self.trip)):
             raise ValueError(f"trip has {len(self.trip)} roads and times {len(self.times)}; give one each, or the first")
         return self
+
+
+class ExportConfig(Section):
+    """A student as one file for torch alone."""
+
+    data: Path
+    """Store that `prepare` wrote."""
+    weights: Path
+    """A run's checkpoint, or a `state_dict` of public HOSER."""
+    out: Path
+    """The .pt2 file to write, for `torch.export.load`."""
+    candidate_top_k: int = pydantic.Field(64, ge=0)
+    """As in training: keep at most this many candidates per position; 0 keeps all."""
+
+    @pydantic.field_validator("out")
+    @classmethod
+    def _suffix(cls, out: Path) -> Path:
+        if out.suffix != ".pt2":
+            raise ValueError(f"out must end in .pt2, got {out}")
+        return out

@@ -148,7 +148,7 @@ def test_every_job_with_a_device_makes_it_the_current_one(
     )
     for job in (
         lambda: predict.run(PredictConfig(data=store.path, weights=weights, out=tmp_path / "a.npz", device="cuda:1")),
-        lambda: evaluation._predict(settings, store, network, store.trips("val")),
+        lambda: evaluation._predict(settings, store, store.trips("val")),
     ):
         with pytest.raises(Reached):
             job()
