@@ -31,9 +31,10 @@ def _run(settings: ExportConfig) -> int:
     described = describe(predictor, student) | {"weights_sha256": files.file_digest(settings.weights)}
     stream = io.BytesIO()
     torch.export.save(trace(student), stream, extra_files={DESCRIPTION: json.dumps(described)})
+    content = stream.getvalue()
     with files.atomic_path(settings.out) as temporary:
-        temporary.write_bytes(stream.getvalue())
-    print(json.dumps({"out": str(settings.out), "bytes": stream.tell(), **described}))
+        temporary.write_bytes(content)
+    print(json.dumps({"out": str(settings.out), "bytes": len(content), **described}))
     return 0
 
 
@@ -47,7 +48,8 @@ def trace(student: PortableStudent) -> torch.export.ExportedProgram:
     trips, steps = torch.export.Dim("trips", min=1), torch.export.Dim("steps", min=1)
     of_steps, of_trips = {0: trips, 1: steps}, {0: trips}
     shapes = {"roads": of_steps, "times": of_steps, "length": of_trips, "destination": of_trips}
-    example = (torch.zeros(2, 3, dtype=torch.int64),) * 2 + (torch.tensor([3, 2]), torch.tensor([0, 0]))
+    zeros = torch.zeros(2, 3, dtype=torch.int64)
+    example = (zeros, zeros.clone(), torch.tensor([3, 2]), torch.tensor([0, 0]))  # one tensor twice would be one input
     with torch.no_grad():
         return torch.export.export(student, example, dynamic_shapes=shapes)
 

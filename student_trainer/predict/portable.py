@@ -97,7 +97,8 @@ class PortableStudent(nn.Module):
         turn = (self.successor_bearing[last] - self._bearing(last, destination)[:, None]).abs()
         angle = (torch.minimum(turn, 2 * math.pi - turn) / math.pi).float()
         if self.top_k:
-            rank = beyond.argsort(-1, stable=True).argsort(-1, stable=True)
+            farthest_last = distance.masked_fill(road == NO_ROAD, torch.inf)
+            rank = farthest_last.argsort(stable=True, dim=-1).argsort(stable=True, dim=-1)
             road = road.masked_fill(rank >= self.top_k, NO_ROAD)
         return road, distance.masked_fill(road == NO_ROAD, 0.0), angle
 
