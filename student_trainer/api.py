@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Mapping, Sequence
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -30,7 +30,7 @@ class Student(Predictor):
         departure: int,
         *,
         method: Method = ...,
-        search: Mapping[str, object] = ...,
+        search: Mapping[str, object] | None = ...,
         threads: int = ...,
     ) -> Found: ...
 
@@ -42,11 +42,20 @@ class Student(Predictor):
         departure: Sequence[int],
         *,
         method: Method = ...,
-        search: Mapping[str, object] = ...,
+        search: Mapping[str, object] | None = ...,
         threads: int = ...,
     ) -> list[Found]: ...
 
-    def generate(self, origin, destination, departure, *, method="beam", search=None, threads=1):  # type: ignore[no-untyped-def]
+    def generate(
+        self,
+        origin: Any,
+        destination: Any,
+        departure: Any,
+        *,
+        method: Method = "beam",
+        search: Mapping[str, object] | None = None,
+        threads: int = 1,
+    ) -> Found | list[Found]:
         """The trip from an origin to a destination, or a list of trips; as `student-trainer generate` finds it.
 
         Args:

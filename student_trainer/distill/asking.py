@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, overload
+from typing import Any, Self, overload
 
 import numpy as np
 
@@ -100,7 +100,7 @@ class Teacher:
     @overload
     def score(self, history: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]) -> list[TeacherScore]: ...
 
-    def score(self, history, candidates):  # type: ignore[no-untyped-def]
+    def score(self, history: Any, candidates: Any) -> TeacherScore | list[TeacherScore]:
         """How probable each candidate is as the next cell after a history, or after each of many.
 
         Args:
@@ -126,8 +126,7 @@ class Teacher:
             raise DataError("a history has no candidates; give at least one")
         lengths = np.array([len(row) for row in candidates], np.int64)
         futures = [
-            self._client.submit(_query(histories[part], candidates[part]))
-            for part in _parts(lengths, self.info.limits)
+            self._client.submit(_query(histories[part], candidates[part])) for part in _parts(lengths, self.info.limits)
         ]
         flat = np.concatenate([np.empty(0), *(future.result().log_probs for future in futures)]).astype(np.float64)
         return [TeacherScore(row) for row in np.split(flat, ragged.offsets(lengths)[1:-1])] if len(lengths) else []

@@ -180,7 +180,9 @@ class Searcher:
         student: the model, if there is one.
     """
 
-    def __init__(self, settings: SearcherConfig, store: Store, pairs: Pairs, student: IncrementalStudent | None) -> None:
+    def __init__(
+        self, settings: SearcherConfig, store: Store, pairs: Pairs, student: IncrementalStudent | None
+    ) -> None:
         """Without a student the only method is shortest_path."""
         self._pairs, self._has_choice, self.student = pairs, settings.method != "shortest_path", student
         network = RoadNetwork.load(store) if student is None else student.network

@@ -84,9 +84,7 @@ class RelativeAttention(nn.Module):
         k, v = kv.permute(2, 0, 3, 1, 4)
         return self._attend(q, k, v, distance, interval, hidden)
 
-    def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, distance: Tensor, interval: Tensor, hidden: Tensor
-    ) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, distance: Tensor, interval: Tensor, hidden: Tensor) -> Tensor:
         """[B, Q, D] of Q queries [B, h, Q, e], with the pairs' rows [B, 1, Q, T]."""
         relative_k, relative_v = self.relative_position_emb_k, self.relative_position_emb_v
         # [B, h, T, 3]: each query against distance's weight, interval's weight and the bias

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from shared.arrays import Float32, Float64, Int64

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self, overload
+from typing import Any, Self, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -106,7 +106,7 @@ class Predictor:
         self, roads: Sequence[Sequence[int]], times: Sequence[Sequence[int]], destination: Sequence[int]
     ) -> list[NextRoad]: ...
 
-    def next_road(self, roads, times, destination):  # type: ignore[no-untyped-def]
+    def next_road(self, roads: Any, times: Any, destination: Any) -> NextRoad | list[NextRoad]:
         """The next road of one trip under way, or of many.
 
         Args:

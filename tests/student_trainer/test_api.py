@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -100,33 +100,30 @@ def test_trips_that_cannot_be_are_refused(student: Student) -> None:
         student.generate(0, 30, 0)
     with pytest.raises(DataError, match="2 origins, 1 destinations, 1 departures"):
         student.generate([0, 1], [2], [0])
-    with pytest.raises(ConfigError, match="unknown setting search.widht"):
+    with pytest.raises(ConfigError, match=r"unknown setting search\.widht"):
         student.generate(0, 1, 0, search={"widht": 3})
 
 
 @pytest.mark.integration
-def test_the_pages_examples_run(city: Path, running_teacher: TeacherStarter) -> None:
-    """All Python of the page in one process, and its command before the part that needs the file it writes."""
-    text = PAGE.read_text(encoding="utf-8")
-    blocks = re.findall(r"^```(python)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    kinds = ["python" if kind else "command" for kind, _ in blocks]
-    assert kinds == ["python"] * 7 + ["command", "python"]
-    (command,) = (body for kind, body in blocks if not kind)
-    script = [body for kind, body in blocks if kind]
-    assert not {"student_trainer", "shared"} & set(re.findall(r"\w+", script[-1]))
+def test_the_pages_examples_run(
+    city: Path, running_teacher: TeacherStarter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All Python of the page as one program, and its command before the part that reads the file it writes."""
+    blocks = re.findall(r"^```(python)?\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert [kind for kind, _ in blocks] == ["python"] * 7 + ["", "python"]
+    *examples, command, alone = (body for _, body in blocks)
+    assert not {"student_trainer", "shared"} & set(re.findall(r"\w+", alone))
+    monkeypatch.chdir(city)
     with running_teacher(city / "teacher.safetensors") as server:
-        first = "\n".join(script[:-1]).replace("127.0.0.1:50051", server.address)
-        assert server.address in first
-        run([sys.executable, "-c", first], city)
-    run([sys.executable, "-m", "student_trainer", *command.split()[1:]], city)
-    run([sys.executable, "-P", "-c", script[-1]], city)
-
-
-def run(command: list[str], folder: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout
+        program = "\n".join(examples).replace("127.0.0.1:50051", server.address)
+        assert server.address in program
+        (tmp_path / "examples.py").write_text(program)
+        found = runpy.run_path(str(tmp_path / "examples.py"))
+    assert found["answer"].probabilities.sum() == pytest.approx(1, abs=1e-12)
+    assert [trip.pair for trip in found["trips"]] == [0, 1] and len(found["many"]) == 2
+    assert cli.main("student-trainer", "", JOBS, command.split()[1:]) == 0
+    (tmp_path / "alone.py").write_text(alone)
+    assert runpy.run_path(str(tmp_path / "alone.py"))["probabilities"].shape[0] == 2
 
 
 @pytest.mark.integration

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -25,7 +27,7 @@ def test_requests_hold_all_histories_in_order_and_keep_to_the_limits(
     parts = [lengths[part] for part in _parts(np.array(lengths, np.int64), limits(positions, candidates))]
     assert [length for part in parts for length in part] == lengths
     assert all(0 < len(part) <= positions and sum(part) <= candidates for part in parts)
-    for part, following in zip(parts, parts[1:], strict=False):  # none could have held one more
+    for part, following in itertools.pairwise(parts):  # none could have held one more
         assert len(part) == positions or sum(part) + following[0] > candidates
 
 

@@ -207,7 +207,7 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def call(*arguments: str | Path) -> int:
+def call(*arguments: object) -> int:
     return cli.main("student-trainer", "", JOBS, [str(argument) for argument in arguments])
 
 
@@ -258,7 +258,7 @@ REFUSED = {
     "--trip 1 --destination 2 --out a.npz": "the answer for a trip goes to stdout",
     "--out a.npz --destination 2": "destination and times are those of a trip",
     "--out a.txt": "out must end in .npz",
-    "--trip 1,2,3 --destination 2 times=1,2": "trip has 3 roads and times 2",
+    "--trip 1,2,3 --destination 2 times=1,2": "trip has 3 roads, times 2",
     "--trip 1 --destination 2 times=noon": "'noon' is no time; write 2024-01-08T12:00:00Z, or seconds since 1970",
     "--trip 1 --destination 2 times=2024-01-08T12:00:00+01:00": "has an offset; write it on the data's clock",
     "--trip 1,x --destination 2": "trip",
@@ -275,5 +275,6 @@ def test_the_command_refuses(flags: str, message: str, city: Path, capsys: pytes
 
 
 def test_a_run_where_a_file_is_asked_for_is_told_its_file(city: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("predict", "--data", city / "store", "--weights", city / "run", "--trip", "1", "--destination", "2") == 2
+    given = ("--data", city / "store", "--weights", city / "run", "--trip", 1, "--destination", 2)
+    assert call("predict", *given) == 2
     assert f"did you mean {city / 'run' / 'checkpoints' / 'best.pt'}?" in capsys.readouterr().err
