@@ -90,11 +90,11 @@ class Student(Predictor):
                 f"{len(origin)} origins, {len(destination)} destinations, {len(departure)} departures: one each a trip"
             )
         number = np.arange(len(origin))
-        roads = [np.array(values, np.int64) for values in (origin, destination)]
-        for road in np.concatenate(roads).tolist():
+        start, end = np.array(origin, np.int64), np.array(destination, np.int64)
+        for road in np.concatenate([start, end]).tolist():
             if not 0 <= road < self.network.num_roads:
                 raise DataError(f"road {road} is not in the network; roads are 0 to {self.network.num_roads - 1}")
-        return Pairs(number, number, *roads, np.array(departure, np.int64))
+        return Pairs(number, number, start, end, np.array(departure, np.int64))
 
     @functools.cached_property
     def _incremental(self) -> IncrementalStudent:

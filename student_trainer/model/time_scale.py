@@ -18,4 +18,4 @@ class TimeScale:
 
     def seconds(self, standardised: Float32) -> Float32:
         """Travel times in seconds, not negative, of what the student's head gives; any shape."""
-        return np.expm1(standardised * self.sigma + self.mu).clip(min=0).astype(np.float32)
+        return np.asarray(np.expm1(standardised * self.sigma + self.mu).clip(min=0), np.float32)

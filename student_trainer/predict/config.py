@@ -85,9 +85,7 @@ class PredictConfig(CutConfig):
         if self.destination is None:
             raise ValueError("the next road depends on where the trip ends: give --destination ROAD")
         if len(self.times) not in (0, 1, len(self.trip)):
-            raise ValueError(
-                f"trip has {len(self.trip)} roads, times {len(self.times)}; give one each, or the first"
-            )
+            raise ValueError(f"trip has {len(self.trip)} roads, times {len(self.times)}; give one each, or the first")
         return self
 
 

@@ -274,4 +274,5 @@ def test_one_question_is_measured_in_four_ways(results: Results) -> None:
     figures = results["latency"]["figures"]
     kinds = {"next_road", "exported", "whole trip", "anew"}
     assert all(figures[batch].keys() == kinds for batch in ("1", "4"))
-    assert all(0 < taken["min"] <= taken["p50"] for batch in ("1", "4") for taken in figures[batch].values())
+    clocks = [taken["clock"] for batch in ("1", "4") for taken in figures[batch].values()]
+    assert all(0 < clock["min"] <= clock["p50"] for clock in clocks)

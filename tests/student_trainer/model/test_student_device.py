@@ -190,7 +190,7 @@ def test_predictions_are_in_float32_whatever_trained_before(monkeypatch: pytest.
     monkeypatch.setattr(model, "embed_network", lambda: [seen.append(switches()), embed()][1])
     monkeypatch.setattr(predictions, "_part", lambda *_: [seen.append(switches()), {}][1])
     monkeypatch.setattr(predictions, "_in_order", lambda arrays: arrays)
-    settings = PredictConfig(data=store.path, weights=Path("w"), out=Path("o"), batch_size=64)
+    settings = PredictConfig(data=store.path, weights=Path("w"), out=Path("o.npz"), batch_size=64)
     for tf32 in (False, True):
         with float32_products(CUDA, tf32):
             predictions.predict(model, network, store.trips("val"), TimeScale(0, 1), settings, CUDA)
