@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, overload
 
 import numpy as np
 
 from shared import config
+from shared.arrays import Integers
 from shared.errors import DataError
 from student_trainer.generate.config import Method, SearcherConfig
 from student_trainer.generate.found import Found
@@ -37,9 +38,9 @@ class Student(Predictor):
     @overload
     def generate(
         self,
-        origin: Sequence[int],
-        destination: Sequence[int],
-        departure: Sequence[int],
+        origin: Integers,
+        destination: Integers,
+        departure: Integers,
         *,
         method: Method = ...,
         search: Mapping[str, object] | None = ...,
@@ -75,7 +76,7 @@ class Student(Predictor):
         return self._generate(origin, destination, departure, settings)
 
     def _generate(
-        self, origin: Sequence[int], destination: Sequence[int], departure: Sequence[int], settings: SearcherConfig
+        self, origin: Integers, destination: Integers, departure: Integers, settings: SearcherConfig
     ) -> list[Found]:
         pairs = self._pairs(origin, destination, departure)
         if not len(pairs):
@@ -84,7 +85,7 @@ class Student(Predictor):
         searcher = Searcher(settings.model_copy(update={"batch_trips": most}), self.store, pairs, self._incremental)
         return sorted(searcher.run(range(len(pairs))), key=lambda trip: trip.pair)
 
-    def _pairs(self, origin: Sequence[int], destination: Sequence[int], departure: Sequence[int]) -> Pairs:
+    def _pairs(self, origin: Integers, destination: Integers, departure: Integers) -> Pairs:
         if not len(origin) == len(destination) == len(departure):
             raise DataError(
                 f"{len(origin)} origins, {len(destination)} destinations, {len(departure)} departures: one each a trip"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from shared import ragged
-from shared.arrays import Bool, Float32, Int64
+from shared.arrays import Bool, Float32, Int64, Integers
 from shared.errors import DataError
 from student_trainer.data.batch import candidates_of, is_weekend, pairs_of, time_of_day
 from student_trainer.data.network import RoadNetwork
@@ -41,9 +41,9 @@ class UnderWay:
     def of(
         cls,
         network: RoadNetwork,
-        roads: Sequence[Sequence[int]],
-        times: Sequence[Sequence[int]],
-        destinations: Sequence[int],
+        roads: Sequence[Integers],
+        times: Sequence[Integers],
+        destinations: Integers,
     ) -> UnderWay:
         """Checks and joins trips.
 
@@ -83,7 +83,7 @@ class UnderWay:
         return UnderWay(self.road[at], self.time[at], self.length[trips], self.destination[trips])
 
 
-def _integers(values: Sequence[int], what: str) -> Int64:
+def _integers(values: Integers, what: str) -> Int64:
     """One list of whole numbers as int64 [n]."""
     try:
         array = np.asarray(values)

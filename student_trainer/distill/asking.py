@@ -12,7 +12,7 @@ import numpy as np
 
 from shared import ragged
 from shared.address import check_teachers
-from shared.arrays import Float64, Int32, Int64
+from shared.arrays import Float64, Int32, Int64, Integers
 from shared.errors import ConfigError, DataError
 from shared.store import Store
 from shared.wire import HistoryMode, Limits, ScoreQuery, TeacherInfo
@@ -95,10 +95,10 @@ class Teacher:
         self.close()
 
     @overload
-    def score(self, history: Sequence[int], candidates: Sequence[int]) -> TeacherScore: ...
+    def score(self, history: Integers, candidates: Integers) -> TeacherScore: ...
 
     @overload
-    def score(self, history: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]) -> list[TeacherScore]: ...
+    def score(self, history: Sequence[Integers], candidates: Sequence[Integers]) -> list[TeacherScore]: ...
 
     def score(self, history: Any, candidates: Any) -> TeacherScore | list[TeacherScore]:
         """How probable each candidate is as the next cell after a history, or after each of many.
@@ -119,7 +119,7 @@ class Teacher:
         """Gives up what is under way and frees the connection."""
         self._client.close()
 
-    def _scores(self, histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]) -> list[TeacherScore]:
+    def _scores(self, histories: Sequence[Integers], candidates: Sequence[Integers]) -> list[TeacherScore]:
         if len(histories) != len(candidates):
             raise DataError(f"{len(histories)} histories and {len(candidates)} lists of candidates: give one each")
         if any(not len(row) for row in candidates):
@@ -145,12 +145,12 @@ def _parts(lengths: Int64, limits: Limits) -> Iterator[slice]:
         yield slice(start, len(lengths))
 
 
-def _query(histories: Sequence[Sequence[int]], candidates: Sequence[Sequence[int]]) -> ScoreQuery:
+def _query(histories: Sequence[Integers], candidates: Sequence[Integers]) -> ScoreQuery:
     tokens, lengths = _joined(histories)
     return ScoreQuery(HistoryMode.WINDOW, tokens, lengths, *_joined(candidates))
 
 
-def _joined(rows: Sequence[Sequence[int]]) -> tuple[Int32, Int32]:
+def _joined(rows: Sequence[Integers]) -> tuple[Int32, Int32]:
     """Rows back to back, and their lengths."""
     try:
         parts = [np.asarray(row, np.int32) for row in rows]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from shared.arrays import Int64
+from shared.arrays import Int64, Integers
 from shared.errors import DataError
 from shared.store import Store, Trips
 from student_trainer.data.loader import by_length
@@ -99,11 +99,11 @@ class Predictor:
         return predict(self._model, self.network, trips, self.scale, cut, self.device)
 
     @overload
-    def next_road(self, roads: Sequence[int], times: Sequence[int], destination: int) -> NextRoad: ...
+    def next_road(self, roads: Integers, times: Integers, destination: int | np.integer) -> NextRoad: ...
 
     @overload
     def next_road(
-        self, roads: Sequence[Sequence[int]], times: Sequence[Sequence[int]], destination: Sequence[int]
+        self, roads: Sequence[Integers], times: Sequence[Integers], destination: Integers
     ) -> list[NextRoad]: ...
 
     def next_road(self, roads: Any, times: Any, destination: Any) -> NextRoad | list[NextRoad]:
@@ -124,7 +124,7 @@ class Predictor:
             return self._next_roads(UnderWay.of(self.network, [roads], [times], [destination]))[0]
         return self._next_roads(UnderWay.of(self.network, roads, times, destination))
 
-    def entry_times(self, roads: Sequence[int], departure: int) -> Int64:
+    def entry_times(self, roads: Integers, departure: int) -> Int64:
         """When the student expects to enter each road of a way, int64 [n], in whole seconds as it was trained.
 
         Args:

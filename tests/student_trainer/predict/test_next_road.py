@@ -39,10 +39,10 @@ def predictor(**settings: Any) -> Predictor:
 STUDENTS = {(top_k, most): predictor(candidate_top_k=top_k, max_steps=most) for top_k in (0, 2) for most in (0, 5)}
 
 
-def question(trips: Trips, trip: int, step: int) -> Question:
+def question(trips: Trips, trip: int, step: int | np.integer) -> Question:
     """What is known of a trip when it has entered the road of a step."""
     first, end = int(trips.offsets[trip]), int(trips.offsets[trip + 1])
-    known = slice(first, first + step + 1)
+    known = slice(first, first + int(step) + 1)
     return trips.roads[known].tolist(), trips.times[known].tolist(), int(trips.roads[end - 1])
 
 
