@@ -99,7 +99,9 @@ def test_features_have_the_bits_of_a_batch_of_whole_trips(key: tuple[int, int]) 
     top_k, most = key
     index = np.arange(30)
     batch = build_batch(NETWORK, TRIPS, index, top_k, most)
-    roads, times, destinations = zip(*(question(TRIPS, i, int(TRIPS.lengths[i]) - 2) for i in index), strict=True)
+    roads, times, destinations = zip(
+        *(question(TRIPS, i, int(TRIPS.lengths[i]) - 2) for i in index.tolist()), strict=True
+    )
     partial = build_partial(NETWORK, UnderWay.of(NETWORK, roads, times, destinations), top_k, most)
     for name in ("road", "temporal", "distance", "interval", "length", "destination"):
         assert torch.equal(getattr(partial, name), getattr(batch, name)), name
