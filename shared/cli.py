@@ -56,6 +56,13 @@ class Job:
     extra: str | None = None
     """The extra that it needs, if not its program's own."""
     check: str = ""
+    section: str = ""
+    """Of YAML files, where another program has a job of the same name; otherwise the job's name."""
+
+    @property
+    def yaml_section(self) -> str:
+        """Where its settings stand in a YAML file."""
+        return self.section or self.name
 
 
 def main(
@@ -83,7 +90,8 @@ def main(
         paths, overrides = _split(arguments.config)
         flags = {flag.key: given for flag in job.flags if (given := getattr(arguments, flag.key)) is not None}
         with extras.needed(job.extra):
-            settings = config.load(_import(job.schema), job.name, paths, [*overrides, *arguments.overrides], flags)
+            overrides = [*overrides, *arguments.overrides]
+            settings = config.load(_import(job.schema), job.yaml_section, paths, overrides, flags)
             with _terminated_as_interrupted():
                 if job.check:
                     _import(job.check)(settings)
@@ -129,7 +137,7 @@ class _JobParser(argparse.ArgumentParser):
     job: Job
 
     def format_help(self) -> str:
-        where = f"key=value, or in a YAML file under '{self.job.name}:'; key= for none"
+        where = f"key=value, or in a YAML file under '{self.job.yaml_section}:'; key= for none"
         lines = [super().format_help(), f"settings ({where}):"]
         try:
             with extras.needed(self.job.extra):

@@ -35,6 +35,7 @@ JOBS = frozenset(
         "tune",
         "predict",
         "sample",
+        "export-student",
         "generate",
         "evaluate",
         "compare",

@@ -103,6 +103,11 @@ class Store:
         except FileFormatError as error:
             raise FileFormatError(f"{path}: {error}; run `prepare` again") from None
 
+    @classmethod
+    def open(cls, path: str | Path) -> Store:
+        """As `Store(path)`, of a path that may be text."""
+        return cls(Path(path))
+
     @property
     def fingerprint(self) -> str:
         """Digest of the inputs and settings that made the store; raises `FileFormatError` without one."""

@@ -90,7 +90,7 @@ JOBS = (
     ),
     Job(
         name="predict",
-        summary="write a student's per-step logits and travel times",
+        summary="write a student's per-step logits and travel times, or print the next roads of one trip",
         schema="student_trainer.predict.config:PredictConfig",
         run="student_trainer.predict.run:run",
         check="student_trainer.early:check_student",
@@ -99,6 +99,21 @@ JOBS = (
             Flag("--weights", "weights", "checkpoint of a run, or an upstream state_dict", "FILE"),
             Flag("--split", "split", "train, val or test", "SPLIT"),
             Flag("--out", "out", "file to write", "FILE.npz"),
+            Flag("--trip", "trip", "instead: roads of a trip under way, the current one last", "ROAD[,ROAD...]"),
+            Flag("--destination", "destination", "where that trip ends", "ROAD"),
+        ),
+    ),
+    Job(
+        name="export",
+        summary="write a student as one file that torch runs without this project",
+        schema="student_trainer.predict.config:ExportConfig",
+        run="student_trainer.predict.export:run",
+        check="student_trainer.early:check_student",
+        section="export-student",
+        flags=(
+            Flag("--data", "data", "store to read", "STORE"),
+            Flag("--weights", "weights", "checkpoint of a run, or an upstream state_dict", "FILE"),
+            Flag("--out", "out", "file to write", "FILE.pt2"),
         ),
     ),
     Job(

@@ -10,7 +10,7 @@ from shared import answers_file, claims
 from shared.address import answers_path
 from shared.errors import DataError, FileFormatError
 from shared.store import Store
-from student_trainer.runs.layout import check_unused
+from student_trainer.runs.layout import BEST, check_unused
 from student_trainer.train.launch import is_one_of_several
 
 
@@ -123,7 +123,9 @@ def check_student(settings: ReadsWeights) -> None:
     try:
         Path(settings.weights).open("rb").close()
     except OSError as error:
-        raise FileFormatError(f"cannot read the weights {settings.weights}: {error.strerror}") from None
+        best = Path(settings.weights, BEST)
+        advice = f"; did you mean {best}?" if best.is_file() else ""
+        raise FileFormatError(f"cannot read the weights {settings.weights}: {error.strerror}{advice}") from None
 
 
 def check_evaluations(settings: ReadsEvaluations) -> None:

@@ -41,6 +41,7 @@ JOBS = {
     "train --resume": f"{TRAIN} --resume",
     "predict": "predict --data {store} --weights {weights} --out {out}.npz",
     "sample": "sample --data {store} --teacher unix:{socket} --out {out} trips=20 max_roads=30 replace=true",
+    "export-student": "export --data {store} --weights {weights} --out {out}.pt2",
     "generate": "generate --data {store} --weights {weights} --out {out} pairs=6",
     "evaluate": "evaluate --data {store} --trips {trips} --out {out} bootstrap.draws=100",
     "compare": "compare --evaluations {one},{other} --out {out} bootstrap.draws=100",
@@ -52,7 +53,9 @@ JOBS = {
     "pretrain": "pretrain --data {store} --out {out}.safetensors n_layer=1 n_head=1 n_embd=8 max_steps=2",
     "export": "export --checkpoint {upstream} --out {out}.safetensors n_head=2 grid_rows=4 grid_cols=4",
 }
-SUFFIX = {"predict": ".npz", "bundle": ".zip", "pretrain": ".safetensors", "export": ".safetensors"}
+SUFFIX = {"predict": ".npz", "export-student": ".pt2", "bundle": ".zip"} | dict.fromkeys(
+    ("pretrain", "export"), ".safetensors"
+)
 """Of jobs that write a file."""
 
 

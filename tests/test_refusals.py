@@ -50,9 +50,10 @@ def probe(lines: Sequence[str], folder: Path) -> dict[str, Answer]:
     answers: dict[str, Answer] = {}
     for program, package in PACKAGES.items():
         mine = [line for line in lines if program_of(line) == program]
+        words = [json.dumps(shlex.split(line.removeprefix(f"{program} "))) for line in mine]
         done = subprocess.run(
             [sys.executable, "-c", PROBE, package],
-            input="\n".join(json.dumps(shlex.split(line)) for line in mine), capture_output=True, text=True, check=True,
+            input="\n".join(words), capture_output=True, text=True, check=True,
             cwd=folder, env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         )  # fmt: skip
         answers |= zip(mine, map(json.loads, done.stdout.splitlines()), strict=True)
@@ -60,12 +61,14 @@ def probe(lines: Sequence[str], folder: Path) -> dict[str, Answer]:
 
 
 def program_of(line: str) -> str:
-    return next(program for program, job in JOBS if job.name == line.partition(" ")[0])
+    """The program that a line names, or the first with such a job."""
+    first = line.partition(" ")[0]
+    return first if first in PACKAGES else next(program for program, job in JOBS if job.name == first)
 
 
 def test_bad_usage_and_help_need_no_slow_import(tmp_path: Path) -> None:
     bad = {"--bogus": (2, "unknown flag --bogus"), "bogus=1": (2, "unknown setting bogus"), "--help": (0, "")}
-    expected = {f"{job.name} {usage}": answer for _, job in JOBS for usage, answer in bad.items()}
+    expected = {f"{program} {job.name} {usage}": answer for program, job in JOBS for usage, answer in bad.items()}
     answers = probe(list(expected), tmp_path)
     for line, (code, message) in expected.items():
         assert answers[line][:2] == [code, []], line
@@ -94,6 +97,10 @@ REFUSED = {
     "sample --data d --teacher host:1 --out o client.on_failure=skip": "a trip has no step that can be skipped",
     "predict --data d --weights w --out o split=x": "split: ",
     "predict --data d --weights w --out o.npz": "d is not a store",
+    "predict --data d --weights w --out o": "out must end in .npz",
+    "predict --data d --weights w --trip 1": "give --destination ROAD",
+    "student-trainer export --data d --weights w --out o": "out must end in .pt2",
+    "student-trainer export --data d --weights w --out o.pt2": "d is not a store",
     "generate --data d --weights w --out o": "d is not a store",
     "evaluate --data d --trips t --out o": "d is not a store",
     "compare --evaluations a,b --out o": "a/metrics.json does not exist",
@@ -148,8 +155,12 @@ def replayed(program: str, job: Job, values: dict[str, Any]) -> Any:
 def test_every_commands_settings_are_replayed_exactly(program: str, job: Job) -> None:
     schema = cli._import(job.schema)
     needed = {name for name, field in schema.model_fields.items() if field.is_required()}
-    needed |= {"info": {"teacher"}, "answer": {"teacher"}, "generate": {"weights"}}.get(job.name, set())
-    settings = config.load(schema, job.name, [], [f"{name}={REQUIRED[name]}" for name in needed])
+    needed |= {"info": {"teacher"}, "answer": {"teacher"}, "generate": {"weights"}, "predict": {"out"}}.get(
+        job.name, set()
+    )
+    ending = {"predict": ".npz", "export-student": ".pt2"}.get(job.yaml_section, "")
+    given = {name: REQUIRED[name] + (ending if name == "out" else "") for name in needed}
+    settings = config.load(schema, job.yaml_section, [], [f"{name}={value}" for name, value in given.items()])
     assert replayed(program, job, settings.model_dump(mode="json")) == settings
 
 

@@ -15,7 +15,15 @@ Policy = Literal["teacher", "destination"]
 
 SAMPLED_TRIPS = 24_000
 WIDTH = ("model.road_id_dim=32", "model.road_attr_dim=8")
-BOTH = ("distill.weight=1", "distill.target=destination", "distill.head=1")
+
+
+def _settings(**values: float | str) -> tuple[str, ...]:
+    return tuple(f"distill.{name}={value}" for name, value in values.items())
+
+
+def _history(weight: float) -> tuple[str, ...]:
+    """Of a KL to the teacher's own answer with a constant weight, and no head."""
+    return _settings(weight=weight, target="history", head=0, schedule="constant")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,44 +84,41 @@ SAMPLED_EPOCHS, SAMPLED_BATCH = 8, 64
 
 ARMS = (
     Arm("vanilla", "labels alone", teaches=False, whole_trips=True),
-    Arm("new", "sampled trips: destination-aware target and head", BOTH, samples=True, whole_trips=True),
-    Arm("today", "KL to the teacher's answer, λ .3 (the former default)", ("distill.weight=0.3",), whole_trips=True),
-    Arm("head", "destination-free head alone", ("distill.weight=0", "distill.head=1"), whole_trips=True),
-    Arm("target", "destination-aware target alone, λ 1", ("distill.weight=1", "distill.target=destination"),
+    Arm("default", "the default: sampled trips, destination-aware target (fading), head", samples=True,
         whole_trips=True),
-    Arm("both", "destination-aware target and head, labelled trips alone", BOTH, whole_trips=True),
+    Arm("former", "the former default: KL to the teacher's answer, λ .3", _history(0.3), whole_trips=True),
+    Arm("head", "destination-free head alone", _settings(weight=0), whole_trips=True),
+    Arm("target", "destination-aware target (fading) alone", _settings(head=0), whole_trips=True),
+    Arm("unsampled", "the default without sampled trips", whole_trips=True),
     Arm("long", "labels alone, as many steps as with sampled trips", teaches=False, as_many_steps=True,
         whole_trips=True),
     Arm("sampled-labels", "sampled trips: their own next roads as labels",
-        ("distill.weight=0", "distill.sampled_labels=1"), teaches=False, samples=True, whole_trips=True),
-    Arm("sampled-head", "sampled trips: destination-free head", ("distill.weight=0", "distill.head=1"), samples=True,
-        whole_trips=True),
-    Arm("sampled-target", "sampled trips: destination-aware target",
-        ("distill.weight=1", "distill.target=destination"), samples=True, whole_trips=True),
+        _settings(weight=0, head=0, sampled_labels=1), teaches=False, samples=True, whole_trips=True),
+    Arm("sampled-head", "sampled trips and head", _settings(weight=0), samples=True, whole_trips=True),
+    Arm("sampled-target", "sampled trips and target", _settings(head=0), samples=True, whole_trips=True),
     Arm("fading", "KL to the teacher's answer, λ 1, cosine to 0 over the first half",
-        ("distill.weight=1", "distill.schedule=cosine"), whole_trips=True),
+        (*_history(1), "distill.schedule=cosine", "distill.schedule_share=0.5"), whole_trips=True),
     Arm("document", "the first formula: every candidate its cell's whole mass, λ .03, τ 2",
-        ("distill.weight=0.03", "distill.temperature=2", "distill.collisions=duplicate"), whole_trips=True),
-    Arm("new-shuffled", "control: as new, answers shuffled among the candidates", BOTH, samples=True,
-        control="shuffled", seeds=3),
-    Arm("new-uniform", "control: as new, answers even", BOTH, samples=True, control="uniform", seeds=3),
-    Arm("uniform", "control: KL to an even answer, λ .3", ("distill.weight=0.3",), control="uniform", seeds=3),
+        (*_history(0.03), "distill.temperature=2", "distill.collisions=duplicate"), whole_trips=True),
+    Arm("default-shuffled", "control: the default, answers shuffled among the candidates", samples=True,
+        control="shuffled", seeds=3, whole_trips=True),
+    Arm("default-uniform", "control: the default, answers even", samples=True, control="uniform", seeds=3),
+    Arm("uniform", "control: KL to an even answer, λ .3", _history(0.3), control="uniform", seeds=3),
     Arm("smoothing", "control: label smoothing .1", ("optim.label_smoothing=0.1",), teaches=False, seeds=3),
 )  # fmt: skip
 
 VARIANTS = (
-    Arm("v-destination", "as new, trips towards drawn destinations", BOTH, samples=True, policy="destination", whole_trips=True),
-    Arm("v-fade", "as new, the target's weight cosine to 0 over the whole run",
-        (*BOTH, "distill.schedule=cosine", "distill.schedule_share=1"), samples=True, whole_trips=True),
-    Arm("v-sampled-only", "as new, the target at sampled positions alone",
-        ("distill.weight=0", "distill.sampled_weight=1", "distill.target=destination", "distill.head=1"), samples=True, whole_trips=True),
-    Arm("v-third", "as new, λ .3 of the target", ("distill.weight=0.3", *BOTH[1:]), samples=True, whole_trips=True),
-    Arm("v-destination-sampled-only", "towards drawn destinations, the target at sampled positions alone",
-        ("distill.weight=0", "distill.sampled_weight=1", "distill.target=destination", "distill.head=1"), samples=True,
+    Arm("constant", "the default with a constant weight", _settings(schedule="constant"), samples=True,
+        whole_trips=True),
+    Arm("destination", "as constant, trips towards drawn destinations", _settings(schedule="constant"), samples=True,
         policy="destination", whole_trips=True),
-    Arm("v-many", "as new, 60,000 trips towards drawn destinations", BOTH, samples=True, policy="destination",
-        sampled_trips=60_000, whole_trips=True),
-    Arm("v-clip", "as new, gradients clipped at 5", (*BOTH, "optim.clip_norm=5"), samples=True, whole_trips=True),
+    Arm("sampled-only", "as constant, the target at sampled positions alone",
+        _settings(weight=0, sampled_weight=1, schedule="constant"), samples=True, whole_trips=True),
+    Arm("default-destination", "the default, trips towards drawn destinations", samples=True, policy="destination",
+        whole_trips=True),
+    Arm("third", "as constant, λ .3", _settings(weight=0.3, schedule="constant"), samples=True, whole_trips=True),
+    Arm("many", "the default, 60,000 trips", samples=True, sampled_trips=60_000, whole_trips=True),
+    Arm("clip", "the default, gradients clipped at 5", ("optim.clip_norm=5",), samples=True, whole_trips=True),
 )  # fmt: skip
 
 

@@ -160,7 +160,7 @@ def build_batch(network: RoadNetwork, trips: Numbered, index: Int64, top_k: int 
 
     width = int(kept.max())
     temporal = time_of_day(time, np.repeat(weekend, kept))
-    distance, interval = _pairs(network, road, temporal, kept)
+    distance, interval = pairs_of(network, road, temporal, kept)
     arrays = {
         "trips": index.astype(np.int64),
         "road": ragged.pad(road, kept, width, 0),
@@ -203,7 +203,7 @@ def minutes_of_day(temporal: Float32) -> Float32:
     return temporal * np.float32(MINUTES_PER_DAY)
 
 
-def _pairs(network: RoadNetwork, road: Int64, temporal: Float32, length: Int64) -> tuple[Float32, Float32]:
+def pairs_of(network: RoadNetwork, road: Int64, temporal: Float32, length: Int64) -> tuple[Float32, Float32]:
     """Distance and interval of every step to those before it.
 
     Minutes are float32 times of day as upstream has them: the interval saturates across midnight.

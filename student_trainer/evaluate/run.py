@@ -79,7 +79,7 @@ def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     rules: dict[str, Floor] = {}
     next_roads: pl.DataFrame | None = None
     if settings.weights is not None:
-        positions = _predict(settings, store, network, whole)
+        positions = _predict(settings, store, whole)
         bootstrap = Bootstrap(settings.bootstrap, len(whole))
         more, curve = metrics.next_road_metrics(positions, len(whole), settings.bins, bootstrap)
         measured += more
@@ -202,20 +202,19 @@ def _pairs_table(found: Generated, pairs: Pairs) -> pl.DataFrame:
     return pl.DataFrame(columns | trip_metrics.measure(pairs)).sort("pair")
 
 
-def _predict(settings: EvaluateConfig, store: Store, network: RoadNetwork, trips: Trips) -> Positions:
-    from student_trainer.model.device import pick_device
-    from student_trainer.model.weights import load_model  # torch takes seconds to import, and trips alone need none
-    from student_trainer.predict.config import CutConfig
-    from student_trainer.predict.positions import predict
+def _predict(settings: EvaluateConfig, store: Store, trips: Trips) -> Positions:
+    from student_trainer.predict.predictor import Predictor  # torch takes seconds to import, and trips alone need none
 
     assert settings.weights is not None
-    device = pick_device(settings.device)
-    model, scale = load_model(settings.weights, store)
-    cut = CutConfig(
-        candidate_top_k=settings.candidate_top_k, max_steps=settings.max_steps, batch_size=settings.batch_size
+    predictor = Predictor.load(
+        settings.weights,
+        store,
+        device=settings.device,
+        candidate_top_k=settings.candidate_top_k,
+        max_steps=settings.max_steps,
     )
     longer = np.flatnonzero(trips.lengths >= 2)
-    arrays = predict(model.to(device), network, trips.take(longer), scale, cut, device)
+    arrays = predictor.positions(trips.take(longer), settings.batch_size)
     arrays["trip"] = longer[arrays["trip"]]
     return next_road.positions_of(arrays, trips)
 

@@ -59,7 +59,7 @@ def _part(
         "label": batch.label.numpy(),
         "road": batch.candidate_road.numpy(),
         "logit": output.logits.cpu().numpy()[batch.layout.exists.numpy()],
-        "seconds": np.expm1(times * scale.sigma + scale.mu).clip(min=0).astype(np.float32),
+        "seconds": scale.seconds(times),
         "log1p_seconds_standardised": times,
     }
 

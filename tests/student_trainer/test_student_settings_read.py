@@ -35,8 +35,9 @@ from student_trainer.model.device import float32_products
 from student_trainer.model.hoser import HOSER
 from student_trainer.pipeline import run as pipeline
 from student_trainer.pipeline.config import PipelineConfig
+from student_trainer.predict import export
 from student_trainer.predict import run as predict
-from student_trainer.predict.config import PredictConfig
+from student_trainer.predict.config import ExportConfig, PredictConfig
 from student_trainer.prepare.config import PrepareConfig
 from student_trainer.prepare.run import run as run_prepare
 from student_trainer.report import bundle
@@ -53,7 +54,7 @@ __all__ = ["city"]
 
 
 def test_every_job_is_covered_here() -> None:
-    covered = {"demo-city", "prepare", "train", "sample", "predict"}
+    covered = {"demo-city", "prepare", "train", "sample", "predict", "export"}
     covered |= {"generate", "evaluate", "compare", "report", "bundle", "pipeline"}
     covered |= {"tune"}  # in test_tune_trial
     assert {job.name for job in JOBS} == covered
@@ -165,9 +166,18 @@ def test_train_and_predict_read_all(tmp_path: Path, running_teacher: TeacherStar
 
     places = {"data": store.path, "weights": tmp_path / "run" / "hoser.pth", "out": tmp_path / "out.npz"}
     prediction = PredictConfig.model_validate(places | {"device": "cpu"})
+    of_trip = PredictConfig.model_validate(
+        {name: places[name] for name in ("data", "weights")} | {"trip": (0,), "destination": 1, "times": (0,)}
+    )
     with recorded_reads() as reads:
         predict.run(prediction)
+        predict.run(of_trip)
     assert settings_of(PredictConfig) <= reads
+
+    exported = ExportConfig.model_validate(places | {"out": tmp_path / "student.pt2"})
+    with recorded_reads() as reads:
+        export.run(exported)
+    assert settings_of(ExportConfig) <= reads
 
 
 @pytest.mark.integration
