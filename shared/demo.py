@@ -1,6 +1,6 @@
 """`make demo`: the main job from nothing to a table, by the commands that a user would type.
 
-    demo-city -> prepare -> pretrain -> serve -> train (vanilla) -> train (distilled) -> table
+    demo-city -> prepare -> pretrain -> serve -> train (vanilla) -> sample -> train (distilled) -> table
 
 Imports neither package; every stage is a command whose log is kept beside its result.
 """
@@ -23,6 +23,8 @@ from shared import claims, cli, lock, processes, provenance
 from shared.errors import ReportableError
 
 MARKER = ".demo"
+DISTILLED_EPOCHS = 6
+"""Over labelled and sampled trips together, of which there are several times as many as labelled ones."""
 READY_SECONDS = 60
 STOP_SECONDS = 20
 
@@ -72,9 +74,12 @@ def _run(out: Path) -> dict[str, Any]:
     train = ["train", "--data", store, *settings]
     with _teacher_daemon(out, teacher) as address:
         vanilla = _stage(out, "4 vanilla", "student_trainer", *train, "--out", out / "vanilla")
+        asked = ["--teacher", address, *settings]
+        _stage(out, "5 sample", "student_trainer", "sample", "--data", store, *asked, "--out", out / "sampled")
         distilled = _stage(
-            out, "5 distilled", "student_trainer", *train, "--teacher", address, "--out", out / "distilled"
-        )
+            out, "6 distilled", "student_trainer", *train, "--teacher", address, "--out", out / "distilled",
+            f"batch.sampled={out / 'sampled'}", f"optim.epochs={DISTILLED_EPOCHS}",
+        )  # fmt: skip
     return {"pretrain": pretrained, "vanilla": vanilla, "distilled": distilled}
 
 
