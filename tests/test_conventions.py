@@ -42,10 +42,19 @@ ALLOWED = {
     "shared.config": {"shared", "shared.errors", "shared.files"},
     "shared.extras": {"shared", "shared.errors"},
     "shared.processes": set(),
-    "shared.cli": {"shared", "shared.config", "shared.errors", "shared.extras", "shared.log"},
+    "shared.flags": set(),
+    "shared.cli": {"shared", "shared.config", "shared.errors", "shared.extras", "shared.flags", "shared.log"},
     "shared.grid": {"shared.arrays", "shared.config", "shared.errors"},
     "shared.vocab": {"shared.arrays", "shared.errors", "shared.files", "shared.grid"},
-    "shared.demo": {"shared", "shared.claims", "shared.cli", "shared.errors", "shared.lock", "shared.processes"},
+    "shared.demo": {
+        "shared",
+        "shared.claims",
+        "shared.cli",
+        "shared.errors",
+        "shared.flags",
+        "shared.lock",
+        "shared.processes",
+    },
     "shared.address": set(),
 }
 """All that some modules of `shared` may import of it; what lies below does not know what lies above."""
