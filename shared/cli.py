@@ -192,7 +192,9 @@ def _add_job(commands: Any, job: Job) -> None:
         help="configuration files; a later one wins",
     )
     levels = get_args(log.Level)
-    parser.add_argument("--log-level", action=Once, choices=levels, help=f"what is worth a line (default {DEFAULT_LEVEL})")
+    parser.add_argument(
+        "--log-level", action=Once, choices=levels, help=f"what is worth a line (default {DEFAULT_LEVEL})"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any setting below, a.b=value")
 
 

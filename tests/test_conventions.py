@@ -325,6 +325,7 @@ PRINTERS = {
     "teacher_server.client.query",
     "teacher_server.lmtad.export",
     "teacher_server.lmtad.pretrain",
+    "teacher_server.serve.precompile",
     "teacher_server.serve.run",
 }
 
