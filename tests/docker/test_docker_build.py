@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import time
@@ -14,7 +15,8 @@ from support.certificates import Authority
 from support.images import PATIENCE, Image, Workshop, need_tools, running
 
 from shared.channel import ChannelConfig
-from teacher_server.client import info
+from teacher_server.client import query
+from teacher_server.client.config import QueryConfig
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
@@ -62,7 +64,9 @@ def test_the_teacher_s_image_holds_nothing_of_the_trainer(teacher_image: Image) 
     print(f"teacher's image: {teacher_image.bytes() / 1e6:.0f} MB of files")
 
 
-def test_the_teacher_s_image_probes_scores_and_drains(teacher_image: Image, tmp_path: Path) -> None:
+def test_the_teacher_s_image_probes_scores_and_drains(
+    teacher_image: Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With TLS and client certificates, which the health check has none of."""
     authority, models = Authority(tmp_path / "pki"), tmp_path / "models"
     certificate, key = authority.issue("server")
@@ -87,7 +91,8 @@ def test_the_teacher_s_image_probes_scores_and_drains(teacher_image: Image, tmp_
             assert time.monotonic() < deadline, container.log.read_text()
         assert probed.stdout == "SERVING\n"
         channel = ChannelConfig(ca=authority.ca, certificate=caller[0], key=caller[1])
-        assert info.ask(f"127.0.0.1:{port}", 10, channel).weights_revision
+        query.run(QueryConfig(address=f"127.0.0.1:{port}", history=(1, 2), candidates=(3, 4), channel=channel))
+        assert sum(json.loads(capsys.readouterr().out)["probabilities"]) == pytest.approx(1, abs=2e-3)
         refused = container.execute(["touch", "/opt/venv/x"])
         assert refused.returncode and "Read-only file system" in refused.stderr
         who = container.execute(["id", "-u"])

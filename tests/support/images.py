@@ -1,4 +1,4 @@
-"""Images built and run without a daemon: Buildah builds, runc runs, mmdebstrap makes a base where none can be pulled."""
+"""Images built and run without a daemon: Buildah builds, runc runs, mmdebstrap makes a base that need not be pulled."""
 
 from __future__ import annotations
 
@@ -131,7 +131,8 @@ class Container:
 
     def remove(self) -> None:
         """Whatever it does."""
-        subprocess.run(["runc", "--root", self._state, "delete", "--force", self.name], capture_output=True)
+        command = ["runc", "--root", self._state, "delete", "--force", self.name]
+        subprocess.run(command, capture_output=True)
         self.running.wait(PATIENCE)
 
 
@@ -183,7 +184,7 @@ def _specification(image: Image, process: dict[str, Any], mounts: dict[Path, str
 
 
 def pip_needs() -> list[Path]:
-    """What this machine's pip is configured by, and reads, that a build has to see: files, certificates, local wheels."""
+    """What configures this machine's pip, and what it reads, that a build has to see: files, certificates, wheels."""
     listed = run(sys.executable, "-m", "pip", "config", "debug")
     files = [line.strip().partition(", exists: True")[0] for line in listed.splitlines() if ", exists: True" in line]
     values = run(sys.executable, "-m", "pip", "config", "list").replace("'", " ").split()
