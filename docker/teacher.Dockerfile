@@ -52,7 +52,7 @@ RUN --mount=type=cache,target=/root/.cache/pip set -eu; \
     /opt/build/bin/pip --python /opt/venv install --no-deps --force-reinstall .; \
     rm /opt/venv/bin/student-trainer
 # What numba would compile at each container's first start, for tens of seconds: for every processor of the architecture.
-RUN NUMBA_CACHE_DIR=/opt/numba NUMBA_CPU_NAME=generic /opt/venv/bin/python -P -m teacher_server.serve.precompile
+RUN NUMBA_CACHE_DIR=/opt/numba NUMBA_CPU_NAME=generic /opt/venv/bin/python -P -m teacher_server.precompile
 
 
 FROM base AS runtime

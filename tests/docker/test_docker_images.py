@@ -161,7 +161,7 @@ def test_the_teacher_s_compiled_functions_are_made_at_build_and_used() -> None:
     """The same variables decide both: other ones would be compiled at each container's first start."""
     path = REPOSITORY / "docker" / "teacher.Dockerfile"
     variables = "NUMBA_CACHE_DIR=/opt/numba NUMBA_CPU_NAME=generic"
-    made = f"{variables} /opt/venv/bin/python -P -m teacher_server.serve.precompile"
+    made = f"{variables} /opt/venv/bin/python -P -m teacher_server.precompile"
     assert read_stages(path)["builder"].arguments("RUN")[-1] == made
     assert "--from=builder /opt/numba /opt/numba" in final(path)[0].arguments("COPY")
     assert " ".join(final(path)[0].arguments("ENV")).endswith(variables)

@@ -32,7 +32,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NUMBA_CACHE_DIR", str(root))
         patch.setenv("NUMBA_CPU_NAME", "generic")
-        command = [sys.executable, "-m", "teacher_server.serve.precompile"]
+        command = [sys.executable, "-m", "teacher_server.precompile"]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY)
         assert done.stdout == f"{len(contents(folder))} compiled functions in {folder}\n"
         assert contents(folder)
@@ -78,7 +78,7 @@ def test_every_user_may_read_it_and_none_write(filled: Path) -> None:
 
 def test_where_nothing_can_be_kept_it_fails(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    command = [sys.executable, "-m", "teacher_server.serve.precompile"]
+    command = [sys.executable, "-m", "teacher_server.precompile"]
     done = subprocess.run(
         command,
         capture_output=True,

@@ -1,4 +1,4 @@
-"""What numba compiles at a daemon's first start, compiled ahead: `python -m teacher_server.serve.precompile`.
+"""What numba compiles at a daemon's first start, compiled ahead: `python -m teacher_server.precompile`.
 
 For images: NUMBA_CACHE_DIR names where, and NUMBA_CPU_NAME=generic makes code that every processor of the architecture
 runs. It loads and warms up a small random teacher as the daemon does its own; what is compiled does not depend on
