@@ -54,7 +54,10 @@ class Workshop:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._options = ["--root", str(folder / "store"), "--runroot", str(folder / "run"), "--storage-driver", "vfs"]
+        self._options = _storage(folder, "overlay")
+        trial = ["buildah", "from", *self._options, "scratch"]
+        if subprocess.run(trial, capture_output=True).returncode:
+            self._options = _storage(folder, "vfs")  # copies every layer, which takes minutes
         self._context = folder / "context"
         self._context.mkdir()
         for name in CONTEXT:
@@ -80,12 +83,15 @@ class Workshop:
         return Image(Path(self._buildah("mount", container)), described["Docker"]["config"])
 
     def close(self) -> None:
-        """Removes all containers and images."""
-        self._buildah("rm", "--all")
-        self._buildah("rmi", "--all", "--force")
+        """Leaves nothing mounted: the directory can be removed."""
+        self._buildah("umount", "--all")
 
     def _buildah(self, *arguments: str) -> str:
         return run("buildah", arguments[0], *self._options, *arguments[1:])
+
+
+def _storage(folder: Path, driver: str) -> list[str]:
+    return ["--root", str(folder / driver), "--runroot", str(folder / "run"), "--storage-driver", driver]
 
 
 class Container:
