@@ -25,8 +25,11 @@ from typing import Any, get_args
 import shared
 from shared import config, extras, log
 from shared.errors import ConfigError, ReportableError
+from shared.flags import Once
 
 logger = logging.getLogger(__name__)
+
+DEFAULT_LEVEL: log.Level = "info"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +88,7 @@ def main(
         _add_job(commands, job)
     arguments = parser.parse_args(argv)
     job = next(job for job in jobs if job.name == arguments.job)
-    log.setup(arguments.log_level)
+    log.setup(arguments.log_level or DEFAULT_LEVEL)
     try:
         paths, overrides = _split(arguments.config)
         flags = {flag.key: given for flag in job.flags if (given := getattr(arguments, flag.key)) is not None}
@@ -183,9 +186,11 @@ def _add_job(commands: Any, job: Job) -> None:
     parser.job = job
     for flag in job.flags:
         if flag.is_switch:
-            parser.add_argument(flag.name, dest=flag.key, action="store_true", default=None, help=flag.help)
+            parser.add_argument(flag.name, dest=flag.key, action=Once, nargs=0, help=flag.help)
         else:
-            parser.add_argument(flag.name, dest=flag.key, metavar=flag.metavar, nargs=flag.nargs, help=flag.help)
+            parser.add_argument(
+                flag.name, dest=flag.key, action=Once, metavar=flag.metavar, nargs=flag.nargs, help=flag.help
+            )
     parser.add_argument(
         "--config",
         nargs="+",
@@ -194,7 +199,10 @@ def _add_job(commands: Any, job: Job) -> None:
         metavar="YAML",
         help="configuration files; a later one wins",
     )
-    parser.add_argument("--log-level", choices=get_args(log.Level), default="info", help="what is worth a line")
+    levels = get_args(log.Level)
+    parser.add_argument(
+        "--log-level", action=Once, choices=levels, help=f"what is worth a line (default {DEFAULT_LEVEL})"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any setting below, a.b=value")
 
 

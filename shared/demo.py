@@ -21,6 +21,7 @@ from typing import Any
 
 from shared import claims, cli, lock, processes, provenance
 from shared.errors import ReportableError
+from shared.flags import Once
 
 MARKER = ".demo"
 DISTILLED_EPOCHS = 6
@@ -36,8 +37,8 @@ class StageFailed(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the demo; 0 if every stage succeeded."""
     parser = argparse.ArgumentParser("demo", description="The main job on a synthetic city, in a few minutes.")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="directory, made anew each time")
-    out = parser.parse_args(argv).out
+    parser.add_argument("--out", action=Once, type=Path, help="directory, made anew each time (default runs/demo)")
+    out = parser.parse_args(argv).out or Path("runs/demo")
     start = time.monotonic()
     try:
         with claims.directory(out):

@@ -42,12 +42,13 @@ ALLOWED = {
     "shared.config": {"shared", "shared.errors", "shared.files"},
     "shared.extras": {"shared", "shared.errors"},
     "shared.processes": set(),
-    "shared.cli": {"shared", "shared.config", "shared.errors", "shared.extras", "shared.log"},
+    "shared.flags": set(),
+    "shared.cli": {"shared", "shared.config", "shared.errors", "shared.extras", "shared.flags", "shared.log"},
     "shared.grid": {"shared.arrays", "shared.config", "shared.errors"},
     "shared.vocab": {"shared.arrays", "shared.errors", "shared.files", "shared.grid"},
     "shared.demo": {
-        *("shared", "shared.claims", "shared.cli", "shared.errors", "shared.lock", "shared.processes"),
-        "shared.provenance",
+        *("shared", "shared.claims", "shared.cli", "shared.errors", "shared.flags", "shared.lock"),
+        *("shared.processes", "shared.provenance"),
     },
     "shared.address": set(),
 }
@@ -114,6 +115,7 @@ TEACHER_ROOMS: dict[str, set[str]] = {
     "offline": {"engine", "answers", "client"},
     "serve": {"scorer", "address", "engine", "answers", "metrics", "batching"},
     "early": {"serve", "lmtad", "offline"},
+    "precompile": {"engine", "answers", "lmtad"},
 }
 """Which room of the teacher knows which, or module that has no room."""
 
@@ -334,6 +336,7 @@ PRINTERS = {
     "teacher_server.lmtad.export",
     "teacher_server.lmtad.pretrain",
     "teacher_server.offline.run",
+    "teacher_server.precompile",
     "teacher_server.serve.run",
 }
 
@@ -401,6 +404,7 @@ TESTED_THROUGH = {
     "student_trainer.tune.pool": "test_tune_killed",
     "teacher_server.client.connect": "test_teacher_query",
     "teacher_server.early": "test_refusals",
+    "teacher_server.precompile": "test_teacher_precompile",
     "teacher_server.engine.compiled": "test_teacher_tiler",
     "teacher_server.engine.forward": "test_teacher_engine",
     "teacher_server.engine.threads": "test_teacher_engine",

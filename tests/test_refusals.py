@@ -138,6 +138,18 @@ def test_what_is_not_there_is_refused_before_slow_imports(line: str, message: st
     assert "Traceback" not in err
 
 
+@each_job
+def test_every_flag_may_be_given_once(program: str, job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    """But for --config, which is a list; a second value would silently replace the first."""
+    for flag in (*job.flags, cli.Flag("--log-level", "log_level", "", "LEVEL")):
+        value = "info" if flag.key == "log_level" else "1"
+        once = [flag.name] + [value] * (0 if flag.is_switch else int(flag.nargs or 1))
+        with pytest.raises(SystemExit) as ended:
+            cli.main(program, "", [job], [job.name, *once, *once])
+        assert ended.value.code == 2
+        assert f"{flag.name}: given twice" in capsys.readouterr().err
+
+
 REQUIRED = {
     "out": "o", "raw": "r", "data": "d", "weights": "w", "trips": "t", "evaluations": "a,b", "report": "r",
     "models": "m", "checkpoint": "c", "teacher": "host:1", "address": "host:1", "candidates": "1,2",

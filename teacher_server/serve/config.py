@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
 
 from shared.config import Section
-from teacher_server.address import AddressText, check_address
+from teacher_server.address import Address, AddressText, check_address
 from teacher_server.answers.config import CacheConfig
 from teacher_server.batching.config import BatchingConfig
 from teacher_server.engine.config import EngineConfig
@@ -18,6 +19,15 @@ def _off_or_address(value: Any) -> Any:
     return value if value == "off" or not isinstance(value, str) else check_address(value)
 
 
+def _check_mode(text: Any) -> Any:
+    """As text: YAML reads 0660 as the number 432, and 660 as the number 660."""
+    if not isinstance(text, str) or not re.fullmatch(r"0?[0-7]{3}", text):
+        raise ValueError("expected three octal digits as text, such as 660 (in a YAML file: '660')")
+    return text
+
+
+FileMode = Annotated[str, pydantic.BeforeValidator(_check_mode)]
+"""Permissions of a file, octal."""
 NUMBER_BYTES = 4
 """Tokens and lengths of a request are int32: a window has block - 1 tokens at most, and two lengths."""
 ENVELOPE_BYTES = 1024
@@ -50,6 +60,9 @@ class ServeConfig(Section):
     """The teacher file."""
     listen: AddressText = "127.0.0.1:50051"
     """HOST:PORT or unix:PATH; port 0: the system chooses."""
+    socket_mode: FileMode | None = None
+    """Who may connect to unix:PATH: the socket's permissions as chmod has them, such as 660 for its owner and group;
+    connecting needs w. none: what the umask leaves."""
     metrics_listen: Annotated[str, pydantic.BeforeValidator(_off_or_address)] = "127.0.0.1:9464"
     """HOST:PORT of the Prometheus metrics over HTTP, or off."""
     reflection: bool = True
@@ -90,6 +103,12 @@ class ServeConfig(Section):
         if text.startswith("unix:"):
             raise ValueError("metrics are served over TCP: expected HOST:PORT or off")
         return text
+
+    @pydantic.model_validator(mode="after")
+    def _socket_has_mode(self) -> ServeConfig:
+        if self.socket_mode is not None and not Address.parse(self.listen).path:
+            raise ValueError("socket_mode is for listen=unix:PATH; a port has no permissions")
+        return self
 
     def of_teacher(self, block_size: int) -> ServeConfig:
         """These settings for a teacher with this block: no message is larger than the largest request that is valid."""

@@ -32,7 +32,7 @@ from teacher_server.answers.table import AnswerTable, warm_up
 from teacher_server.batching.batcher import Batcher
 from teacher_server.metrics import Metrics
 from teacher_server.scorer import Served
-from teacher_server.serve import exposition, limits, memory, security
+from teacher_server.serve import exposition, limits, memory, notify, security
 from teacher_server.serve.config import ServeConfig
 from teacher_server.serve.exposition import Exposition
 from teacher_server.serve.health import Health
@@ -100,10 +100,10 @@ async def _serve(settings: ServeConfig) -> int:
             )
             service.open(scorer.served, batcher)
             memory.settle()
-            lifecycle.enter(State.SERVING)
+            _enter(lifecycle, State.SERVING)
             _announce(*ports, scorer.served)
             await stop.wait()
-            lifecycle.enter(State.DRAINING)
+            _enter(lifecycle, State.DRAINING)
             code = await _drain(service, settings.drain_seconds)
             _keep(answers, scorer.served.numerics, settings.cache)
             return LOST if lost.is_set() else code
@@ -126,13 +126,19 @@ async def _listening(
         if exposed is not None:
             exposed.start()
         log.info("listening on %s, loading %s", address, settings.teacher)
+        notify.tell(State.LOADING)
         yield address, None if exposed is None else exposed.address
     finally:
-        lifecycle.enter(State.STOPPED)
+        _enter(lifecycle, State.STOPPED)
         trimming.cancel()
         await server.stop(FLUSH_SECONDS)
         if exposed is not None:
             await exposed.close()
+
+
+def _enter(lifecycle: Lifecycle, state: State) -> None:
+    lifecycle.enter(state)
+    notify.tell(state)
 
 
 def _expose(settings: ServeConfig, metrics: Metrics, lifecycle: Lifecycle) -> Exposition | None:

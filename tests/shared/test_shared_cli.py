@@ -33,6 +33,8 @@ class Settings(Section):
     """From and to."""
     strict: bool = False
     """Whether to be strict; 100 % of the time."""
+    names: str = ""
+    """Names."""
     level: float = pydantic.Field(0.5, gt=0)
     """A level."""
 
@@ -47,6 +49,7 @@ JOB = Job(
         Flag("--rows", "rows", "how many", "R"),
         Flag("--bounds", "bounds", "from and to", ("A", "B"), nargs=2),
         Flag("--strict", "strict", "refuse", is_switch=True),
+        Flag("--names", "names", "names", "NAME[,NAME...]"),
     ),
 )
 OTHER = Job("serve", "is another one", "nowhere:Nothing", "nowhere:nothing")
@@ -254,6 +257,26 @@ def test_a_bad_command_line_shows_the_usage(argv: list[str], capsys: pytest.Capt
     assert out == ""
     assert err.startswith("usage: program")
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--out", "a b", "--out", "c"], "argument --out: given twice, 'a b' and c; give it once"),
+        (["--out", "a", "rows=1", "--ou", "a"], "argument --out: given twice, a and a; give it once"),
+        (["--bounds", "1", "2", "--bounds=3", "4"], "argument --bounds: expected 2 arguments"),
+        (["--bounds", "1", "2", "--bounds", "3", "4"], "argument --bounds: given twice, 1 2 and 3 4; give it once"),
+        (["--strict", "--strict"], "argument --strict: given twice; give it once"),
+        (["--log-level", "info", "--log-level", "debug"], "argument --log-level: given twice, info and debug"),
+        (["--names", "a", "--names", "b"], "--names: given twice; several go into one, separated by commas: a,b"),
+    ],
+)
+def test_a_flag_given_twice_is_refused(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main("train", *argv)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not seen
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,11 @@ def reads_of_a_secured_port(directory: Path, teacher: Path) -> set[Setting]:
     return reads
 
 
+def reads_of_a_socket(path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> set[Setting]:
+    settings = ServeConfig(teacher=teacher, listen=f"unix:{path}", socket_mode="600", metrics_listen="off")
+    return reads_of_a_served_teacher(settings, monkeypatch)
+
+
 @pytest.mark.integration
 def test_serve_info_and_query_read_all(tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ServeConfig.model_validate(
@@ -133,6 +138,7 @@ def test_serve_info_and_query_read_all(tiny_teacher: Path, tmp_path: Path, monke
         }
     )
     reads = reads_of_a_served_teacher(settings, monkeypatch)
+    reads |= reads_of_a_socket(tmp_path / "socket", tiny_teacher, monkeypatch)
     reads |= reads_of_a_channel(tmp_path) | reads_of_a_secured_port(tmp_path, tiny_teacher)
     for schema in (ServeConfig, InfoConfig, QueryConfig):
         assert settings_of(schema) <= reads
