@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import shlex
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -168,6 +169,12 @@ def as_overrides(values: Mapping[str, Any]) -> list[str]:
         values: what `model_dump(mode="json")` gives.
     """
     return [f"{key}={_as_override(value)}" for key, value in _leaves(values)]
+
+
+def in_force(config: Section) -> str:
+    """All settings as they hold, defaults too, in one line that a shell would read; passwords in URLs are left out."""
+    line = shlex.join(as_overrides(config.model_dump(mode="json")))
+    return re.sub(r"(://[^:/@\s']*:)[^@\s']+@", r"\1...@", line)
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -32,6 +32,7 @@ JOBS = (
         schema="student_trainer.train.config:TrainConfig",
         run="student_trainer.train.run:run",
         check="student_trainer.early:check_run",
+        log_format="log.format",
         flags=(
             Flag("--data", "data", "store to train on", "STORE"),
             Flag(
@@ -51,6 +52,7 @@ JOBS = (
         run="student_trainer.tune.run:run",
         extra="tune",
         check="student_trainer.tune.plan:check",
+        log_format="train.log.format",
         flags=(
             Flag("--data", "data", "store to train on", "STORE"),
             Flag("--teacher", "teacher", "one teacher for all trials, as for train", "HOST:PORT[,HOST:PORT...]"),

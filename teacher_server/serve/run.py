@@ -22,7 +22,8 @@ import prometheus_client
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from shared import teacher_file
+import shared
+from shared import config, provenance, teacher_file
 from shared.channel import Tokens
 from shared.errors import ReportableError
 from teacher_server.address import Address
@@ -32,7 +33,7 @@ from teacher_server.answers.table import AnswerTable, warm_up
 from teacher_server.batching.batcher import Batcher
 from teacher_server.metrics import Metrics
 from teacher_server.scorer import Served
-from teacher_server.serve import exposition, limits, memory, security
+from teacher_server.serve import access, exposition, limits, memory, security
 from teacher_server.serve.config import ServeConfig
 from teacher_server.serve.exposition import Exposition
 from teacher_server.serve.health import Health
@@ -52,6 +53,8 @@ T = TypeVar("T")
 GRPC_LOG = "grpc._cython.cygrpc"
 FLUSH_SECONDS = 1.0
 """How long the last answers may take to leave after the drain."""
+REVISION = 12
+"""Digits of the source's digest that the metrics tell."""
 LOST = 1
 """Exit code after the scorer was lost."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -77,6 +80,12 @@ async def _serve(settings: ServeConfig) -> int:
     settings = settings.of_teacher(header.architecture["block_size"])
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter
     metrics, lifecycle = Metrics(CollectorRegistry()), Lifecycle()
+    metrics.build.info({"version": shared.__version__, "revision": provenance.source_digest(__name__)[:REVISION]})
+    metrics.follow([state.value for state in State], lambda: lifecycle.state.value)
+    if settings.log.access:
+        metrics.listeners.append(access.write)
+    log.info("settings: %s", config.in_force(settings))
+    started = time.monotonic()
     service = TeacherService(settings, metrics)
     model_thread = ThreadPoolExecutor(1, "model")
     try:
@@ -101,6 +110,7 @@ async def _serve(settings: ServeConfig) -> int:
             service.open(scorer.served, batcher)
             memory.settle()
             lifecycle.enter(State.SERVING)
+            metrics.load_seconds.set(time.monotonic() - started)
             _announce(*ports, scorer.served)
             await stop.wait()
             lifecycle.enter(State.DRAINING)

@@ -52,7 +52,7 @@ def build(
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     if settings.reflection:
         reflection.enable_server_reflection(DESCRIBED, server)
-    return server, _bind(server, settings.listen, security.server_credentials(settings.tls))
+    return server, _bind(server, settings.listen, security.server_credentials(settings.tls, metrics))
 
 
 def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> Address:

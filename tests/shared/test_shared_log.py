@@ -26,7 +26,7 @@ def test_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("prepare").warning("%d roads", 3)
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert re.fullmatch(r"\d\d:\d\d:\d\d W prepare: 3 roads\n", captured.err)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z W prepare: 3 roads\n", captured.err)
 
 
 def test_level_decides_what_is_worth_a_line(capsys: pytest.CaptureFixture[str]) -> None:

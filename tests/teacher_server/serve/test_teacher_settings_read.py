@@ -117,7 +117,7 @@ def reads_of_a_secured_port(directory: Path, teacher: Path) -> set[Setting]:
     tls = {"certificate": certificate, "key": key, "client_ca": authority.ca}
     secured = ServeConfig.model_validate({"teacher": teacher, "tls": tls})
     with recorded_reads() as reads:
-        assert security.server_credentials(secured.tls) is not None
+        assert security.server_credentials(secured.tls, Metrics(CollectorRegistry())) is not None
         security.check(ServeConfig(teacher=teacher, listen="0.0.0.0:0", insecure=True), Tokens(None, {}))
     return reads
 
