@@ -124,8 +124,14 @@ def _settings(job: Job, arguments: argparse.Namespace) -> config.Section:
         _import(job.schema), job.name, paths, [*overrides, *arguments.overrides], flags
     )
     if job.log_format:
-        log.setup(arguments.log_level, operator.attrgetter(job.log_format)(settings))
+        log.setup(arguments.log_level, log_format(job, settings))
     return settings
+
+
+def log_format(job: Job, settings: config.Section) -> log.Format:
+    """What a job's settings say of log lines."""
+    found: log.Format = operator.attrgetter(job.log_format)(settings)
+    return found
 
 
 def command(program: str, *arguments: str) -> str:

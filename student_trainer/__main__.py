@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from shared import cli
@@ -164,6 +165,8 @@ JOBS = (
 
 def main() -> int:
     """Runs the command line; returns the exit code."""
+    # gRPC's core, which reads this when it is imported, writes lines of its own; what they say is in the errors, too.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     return cli.main("student-trainer", "Trains HOSER, with a remote LM-TAD teacher or without.", JOBS, extra="trainer")
 
 
