@@ -155,7 +155,7 @@ def say(name: str, failure: str) -> None:
     if is_json():
         logging.getLogger(name.replace(" ", ".")).error("%s: %s", name, failure)
     else:
-        print(f"{name}: {failure}", file=sys.stderr)
+        sys.stderr.write(f"{name}: {failure}\n")
 
 
 def as_rank(rank: int) -> None:

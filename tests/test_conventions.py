@@ -290,6 +290,18 @@ def test_numba_is_used_through_one_module(path: Path) -> None:
 
 
 @each_module
+def test_progress_bars_are_drawn_through_one_module(path: Path) -> None:
+    """Which decides where a bar may be: never in a file."""
+    calls = {
+        ast.unparse(node.func) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call) if name_of(path) != LOG
+    }
+    assert not calls & {"tqdm.tqdm", "tqdm.trange", "tqdm", "trange", "tqdm.auto.tqdm"}
+
+
+LOG = "shared.log"
+
+
+@each_module
 def test_only_commands_print(path: Path) -> None:
     calls = [node.func for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
     prints = any(isinstance(function, ast.Name) and function.id == "print" for function in calls)
@@ -384,6 +396,7 @@ TESTED_THROUGH = {
     "teacher_server.engine.compiled": "test_teacher_tiler",
     "teacher_server.engine.forward": "test_teacher_engine",
     "teacher_server.engine.threads": "test_teacher_engine",
+    "teacher_server.serve.access": "test_teacher_logs",
     "teacher_server.serve.stream": "test_teacher_stream",
 }
 """Modules with functions that no test imports by name, and the test module that runs them."""

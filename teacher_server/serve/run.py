@@ -80,11 +80,7 @@ async def _serve(settings: ServeConfig) -> int:
     settings = settings.of_teacher(header.architecture["block_size"])
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter
     metrics, lifecycle = Metrics(CollectorRegistry()), Lifecycle()
-    metrics.build.info({"version": shared.__version__, "revision": provenance.source_digest(__name__)[:REVISION]})
-    metrics.follow([state.value for state in State], lambda: lifecycle.state.value)
-    if settings.log.access:
-        metrics.listeners.append(access.write)
-    log.info("settings: %s", config.in_force(settings))
+    _introduce(settings, metrics, lifecycle)
     started = time.monotonic()
     service = TeacherService(settings, metrics)
     model_thread = ThreadPoolExecutor(1, "model")
@@ -119,6 +115,15 @@ async def _serve(settings: ServeConfig) -> int:
             return LOST if lost.is_set() else code
     finally:
         model_thread.shutdown(wait=False)
+
+
+def _introduce(settings: ServeConfig, metrics: Metrics, lifecycle: Lifecycle) -> None:
+    """Has log and metrics tell what is known before the teacher is loaded."""
+    log.info("settings: %s", config.in_force(settings))
+    metrics.build.info({"version": shared.__version__, "revision": provenance.source_digest(__name__)[:REVISION]})
+    metrics.follow([state.value for state in State], lambda: lifecycle.state.value)
+    if settings.log.access:
+        metrics.listeners.append(access.write)
 
 
 @contextlib.asynccontextmanager

@@ -62,7 +62,11 @@ function program(dashboard) {
 }
 
 function complaints(file) {
-  const parts = program(JSON.parse(fs.readFileSync(file, "utf8")));
+  const dashboard = JSON.parse(fs.readFileSync(file, "utf8"));
+  const known = (panel) => panel.type === "row" || panel.type in PLUGINS;
+  const strange = dashboard.panels.filter((panel) => !known(panel));
+  const unknown = strange.map(({ title, type }) => `${file}: panel "${title}": "${type}" is no kind of panel that this check knows`);
+  const parts = program({ ...dashboard, panels: dashboard.panels.filter(known) });
   const source = path.join(HERE, "dashboard.ts"); // in memory only; it lies where the packages are found
   const starts = [];
   let text = HEAD;
@@ -80,11 +84,12 @@ function complaints(file) {
     name === source ? ts.createSourceFile(name, text, ts.ScriptTarget.ES2022) : getSourceFile(name, ...more);
   host.fileExists = (name) => name === source || fileExists(name);
   host.readFile = (name) => (name === source ? text : readFile(name));
-  return ts.getPreEmitDiagnostics(ts.createProgram([source], options, host)).map((found) => {
+  const wrong = ts.getPreEmitDiagnostics(ts.createProgram([source], options, host)).map((found) => {
     const message = ts.flattenDiagnosticMessageText(found.messageText, "\n    ");
     const place = starts.findLast(([start]) => found.file?.fileName === source && start <= found.start);
     return `${file}: ${place === undefined ? "the check itself" : place[1]}: ${message}`;
   });
+  return [...unknown, ...wrong];
 }
 
 const files = process.argv.slice(2);

@@ -14,7 +14,6 @@ from support.scrapes import samples
 from support.trials import tune_settings
 
 from shared.store import Store
-from student_trainer.runs.layout import RunFiles
 from student_trainer.runs.prometheus import Prometheus, check_place, name_of
 from student_trainer.runs.sinks import Sinks, WandbRun
 from student_trainer.train import logbook
@@ -119,7 +118,7 @@ def test_a_run_tells_what_its_files_say(tmp_path: Path, monkeypatch: pytest.Monk
     assert training.run(settings) == 0
     (last,) = seen
     written: dict[str, float] = {}
-    for line in RunFiles(tmp_path / "run").metrics.read_text().splitlines():
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
         written |= json.loads(line)
     steps = written.pop("step")
     assert last["trainer_steps_total", ()] == steps
