@@ -14,9 +14,9 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any, Literal, TextIO, TypeVar
+from typing import Any, Literal, TextIO
 
 import tqdm
 
@@ -27,8 +27,6 @@ except ImportError:  # not a Unix
 
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["text", "json"]
-
-T = TypeVar("T")
 
 CHATTY = ("torch", "matplotlib", "urllib3", "asyncio")
 """Only their warnings are worth a line."""
@@ -168,17 +166,6 @@ def as_rank(rank: int) -> None:
     for handler in _handlers():
         handler.setFormatter(FORMATTERS[handler.output_format](rank))
     root.setLevel(max(root.level, logging.WARNING))
-
-
-def bar(steps: Iterable[T] | None = None, *, shown: bool = True, **settings: Any) -> tqdm.tqdm[T]:
-    """A progress bar on stderr where that is a terminal; elsewhere, as in a file, none.
-
-    Args:
-        steps: what it goes along; none: its owner updates it.
-        shown: whether it is wanted at all.
-        settings: of `tqdm.tqdm`, but for where and whether.
-    """
-    return tqdm.tqdm(steps, file=sys.stderr, disable=None if shown else True, **settings)
 
 
 @contextlib.contextmanager

@@ -128,7 +128,7 @@ DECLARED = {
     # the daemon itself
     "state": _Declared(Gauge, "teacher_state", "1 for the state of the daemon, 0 for all others.", ("state",)),
     "load_seconds": _Declared(
-        Gauge, "teacher_load_seconds", "From the start of loading until requests were accepted; 0 before."
+        Gauge, "teacher_load_seconds", "From the start of the process until requests were accepted; 0 before."
     ),
     "certificate_end": _Declared(
         Gauge,

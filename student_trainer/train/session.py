@@ -12,8 +12,7 @@ import numpy as np
 import torch
 import tqdm
 
-from shared import config, files
-from shared import log as logs
+from shared import config, files, progress
 from shared.arrays import Int64
 from shared.errors import CompatibilityError, ConfigError, TeacherError
 from shared.store import SplitName, Store, Trips
@@ -139,7 +138,7 @@ class Session:
 
     def _loop(self, logbook: Logbook | None) -> Iterator[dict[str, float]]:
         lookahead = self.settings.client.lookahead
-        bar = logs.bar(
+        bar = progress.bar(
             total=self.schedule.total_steps,
             initial=self.progress.step,
             unit="step",

@@ -23,8 +23,7 @@ import optuna
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from shared import claims, config, files, lock, provenance
-from shared import log as logs
+from shared import claims, config, files, lock, progress, provenance
 from shared.errors import ConfigError
 from shared.store import Store
 from student_trainer.runs.sinks import check_wandb
@@ -144,7 +143,7 @@ def _is_of_a_study(out: Path) -> bool:
 def _watch(phase: Phase, workers: WorkerPool) -> None:
     """Waits until every slot of a phase is filled, here or elsewhere; a line for every trial that ends."""
     done = {trial.number for trial in phase.slots.ended()}
-    bar = logs.bar(total=len(phase.fixed), initial=len(done), unit="trial", desc=f"phase {phase.number}")
+    bar = progress.bar(total=len(phase.fixed), initial=len(done), unit="trial", desc=f"phase {phase.number}")
     with bar:
         is_open = True
         while is_open:

@@ -28,7 +28,7 @@ from torch.nn import functional
 
 import shared
 from shared import claims, config, teacher_file
-from shared import log as logs
+from shared import progress as bars
 from shared.errors import TrainingError
 from shared.store import Store
 from shared.teacher_file import Weights
@@ -170,7 +170,7 @@ class Trainer:
         if settings.max_steps is not None:
             batches = batches[: settings.max_steps - self.step]
         losses = []
-        with logs.bar(batches, desc=f"epoch {self.epoch + 1}", unit="step", leave=False, dynamic_ncols=True) as bar:
+        with bars.bar(batches, desc=f"epoch {self.epoch + 1}", unit="step", leave=False, dynamic_ncols=True) as bar:
             for number, trips in enumerate(bar):
                 progress = (self.epoch + number / len(batches)) / settings.epochs
                 losses.append(self._train_step(*self._batch(self._train, spans, trips), progress))

@@ -19,6 +19,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 import prometheus_client
+import psutil
 import uvloop
 from prometheus_client import CollectorRegistry
 
@@ -78,10 +79,7 @@ async def _serve(settings: ServeConfig) -> int:
     security.check(settings, tokens)
     header = teacher_file.read_header(settings.teacher)
     settings = settings.of_teacher(header.architecture["block_size"])
-    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter
-    metrics, lifecycle = Metrics(CollectorRegistry()), Lifecycle()
-    _introduce(settings, metrics, lifecycle)
-    started = time.monotonic()
+    metrics, lifecycle = _introduce(settings)
     service = TeacherService(settings, metrics)
     model_thread = ThreadPoolExecutor(1, "model")
     try:
@@ -106,7 +104,7 @@ async def _serve(settings: ServeConfig) -> int:
             service.open(scorer.served, batcher)
             memory.settle()
             lifecycle.enter(State.SERVING)
-            metrics.load_seconds.set(time.monotonic() - started)
+            metrics.load_seconds.set(time.time() - psutil.Process().create_time())
             _announce(*ports, scorer.served)
             await stop.wait()
             lifecycle.enter(State.DRAINING)
@@ -117,13 +115,16 @@ async def _serve(settings: ServeConfig) -> int:
         model_thread.shutdown(wait=False)
 
 
-def _introduce(settings: ServeConfig, metrics: Metrics, lifecycle: Lifecycle) -> None:
-    """Has log and metrics tell what is known before the teacher is loaded."""
+def _introduce(settings: ServeConfig) -> tuple[Metrics, Lifecycle]:
+    """Has the log and fresh metrics tell what is known before the teacher is loaded."""
     log.info("settings: %s", config.in_force(settings))
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter
+    metrics, lifecycle = Metrics(CollectorRegistry()), Lifecycle()
     metrics.build.info({"version": shared.__version__, "revision": provenance.source_digest(__name__)[:REVISION]})
     metrics.follow([state.value for state in State], lambda: lifecycle.state.value)
     if settings.log.access:
         metrics.listeners.append(access.write)
+    return metrics, lifecycle
 
 
 @contextlib.asynccontextmanager

@@ -181,8 +181,8 @@ def test_a_library_that_writes_more_than_fits_never_waits() -> None:
 
 def shown_on(stderr: int, format: log.Format, shown: bool = True) -> None:
     code = (
-        "import sys\nfrom shared import log\nlog.setup(format=sys.argv[1])\n"
-        "with log.captured():\n    list(log.bar(range(3), shown=sys.argv[2] == 'True', ncols=60, nrows=20))\n"
+        "import sys\nfrom shared import log, progress\nlog.setup(format=sys.argv[1])\n"
+        "with log.captured():\n    list(progress.bar(range(3), shown=sys.argv[2] == 'True', ncols=60, nrows=20))\n"
     )
     command = [sys.executable, "-c", code, format, str(shown)]
     subprocess.run(command, stderr=stderr, cwd=REPOSITORY, check=True)
