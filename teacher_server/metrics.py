@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import enum
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
@@ -267,11 +268,15 @@ class Metrics:
     def follow(self, states: Iterable[str], current: Callable[[], str]) -> None:
         """Exposes which of some states holds, read when somebody looks."""
         for state in states:
-            self.state.labels(state).set_function(lambda state=state: float(current() == state))
+            self.state.labels(state).set_function(functools.partial(_holds, state, current))
 
     def watch(self, answers: AnswerTable) -> None:
         """Exposes what an answer table counts, read when somebody looks."""
         self.registry.register(_TableCollector(answers))
+
+
+def _holds(state: str, current: Callable[[], str]) -> float:
+    return float(current() == state)
 
 
 class _TableCollector(Collector):
