@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import Any, TypeVar, overload
+from typing import Any
 
 import tqdm
 
-T = TypeVar("T")
 
-
-@overload
-def bar(steps: Iterable[T], *, shown: bool = True, **settings: Any) -> tqdm.tqdm[T]: ...
-@overload
-def bar(steps: None = None, *, shown: bool = True, **settings: Any) -> tqdm.tqdm[Any]: ...
 def bar(steps: Iterable[Any] | None = None, *, shown: bool = True, **settings: Any) -> tqdm.tqdm[Any]:
     """A progress bar on stderr where that is a terminal; elsewhere, as in a file or a log of JSON, none.
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import enum
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextvars import ContextVar
 from typing import NamedTuple
 
 import prometheus_client
@@ -19,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from shared.errors import InvalidRequest, TeacherError
 from teacher_server.answers.table import AnswerTable
+from teacher_server.request import CURRENT, Request
 
 SECONDS = tuple(1e-4 * 2**k for k in range(20))
 """Bounds of durations: 0.1 ms, doubling, up to 52 s."""
@@ -145,30 +144,6 @@ METHODS = ("GetTeacher", "Score", "StreamScore")
 """Of requests; StreamScore is one request on a stream."""
 CODES = ("OK", *sorted({kind.status for kind in TeacherError.__subclasses__()}))
 """That a request may end with."""
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class Request:
-    """What is known of one request; whoever learns more of it fills it in.
-
-    Attributes:
-        caller: the name that it gives itself, or its connection.
-        positions: asked for; 0 where it could not be read.
-        queue_us, compute_us: as the answer tells them, microseconds.
-        seconds: from its arrival to its end.
-    """
-
-    method: str
-    caller: str = ""
-    code: str = "OK"
-    positions: int = 0
-    queue_us: int = 0
-    compute_us: int = 0
-    seconds: float = 0.0
-
-
-CURRENT: ContextVar[Request] = ContextVar("request")
-"""The request that the code at hand answers; within `Metrics.request`."""
 
 
 class Metrics:

@@ -102,10 +102,11 @@ TEACHER_ROOMS: dict[str, set[str]] = {
     "lmtad": set(),
     "engine": {"scorer", "lmtad"},
     "answers": {"scorer"},
-    "metrics": {"answers", "address"},
+    "request": set(),
+    "metrics": {"answers", "address", "request"},
     "batching": {"scorer", "answers", "metrics"},
     "client": {"address"},
-    "serve": {"scorer", "address", "engine", "answers", "metrics", "batching"},
+    "serve": {"scorer", "address", "engine", "answers", "request", "metrics", "batching"},
     "early": {"serve", "lmtad"},
 }
 """Which room of the teacher knows which, or module that has no room."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from shared import log as logs
-from teacher_server.metrics import Request
+from teacher_server.request import Request
 
 log = logging.getLogger(__name__)
 

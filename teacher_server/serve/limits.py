@@ -20,7 +20,8 @@ from google.protobuf.message import DecodeError
 
 from shared.errors import ConfigError, InvalidRequest, Overloaded, TeacherError, Unavailable
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
-from teacher_server.metrics import Metrics, Request
+from teacher_server.metrics import Metrics
+from teacher_server.request import Request
 from teacher_server.serve.config import ServeConfig
 
 log = logging.getLogger(__name__)

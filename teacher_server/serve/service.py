@@ -17,7 +17,8 @@ from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import Limits, ScoreReply, TeacherInfo
 from teacher_server.batching.batcher import Batcher
-from teacher_server.metrics import CURRENT, Metrics, Rejection
+from teacher_server.metrics import Metrics, Rejection
+from teacher_server.request import CURRENT
 from teacher_server.scorer import Served
 from teacher_server.serve import checks
 from teacher_server.serve.checks import RequestLimits
