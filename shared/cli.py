@@ -12,10 +12,10 @@ import contextlib
 import dataclasses
 import importlib
 import logging
+import operator
 import re
 import shlex
 import signal
-import sys
 import textwrap
 import threading
 from collections.abc import Iterator, Sequence
@@ -67,6 +67,9 @@ class Job:
         """Where its settings stand in a YAML file."""
         return self.section or self.name
 
+    log_format: str = ""
+    """The key of its schema that says how log lines look; empty: only the flag says it."""
+
 
 def main(
     program: str, description: str, jobs: Sequence[Job], argv: Sequence[str] | None = None, extra: str | None = None
@@ -88,29 +91,58 @@ def main(
         _add_job(commands, job)
     arguments = parser.parse_args(argv)
     job = next(job for job in jobs if job.name == arguments.job)
-    log.setup(arguments.log_level or DEFAULT_LEVEL)
+    log.setup(arguments.log_level or DEFAULT_LEVEL, arguments.log_format or "text")
+    with contextlib.ExitStack() as ending:
+        return _run(f"{program} {job.name}", job, arguments, ending)
+
+
+def _run(name: str, job: Job, arguments: argparse.Namespace, ending: contextlib.ExitStack) -> int:
+    """Runs a job and says how it failed; what `ending` holds is closed after that."""
     try:
-        paths, overrides = _split(arguments.config)
-        flags = {flag.key: given for flag in job.flags if (given := getattr(arguments, flag.key)) is not None}
         with extras.needed(job.extra):
-            overrides = [*overrides, *arguments.overrides]
-            settings = config.load(_import(job.schema), job.yaml_section, paths, overrides, flags)
+            settings = _settings(job, arguments)
+            ending.enter_context(log.captured())
             with _terminated_as_interrupted():
                 if job.check:
                     _import(job.check)(settings)
                 return int(_import(job.run)(settings) or 0)
     except ReportableError as error:
-        print(f"{program} {job.name}: {error}", file=sys.stderr)
+        log.say(name, str(error))
         return 2
     except KeyboardInterrupt:
-        print(f"{program} {job.name}: interrupted", file=sys.stderr)
+        log.say(name, "interrupted")
         return 130
     except BrokenPipeError:
         return 1
     except OSError as error:  # a full disk, a directory that may not be written: the machine's trouble, no bug
         logger.debug("the failure in full", exc_info=True)
-        print(f"{program} {job.name}: {error}", file=sys.stderr)
+        log.say(name, str(error))
         return 1
+    except Exception:
+        if not log.is_json():
+            raise
+        logger.critical("%s failed unexpectedly", name, exc_info=True)  # as one line; a traceback is many
+        return 1
+
+
+def _settings(job: Job, arguments: argparse.Namespace) -> config.Section:
+    """What the command line and its files say; log lines look as they say from here on."""
+    paths, overrides = _split(arguments.config)
+    flags = {flag.key: given for flag in job.flags if (given := getattr(arguments, flag.key)) is not None}
+    if arguments.log_format and job.log_format:
+        flags[job.log_format] = arguments.log_format
+    settings: config.Section = config.load(
+        _import(job.schema), job.yaml_section, paths, [*overrides, *arguments.overrides], flags
+    )
+    if job.log_format:
+        log.setup(arguments.log_level or DEFAULT_LEVEL, log_format(job, settings))
+    return settings
+
+
+def log_format(job: Job, settings: config.Section) -> log.Format:
+    """What a job's settings say of log lines."""
+    found: log.Format = operator.attrgetter(job.log_format)(settings)
+    return found
 
 
 def command(program: str, *arguments: str) -> str:
@@ -202,6 +234,9 @@ def _add_job(commands: Any, job: Job) -> None:
     levels = get_args(log.Level)
     parser.add_argument(
         "--log-level", action=Once, choices=levels, help=f"what is worth a line (default {DEFAULT_LEVEL})"
+    )
+    parser.add_argument(
+        "--log-format", action=Once, choices=get_args(log.Format), help="lines for people, or for machines (text)"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any setting below, a.b=value")
 

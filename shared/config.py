@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import shlex
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -179,6 +180,12 @@ def differing(values: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]
     ours, theirs = dict(_leaves(values)), dict(_leaves(others))
     keys = dict.fromkeys([*ours, *theirs])
     return [key for key in keys if key not in ours or key not in theirs or ours[key] != theirs[key]]
+
+
+def in_force(config: Section) -> str:
+    """All settings as they hold, defaults too, in one line that a shell would read; passwords in URLs are left out."""
+    line = shlex.join(as_overrides(config.model_dump(mode="json")))
+    return re.sub(r"(://[^:/@\s']*:)[^@\s']+@", r"\1...@", line)
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -13,7 +13,9 @@ from shared.errors import ConfigError
 
 EXTRAS: dict[str, frozenset[str]] = {
     "teacher": frozenset({"torch", "numba", "grpc_reflection", "prometheus_client", "uvloop"}),
-    "trainer": frozenset({"torch", "numba", "torch_geometric", "kahip", "polars", "scipy", "tensorboard"}),
+    "trainer": frozenset(
+        {"torch", "numba", "torch_geometric", "kahip", "polars", "scipy", "tensorboard", "prometheus_client"}
+    ),
     "report": frozenset({"matplotlib"}),
     "tune": frozenset({"optuna", "cmaes", "plotly", "sqlalchemy"}),
     "wandb": frozenset({"wandb"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from shared import cli
@@ -44,6 +45,7 @@ JOBS = (
         schema="student_trainer.train.config:TrainConfig",
         run="student_trainer.train.run:run",
         check="student_trainer.early:check_run",
+        log_format="log.format",
         flags=(
             Flag("--data", "data", "store to train on", "STORE"),
             Flag(
@@ -77,6 +79,7 @@ JOBS = (
         run="student_trainer.tune.run:run",
         extra="tune",
         check="student_trainer.tune.plan:check",
+        log_format="train.log.format",
         flags=(
             Flag("--data", "data", "store to train on", "STORE"),
             Flag("--teacher", "teacher", "one teacher for all trials, as for train", "HOST:PORT[,HOST:PORT...]"),
@@ -203,6 +206,8 @@ JOBS = (
 
 def main() -> int:
     """Runs the command line; returns the exit code."""
+    # gRPC's core, which reads this when it is imported, writes lines of its own; what they say is in the errors, too.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     return cli.main("student-trainer", "Trains HOSER, with a remote LM-TAD teacher or without.", JOBS, extra="trainer")
 
 

@@ -48,6 +48,7 @@ JOBS = (
             Flag("--metrics-listen", "metrics_listen", "HOST:PORT or off (default 127.0.0.1:9464)", "ADDRESS"),
         ),
         check="teacher_server.early:check_serve",
+        log_format="log.format",
     ),
     Job(
         "answer",

@@ -34,6 +34,7 @@ ALLOWED = {
     "shared.arrays": set(),
     "shared.ragged": {"shared.arrays"},
     "shared.log": set(),
+    "shared.progress": set(),
     "shared.provenance": {"shared", "shared.files"},
     "shared.lock": set(),
     "shared.files": {"shared.errors", "shared.lock"},
@@ -109,11 +110,12 @@ TEACHER_ROOMS: dict[str, set[str]] = {
     "lmtad": set(),
     "engine": {"scorer", "lmtad"},
     "answers": {"scorer"},
-    "metrics": {"answers", "address"},
+    "request": set(),
+    "metrics": {"answers", "address", "request"},
     "batching": {"scorer", "answers", "metrics"},
     "client": {"address"},
     "offline": {"engine", "answers", "client"},
-    "serve": {"scorer", "address", "engine", "answers", "metrics", "batching"},
+    "serve": {"scorer", "address", "engine", "answers", "request", "metrics", "batching"},
     "early": {"serve", "lmtad", "offline"},
     "precompile": {"engine", "answers", "lmtad"},
 }
@@ -306,6 +308,17 @@ def test_numba_is_used_through_one_module(path: Path) -> None:
 
 
 @each_module
+def test_progress_bars_are_drawn_through_one_module(path: Path) -> None:
+    """Which decides where a bar may be: never in a file."""
+    calls = {ast.unparse(node.func) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)}
+    bars = {"tqdm.tqdm", "tqdm.trange", "tqdm", "trange", "tqdm.auto.tqdm"}
+    assert bool(calls & bars) == (name_of(path) == PROGRESS)
+
+
+PROGRESS = "shared.progress"
+
+
+@each_module
 def test_only_commands_print(path: Path) -> None:
     calls = [node.func for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
     prints = any(isinstance(function, ast.Name) and function.id == "print" for function in calls)
@@ -378,6 +391,7 @@ def test_files_and_functions_are_short_or_say_why(path: Path) -> None:
 TESTED_THROUGH = {
     "shared.demo": "test_end_to_end",
     "student_trainer.api": "test_api",
+    "shared.progress": "test_shared_log",
     "student_trainer.data.kernels": "test_student_batch",
     "student_trainer.demo_city.picture": "test_demo_city_run",
     "student_trainer.distill.fleet": "test_student_client",
@@ -408,6 +422,7 @@ TESTED_THROUGH = {
     "teacher_server.engine.compiled": "test_teacher_tiler",
     "teacher_server.engine.forward": "test_teacher_engine",
     "teacher_server.engine.threads": "test_teacher_engine",
+    "teacher_server.serve.access": "test_teacher_logs",
     "teacher_server.serve.stream": "test_teacher_stream",
 }
 """Modules with functions that no test imports by name, and the test module that runs them."""

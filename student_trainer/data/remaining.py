@@ -9,12 +9,11 @@ Shapes: N roads; n trips, P positions of all of them, K candidates (all successo
 from __future__ import annotations
 
 import dataclasses
-import sys
 
 import numpy as np
-import tqdm
 from scipy.sparse import csgraph
 
+from shared import progress as bars
 from shared import ragged
 from shared.arrays import Float32, Float64, Int64
 from shared.store import Trips
@@ -68,13 +67,7 @@ def remaining_ways(network: RoadNetwork, length: Float64, trips: Trips, progress
     metres = np.maximum(length, graph.LEAST_M)
     backwards = graph.reversed_graph(network, metres[network.successors])
     searches = _searches(trips, metres)
-    with tqdm.tqdm(
-        total=len(searches),
-        unit="destination",
-        desc="shortest ways",
-        file=sys.stderr,
-        disable=None if progress else True,
-    ) as bar:
+    with bars.bar(total=len(searches), unit="destination", desc="shortest ways", shown=progress) as bar:
         for start in range(0, len(searches), SOURCES):
             block = searches[start : start + SOURCES]
             goals, limit = [search.destination for search in block], max(search.limit for search in block)

@@ -19,9 +19,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
-import tqdm
 
-from shared import claims, config, files, provenance
+from shared import claims, config, files, progress, provenance
 from shared.errors import ConfigError, FileFormatError
 from shared.store import Store
 from student_trainer.data import graph
@@ -229,7 +228,7 @@ def _search(
     todo = np.setdiff1d(np.arange(len(pairs)), np.array(known, np.int64)).tolist()
     block = _Block(parts, pairs, searcher.student)
     arrived = 0
-    with tqdm.tqdm(total=len(pairs), initial=len(known), unit="trip", disable=None) as bar:
+    with progress.bar(total=len(pairs), initial=len(known), unit="trip") as bar:
         try:
             for number, found in enumerate(searcher.run(todo), 1):
                 block.add(found)

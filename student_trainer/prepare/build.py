@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tqdm
 
+from shared import progress
 from shared.arrays import Float64, Int64
 from shared.errors import ConfigError
 from shared.grid import Centroid
@@ -76,9 +76,8 @@ class Builder:
         with contextlib.ExitStack() as self._running:
             self._workers = self._running.enter_context(Workers(self._config.workers))
             self._progress = self._running.enter_context(
-                tqdm.tqdm(
-                    total=self._work(), desc="prepare", unit="B", unit_scale=True, unit_divisor=1024, disable=None,
-                    leave=False,
+                progress.bar(
+                    total=self._work(), desc="prepare", unit="B", unit_scale=True, unit_divisor=1024, leave=False
                 )
             )  # fmt: skip
             for name in self._missing:

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tqdm
 
-from shared import claims, files, provenance
+from shared import claims, files, progress, provenance
 from shared.arrays import Float64
 from shared.errors import ConfigError, DataError
 from shared.store import Store, Trips
@@ -179,7 +178,7 @@ def _policy(
 def _walk(settings: SampleConfig, ground: Ground, teacher: Teacher, size: int) -> tuple[Walks, int]:
     """Walks enough for the trips, by number, and how many positions were asked."""
     positions, walks = 0, Walks.nobody()
-    with tqdm.tqdm(total=settings.trips, unit="trip", disable=None) as bar:
+    with progress.bar(total=settings.trips, unit="trip") as bar:
 
         def advance(asked: int, trips: int) -> None:
             nonlocal positions

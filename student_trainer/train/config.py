@@ -7,11 +7,13 @@ from typing import Literal
 
 import pydantic
 
+from shared import log
 from shared.address import TeachersText
 from shared.config import Section
 from shared.store import Cache
 from student_trainer.distill.config import ClientConfig, DistillConfig
 from student_trainer.model.config import ModelConfig
+from student_trainer.runs.prometheus import PlaceText
 from student_trainer.runs.sinks import Wandb
 
 
@@ -108,6 +110,10 @@ class LogConfig(Section):
     """Its tags."""
     progress: bool = True
     """Show a progress bar where stderr is a terminal."""
+    format: log.Format = "text"
+    """How lines on stderr look: text for people, json for machines; --log-format says it for any command."""
+    prometheus: PlaceText = "off"
+    """HOST:PORT where the run tells Prometheus its metrics over HTTP, to whoever asks; off: nowhere."""
 
 
 class RecipeConfig(Section):

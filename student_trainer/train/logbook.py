@@ -8,6 +8,7 @@ from typing import TextIO
 
 from shared import files
 from student_trainer.runs.layout import RunFiles
+from student_trainer.runs.prometheus import Prometheus
 from student_trainer.runs.sinks import Sinks, WandbRun
 from student_trainer.train.config import TrainConfig
 
@@ -18,8 +19,13 @@ class Logbook:
     A record is a flat dictionary of numbers with `step`; names are `group/metric`.
     """
 
-    def __init__(self, settings: TrainConfig, step: int) -> None:
-        """Opens the sinks of a run that stands at `step`; later records of an earlier attempt are dropped."""
+    def __init__(self, settings: TrainConfig, step: int, revision: str = "", store: str = "") -> None:
+        """Opens the sinks of a run that stands at `step`; later records of an earlier attempt are dropped.
+
+        Args:
+            revision: of the teacher's weights; empty for none.
+            store: the fingerprint of the data.
+        """
         path = RunFiles(settings.out).metrics
         _keep_until(path, step)
         self._file: TextIO = path.open("a", encoding="utf-8")
@@ -31,7 +37,12 @@ class Logbook:
             tags=settings.log.wandb_tags,
             group=settings.log.wandb_group,
         )
-        self._sinks = Sinks(settings.out, settings.log.tensorboard, wandb, after=step)
+        about = {"run": str(settings.out), "revision": revision, "store": store}
+        serves = settings.log.prometheus != "off"
+        self._sinks = Sinks(
+            settings.out, settings.log.tensorboard, wandb, after=step,
+            prometheus=(lambda: Prometheus(settings.log.prometheus, about, step)) if serves else None,
+        )  # fmt: skip
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Adds a record."""

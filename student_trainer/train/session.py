@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import sys
 import time
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 import tqdm
 
-from shared import config, files
+from shared import config, files, progress
 from shared.errors import CompatibilityError, ConfigError, TeacherError
 from shared.store import Store
 from student_trainer.data.loader import Prefetcher
@@ -118,7 +117,8 @@ class Session:
             if self.settings.profile != "off":
                 self._profile = Profile(self.settings.out, trace=self.settings.profile == "trace")
             config.save(self.settings, "train", RunFiles(self.settings.out).config)
-            logbook = Logbook(self.settings, self.progress.step)
+            log.info("settings: %s", config.in_force(self.settings))
+            logbook = Logbook(self.settings, self.progress.step, self.revision, self.store.fingerprint)
         try:
             yield from self._loop(logbook)
         except (KeyboardInterrupt, TeacherError, CompatibilityError, ConfigError, RankLost) as error:
@@ -140,12 +140,11 @@ class Session:
 
     def _loop(self, logbook: Logbook | None) -> Iterator[dict[str, float]]:
         lookahead = self.settings.client.lookahead
-        bar = tqdm.tqdm(
+        bar = progress.bar(
             total=self.schedule.total_steps,
             initial=self.progress.step,
             unit="step",
-            disable=None if self.settings.log.progress and self.runtime.ranks.is_first else True,
-            file=sys.stderr,
+            shown=self.settings.log.progress and self.runtime.ranks.is_first,
         )
         clock = Clock()
         plan = self.schedule.from_step(self.progress.step)
@@ -171,7 +170,7 @@ class Session:
     def _prepare(self, plan: PlannedStep) -> Step:
         return prepare_step(self.feed, self.model.graph, plan, self.runtime.ranks)
 
-    def _after_step(self, logbook: Logbook | None, bar: tqdm.tqdm, clock: Clock) -> Iterator[dict[str, float]]:
+    def _after_step(self, logbook: Logbook | None, bar: tqdm.tqdm[Any], clock: Clock) -> Iterator[dict[str, float]]:
         """Metrics and validation that are due at this step and not done yet; yields after an epoch."""
         step = self.progress.step
         ends_epoch = step > 0 and step % self.schedule.steps_per_epoch == 0

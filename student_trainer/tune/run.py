@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import tqdm
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from shared import claims, config, files, lock, provenance
+from shared import claims, config, files, lock, progress, provenance
 from shared.errors import ConfigError
 from shared.store import Store
 from student_trainer.runs.sinks import check_wandb
@@ -57,6 +56,7 @@ def run(settings: TuneConfig) -> int:
     check_wandb(settings.train.log.wandb)  # once: a trial goes on without it
     revision = _check_teacher(settings)
     with claims.directory(settings.out):
+        log.info("settings: %s", config.in_force(settings))
         return _run(settings, planned, revision)
 
 
@@ -154,8 +154,7 @@ def _is_of_a_study(out: Path) -> bool:
 def _watch(phase: Phase, workers: WorkerPool) -> None:
     """Waits until every slot of a phase is filled, here or elsewhere; a line for every trial that ends."""
     done = {trial.number for trial in phase.slots.ended()}
-    bar = tqdm.tqdm(total=len(phase.fixed), initial=len(done), unit="trial", disable=None, file=sys.stderr,
-                    desc=f"phase {phase.number}")  # fmt: skip
+    bar = progress.bar(total=len(phase.fixed), initial=len(done), unit="trial", desc=f"phase {phase.number}")
     with bar:
         is_open = True
         while is_open:

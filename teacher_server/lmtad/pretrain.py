@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import tqdm
 from torch import Tensor
 from torch.nn import functional
 
 import shared
-from shared import claims, teacher_file
+from shared import claims, config, teacher_file
+from shared import progress as bars
 from shared.errors import TrainingError
 from shared.store import Store
 from shared.teacher_file import Weights
@@ -76,6 +76,7 @@ def run(settings: PretrainConfig) -> None:
     """
     with claims.file(settings.out):
         claims.check_file(settings.out, settings.overwrite, OVERWRITE)
+        log.info("settings: %s", config.in_force(settings))
         _pretrain(settings)
 
 
@@ -169,7 +170,7 @@ class Trainer:
         if settings.max_steps is not None:
             batches = batches[: settings.max_steps - self.step]
         losses = []
-        with tqdm.tqdm(batches, f"epoch {self.epoch + 1}", unit="step", leave=False, dynamic_ncols=True) as bar:
+        with bars.bar(batches, desc=f"epoch {self.epoch + 1}", unit="step", leave=False, dynamic_ncols=True) as bar:
             for number, trips in enumerate(bar):
                 progress = (self.epoch + number / len(batches)) / settings.epochs
                 losses.append(self._train_step(*self._batch(self._train, spans, trips), progress))

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import tqdm
 
 import shared
-from shared import answers_file, claims
+from shared import answers_file, claims, progress
 from shared.answers_file import Answers, AnswersHeader
 from shared.arrays import Float16
 from shared.errors import FileFormatError
@@ -98,7 +96,7 @@ def check_sampled(folder: Path) -> None:
 def answered(teacher: Opened, asked: Questions) -> Float16:
     """The answers to all questions, in order."""
     found = [np.empty(0, np.float16)]
-    with tqdm.tqdm(total=asked.positions, unit="position", unit_scale=True, disable=None, file=sys.stderr) as bar:
+    with progress.bar(total=asked.positions, unit="position", unit_scale=True) as bar:
         for query in asked.queries(teacher.positions, teacher.candidates):
             found.append(teacher.ask(query))
             bar.update(query.positions)

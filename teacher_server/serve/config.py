@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import pydantic
 
+from shared import log
 from shared.config import Section
 from teacher_server.address import Address, AddressText, check_address
 from teacher_server.answers.config import CacheConfig
@@ -53,6 +54,15 @@ class TlsConfig(Section):
         return self
 
 
+class LogConfig(Section):
+    """What is written on stderr."""
+
+    format: log.Format = "text"
+    """text for people, json for machines; --log-format says it for any command."""
+    access: bool = False
+    """A line for each request, the refused too: caller, method, code, positions, and times in microseconds."""
+
+
 class ServeConfig(Section):
     """`serve`: the daemon."""
 
@@ -76,6 +86,7 @@ class ServeConfig(Section):
     engine: EngineConfig = EngineConfig()
     batching: BatchingConfig = BatchingConfig()
     cache: CacheConfig = CacheConfig()
+    log: LogConfig = LogConfig()
     max_connections: int = pydantic.Field(256, gt=0)
     """Connections of callers; gRPC closes those above it. Lowered, with a warning, to what the limit of open files
     (ulimit -n) allows."""

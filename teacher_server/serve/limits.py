@@ -20,6 +20,8 @@ from google.protobuf.message import DecodeError
 
 from shared.errors import ConfigError, InvalidRequest, Overloaded, TeacherError, Unavailable
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
+from teacher_server.metrics import Metrics
+from teacher_server.request import Request
 from teacher_server.serve.config import ServeConfig
 
 log = logging.getLogger(__name__)
@@ -135,10 +137,16 @@ class FewRecords(logging.Filter):
         return self._seen <= LOG_RECORDS
 
 
-def refusal(error: TeacherError) -> grpc.RpcMethodHandler:
-    """Answers a call of any kind with an error, and reads nothing of it."""
+def refusal(error: TeacherError, metrics: Metrics, method: str) -> grpc.RpcMethodHandler:
+    """Answers a call of any kind with an error, and reads nothing of it.
+
+    Args:
+        metrics: are told of it.
+        method: of the call, without its service.
+    """
 
     async def call(_: Any, context: grpc.aio.ServicerContext) -> None:
+        metrics.tell(Request(method, str(context.peer()), error.status))
         await abort(context, error)
 
     return grpc.stream_stream_rpc_method_handler(call)
@@ -264,3 +272,8 @@ class PublicInterceptor(grpc.aio.ServerInterceptor):
 def service_of(details: grpc.HandlerCallDetails) -> str:
     """The full name of the service that a call is for."""
     return str(details.method).strip("/").partition("/")[0]
+
+
+def method_of(details: grpc.HandlerCallDetails) -> str:
+    """The name of the method that a call is for, without its service."""
+    return str(details.method).rpartition("/")[2]

@@ -19,10 +19,12 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 import prometheus_client
+import psutil
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from shared import teacher_file
+import shared
+from shared import config, provenance, teacher_file
 from shared.channel import Tokens
 from shared.errors import ReportableError
 from teacher_server.address import Address
@@ -32,7 +34,7 @@ from teacher_server.answers.table import AnswerTable, warm_up
 from teacher_server.batching.batcher import Batcher
 from teacher_server.metrics import Metrics
 from teacher_server.scorer import Served
-from teacher_server.serve import exposition, limits, memory, notify, security
+from teacher_server.serve import access, exposition, limits, memory, notify, security
 from teacher_server.serve.config import ServeConfig
 from teacher_server.serve.exposition import Exposition
 from teacher_server.serve.health import Health
@@ -52,6 +54,8 @@ T = TypeVar("T")
 GRPC_LOG = "grpc._cython.cygrpc"
 FLUSH_SECONDS = 1.0
 """How long the last answers may take to leave after the drain."""
+REVISION = 12
+"""Digits of the source's digest that the metrics tell."""
 LOST = 1
 """Exit code after the scorer was lost."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -75,8 +79,7 @@ async def _serve(settings: ServeConfig) -> int:
     security.check(settings, tokens)
     header = teacher_file.read_header(settings.teacher)
     settings = settings.of_teacher(header.architecture["block_size"])
-    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter
-    metrics, lifecycle = Metrics(CollectorRegistry()), Lifecycle()
+    metrics, lifecycle = _introduce(settings)
     service = TeacherService(settings, metrics)
     model_thread = ThreadPoolExecutor(1, "model")
     try:
@@ -101,6 +104,7 @@ async def _serve(settings: ServeConfig) -> int:
             service.open(scorer.served, batcher)
             memory.settle()
             _enter(lifecycle, State.SERVING)
+            metrics.load_seconds.set(time.time() - psutil.Process().create_time())
             _announce(*ports, scorer.served)
             await stop.wait()
             _enter(lifecycle, State.DRAINING)
@@ -109,6 +113,18 @@ async def _serve(settings: ServeConfig) -> int:
             return LOST if lost.is_set() else code
     finally:
         model_thread.shutdown(wait=False)
+
+
+def _introduce(settings: ServeConfig) -> tuple[Metrics, Lifecycle]:
+    """Has the log and fresh metrics tell what is known before the teacher is loaded."""
+    log.info("settings: %s", config.in_force(settings))
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter
+    metrics, lifecycle = Metrics(CollectorRegistry()), Lifecycle()
+    metrics.build.info({"version": shared.__version__, "revision": provenance.source_digest(__name__)[:REVISION]})
+    metrics.follow([state.value for state in State], lambda: lifecycle.state.value)
+    if settings.log.access:
+        metrics.listeners.append(access.write)
+    return metrics, lifecycle
 
 
 @contextlib.asynccontextmanager

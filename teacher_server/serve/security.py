@@ -12,8 +12,9 @@ from shared.channel import Tokens, Watched, check_pair, read_pem
 from shared.errors import ConfigError, Unauthenticated
 from teacher_server.address import Address
 from teacher_server.metrics import Metrics, Rejection
+from teacher_server.serve import certificates
 from teacher_server.serve.config import ServeConfig, TlsConfig
-from teacher_server.serve.limits import SERVICE, refusal, service_of
+from teacher_server.serve.limits import SERVICE, method_of, refusal, service_of
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +46,8 @@ def check(settings: ServeConfig, tokens: Tokens) -> None:
     log.warning("%s is reachable from other machines; the channel is neither encrypted nor authenticated", address)
 
 
-def server_credentials(settings: TlsConfig) -> grpc.ServerCredentials | None:
-    """The credentials of the port, which follow their files; None: in the clear.
+def server_credentials(settings: TlsConfig, metrics: Metrics) -> grpc.ServerCredentials | None:
+    """The credentials of the port, which follow their files; None: in the clear. `metrics` tell when they end.
 
     Raises:
         ConfigError: a file cannot be used; names the setting.
@@ -55,14 +56,14 @@ def server_credentials(settings: TlsConfig) -> grpc.ServerCredentials | None:
         return None
     files = Watched(*(path for path in (settings.certificate, settings.key, settings.client_ca) if path is not None))
     files.changed()
-    first = _configuration(settings)
+    first = _configuration(settings, metrics)
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
         """Called at every handshake; None keeps what is there."""
         if not files.changed():
             return None
         try:
-            fresh = _configuration(settings)
+            fresh = _configuration(settings, metrics)
         except ConfigError as error:
             log.error("%s; the certificate read before stays in use", error)
             return None
@@ -76,12 +77,23 @@ def server_credentials(settings: TlsConfig) -> grpc.ServerCredentials | None:
     )
 
 
-def _configuration(settings: TlsConfig) -> grpc.ServerCertificateConfiguration:
+def _configuration(settings: TlsConfig, metrics: Metrics) -> grpc.ServerCertificateConfiguration:
     assert settings.certificate is not None and settings.key is not None  # the schema demands both
     pair = [(read_pem(settings.key, "tls.key"), read_pem(settings.certificate, "tls.certificate"))]
     check_pair(settings.certificate, settings.key, "tls.certificate")
     roots = None if settings.client_ca is None else read_pem(settings.client_ca, "tls.client_ca")
+    files = {"certificate": pair[0][1]} | ({} if roots is None else {"client_ca": roots})
+    ends = {name: _end_of(name, content) for name, content in files.items()}
+    for name, end in ends.items():
+        metrics.certificate_end.labels(name).set(end)
     return grpc.ssl_server_certificate_configuration(pair, roots)
+
+
+def _end_of(setting: str, content: bytes) -> float:
+    try:
+        return certificates.earliest_end(content)
+    except ValueError as error:
+        raise ConfigError(f"tls.{setting} cannot be used: {error}") from None
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):
@@ -103,7 +115,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or service_of(handler_call_details) != SERVICE or self._may_pass(handler_call_details):
             return cast(grpc.RpcMethodHandler, handler)
         self._metrics.reject(Rejection.UNAUTHENTICATED)
-        return refusal(Unauthenticated(REFUSED))
+        return refusal(Unauthenticated(REFUSED), self._metrics, method_of(handler_call_details))
 
     def _may_pass(self, details: grpc.HandlerCallDetails) -> bool:
         sent = dict(details.invocation_metadata or ()).get("authorization", "")

@@ -55,7 +55,7 @@ def build(
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     if settings.reflection:
         reflection.enable_server_reflection(DESCRIBED, server)
-    address = _bind(server, settings.listen, security.server_credentials(settings.tls))
+    address = _bind(server, settings.listen, security.server_credentials(settings.tls, metrics))
     if settings.socket_mode is not None:
         _permit(address, settings.socket_mode)
     return server, address

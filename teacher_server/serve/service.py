@@ -18,6 +18,7 @@ from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import Limits, ScoreReply, TeacherInfo
 from teacher_server.batching.batcher import Batcher
 from teacher_server.metrics import Metrics, Rejection
+from teacher_server.request import CURRENT
 from teacher_server.scorer import Served
 from teacher_server.serve import checks
 from teacher_server.serve.checks import RequestLimits
@@ -128,18 +129,21 @@ class TeacherService(rpc.TeacherServiceServicer):
     async def _score(
         self, request: pb.ScoreRequest, context: grpc.aio.ServicerContext, caller: str, granted: bool = False
     ) -> pb.ScoreResponse:
-        teacher = self._loaded()
+        teacher, known = self._loaded(), CURRENT.get()
+        known.caller = caller
         query = wire.decode_query(request)
+        known.positions = query.positions
         checks.check(query, teacher.limits)
         remaining = context.time_remaining()
         deadline = None if remaining is None else teacher.batcher.clock() + remaining
         answer = await teacher.batcher.submit(query, caller, deadline, granted)
+        known.queue_us, known.compute_us = round(1e6 * answer.queue_seconds), round(1e6 * answer.compute_seconds)
         reply = ScoreReply(
             log_probs=answer.log_probs,
             candidate_mass=answer.candidate_mass,
             weights_revision=teacher.revision,
-            queue_us=round(1e6 * answer.queue_seconds),
-            compute_us=round(1e6 * answer.compute_seconds),
+            queue_us=known.queue_us,
+            compute_us=known.compute_us,
         )
         return wire.encode_reply(reply, request)
 

@@ -37,6 +37,7 @@ class Stream:
         self._score = score
         self._metrics = metrics
         self._context = context
+        self._peer = str(context.peer())
         self._credits = credits
         self._account = account
         self._slots = asyncio.Semaphore(settings.stream_in_flight)
@@ -80,7 +81,7 @@ class Stream:
     async def _answer(self, request: pb.ScoreRequest, granted: bool) -> None:
         answer = pb.StreamScoreResponse(request_id=request.request_id)
         try:
-            with self._metrics.request("StreamScore"), self._reserve(request.request_id):
+            with self._metrics.request("StreamScore", self._peer), self._reserve(request.request_id):
                 answer.response.CopyFrom(await self._score(request, granted))
         except Exception as error:
             refusal = as_teacher_error(error)

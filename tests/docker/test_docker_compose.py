@@ -155,7 +155,12 @@ def test_dependencies_wait_for_health(name: str) -> None:
 
 def test_services_share_a_network_with_whom_they_talk_to() -> None:
     networks = {name: set(service["networks"]) for name, service in SERVICES.items()}
-    for one, other in (("trainer", "teacher"), ("prometheus", "teacher"), ("grafana", "prometheus")):
+    for one, other in (
+        ("trainer", "teacher"),
+        ("prometheus", "teacher"),
+        ("grafana", "prometheus"),
+        ("prometheus", "trainer"),
+    ):
         assert networks[one] & networks[other], (one, other)
     assert not networks["trainer"] & networks["grafana"]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import json
 import logging
 import shlex
 import signal
@@ -16,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shared
-from shared import cli, config
+from shared import cli, config, log
 from shared.cli import Flag, Job
 from shared.config import Section
 from shared.errors import DataError, InvalidRequest
@@ -37,6 +39,20 @@ class Settings(Section):
     """Names."""
     level: float = pydantic.Field(0.5, gt=0)
     """A level."""
+
+
+class LogSettings(Section):
+    """Of log lines."""
+
+    format: log.Format = "text"
+    """How they look."""
+
+
+class Logged(Settings):
+    """The same, of a job that has settings of its log."""
+
+    log: LogSettings = LogSettings()
+    """Lines."""
 
 
 JOB = Job(
@@ -342,3 +358,40 @@ def test_log_level_reaches_the_logger(capsys: pytest.CaptureFixture[str]) -> Non
     settings_of("--out", "o", "--log-level", "error")
     logging.getLogger("x").warning("unheard")
     assert capsys.readouterr().err == ""
+
+
+def logged_by(*argv: str, capfd: pytest.CaptureFixture[str]) -> tuple[int, list[dict[str, str]]]:
+    """The exit code, and the lines of JSON on stderr."""
+    code = main("train", "--out", "o", *argv)
+    return code, [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "ending, code, level, message",
+    [
+        (DataError("row 3 is wrong"), 2, "error", "program train: row 3 is wrong"),
+        (KeyboardInterrupt(), 130, "error", "program train: interrupted"),
+        (OSError(errno.ENOSPC, "no space"), 1, "error", "program train: [Errno 28] no space"),
+        (RuntimeError("a bug"), 1, "critical", "program train failed unexpectedly"),
+    ],
+)
+def test_lines_for_machines_to_the_end(
+    ending: BaseException, code: int, level: str, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    outcome[:] = [ending]
+    got, (line,) = logged_by("--log-format", "json", capfd=capfd)
+    assert (got, line["level"], line["message"]) == (code, level, message)
+    assert line.get("exception", "").endswith("RuntimeError: a bug") == isinstance(ending, RuntimeError)
+
+
+def test_a_setting_says_the_format_and_the_flag_sets_it(capfd: pytest.CaptureFixture[str]) -> None:
+    job = dataclasses.replace(JOB, log_format="log.format", schema=f"{__name__}:Logged")
+    outcome[:] = [DataError("wrong")]
+    for argv, is_json in (
+        (["log.format=json"], True),
+        (["--log-format", "json"], True),
+        (["--log-format", "json", "log.format=text"], False),  # overrides win over flags
+        ([], False),
+    ):
+        assert cli.main("program", "Does things.", [job], ["train", "--out", "o", *argv]) == 2
+        assert capfd.readouterr().err.startswith("{") == is_json

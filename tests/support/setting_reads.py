@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from shared import cli
+from shared.cli import Job
 from shared.config import Section, _section_of
 
 Setting = tuple[str, str]
@@ -36,6 +38,13 @@ def recorded_reads() -> Iterator[set[Setting]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Section, "__getattribute__", getattribute)
         yield reads
+
+
+def reads_of_the_log(job: Job, settings: Section) -> set[Setting]:
+    """What the command line reads of a job's settings."""
+    with recorded_reads() as reads:
+        assert cli.log_format(job, settings) == "text"
+    return reads
 
 
 def settings_of(schema: type[Section]) -> set[Setting]:

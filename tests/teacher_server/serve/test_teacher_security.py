@@ -14,6 +14,7 @@ import pytest
 from conftest import REPOSITORY, start_teacher
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support.certificates import Authority
+from support.scrapes import samples
 
 from shared import config
 from shared.channel import ChannelConfig, Tokens
@@ -57,6 +58,9 @@ def refused(address: str, **channel: object) -> bool:
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path / "pki")
+
+
+EXPIRY = ("teacher_certificate_expiry_timestamp_seconds", ("certificate",))
 
 
 def tls(pair: tuple[Path, Path]) -> list[str]:
@@ -104,10 +108,12 @@ def test_certificates_are_renewed_without_a_restart(tiny_teacher: Path, authorit
         assert not refused(server.address, ca=authority.ca)
         pair[1].write_text("damaged")
         assert not refused(server.address, ca=authority.ca)
-        for path, fresh in zip(pair, successor.issue("server"), strict=True):
+        end = samples(server.metrics)[EXPIRY]
+        for path, fresh in zip(pair, successor.issue("server", hours=3), strict=True):
             path.write_bytes(fresh.read_bytes())
         assert refused(server.address, ca=authority.ca)
         assert not refused(server.address, ca=successor.ca)
+        assert 2 * 3600 <= samples(server.metrics)[EXPIRY] - end < 3 * 3600
         assert server.process.poll() is None
 
 

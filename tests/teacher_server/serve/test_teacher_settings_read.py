@@ -14,8 +14,9 @@ import grpc
 import numpy as np
 import pytest
 import torch
+from prometheus_client import CollectorRegistry
 from support.certificates import Authority, reads_of_a_channel
-from support.setting_reads import Setting, recorded_reads, settings_of
+from support.setting_reads import Setting, reads_of_the_log, recorded_reads, settings_of
 from support.teacher_files import circular_trips, write_checkpoint, write_store
 
 from shared import wire
@@ -28,6 +29,7 @@ from teacher_server.client import info, query
 from teacher_server.client.config import InfoConfig, QueryConfig
 from teacher_server.lmtad import export, pretrain
 from teacher_server.lmtad.config import ExportConfig, PretrainConfig
+from teacher_server.metrics import Metrics
 from teacher_server.serve import run, security
 from teacher_server.serve.config import ServeConfig
 
@@ -117,7 +119,7 @@ def reads_of_a_secured_port(directory: Path, teacher: Path) -> set[Setting]:
     tls = {"certificate": certificate, "key": key, "client_ca": authority.ca}
     secured = ServeConfig.model_validate({"teacher": teacher, "tls": tls})
     with recorded_reads() as reads:
-        assert security.server_credentials(secured.tls) is not None
+        assert security.server_credentials(secured.tls, Metrics(CollectorRegistry())) is not None
         security.check(ServeConfig(teacher=teacher, listen="0.0.0.0:0", insecure=True), Tokens(None, {}))
     return reads
 
@@ -140,5 +142,6 @@ def test_serve_info_and_query_read_all(tiny_teacher: Path, tmp_path: Path, monke
     reads = reads_of_a_served_teacher(settings, monkeypatch)
     reads |= reads_of_a_socket(tmp_path / "socket", tiny_teacher, monkeypatch)
     reads |= reads_of_a_channel(tmp_path) | reads_of_a_secured_port(tmp_path, tiny_teacher)
+    reads |= reads_of_the_log(next(job for job in JOBS if job.name == "serve"), settings)
     for schema in (ServeConfig, InfoConfig, QueryConfig):
         assert settings_of(schema) <= reads
