@@ -24,10 +24,7 @@ from prometheus_client import CollectorRegistry
 
 from shared import teacher_file
 from shared.channel import Tokens
-from shared.errors import ReportableError
 from teacher_server.address import Address
-from teacher_server.answers import saved
-from teacher_server.answers.config import CacheConfig
 from teacher_server.answers.table import AnswerTable, warm_up
 from teacher_server.batching.batcher import Batcher
 from teacher_server.metrics import Metrics
@@ -37,6 +34,7 @@ from teacher_server.serve.config import ServeConfig
 from teacher_server.serve.exposition import Exposition
 from teacher_server.serve.health import Health
 from teacher_server.serve.interceptors import GoneCallers
+from teacher_server.serve.keeping import Keeper
 from teacher_server.serve.lifecycle import Lifecycle, State
 from teacher_server.serve.limits import FewRecords
 from teacher_server.serve.server import build
@@ -85,7 +83,7 @@ async def _serve(settings: ServeConfig) -> int:
             if loaded is None:
                 log.info("stopped before the teacher was loaded")
                 os._exit(0)  # nothing was accepted; the interpreter would wait for the thread that loads
-            scorer, answers = loaded
+            scorer, answers, keeper = loaded
             _show(scorer.served, answers, metrics)
             lost = asyncio.Event()
 
@@ -102,10 +100,10 @@ async def _serve(settings: ServeConfig) -> int:
             memory.settle()
             lifecycle.enter(State.SERVING)
             _announce(*ports, scorer.served)
-            await stop.wait()
-            lifecycle.enter(State.DRAINING)
-            code = await _drain(service, settings.drain_seconds)
-            _keep(answers, scorer.served.numerics, settings.cache)
+            async with keeper.keeping():
+                await stop.wait()
+                lifecycle.enter(State.DRAINING)
+                code = await _drain(service, settings.drain_seconds)
             return LOST if lost.is_set() else code
     finally:
         model_thread.shutdown(wait=False)
@@ -149,10 +147,10 @@ def _quieten_grpc() -> None:
         handler.addFilter(few)
 
 
-async def _load(settings: ServeConfig, model_thread: Executor) -> tuple[Engine, AnswerTable]:
+async def _load(settings: ServeConfig, model_thread: Executor) -> tuple[Engine, AnswerTable, Keeper]:
     """Loads and warms up on the model's own thread, while the loop answers that it is loading."""
 
-    def load() -> tuple[Engine, AnswerTable]:
+    def load() -> tuple[Engine, AnswerTable, Keeper]:
         from teacher_server.engine import engine  # torch takes seconds to import
 
         scorer = engine.load(settings.teacher, settings.engine)
@@ -163,36 +161,9 @@ async def _load(settings: ServeConfig, model_thread: Executor) -> tuple[Engine, 
             scorer.warm_up()
             warm_up(answers)
             log.info("warmed up in %.1f s", time.perf_counter() - started)
-        _restore(answers, scorer.served.numerics, settings.cache)
-        return scorer, answers
+        return scorer, answers, Keeper(answers, scorer.served.numerics, settings.cache)
 
     return await asyncio.get_running_loop().run_in_executor(model_thread, load)
-
-
-def _restore(answers: AnswerTable, numerics: str, settings: CacheConfig) -> None:
-    """Remembers what an earlier daemon with this teacher has kept."""
-    kept = None if settings.file is None else saved.read(settings.file, numerics)
-    if kept is None:
-        return
-    try:
-        answers.restore(kept)
-    except ValueError as error:
-        log.warning("the remembered answers in %s are damaged (%s); starting without them", settings.file, error)
-    else:
-        log.info("remembered %d answers from %s", answers.rows, settings.file)
-
-
-def _keep(answers: AnswerTable, numerics: str, settings: CacheConfig) -> None:
-    """Keeps what is remembered for the next daemon with this teacher."""
-    if settings.file is None:
-        return
-    kept = answers.keep()
-    try:
-        saved.write(settings.file, kept, numerics)
-    except (OSError, ReportableError) as error:
-        log.error("could not keep the remembered answers in %s: %s", settings.file, error)
-    else:
-        log.info("kept %d answers in %s", len(kept.key_words), settings.file)
 
 
 def _show(served: Served, answers: AnswerTable, metrics: Metrics) -> None:
