@@ -91,6 +91,7 @@ class Batcher(Generic[ReadyT]):
         *,
         is_accelerated: bool = False,
         on_lost: Callable[[], None] | None = None,
+        share: Callable[[str], float] | None = None,
     ) -> None:
         """Prepares an empty queue.
 
@@ -103,6 +104,7 @@ class Batcher(Generic[ReadyT]):
             clock: seconds; that of the deadlines.
             is_accelerated: whether the model computes on another device than this process does.
             on_lost: called once if the scorer will never score again; from then on every request is refused.
+            share: of each caller, relative to others; none: all have the same.
         """
         settings = settings.chosen(is_accelerated)
         self.clock = clock
@@ -114,7 +116,7 @@ class Batcher(Generic[ReadyT]):
         self._admission = Admission(settings)
         self._pacing = Pacing(settings, is_accelerated)
         most_rows = settings.max_batch_tokens // max(1, int(scorer.costs[1:].min())) + 1
-        self._backlog: Backlog[_Entry] = Backlog(answers, self._pacing, most_rows)
+        self._backlog: Backlog[_Entry] = Backlog(answers, self._pacing, most_rows, share)
         self._open: dict[_Entry, None] = {}
         self._unanswered: set[asyncio.Future[Answer]] = set()
         self._ahead = 0

@@ -43,6 +43,16 @@ class TlsConfig(Section):
         return self
 
 
+class QuotaConfig(Section):
+    """What the callers with the tokens of one name may ask, all together."""
+
+    share: float = pydantic.Field(1.0, gt=0)
+    """Of the teacher's time while others wait, too, relative to theirs: 2 is twice as much as a caller without."""
+    positions_per_second: float = pydantic.Field(0.0, ge=0)
+    """Scored positions, remembered ones too; 0: as many as they like. Streams are slowed down to it, and unary calls
+    refused with RESOURCE_EXHAUSTED above it."""
+
+
 class ServeConfig(Section):
     """`serve`: the daemon."""
 
@@ -58,8 +68,11 @@ class ServeConfig(Section):
     """Listen beyond this machine without encryption, on a network where everybody is trusted."""
     tls: TlsConfig = TlsConfig()
     tokens: Path | None = None
-    """File of bearer tokens, one a line: callers must send one of them. Read again when it changes; without it the
-    environment's TEACHER_TOKEN holds them, separated by blanks, and if that is not set callers need none."""
+    """File of bearer tokens, one a line, all of them as `name: token` or none: callers must send one of them, and a
+    token's name is the caller's. Read again when it changes; without it the environment's TEACHER_TOKEN holds them,
+    separated by blanks, and if that is not set callers need none."""
+    quotas: dict[str, QuotaConfig] = pydantic.Field(default_factory=dict)
+    """By the name of a token, what its callers may ask: quotas.NAME.share and quotas.NAME.positions_per_second."""
     engine: EngineConfig = EngineConfig()
     batching: BatchingConfig = BatchingConfig()
     cache: CacheConfig = CacheConfig()

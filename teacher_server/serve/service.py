@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,21 +11,20 @@ import grpc
 
 import shared
 from shared import wire
-from shared.errors import InvalidRequest, Unavailable
+from shared.errors import Unavailable
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import Limits, ScoreReply, TeacherInfo
 from teacher_server.batching.batcher import Batcher
 from teacher_server.metrics import Metrics, Rejection
 from teacher_server.scorer import Served
-from teacher_server.serve import checks
+from teacher_server.serve import callers, checks
+from teacher_server.serve.callers import caller_of
 from teacher_server.serve.checks import RequestLimits
 from teacher_server.serve.config import ServeConfig
 from teacher_server.serve.credits import CreditPool
+from teacher_server.serve.quotas import Quotas
 from teacher_server.serve.stream import Stream
-
-CALLER_KEY = "teacher-client"
-CALLER_NAME = re.compile(r"[ -~]{1,64}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +53,8 @@ class TeacherService(rpc.TeacherServiceServicer):
         self._streams: set[asyncio.Task[None]] = set()
         metrics.open_streams.set_function(lambda: len(self._streams))
         self._reads: set[asyncio.Timeout] = set()
+        self.quotas = Quotas(settings.quotas, metrics)
+        """What callers with named tokens may ask."""
 
     def open(self, served: Served, batcher: Batcher[Any]) -> None:
         """Serves a loaded teacher from now on."""
@@ -65,6 +65,7 @@ class TeacherService(rpc.TeacherServiceServicer):
     async def drain(self) -> None:
         """Reads nothing more from the streams, and returns when all that was accepted is answered and sent."""
         self._is_draining = True
+        self.quotas.stop()
         now = asyncio.get_running_loop().time()
         for read in self._reads:
             read.reschedule(now)
@@ -88,7 +89,7 @@ class TeacherService(rpc.TeacherServiceServicer):
         self, request: pb.ScoreRequest, context: grpc.aio.ServicerContext
     ) -> pb.ScoreResponse:
         """Scores one request."""
-        return await self._score(request, context, caller_of(context))
+        return await self._score(request, context, caller_of(context), is_streamed=False)
 
     async def StreamScore(  # noqa: N802
         self, requests: AsyncIterator[pb.StreamScoreRequest], context: grpc.aio.ServicerContext
@@ -105,7 +106,7 @@ class TeacherService(rpc.TeacherServiceServicer):
         caller = caller_of(context)
 
         async def score(request: pb.ScoreRequest, granted: bool) -> pb.ScoreResponse:
-            return await self._score(request, context, caller, granted)
+            return await self._score(request, context, caller, is_streamed=True, granted=granted)
 
         account = self._credits.open()
         stream = Stream(score, self._settings, self._metrics, context, self._credits, account)
@@ -126,11 +127,17 @@ class TeacherService(rpc.TeacherServiceServicer):
         return self._teacher
 
     async def _score(
-        self, request: pb.ScoreRequest, context: grpc.aio.ServicerContext, caller: str, granted: bool = False
+        self,
+        request: pb.ScoreRequest,
+        context: grpc.aio.ServicerContext,
+        caller: str,
+        is_streamed: bool,
+        granted: bool = False,
     ) -> pb.ScoreResponse:
         teacher = self._loaded()
         query = wire.decode_query(request)
         checks.check(query, teacher.limits)
+        await self.quotas.admit(callers.known(), query.positions, is_streamed)
         remaining = context.time_remaining()
         deadline = None if remaining is None else teacher.batcher.clock() + remaining
         answer = await teacher.batcher.submit(query, caller, deadline, granted)
@@ -142,20 +149,6 @@ class TeacherService(rpc.TeacherServiceServicer):
             compute_us=round(1e6 * answer.compute_seconds),
         )
         return wire.encode_reply(reply, request)
-
-
-def caller_of(context: grpc.aio.ServicerContext) -> str:
-    """Who asks: the name that the caller gives itself, otherwise its connection.
-
-    Raises:
-        InvalidRequest: the name is not 1 to 64 printable ASCII characters.
-    """
-    for key, value in context.invocation_metadata() or ():
-        if key == CALLER_KEY:
-            if not isinstance(value, str) or CALLER_NAME.fullmatch(value) is None:
-                raise InvalidRequest(f"metadata {CALLER_KEY}: {value!r} is not 1 to 64 printable ASCII characters")
-            return value
-    return str(context.peer())
 
 
 def describe(served: Served, settings: ServeConfig) -> TeacherInfo:
