@@ -31,8 +31,8 @@ from student_trainer.distill.fleet import Fleet, open_fleet
 from student_trainer.distill.outage import Outage
 from student_trainer.distill.retry import Attempts, RetryPolicy, backoff
 
-ENVELOPE_BYTES = 16
-"""What a stream's message adds to a request."""
+ENVELOPE_BYTES = 80
+"""What a stream's message adds to a request: its trace's context, and how long both are."""
 
 
 class GrpcTeacher:

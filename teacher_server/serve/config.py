@@ -20,6 +20,8 @@ def _off_or_address(value: Any) -> Any:
 
 NUMBER_BYTES = 4
 """Tokens and lengths of a request are int32: a window has block - 1 tokens at most, and two lengths."""
+MOST_AGE_SECONDS = 5 * 86_400.0
+"""gRPC counts milliseconds in 32 bits, twice an age and its grace together."""
 ENVELOPE_BYTES = 1024
 """More than the other fields of a request and its place in a stream's message need."""
 
@@ -89,6 +91,12 @@ class ServeConfig(Section):
     stream_in_flight: int = pydantic.Field(64, gt=0)
     """Requests of one stream under way; no more are read from it before an answer is written, nor while those under
     way have more than `max_message_bytes` together."""
+    max_connection_age_seconds: float = pydantic.Field(0.0, ge=0, le=MOST_AGE_SECONDS)
+    """After so many seconds, a tenth more or less, a caller is told to make its connection anew and to move its
+    streams, so that teachers that came later, behind a name or an address of several, get their share. Nothing is
+    lost: what was asked before is answered. 0: connections may live for ever."""
+    max_connection_age_grace_seconds: float = pydantic.Field(30.0, gt=0, le=MOST_AGE_SECONDS)
+    """How long a stream may take from then to its last answer before it is cut off; it is read for half as long."""
     keepalive_seconds: float = pydantic.Field(60.0, gt=0)
     """After so many seconds without a byte from a caller its connection is tested, and closed, with all that it has
     asked, if nothing comes back within a third of that."""
