@@ -17,10 +17,11 @@ EXTRAS: dict[str, frozenset[str]] = {
     "report": frozenset({"matplotlib"}),
     "tune": frozenset({"optuna", "cmaes", "plotly", "sqlalchemy"}),
     "wandb": frozenset({"wandb"}),
+    "tracing": frozenset({"opentelemetry"}),
 }
 """Modules by extra. `report` brings `trainer` with it, `tune` brings `report`."""
 
-ON_REQUEST = frozenset({"wandb"})
+ON_REQUEST = frozenset({"wandb", "tracing"})
 """Extras that no command needs until a setting asks for them."""
 
 

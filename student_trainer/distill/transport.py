@@ -13,6 +13,7 @@ import grpc
 from shared.errors import Corrupted, DeadlineExceeded, TeacherError, Unavailable, from_code, from_status
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
+from shared.tracing import traceparent
 
 Metadata = Callable[[], Sequence[tuple[str, str]]]
 """Asked for at each call: a token in it may change."""
@@ -45,7 +46,7 @@ class UnaryTransport:
         self.in_flight += positions
         try:
             response: pb.ScoreResponse | None = await self._stub.Score(
-                request, timeout=timeout, metadata=tuple(self._metadata())
+                request, timeout=timeout, metadata=tuple(_traced(self._metadata()))
             )
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error) from None
@@ -182,7 +183,7 @@ class _Stream:
             if self.has_ended:
                 return  # its waiter knows why
             try:
-                await self._call.write(pb.StreamScoreRequest(request=request))
+                await self._call.write(pb.StreamScoreRequest(request=request, traceparent=traceparent()))
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 pass  # the stream has ended; its reader says why to every waiter
             except asyncio.CancelledError:
@@ -227,6 +228,12 @@ class _Stream:
             else:
                 answer.set_exception(from_code(message.error.code, message.error.message))
         self._pump()
+
+
+def _traced(metadata: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+    """With the span that a call belongs to, if there is one; a stream says it with each of its requests."""
+    parent = traceparent()
+    return (*metadata, ("traceparent", parent)) if parent else metadata
 
 
 def unreadable() -> Corrupted:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import pydantic
 
 from shared.config import Section
+from shared.tracing import TracingConfig
 from teacher_server.address import AddressText, check_address
 from teacher_server.answers.config import CacheConfig
 from teacher_server.batching.config import BatchingConfig
@@ -69,6 +70,7 @@ class ServeConfig(Section):
     insecure: bool = False
     """Listen beyond this machine without encryption, on a network where everybody is trusted."""
     tls: TlsConfig = TlsConfig()
+    tracing: TracingConfig = TracingConfig()
     tokens: Path | None = None
     """File of bearer tokens, one a line, all of them as `name: token` or none: callers must send one of them, and a
     token's name is the caller's. Read again when it changes; without it the environment's TEACHER_TOKEN holds them,

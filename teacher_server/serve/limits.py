@@ -129,9 +129,10 @@ def allowed_connections(wanted: int, others: int) -> int:
 
 
 class FewRecords(logging.Filter):
-    """Of what gRPC and the event loop log, lets through some a minute: callers can cause it."""
+    """Of what gRPC, the event loop and the exporter of spans log, lets through some a minute: callers can cause it, or
+    a collector that is away."""
 
-    NAMES = ("grpc", "asyncio")
+    NAMES = ("grpc", "asyncio", "opentelemetry")
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()

@@ -22,8 +22,9 @@ import prometheus_client
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from shared import teacher_file
+from shared import teacher_file, tracing
 from shared.channel import Tokens
+from shared.tracing import Tracer
 from teacher_server.address import Address
 from teacher_server.answers.table import AnswerTable, warm_up
 from teacher_server.batching.batcher import Batcher
@@ -63,10 +64,11 @@ def serve(settings: ServeConfig) -> int:
         ConfigError: an address is taken or not of this machine, or there are too few file descriptors.
         FileFormatError: the teacher file cannot be read.
     """
-    return uvloop.run(_serve(settings))
+    with tracing.opened(settings.tracing, "teacher-server") as tracer:
+        return uvloop.run(_serve(settings, tracer))
 
 
-async def _serve(settings: ServeConfig) -> int:
+async def _serve(settings: ServeConfig, tracer: Tracer | None) -> int:
     stop = _stop_on_signal()
     _quieten_grpc()
     tokens = Tokens(settings.tokens)
@@ -75,7 +77,7 @@ async def _serve(settings: ServeConfig) -> int:
     settings = settings.of_teacher(header.architecture["block_size"])
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter
     metrics, lifecycle = Metrics(CollectorRegistry()), Lifecycle()
-    service = TeacherService(settings, metrics)
+    service = TeacherService(settings, metrics, tracer)
     model_thread = ThreadPoolExecutor(1, "model")
     try:
         async with _listening(settings, service, metrics, tokens, lifecycle) as ports:

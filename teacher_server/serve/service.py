@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,16 +15,18 @@ from shared import wire
 from shared.errors import Unavailable
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
+from shared.tracing import Tracer
 from shared.wire import Limits, ScoreReply, TeacherInfo
 from teacher_server.batching.batcher import Batcher
 from teacher_server.metrics import Metrics, Rejection
 from teacher_server.scorer import Served
-from teacher_server.serve import callers, checks
+from teacher_server.serve import callers, checks, spans
 from teacher_server.serve.callers import caller_of
 from teacher_server.serve.checks import RequestLimits
 from teacher_server.serve.config import ServeConfig
 from teacher_server.serve.credits import CreditPool
 from teacher_server.serve.quotas import Quotas
+from teacher_server.serve.spans import RequestTrace
 from teacher_server.serve.stream import Stream
 
 
@@ -43,8 +46,9 @@ class TeacherService(rpc.TeacherServiceServicer):
     Until `open` is called it answers that the teacher is loading.
     """
 
-    def __init__(self, settings: ServeConfig, metrics: Metrics) -> None:
+    def __init__(self, settings: ServeConfig, metrics: Metrics, tracer: Tracer | None = None) -> None:
         self._settings = settings
+        self._tracer = tracer
         self._metrics = metrics
         self._teacher: _Teacher | None = None
         self._is_draining = False
@@ -89,7 +93,11 @@ class TeacherService(rpc.TeacherServiceServicer):
         self, request: pb.ScoreRequest, context: grpc.aio.ServicerContext
     ) -> pb.ScoreResponse:
         """Scores one request."""
-        return await self._score(request, context, caller_of(context), is_streamed=False)
+        caller = caller_of(context)
+        if self._tracer is None:
+            return await self._score(request, context, caller, is_streamed=False)
+        with spans.served(self._tracer, "Score", "", context, time.monotonic, caller) as trace:
+            return await self._score(request, context, caller, is_streamed=False, trace=trace)
 
     async def StreamScore(  # noqa: N802
         self, requests: AsyncIterator[pb.StreamScoreRequest], context: grpc.aio.ServicerContext
@@ -105,8 +113,15 @@ class TeacherService(rpc.TeacherServiceServicer):
         task.add_done_callback(self._streams.discard)
         caller = caller_of(context)
 
-        async def score(request: pb.ScoreRequest, granted: bool) -> pb.ScoreResponse:
-            return await self._score(request, context, caller, is_streamed=True, granted=granted)
+        tracer = self._tracer
+
+        async def score(message: pb.StreamScoreRequest, granted: bool) -> pb.ScoreResponse:
+            request = message.request
+            if tracer is None:
+                return await self._score(request, context, caller, is_streamed=True, granted=granted)
+            parent = message.traceparent
+            with spans.served(tracer, "StreamScore", parent, context, time.monotonic, caller) as trace:
+                return await self._score(request, context, caller, is_streamed=True, granted=granted, trace=trace)
 
         account = self._credits.open()
         stream = Stream(score, self._settings, self._metrics, context, self._credits, account)
@@ -133,6 +148,7 @@ class TeacherService(rpc.TeacherServiceServicer):
         caller: str,
         is_streamed: bool,
         granted: bool = False,
+        trace: RequestTrace | None = None,
     ) -> pb.ScoreResponse:
         teacher = self._loaded()
         query = wire.decode_query(request)
@@ -140,7 +156,10 @@ class TeacherService(rpc.TeacherServiceServicer):
         await self.quotas.admit(callers.known(), query.positions, is_streamed)
         remaining = context.time_remaining()
         deadline = None if remaining is None else teacher.batcher.clock() + remaining
-        answer = await teacher.batcher.submit(query, caller, deadline, granted)
+        timeline = None if trace is None else trace.timeline
+        answer = await teacher.batcher.submit(query, caller, deadline, granted, timeline)
+        if trace is not None:
+            trace.answered(query.positions)
         reply = ScoreReply(
             log_probs=answer.log_probs,
             candidate_mass=answer.candidate_mass,
@@ -148,7 +167,10 @@ class TeacherService(rpc.TeacherServiceServicer):
             queue_us=round(1e6 * answer.queue_seconds),
             compute_us=round(1e6 * answer.compute_seconds),
         )
-        return wire.encode_reply(reply, request)
+        response = wire.encode_reply(reply, request)
+        if trace is not None:
+            trace.encoded()
+        return response
 
 
 def describe(served: Served, settings: ServeConfig) -> TeacherInfo:

@@ -22,7 +22,7 @@ READS_ON = 0.5
 POSITION_BYTES = 4
 """Of `candidate_lengths`, int32."""
 
-Score = Callable[[pb.ScoreRequest, bool], Awaitable[pb.ScoreResponse]]
+Score = Callable[[pb.StreamScoreRequest, bool], Awaitable[pb.ScoreResponse]]
 """Scores a request of a stream; whether its positions were granted."""
 
 
@@ -73,7 +73,7 @@ class Stream:
                     async for message in requests:
                         granted = self._account.spend(_positions(message.request))
                         self._bytes += message.request.ByteSize()
-                        answers.create_task(self._answer(message.request, granted))
+                        answers.create_task(self._answer(message, granted))
                         del message
                         await self._slots.acquire()
                         while self._bytes > self._most_bytes:
@@ -102,11 +102,12 @@ class Stream:
         self._is_too_old = True
         read.reschedule(asyncio.get_running_loop().time())
 
-    async def _answer(self, request: pb.ScoreRequest, granted: bool) -> None:
+    async def _answer(self, message: pb.StreamScoreRequest, granted: bool) -> None:
+        request = message.request
         answer = pb.StreamScoreResponse(request_id=request.request_id)
         try:
             with self._metrics.request("StreamScore"), self._reserve(request.request_id):
-                answer.response.CopyFrom(await self._score(request, granted))
+                answer.response.CopyFrom(await self._score(message, granted))
         except Exception as error:
             refusal = as_teacher_error(error)
             answer.error.CopyFrom(pb.StreamError(code=refusal.code, message=str(refusal)))
