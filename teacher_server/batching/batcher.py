@@ -233,10 +233,10 @@ class Batcher(Generic[ReadyT]):
     def _compute(self, assembled: Callable[[], tuple[ReadyT, float, float]]) -> BatchScores:
         """On the model thread."""
         started = self.clock()
-        ready, *assembling = assembled()
+        ready, assembling, ready_at = assembled()
         computing = self.clock()
         scores = self._scorer.score(ready)
-        return BatchScores(scores, started, BatchTimes(*assembling, computing, self.clock()))
+        return BatchScores(scores, started, BatchTimes(assembling, ready_at, computing, self.clock()))
 
     def _finish(self, cut: Cut, computing: asyncio.Future[BatchScores]) -> None:
         """Keeps what was computed, lets the next batch start, then answers those who waited."""

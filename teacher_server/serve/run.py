@@ -94,10 +94,9 @@ async def _serve(settings: ServeConfig, tracer: Tracer | None) -> int:
                 lost.set()
                 stop.set()
 
-            is_accelerated = scorer.served.device != "cpu"
             batcher = Batcher(
                 scorer, answers, model_thread, settings.batching, metrics,
-                is_accelerated=is_accelerated, on_lost=end, share=service.quotas.share,
+                is_accelerated=scorer.served.device != "cpu", on_lost=end, share=service.quotas.share,
             )  # fmt: skip
             service.open(scorer.served, batcher)
             memory.settle()

@@ -3,14 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any, cast
 
 import prometheus_client
 import pytest
 
-from shared.errors import Overloaded, Unavailable
+from shared.errors import InvalidRequest, Overloaded, Unavailable
 from teacher_server.metrics import Metrics
+from teacher_server.serve import callers
 from teacher_server.serve.config import QuotaConfig
 from teacher_server.serve.quotas import MOST_NAMES, Bucket, Quotas
+
+
+class Call:
+    """As much of a call's context as says who calls."""
+
+    def __init__(self, **metadata: str) -> None:
+        self._metadata = [(key.replace("_", "-"), value) for key, value in metadata.items()]
+
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        """See gRPC."""
+        return self._metadata
+
+    def peer(self) -> str:
+        """See gRPC."""
+        return "ipv4:127.0.0.1:1"
+
+
+def test_who_calls() -> None:
+    """A token's name goes before what the caller says, which goes before its connection."""
+
+    def ask(token: str, **metadata: str) -> tuple[str, str]:
+        callers.enter(token)
+        return callers.caller_of(cast(Any, Call(**metadata))), callers.known()
+
+    asked = [ask("alice", teacher_client="bob"), ask("", teacher_client="bob"), ask("")]
+    assert asked == [("alice", "alice"), ("bob", ""), ("ipv4:127.0.0.1:1", "")]
+    with pytest.raises(InvalidRequest, match="64 printable"):
+        ask("", teacher_client="x" * 65)
 
 
 class Clock:

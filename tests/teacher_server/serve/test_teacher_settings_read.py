@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from support.certificates import Authority, reads_of_a_channel
-from support.setting_reads import Setting, recorded_reads, settings_of
+from support.setting_reads import Setting, reads_of_tracing, recorded_reads, settings_of
 from support.teacher_files import circular_trips, write_checkpoint, write_store
 
 from shared import wire
@@ -133,6 +133,6 @@ def test_serve_info_and_query_read_all(tiny_teacher: Path, tmp_path: Path, monke
         }
     )
     reads = reads_of_a_served_teacher(settings, monkeypatch)
-    reads |= reads_of_a_channel(tmp_path) | reads_of_a_secured_port(tmp_path, tiny_teacher)
+    reads |= reads_of_a_channel(tmp_path) | reads_of_a_secured_port(tmp_path, tiny_teacher) | reads_of_tracing()
     for schema in (ServeConfig, InfoConfig, QueryConfig):
         assert settings_of(schema) <= reads
