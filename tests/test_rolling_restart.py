@@ -29,7 +29,6 @@ from shared.store import Store
 from shared.wire import HistoryMode, ScoreQuery, ScoreReply
 from student_trainer.distill.client import GrpcTeacher
 from student_trainer.distill.config import ClientConfig
-from student_trainer.distill.teacher import FailureStats
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.session import Session
@@ -105,13 +104,8 @@ class Scripted:
     """A teacher's client that does something before some of its questions, by number."""
 
     def __init__(self, client: GrpcTeacher, script: Mapping[int, Any]) -> None:
-        self.revision = client.revision
+        self.revision, self.failure_stats = client.revision, client.failure_stats
         self._client, self._script, self.asked = client, script, 0
-
-    @property
-    def failure_stats(self) -> FailureStats:
-        """See `Teacher`."""
-        return self._client.failure_stats
 
     def submit(self, query: ScoreQuery) -> Future[ScoreReply]:
         """See `Teacher`."""
