@@ -44,7 +44,7 @@ RUN --mount=type=cache,target=/root/.cache/pip set -eu; \
     if [ -n "${TORCH_INDEX_URL}" ]; then \
         /opt/build/bin/pip --python /opt/venv install -c requirements.lock --no-deps --index-url "${TORCH_INDEX_URL}" torch; \
     fi; \
-    /opt/build/bin/pip --python /opt/venv install -c requirements.lock '.[teacher]'
+    /opt/build/bin/pip --python /opt/venv install -c requirements.lock '.[teacher,tracing]'
 COPY shared/ shared/
 COPY teacher_server/ teacher_server/
 # The project is one distribution with two commands; this image holds the code of one.

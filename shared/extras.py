@@ -20,10 +20,11 @@ EXTRAS: dict[str, frozenset[str]] = {
     "tune": frozenset({"optuna", "cmaes", "plotly", "sqlalchemy"}),
     "wandb": frozenset({"wandb"}),
     "convert": frozenset({"osmium"}),
+    "tracing": frozenset({"opentelemetry"}),
 }
 """Modules by extra. `report` brings `trainer` with it, `tune` brings `report`."""
 
-ON_REQUEST = frozenset({"wandb", "convert"})
+ON_REQUEST = frozenset({"wandb", "convert", "tracing"})
 """Extras that no command needs until a setting, or a file of their format, asks for them."""
 
 

@@ -57,6 +57,7 @@ class Rejection(_Label):
     INVALID = "invalid", "no request, or beyond the limits of one"
     UNAUTHENTICATED = "unauthenticated", "without a token that the teacher knows"
     CALLS = "calls", "max_calls are open"
+    QUOTA = "quota", "the caller's positions per second are spent"
 
 
 class _Declared(NamedTuple):
@@ -77,6 +78,8 @@ class _Declared(NamedTuple):
 def _powers_of_two(last: int) -> tuple[int, ...]:
     return tuple(2**k for k in range(last + 1))
 
+
+_BY_CALLER = "by the name of the caller's token (other: without a name, or beyond the first 100 names)."
 
 DECLARED = {
     "requests": _Declared(
@@ -124,6 +127,15 @@ DECLARED = {
         Histogram, "teacher_batch_padded_tokens", "Padded tokens in a batch.", bounds=_powers_of_two(20)
     ),
     "compute_seconds": _Declared(Histogram, "teacher_compute_seconds", "The model's time for a batch.", bounds=SECONDS),
+    "caller_requests": _Declared(
+        Counter, "teacher_caller_requests_total", f"Valid requests for scores, {_BY_CALLER}", ("caller",)
+    ),
+    "caller_positions": _Declared(
+        Counter, "teacher_caller_positions_total", f"Scored positions asked for, {_BY_CALLER}", ("caller",)
+    ),
+    "caller_limited": _Declared(
+        Counter, "teacher_caller_limited_total", f"Requests slowed or refused for a quota, {_BY_CALLER}", ("caller",)
+    ),
     "scored_positions": _Declared(Counter, "teacher_scored_positions_total", "Positions that the model has scored."),
     # the daemon itself
     "state": _Declared(Gauge, "teacher_state", "1 for the state of the daemon, 0 for all others.", ("state",)),
@@ -165,6 +177,9 @@ class Metrics:
     batch_positions: Histogram
     batch_padded_tokens: Histogram
     compute_seconds: Histogram
+    caller_requests: Counter
+    caller_positions: Counter
+    caller_limited: Counter
     scored_positions: Counter
     state: Gauge
     load_seconds: Gauge

@@ -11,6 +11,7 @@ from shared import log
 from shared.address import TeachersText
 from shared.config import Section
 from shared.store import Cache
+from shared.tracing import TracingConfig
 from student_trainer.distill.config import ClientConfig, DistillConfig
 from student_trainer.model.config import ModelConfig
 from student_trainer.runs.prometheus import PlaceText
@@ -154,6 +155,8 @@ class TrainConfig(RecipeConfig):
     profile: Literal["off", "table", "trace"] = "off"
     """table: at the end, say where the time of the steps went (OUT/profile.json); trace: also record a few steps with
     torch.profiler (OUT/trace.json). On an accelerator each stage of a step is then waited for, which costs time."""
+    tracing: TracingConfig = TracingConfig()
+    """Spans of steps and of their requests."""
     seed: int = 42
     """Seed of initial weights and of the order of trips."""
 

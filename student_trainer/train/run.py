@@ -18,7 +18,7 @@ import time
 
 import torch
 
-from shared import claims
+from shared import claims, tracing
 from shared.errors import ConfigError
 from shared.store import Store
 from student_trainer.model.device import pick_device
@@ -56,8 +56,9 @@ def run(settings: TrainConfig) -> int:
         inputs = ranks.together(lambda: open_inputs(settings, ranks, claimed))
         resumed = ranks.broadcast(inputs.resumed)
         teacher = ranks.together(lambda: connect(settings, inputs.store, ranks))
-        with StopSignals() as stop, contextlib.closing(teacher):
-            runtime = Runtime.of(settings.runtime, inputs.device, ranks, stop)
+        tracing_spans = tracing.opened(settings.tracing, "student-trainer")
+        with tracing_spans as tracer, StopSignals() as stop, contextlib.closing(teacher):
+            runtime = Runtime.of(settings.runtime, inputs.device, ranks, stop, tracer)
             session = Session(settings, inputs.store, runtime, teacher, resumed)
             session.train()
         if ranks.is_first:

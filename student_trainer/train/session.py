@@ -157,7 +157,8 @@ class Session:
                     raise KeyboardInterrupt
                 before = dict(self.trainer.stopwatch.seconds)
                 self.trainer.stopwatch.seconds["data_wait"] += time.perf_counter() - waited
-                self.trainer.train_step(step)
+                with step.updating():
+                    self.trainer.train_step(step)
                 if self._profile is not None:
                     self._profile.add_step(self.trainer.stopwatch.since(before), time.perf_counter() - waited)
                 bar.update()
@@ -168,7 +169,7 @@ class Session:
                 waited = time.perf_counter()
 
     def _prepare(self, plan: PlannedStep) -> Step:
-        return prepare_step(self.feed, self.model.graph, plan, self.runtime.ranks)
+        return prepare_step(self.feed, self.model.graph, plan, self.runtime.ranks, self.runtime.tracer)
 
     def _after_step(self, logbook: Logbook | None, bar: tqdm.tqdm[Any], clock: Clock) -> Iterator[dict[str, float]]:
         """Metrics and validation that are due at this step and not done yet; yields after an epoch."""

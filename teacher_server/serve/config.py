@@ -10,6 +10,7 @@ import pydantic
 
 from shared import log
 from shared.config import Section
+from shared.tracing import TracingConfig
 from teacher_server.address import Address, AddressText, check_address
 from teacher_server.answers.config import CacheConfig
 from teacher_server.batching.config import BatchingConfig
@@ -31,6 +32,8 @@ FileMode = Annotated[str, pydantic.BeforeValidator(_check_mode)]
 """Permissions of a file, octal."""
 NUMBER_BYTES = 4
 """Tokens and lengths of a request are int32: a window has block - 1 tokens at most, and two lengths."""
+MOST_AGE_SECONDS = 5 * 86_400.0
+"""gRPC counts milliseconds in 32 bits, twice an age and its grace together."""
 ENVELOPE_BYTES = 1024
 """More than the other fields of a request and its place in a stream's message need."""
 
@@ -63,6 +66,16 @@ class LogConfig(Section):
     """A line for each request, the refused too: caller, method, code, positions, and times in microseconds."""
 
 
+class QuotaConfig(Section):
+    """What the callers with the tokens of one name may ask, all together."""
+
+    share: float = pydantic.Field(1.0, gt=0)
+    """Of the teacher's time while others wait, too, relative to theirs: 2 is twice as much as a caller without."""
+    positions_per_second: float = pydantic.Field(0.0, ge=0)
+    """Scored positions, remembered ones too; 0: as many as they like. Streams are slowed down to it, and unary calls
+    refused with RESOURCE_EXHAUSTED above it."""
+
+
 class ServeConfig(Section):
     """`serve`: the daemon."""
 
@@ -80,9 +93,13 @@ class ServeConfig(Section):
     insecure: bool = False
     """Listen beyond this machine without encryption, on a network where everybody is trusted."""
     tls: TlsConfig = TlsConfig()
+    tracing: TracingConfig = TracingConfig()
     tokens: Path | None = None
-    """File of bearer tokens, one a line: callers must send one of them. Read again when it changes; without it the
-    environment's TEACHER_TOKEN holds them, separated by blanks, and if that is not set callers need none."""
+    """File of bearer tokens, one a line, all of them as `name: token` or none: callers must send one of them, and a
+    token's name is the caller's. Read again when it changes; without it the environment's TEACHER_TOKEN holds them,
+    separated by blanks, and if that is not set callers need none."""
+    quotas: dict[str, QuotaConfig] = pydantic.Field(default_factory=dict)
+    """By the name of a token, what its callers may ask: quotas.NAME.share and quotas.NAME.positions_per_second."""
     engine: EngineConfig = EngineConfig()
     batching: BatchingConfig = BatchingConfig()
     cache: CacheConfig = CacheConfig()
@@ -100,6 +117,12 @@ class ServeConfig(Section):
     stream_in_flight: int = pydantic.Field(64, gt=0)
     """Requests of one stream under way; no more are read from it before an answer is written, nor while those under
     way have more than `max_message_bytes` together."""
+    max_connection_age_seconds: float = pydantic.Field(0.0, ge=0, le=MOST_AGE_SECONDS)
+    """After so many seconds, a tenth more or less, a caller is told to make its connection anew and to move its
+    streams, so that teachers that came later, behind a name or an address of several, get their share. Nothing is
+    lost: what was asked before is answered. 0: connections may live for ever."""
+    max_connection_age_grace_seconds: float = pydantic.Field(30.0, gt=0, le=MOST_AGE_SECONDS)
+    """How long a stream may take from then to its last answer before it is cut off; it is read for half as long."""
     keepalive_seconds: float = pydantic.Field(60.0, gt=0)
     """After so many seconds without a byte from a caller its connection is tested, and closed, with all that it has
     asked, if nothing comes back within a third of that."""

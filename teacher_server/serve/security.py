@@ -12,13 +12,14 @@ from shared.channel import Tokens, Watched, check_pair, read_pem
 from shared.errors import ConfigError, Unauthenticated
 from teacher_server.address import Address
 from teacher_server.metrics import Metrics, Rejection
-from teacher_server.serve import certificates
+from teacher_server.serve import callers, certificates
 from teacher_server.serve.config import ServeConfig, TlsConfig
 from teacher_server.serve.limits import SERVICE, method_of, refusal, service_of
 
 log = logging.getLogger(__name__)
 
-SCHEME = "Bearer "
+SCHEME = "bearer"
+"""In any case (RFC 9110)."""
 REFUSED = (
     "this teacher wants a token that it knows: set client.channel.token_file (trainers), channel.token_file "
     "(info, query) or TEACHER_TOKEN"
@@ -29,8 +30,11 @@ def check(settings: ServeConfig, tokens: Tokens) -> None:
     """Refuses to serve other machines in the clear unless that was asked for.
 
     Raises:
-        ConfigError: it was not; or tokens would travel unencrypted.
+        ConfigError: it was not; or tokens would travel unencrypted; or there are quotas for nobody.
     """
+    if strangers := sorted(settings.quotas.keys() - tokens.names):
+        there = f"there are {', '.join(sorted(tokens.names))}" if tokens.names else "tokens have no names (name: token)"
+        raise ConfigError(f"quotas.{strangers[0]}: no token has this name; {there}")
     address = Address.parse(settings.listen)
     if address.is_loopback or settings.tls.certificate is not None:
         return
@@ -97,7 +101,8 @@ def _end_of(setting: str, content: bytes) -> float:
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):
-    """Lets callers of the teacher service pass who send a token; health and reflection tell no secrets.
+    """Lets callers of the teacher service pass who send a token, by whose name they are known from then on; health
+    and reflection tell no secrets.
 
     A stream is checked when it is opened: it outlives its token.
     """
@@ -112,11 +117,19 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler:
         """See `grpc.aio.ServerInterceptor`."""
         handler: Any = await continuation(handler_call_details)
-        if handler is None or service_of(handler_call_details) != SERVICE or self._may_pass(handler_call_details):
+        if handler is None or service_of(handler_call_details) != SERVICE:
+            return cast(grpc.RpcMethodHandler, handler)
+        name = self._name_of(handler_call_details)
+        if name is not None:
+            callers.enter(name)
             return cast(grpc.RpcMethodHandler, handler)
         self._metrics.reject(Rejection.UNAUTHENTICATED)
         return refusal(Unauthenticated(REFUSED), self._metrics, method_of(handler_call_details))
 
-    def _may_pass(self, details: grpc.HandlerCallDetails) -> bool:
+    def _name_of(self, details: grpc.HandlerCallDetails) -> str | None:
+        """Whose token the call shows; None if it is none that the teacher knows."""
         sent = dict(details.invocation_metadata or ()).get("authorization", "")
-        return isinstance(sent, str) and sent.startswith(SCHEME) and self._tokens.holds(sent.removeprefix(SCHEME))
+        if not isinstance(sent, str):
+            return None
+        scheme, _, token = sent.partition(" ")
+        return self._tokens.name_of(token.strip(" ")) if scheme.lower() == SCHEME else None

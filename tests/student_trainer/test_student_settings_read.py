@@ -14,7 +14,7 @@ from support.fake_wandb import FakeWandb
 from support.generated_trips import write_generated
 from support.random_city import write_random_store
 from support.report_city import city
-from support.setting_reads import Setting, reads_of_the_log, recorded_reads, settings_of
+from support.setting_reads import Setting, reads_of_the_log, reads_of_tracing, recorded_reads, settings_of
 from support.tiny_city import write_tiny_city
 
 from shared.errors import ConfigError, TrainingError
@@ -162,7 +162,7 @@ def test_train_and_predict_read_all(tmp_path: Path, running_teacher: TeacherStar
     }  # fmt: skip
     reads |= reads_of_an_accelerator() | reads_of_a_run_that_diverges(store.path, tmp_path / "diverging")
     reads |= reads_of_a_channel(tmp_path) | reads_of_other_policies()
-    reads |= reads_of_the_log(next(job for job in JOBS if job.name == "train"), settings)
+    reads |= reads_of_the_log(next(job for job in JOBS if job.name == "train"), settings) | reads_of_tracing()
     assert settings_of(TrainConfig) <= reads
 
     places = {"data": store.path, "weights": tmp_path / "run" / "hoser.pth", "out": tmp_path / "out.npz"}

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from shared import cli
+from shared import cli, tracing
 from shared.cli import Job
 from shared.config import Section, _section_of
+from shared.tracing import TracingConfig
 
 Setting = tuple[str, str]
 """Name of a section's class, and of a field in it."""
@@ -55,3 +56,10 @@ def settings_of(schema: type[Section]) -> set[Setting]:
         if (section := _section_of(field.annotation)) is not None:
             found |= settings_of(section)
     return found
+
+
+def reads_of_tracing() -> set[Setting]:
+    """What a process reads that has an endpoint for its spans, and none to send."""
+    with recorded_reads() as reads, tracing.opened(TracingConfig(endpoint="http://127.0.0.1:9"), "test"):
+        pass
+    return reads

@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import safetensors
 import torch
 from conftest import REPOSITORY, RunningTeacher, TeacherStarter, reference_path, start_teacher
 from support.scrapes import samples, wait_until
@@ -199,6 +200,33 @@ def test_restarted_teacher_is_warm_and_answers_the_same_bits(
             assert server.process.wait(PATIENCE) == 0
     assert answers[0] == answers[1]
     assert hits == [0, 200]
+
+
+def kept_rows(file: Path) -> int:
+    """Of a daemon's answers; whoever replaces the file does so at once."""
+    if not file.exists():
+        return 0
+    with safetensors.safe_open(file, framework="np") as kept:
+        return len(kept.get_tensor("key_words"))
+
+
+def test_a_killed_teacher_has_lost_an_interval_at_most(
+    tmp_path: Path, tiny_teacher: Path, running_teacher: TeacherStarter
+) -> None:
+    """What was kept at an interval is there after SIGKILL, and nothing is left behind by a writer that was killed."""
+    file, early, late = tmp_path / "kept" / "answers", heavy_query(0, rows=200), heavy_query(1, rows=300)
+    settings = [f"cache.file={file}", "cache.save_seconds=0.05"]
+    with running_teacher(tiny_teacher, *settings) as server:
+        answer = stub(server.address).Score(wire.encode_query(early, 1)).log_probs
+        wait_until(lambda: kept_rows(file) == 200)
+        stub(server.address).Score(wire.encode_query(late, 2))
+        server.process.kill()
+        server.process.wait(PATIENCE)
+    (tmp_path / "kept" / ".answers.leftover").write_bytes(b"of a daemon that was killed while it wrote")
+    with running_teacher(tiny_teacher, *settings) as server:
+        assert [path.name for path in file.parent.iterdir()] == ["answers"]
+        assert stub(server.address).Score(wire.encode_query(early, 3)).log_probs == answer
+        assert samples(server.metrics)["teacher_positions_total", ("hit",)] == 200
 
 
 def test_caller_that_dies_leaves_no_trace(teacher: RunningTeacher) -> None:

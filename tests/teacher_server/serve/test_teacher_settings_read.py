@@ -16,7 +16,7 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 from support.certificates import Authority, reads_of_a_channel
-from support.setting_reads import Setting, reads_of_the_log, recorded_reads, settings_of
+from support.setting_reads import Setting, reads_of_the_log, reads_of_tracing, recorded_reads, settings_of
 from support.teacher_files import circular_trips, write_checkpoint, write_store
 
 from shared import wire
@@ -142,6 +142,6 @@ def test_serve_info_and_query_read_all(tiny_teacher: Path, tmp_path: Path, monke
     reads = reads_of_a_served_teacher(settings, monkeypatch)
     reads |= reads_of_a_socket(tmp_path / "socket", tiny_teacher, monkeypatch)
     reads |= reads_of_a_channel(tmp_path) | reads_of_a_secured_port(tmp_path, tiny_teacher)
-    reads |= reads_of_the_log(next(job for job in JOBS if job.name == "serve"), settings)
+    reads |= reads_of_the_log(next(job for job in JOBS if job.name == "serve"), settings) | reads_of_tracing()
     for schema in (ServeConfig, InfoConfig, QueryConfig):
         assert settings_of(schema) <= reads
