@@ -20,7 +20,7 @@ TYPE_TESTS := MYPYPATH=tests $(BIN)/mypy --cache-dir .mypy_cache/tests --implici
 FUZZ_SECONDS = $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),60)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup proto demo test test-fast chaos soak fuzz audit lint format type buf buf-release serve train bench \
+.PHONY: help setup proto demo test test-fast chaos soak fuzz audit lint format type buf buf-release dashboards serve train bench \
   bench-peers gpu-check gpu-pack lock clean
 
 help: ## list the targets
@@ -72,6 +72,10 @@ buf: ## lint the wire contract, and compare it with the last release's (needs np
 
 buf-release: ## at a release: what `make buf` compares with from now on (needs npm)
 	cd proto && $(BUF) build --exclude-source-info --output released.json
+
+dashboards: ## check Grafana's dashboards against Grafana's own types (needs npm; skipped with a notice without)
+	@command -v npm >/dev/null || { echo "NOTICE: npm is not installed; the dashboards' types are not checked"; exit 0; } && \
+	  cd docker/grafana/check && npm ci --ignore-scripts --no-audit --no-fund --silent && npm run --silent check
 
 serve: setup ## the teacher daemon: make serve TEACHER=teacher.safetensors
 	$(BIN)/teacher-server serve --teacher $(TEACHER) --listen $(LISTEN) --metrics-listen $(METRICS)

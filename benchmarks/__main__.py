@@ -32,6 +32,7 @@ SECTIONS = {
     "hidden": "time of an epoch with a real teacher on its own core, against one without",
     "scaling": "step time of one rank and of two, on the cores of this machine",
     "generation": "trips a second of beam search, batched and incremental, against one trip and all steps anew",
+    "latency": "milliseconds of one question for the next road, alone and 64 at once; in Python and as exported",
     "evaluation": "time to measure generated trips, against plain loops",
 }
 """Names of modules of this package, each with a function `run`."""

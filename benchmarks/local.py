@@ -39,7 +39,8 @@ class LocalTeacher:
         """Log-probabilities of a request's candidates."""
         with self._stage("check"):
             served = self.engine.served
-            limits = RequestLimits(served.cells, served.longest, query.positions, len(query.candidate_tokens))
+            candidates = len(query.candidate_tokens)
+            limits = RequestLimits(served.cells, served.eot, served.longest, query.positions, candidates)
             checks.check(query, limits)
         with self._stage("look up"):
             asked = self.table.ask(query)

@@ -269,7 +269,7 @@ def _straightforward_steps(session: Session, plan: Sequence[PlannedStep]) -> tup
     network, trips = RoadNetwork.load(session.store), session.store.trips("train")
     model = StraightforwardHOSER(settings.model, network)
     model.load_state_dict(session.model.state_dict())
-    optimizer = build_optimizer(model, settings.optim)
+    optimizer = build_optimizer(settings.optim, model)
 
     def make(planned: PlannedStep) -> Step:
         (index,) = planned.micro_batches

@@ -1,16 +1,22 @@
-"""Where a teacher listens, and what callers write to reach one: HOST:PORT, [IPV6]:PORT, unix:PATH, or a gRPC name."""
+"""Where a teacher listens, and what callers write to reach one: HOST:PORT, [IPV6]:PORT, unix:PATH, or a gRPC name.
+
+Trainers also take file:PATH, a teacher's answers in a file instead of a teacher.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import ipaddress
 import re
+from pathlib import Path
 from typing import Annotated
 
 import pydantic
 
 NAME_SCHEMES = ("dns://", "ipv4:", "ipv6:", "xds://")
 """Beginnings of gRPC names, which may stand for several teachers."""
+FILE_SCHEME = "file:"
+"""Beginning of what stands for an answers file."""
 FORMS = "expected HOST:PORT, [IPV6]:PORT or unix:PATH"
 HIGHEST_PORT = 65535
 USUAL_PORT = 50051
@@ -91,9 +97,20 @@ def addresses_in(text: str) -> list[str]:
     return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
+def answers_path(text: str) -> Path | None:
+    """The answers file that stands in place of teachers; None if it is teachers, or none."""
+    return Path(text.removeprefix(FILE_SCHEME)) if text.startswith(FILE_SCHEME) else None
+
+
 def check_teachers(text: str) -> str:
-    """None, a list of addresses or a gRPC name, as it was written; raises `ValueError` saying how to write them."""
+    """None, a list of addresses, a gRPC name or an answers file, as it was written; raises `ValueError` saying how to
+    write them."""
     if text == "none":
+        return text
+    if text.startswith(FILE_SCHEME):
+        path = text.removeprefix(FILE_SCHEME)
+        if not path.strip("/") or (path.startswith("//") and not path.startswith("///")):
+            raise ValueError(f"write file:{path.strip('/') or 'PATH'}, the path as it is")
         return text
     if text.strip().lower() in ("", "none", "null", "off"):
         raise ValueError("write none for no teacher, otherwise HOST:PORT[,HOST:PORT...]")
@@ -131,4 +148,4 @@ def _is_ipv6(text: str) -> bool:
 ServerText = Annotated[str, pydantic.AfterValidator(check_server)]
 """Address of a server to call."""
 TeachersText = Annotated[str, pydantic.AfterValidator(check_teachers)]
-"""Teachers to call, or none."""
+"""Teachers to call, an answers file, or none."""

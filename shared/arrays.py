@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,3 +18,5 @@ Float16 = npt.NDArray[np.float16]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Floating = npt.NDArray[np.floating[Any]]
+Integers = Sequence[int] | npt.NDArray[np.integer[Any]]
+"""A list of whole numbers as callers of the Python API have it."""

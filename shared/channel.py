@@ -10,10 +10,12 @@ import hashlib
 import hmac
 import logging
 import os
+import re
 import ssl
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import pydantic
 
@@ -26,6 +28,8 @@ TOKEN_VARIABLE = "TEACHER_TOKEN"  # noqa: S105 - a name
 """Environment variable with bearer tokens, separated by blanks; a caller sends the first, a teacher takes any."""
 SHORTEST_TOKEN = 16
 """Characters; shorter ones are guessed."""
+TOKEN_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""What a token may be called."""
 
 
 class ChannelConfig(Section):
@@ -80,8 +84,23 @@ class Watched:
         return before != now
 
 
+class Token(NamedTuple):
+    """A secret and whose it is.
+
+    Attributes:
+        secret: printable ASCII without blanks.
+        name: empty if it has none.
+    """
+
+    secret: str
+    name: str = ""
+
+
 class Tokens:
-    """Bearer tokens of a file, reread when it changes, or else of the environment."""
+    """Bearer tokens of a file, reread when it changes, or else of the environment.
+
+    In a file all of them have a name (`name: token`) or none has; several may have the same.
+    """
 
     def __init__(self, path: Path | None, environment: Mapping[str, str] = os.environ) -> None:
         """Reads them.
@@ -92,11 +111,12 @@ class Tokens:
         self._path = path
         self._watched = Watched(*([] if path is None else [path]))
         self._watched.changed()
-        self._tokens: tuple[str, ...]
+        self._tokens: tuple[Token, ...]
         if path is not None:
             self._tokens = _read_tokens(path)
         else:
-            self._tokens = _checked(environment.get(TOKEN_VARIABLE, "").split(), TOKEN_VARIABLE)
+            tokens = [Token(secret) for secret in environment.get(TOKEN_VARIABLE, "").split()]
+            self._tokens = _checked(tokens, TOKEN_VARIABLE)
 
     def __bool__(self) -> bool:
         """Whether there are any: a file always has some."""
@@ -105,20 +125,34 @@ class Tokens:
     @property
     def first(self) -> str:
         """What a caller sends."""
-        return self._current()[0]
+        return self._current()[0].secret
 
-    def holds(self, token: str) -> bool:
-        """Whether a token is one of them; takes as long whichever it is, and whether it is."""
-        digest = hashlib.sha256(token.encode(errors="surrogatepass")).digest()
-        found = False
+    @property
+    def names(self) -> frozenset[str]:
+        """Whose they are; none if they have no names."""
+        return frozenset(token.name for token in self._current() if token.name)
+
+    def name_of(self, secret: str) -> str | None:
+        """Whose token this is, "" if it has no name, None if it is none of them; takes as long whichever it is, and
+        whether it is."""
+        digest = hashlib.sha256(secret.encode(errors="surrogatepass")).digest()
+        found: str | None = None
         for known in self._current():
-            found |= hmac.compare_digest(hashlib.sha256(known.encode()).digest(), digest)
+            is_it = hmac.compare_digest(hashlib.sha256(known.secret.encode()).digest(), digest)
+            found = known.name if is_it else found
         return found
 
-    def _current(self) -> tuple[str, ...]:
+    def holds(self, secret: str) -> bool:
+        """Whether a token is one of them; takes as long as `name_of`."""
+        return self.name_of(secret) is not None
+
+    def _current(self) -> tuple[Token, ...]:
         if self._path is not None and self._watched.changed():
             try:
-                self._tokens = _read_tokens(self._path)
+                fresh = _read_tokens(self._path)
+                if bool(fresh[0].name) != bool(self._tokens[0].name):
+                    raise ConfigError(f"{self._path}: tokens get names, or lose them, when the teacher is restarted")
+                self._tokens = fresh
                 log.info("read %d tokens from %s again", len(self._tokens), self._path)
             except ConfigError as error:
                 log.error("%s; the tokens read before stay in force", error)
@@ -156,24 +190,38 @@ def check_pair(certificate: Path, key: Path, setting: str) -> None:
         ) from None
 
 
-def _read_tokens(path: Path) -> tuple[str, ...]:
+def _read_tokens(path: Path) -> tuple[Token, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the tokens in {path}: {getattr(error, 'strerror', None) or error}") from None
-    tokens = _checked([line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")], str(path))
+    entries = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    tokens = _checked([_token(entry) for entry in entries], str(path))
     if not tokens:
         raise ConfigError(f"{path} holds no token; write one a line")
     return tokens
 
 
-def _checked(tokens: list[str], where: str) -> tuple[str, ...]:
+def _token(entry: str) -> Token:
+    """A line: a token, which has no blanks, or a name, a colon, blanks and a token."""
+    name, colon, secret = entry.partition(": ")
+    return Token(secret.strip(), name.strip()) if colon else Token(entry)
+
+
+def _checked(tokens: list[Token], where: str) -> tuple[Token, ...]:
     """Complains without showing them."""
-    for number, token in enumerate(tokens, start=1):
-        if len(token) < SHORTEST_TOKEN:
-            raise ConfigError(f"{where}: token {number} has {len(token)} characters; {SHORTEST_TOKEN} are the least")
-        if not all("!" <= character <= "~" for character in token):
+    names: dict[str, str] = {}
+    for number, (secret, name) in enumerate(tokens, start=1):
+        if name and TOKEN_NAME.fullmatch(name) is None:
+            raise ConfigError(f"{where}: the name of token {number} is not 1 to 64 letters, digits, _ or -")
+        if len(secret) < SHORTEST_TOKEN:
+            raise ConfigError(f"{where}: token {number} has {len(secret)} characters; {SHORTEST_TOKEN} are the least")
+        if not all("!" <= character <= "~" for character in secret):
             raise ConfigError(f"{where}: token {number} has characters other than printable ASCII")
+        if names.setdefault(secret, name) != name:
+            raise ConfigError(f"{where}: token {number} is the same as an earlier one of {names[secret]!r}")
+    if len({bool(name) for name in names.values()}) > 1:
+        raise ConfigError(f"{where}: some tokens have a name and others have none; write `name: token` for all or none")
     return tuple(tokens)
 
 

@@ -12,10 +12,10 @@ import contextlib
 import dataclasses
 import importlib
 import logging
+import operator
 import re
 import shlex
 import signal
-import sys
 import textwrap
 import threading
 from collections.abc import Iterator, Sequence
@@ -25,8 +25,11 @@ from typing import Any, get_args
 import shared
 from shared import config, extras, log
 from shared.errors import ConfigError, ReportableError
+from shared.flags import Once
 
 logger = logging.getLogger(__name__)
+
+DEFAULT_LEVEL: log.Level = "info"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +59,16 @@ class Job:
     extra: str | None = None
     """The extra that it needs, if not its program's own."""
     check: str = ""
+    section: str = ""
+    """Of YAML files, where another program has a job of the same name; otherwise the job's name."""
+
+    @property
+    def yaml_section(self) -> str:
+        """Where its settings stand in a YAML file."""
+        return self.section or self.name
+
+    log_format: str = ""
+    """The key of its schema that says how log lines look; empty: only the flag says it."""
 
 
 def main(
@@ -78,28 +91,58 @@ def main(
         _add_job(commands, job)
     arguments = parser.parse_args(argv)
     job = next(job for job in jobs if job.name == arguments.job)
-    log.setup(arguments.log_level)
+    log.setup(arguments.log_level or DEFAULT_LEVEL, arguments.log_format or "text")
+    with contextlib.ExitStack() as ending:
+        return _run(f"{program} {job.name}", job, arguments, ending)
+
+
+def _run(name: str, job: Job, arguments: argparse.Namespace, ending: contextlib.ExitStack) -> int:
+    """Runs a job and says how it failed; what `ending` holds is closed after that."""
     try:
-        paths, overrides = _split(arguments.config)
-        flags = {flag.key: given for flag in job.flags if (given := getattr(arguments, flag.key)) is not None}
         with extras.needed(job.extra):
-            settings = config.load(_import(job.schema), job.name, paths, [*overrides, *arguments.overrides], flags)
+            settings = _settings(job, arguments)
+            ending.enter_context(log.captured())
             with _terminated_as_interrupted():
                 if job.check:
                     _import(job.check)(settings)
                 return int(_import(job.run)(settings) or 0)
     except ReportableError as error:
-        print(f"{program} {job.name}: {error}", file=sys.stderr)
+        log.say(name, str(error))
         return 2
     except KeyboardInterrupt:
-        print(f"{program} {job.name}: interrupted", file=sys.stderr)
+        log.say(name, "interrupted")
         return 130
     except BrokenPipeError:
         return 1
     except OSError as error:  # a full disk, a directory that may not be written: the machine's trouble, no bug
         logger.debug("the failure in full", exc_info=True)
-        print(f"{program} {job.name}: {error}", file=sys.stderr)
+        log.say(name, str(error))
         return 1
+    except Exception:
+        if not log.is_json():
+            raise
+        logger.critical("%s failed unexpectedly", name, exc_info=True)  # as one line; a traceback is many
+        return 1
+
+
+def _settings(job: Job, arguments: argparse.Namespace) -> config.Section:
+    """What the command line and its files say; log lines look as they say from here on."""
+    paths, overrides = _split(arguments.config)
+    flags = {flag.key: given for flag in job.flags if (given := getattr(arguments, flag.key)) is not None}
+    if arguments.log_format and job.log_format:
+        flags[job.log_format] = arguments.log_format
+    settings: config.Section = config.load(
+        _import(job.schema), job.yaml_section, paths, [*overrides, *arguments.overrides], flags
+    )
+    if job.log_format:
+        log.setup(arguments.log_level or DEFAULT_LEVEL, log_format(job, settings))
+    return settings
+
+
+def log_format(job: Job, settings: config.Section) -> log.Format:
+    """What a job's settings say of log lines."""
+    found: log.Format = operator.attrgetter(job.log_format)(settings)
+    return found
 
 
 def command(program: str, *arguments: str) -> str:
@@ -129,7 +172,7 @@ class _JobParser(argparse.ArgumentParser):
     job: Job
 
     def format_help(self) -> str:
-        where = f"key=value, or in a YAML file under '{self.job.name}:'; key= for none"
+        where = f"key=value, or in a YAML file under '{self.job.yaml_section}:'; key= for none"
         lines = [super().format_help(), f"settings ({where}):"]
         try:
             with extras.needed(self.job.extra):
@@ -175,9 +218,11 @@ def _add_job(commands: Any, job: Job) -> None:
     parser.job = job
     for flag in job.flags:
         if flag.is_switch:
-            parser.add_argument(flag.name, dest=flag.key, action="store_true", default=None, help=flag.help)
+            parser.add_argument(flag.name, dest=flag.key, action=Once, nargs=0, help=flag.help)
         else:
-            parser.add_argument(flag.name, dest=flag.key, metavar=flag.metavar, nargs=flag.nargs, help=flag.help)
+            parser.add_argument(
+                flag.name, dest=flag.key, action=Once, metavar=flag.metavar, nargs=flag.nargs, help=flag.help
+            )
     parser.add_argument(
         "--config",
         nargs="+",
@@ -186,7 +231,13 @@ def _add_job(commands: Any, job: Job) -> None:
         metavar="YAML",
         help="configuration files; a later one wins",
     )
-    parser.add_argument("--log-level", choices=get_args(log.Level), default="info", help="what is worth a line")
+    levels = get_args(log.Level)
+    parser.add_argument(
+        "--log-level", action=Once, choices=levels, help=f"what is worth a line (default {DEFAULT_LEVEL})"
+    )
+    parser.add_argument(
+        "--log-format", action=Once, choices=get_args(log.Format), help="lines for people, or for machines (text)"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="any setting below, a.b=value")
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import shlex
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,15 +30,19 @@ from shared.errors import ConfigError
 JOBS = frozenset(
     {
         "demo-city",
+        "convert",
         "prepare",
         "train",
         "tune",
         "predict",
+        "sample",
+        "export-student",
         "generate",
         "evaluate",
         "compare",
         "report",
         "bundle",
+        "answer",
         "pipeline",
         "pretrain",
         "export",
@@ -153,12 +158,12 @@ def validate(schema: type[S], values: dict[str, Any]) -> S:
 
 def dump(config: Section) -> str:
     """The resolved configuration as YAML that `load` reads back."""
-    return _to_yaml(config.model_dump(mode="json"))
+    return to_yaml(config.model_dump(mode="json"))
 
 
 def save(config: Section, job: str, path: Path) -> None:
     """Writes the resolved configuration as a YAML file with the job's section."""
-    files.write_text(path, _to_yaml({job: config.model_dump(mode="json")}))
+    files.write_text(path, to_yaml({job: config.model_dump(mode="json")}))
 
 
 def as_overrides(values: Mapping[str, Any]) -> list[str]:
@@ -168,6 +173,19 @@ def as_overrides(values: Mapping[str, Any]) -> list[str]:
         values: what `model_dump(mode="json")` gives.
     """
     return [f"{key}={_as_override(value)}" for key, value in _leaves(values)]
+
+
+def differing(values: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
+    """Dotted keys of settings, as `model_dump` gives them, that both do not share, in the order of the first."""
+    ours, theirs = dict(_leaves(values)), dict(_leaves(others))
+    keys = dict.fromkeys([*ours, *theirs])
+    return [key for key in keys if key not in ours or key not in theirs or ours[key] != theirs[key]]
+
+
+def in_force(config: Section) -> str:
+    """All settings as they hold, defaults too, in one line that a shell would read; passwords in URLs are left out."""
+    line = shlex.join(as_overrides(config.model_dump(mode="json")))
+    return re.sub(r"(://[^:/@\s']*:)[^@\s']+@", r"\1...@", line)
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -187,7 +205,8 @@ def _as_override(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-def _to_yaml(values: dict[str, Any]) -> str:
+def to_yaml(values: dict[str, Any]) -> str:
+    """Plain values as YAML that a configuration file may hold."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False)  # ASCII: raw line separators would not read back
 
 

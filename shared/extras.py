@@ -13,15 +13,19 @@ from shared.errors import ConfigError
 
 EXTRAS: dict[str, frozenset[str]] = {
     "teacher": frozenset({"torch", "numba", "grpc_reflection", "prometheus_client", "uvloop"}),
-    "trainer": frozenset({"torch", "numba", "torch_geometric", "kahip", "polars", "scipy", "tensorboard"}),
+    "trainer": frozenset(
+        {"torch", "numba", "torch_geometric", "kahip", "polars", "scipy", "tensorboard", "prometheus_client"}
+    ),
     "report": frozenset({"matplotlib"}),
     "tune": frozenset({"optuna", "cmaes", "plotly", "sqlalchemy"}),
     "wandb": frozenset({"wandb"}),
+    "convert": frozenset({"osmium"}),
+    "tracing": frozenset({"opentelemetry"}),
 }
 """Modules by extra. `report` brings `trainer` with it, `tune` brings `report`."""
 
-ON_REQUEST = frozenset({"wandb"})
-"""Extras that no command needs until a setting asks for them."""
+ON_REQUEST = frozenset({"wandb", "convert", "tracing"})
+"""Extras that no command needs until a setting, or a file of their format, asks for them."""
 
 
 @contextlib.contextmanager

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
 from shared import files
-from shared.sinks import Sinks, WandbRun
+from shared.sinks import Sink, Sinks, WandbRun
 
 
 class Logbook:
@@ -16,7 +17,14 @@ class Logbook:
     A record is a flat dictionary of numbers with `step`; names are `group/metric`.
     """
 
-    def __init__(self, path: Path, step: int, tensorboard: bool, wandb: WandbRun) -> None:
+    def __init__(
+        self,
+        path: Path,
+        step: int,
+        tensorboard: bool,
+        wandb: WandbRun,
+        prometheus: Callable[[], Sink] | None = None,
+    ) -> None:
         """Opens the sinks of a job that stands at `step`; later records of an earlier attempt are dropped.
 
         Args:
@@ -24,10 +32,11 @@ class Logbook:
             step: the last one that is done.
             tensorboard: whether to write event files.
             wandb: what Weights & Biases is told, if it is asked for.
+            prometheus: opens that sink, if it is wanted.
         """
         _keep_until(path, step)
         self._file: TextIO = path.open("a", encoding="utf-8")
-        self._sinks = Sinks(path.parent, tensorboard, wandb, after=step)
+        self._sinks = Sinks(path.parent, tensorboard, wandb, after=step, prometheus=prometheus)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Adds a record."""

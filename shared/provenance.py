@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib.metadata
 import importlib.resources
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 import shared
@@ -15,6 +17,9 @@ from shared import files
 
 ROOTS = ("shared", "student_trainer", "teacher_server")
 LIBRARIES = ("torch", "numpy", "numba", "scipy", "polars")
+
+VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX", "sve": "SVE", "asimd": "NEON"}
+"""Vector instructions by the names that Linux has for them, the widest first."""
 
 
 def environment() -> dict[str, Any]:
@@ -27,6 +32,22 @@ def environment() -> dict[str, Any]:
         "cores": cores(),
         **{name: importlib.metadata.version(name) for name in LIBRARIES},
     }
+
+
+def arithmetic() -> str:
+    """What decides the last bits of a computation on the CPU, for people: this software's and torch's version, the
+    processor, and its widest vector instructions, by which libraries choose their kernels."""
+    name, flags = platform.processor() or platform.machine(), set[str]()
+    with contextlib.suppress(OSError):  # not Linux
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                flags |= set(value.split())
+    widest = next((label for flag, label in VECTORS.items() if flag in flags), "")
+    parts = [f"version {shared.__version__}", f"torch {importlib.metadata.version('torch')}", name, widest]
+    return ", ".join(part for part in parts if part)
 
 
 def cores() -> int:

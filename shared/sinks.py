@@ -1,4 +1,4 @@
-"""Where values go beside a job's own files: TensorBoard and Weights & Biases.
+"""Where values go beside a job's own files: TensorBoard, Weights & Biases and Prometheus.
 
 Neither decides whether a job lives. Whether Weights & Biases can be used is asked before anything is claimed
 (`check_wandb`); afterwards a sink that fails is named once and gets nothing more.
@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -78,14 +78,24 @@ class Sink(Protocol):
 class Sinks:
     """The sinks of a job; those that fail are dropped."""
 
-    def __init__(self, out: Path, tensorboard: bool, wandb: WandbRun, after: int | None = None) -> None:
+    def __init__(
+        self,
+        out: Path,
+        tensorboard: bool,
+        wandb: WandbRun,
+        after: int | None = None,
+        prometheus: Callable[[], Sink] | None = None,
+    ) -> None:
         """Opens them.
 
         Args:
             out: the job's directory.
             after: the step at which a job goes on; what TensorBoard holds of later ones is dropped.
+            prometheus: opens that sink, if it is wanted.
         """
         self._open: dict[str, Sink] = {}
+        if prometheus is not None:
+            self._try("Prometheus", lambda: self._open.update(Prometheus=prometheus()))
         if tensorboard:
             self._try("TensorBoard", lambda: self._open.update(TensorBoard=_TensorBoard(out, after)))
         mode = wandb_mode(wandb.asked)

@@ -28,13 +28,15 @@ import psutil
 
 from shared import ragged
 from shared.arrays import Int32, Int64
-from shared.errors import DataError, FileFormatError
+from shared.errors import CompatibilityError, DataError, FileFormatError
 from shared.vocab import Tokeniser
 
 log = logging.getLogger(__name__)
 
 FORMAT = "hoser-store/1"
 SPLITS = ("train", "val", "test")
+PREPARE = "run `prepare` again"
+"""What mends a damaged store."""
 RAM_SHARE = 0.6
 """Share of the free memory that a split may take before it is memory-mapped."""
 
@@ -66,9 +68,13 @@ class Trips:
         """Roads per trip, int64 [n]."""
         return np.diff(self.offsets)
 
+    def lengths_of(self, trips: Int64) -> Int64:
+        """Roads of each of the given trips: int64, as `trips`."""
+        return self.offsets[trips + 1] - self.offsets[trips]
+
     def take(self, trips: Int64) -> Trips:
         """The given trips, in the given order, in memory."""
-        lengths = self.offsets[trips + 1] - self.offsets[trips]
+        lengths = self.lengths_of(trips)
         index = ragged.slices(self.offsets[trips], lengths)
         return Trips(self.roads[index], self.times[index], ragged.offsets(lengths), self.source_rows[trips])
 
@@ -96,6 +102,11 @@ class Store:
             self.tokeniser = Tokeniser.from_dict(self.manifest, occupied)
         except FileFormatError as error:
             raise FileFormatError(f"{path}: {error}; run `prepare` again") from None
+
+    @classmethod
+    def open(cls, path: str | Path) -> Store:
+        """As `Store(path)`, of a path that may be text."""
+        return cls(Path(path))
 
     @property
     def fingerprint(self) -> str:
@@ -143,15 +154,47 @@ class Store:
         folder = self.path / split
         if not folder.is_dir():
             raise DataError(f"{self.path} has no {split} split; it holds {', '.join(map(str, self._known('splits')))}")
-        paths = {field.name: folder / f"{field.name}.npy" for field in dataclasses.fields(Trips)}
-        size = sum(path.stat().st_size for path in paths.values() if path.is_file())
-        free = psutil.virtual_memory().available
-        mmap = cache == "mmap" or (cache == "auto" and size > RAM_SHARE * free)
-        log.info(
-            "%s: %.1f MiB, %.0f MiB of memory free -> %s (cache=%s)",
-            split, size / 2**20, free / 2**20, "memory-mapped" if mmap else "held in memory", cache,
-        )  # fmt: skip
-        return _checked(folder, Trips(**{name: _load(path, mmap) for name, path in paths.items()}))
+        return read_trips(folder, cache)
+
+    def check_vocabulary(self, tokeniser: Tokeniser, teacher: str) -> None:
+        """Refuses a teacher of another grid or vocabulary.
+
+        Args:
+            tokeniser: the teacher's.
+            teacher: where it is, for people: "at HOST:PORT".
+
+        Raises:
+            CompatibilityError: naming every value that differs, and how to mend it.
+        """
+        if tokeniser.fingerprint != self.tokeniser.fingerprint:
+            differences = "; ".join(self.tokeniser.differences(tokeniser))
+            raise CompatibilityError(
+                f"the store {self.path} and the teacher {teacher} do not share grid and vocabulary "
+                f"(store != teacher): {differences}. Prepare the store with grid.teacher=TEACHER_FILE, "
+                "or pretrain a teacher on this store"
+            )
+
+
+def read_trips(folder: Path, cache: Cache = "auto", mend: str = PREPARE) -> Trips:
+    """The trips in a directory that is laid out as a split.
+
+    Args:
+        folder: with an array a file.
+        cache: see `Store.trips`.
+        mend: what to do if they cannot be read.
+
+    Raises:
+        FileFormatError: a file is missing or damaged.
+    """
+    paths = {field.name: folder / f"{field.name}.npy" for field in dataclasses.fields(Trips)}
+    size = sum(path.stat().st_size for path in paths.values() if path.is_file())
+    free = psutil.virtual_memory().available
+    mmap = cache == "mmap" or (cache == "auto" and size > RAM_SHARE * free)
+    log.info(
+        "%s: %.1f MiB, %.0f MiB of memory free -> %s (cache=%s)",
+        folder.name, size / 2**20, free / 2**20, "memory-mapped" if mmap else "held in memory", cache,
+    )  # fmt: skip
+    return _checked(folder, Trips(**{name: _load(path, mmap, mend) for name, path in paths.items()}), mend)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -168,7 +211,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _checked(folder: Path, trips: Trips) -> Trips:
+def _checked(folder: Path, trips: Trips, mend: str) -> Trips:
     """Trips whose arrays fit together."""
     arrays = vars(trips)
     flat = all(array.ndim == 1 and np.issubdtype(array.dtype, np.integer) for array in arrays.values())
@@ -181,11 +224,11 @@ def _checked(folder: Path, trips: Trips) -> Trips:
         and offsets[-1] == len(trips.roads) == len(trips.times)
         and bool(np.all(offsets[1:] >= offsets[:-1]))
     ):
-        raise FileFormatError(f"{folder} is damaged: its arrays do not fit together; run `prepare` again")
+        raise FileFormatError(f"{folder} is damaged: its arrays do not fit together; {mend}")
     return trips
 
 
-def _load(path: Path, mmap: bool) -> npt.NDArray[Any]:
+def _load(path: Path, mmap: bool, mend: str = PREPARE) -> npt.NDArray[Any]:
     try:
         if mmap:
             return np.lib.format.open_memmap(path, mode="r")
@@ -193,5 +236,5 @@ def _load(path: Path, mmap: bool) -> npt.NDArray[Any]:
             array: npt.NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
     except Exception as error:  # an untrusted header can make numpy's parser fail in any way
         reason = " ".join(str(error).split())
-        raise FileFormatError(f"{path} is missing or damaged ({reason}); run `prepare` again") from None
+        raise FileFormatError(f"{path} is missing or damaged ({reason}); {mend}") from None
     return array

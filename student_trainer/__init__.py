@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from typing import TYPE_CHECKING
 
 
 def _refuse_another_shared() -> None:
@@ -36,3 +37,28 @@ def _refuse_another_shared() -> None:
 
 
 _refuse_another_shared()
+
+_PUBLIC = {
+    "NextRoad": "student_trainer.predict.next_road",
+    "Store": "shared.store",
+    "Student": "student_trainer.api",
+    "Teacher": "student_trainer.distill.asking",
+    "TeacherScore": "student_trainer.distill.asking",
+}
+"""Where what `docs/api.md` describes is defined; imported when it is first asked for, which takes seconds."""
+__all__ = ["NextRoad", "Store", "Student", "Teacher", "TeacherScore"]
+
+if TYPE_CHECKING:
+    from shared.store import Store
+    from student_trainer.api import Student
+    from student_trainer.distill.asking import Teacher, TeacherScore
+    from student_trainer.predict.next_road import NextRoad
+else:
+
+    def __getattr__(name: str) -> object:
+        if name not in _PUBLIC:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from shared import extras
+
+        with extras.needed("trainer"):
+            return getattr(importlib.import_module(_PUBLIC[name]), name)

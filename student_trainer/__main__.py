@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from shared import cli
@@ -14,6 +15,18 @@ JOBS = (
         schema="student_trainer.demo_city.config:DemoCityConfig",
         run="student_trainer.demo_city.run:run",
         flags=(Flag("--out", "out", "directory to write", "RAW"),),
+    ),
+    Job(
+        name="convert",
+        summary="turn a network (GeoJSON, OpenStreetMap) and trips as rows (CSV) into a raw HOSER directory",
+        schema="student_trainer.convert.config:ConvertConfig",
+        run="student_trainer.convert.run:run",
+        check="student_trainer.early:check_convert",
+        flags=(
+            Flag("--roads", "roads", "the network: .geojson, .osm or .osm.pbf", "FILE"),
+            Flag("--trips", "trips", "trips, a row for each road: trip, road, time", "FILE.csv"),
+            Flag("--out", "out", "directory to write", "RAW"),
+        ),
     ),
     Job(
         name="prepare",
@@ -32,6 +45,7 @@ JOBS = (
         schema="student_trainer.train.config:TrainConfig",
         run="student_trainer.train.run:run",
         check="student_trainer.early:check_run",
+        log_format="log.format",
         flags=(
             Flag("--data", "data", "store to train on", "STORE"),
             Flag(
@@ -42,6 +56,20 @@ JOBS = (
             ),
             Flag("--out", "out", "directory of the run", "RUN"),
             Flag("--resume", "resume", "continue the run from its last checkpoint", is_switch=True),
+            Flag("--continue-to", "continue_to", "continue it to more epochs than it was begun with", "EPOCHS"),
+        ),
+    ),
+    Job(
+        name="sample",
+        summary="draw trips from a teacher on the road network, to train on",
+        schema="student_trainer.sample.config:SampleConfig",
+        run="student_trainer.sample.run:run",
+        check="student_trainer.early:check_store",
+        flags=(
+            Flag("--data", "data", "store whose roads they are on", "STORE"),
+            Flag("--teacher", "teacher", "teachers, as for train", "HOST:PORT[,HOST:PORT...]"),
+            Flag("--trips", "trips", "trips to draw", "N"),
+            Flag("--out", "out", "directory to write", "SAMPLED"),
         ),
     ),
     Job(
@@ -51,6 +79,7 @@ JOBS = (
         run="student_trainer.tune.run:run",
         extra="tune",
         check="student_trainer.tune.plan:check",
+        log_format="train.log.format",
         flags=(
             Flag("--data", "data", "store to train on", "STORE"),
             Flag("--teacher", "teacher", "one teacher for all trials, as for train", "HOST:PORT[,HOST:PORT...]"),
@@ -64,7 +93,7 @@ JOBS = (
     ),
     Job(
         name="predict",
-        summary="write a student's per-step logits and travel times",
+        summary="write a student's per-step logits and travel times, or print the next roads of one trip",
         schema="student_trainer.predict.config:PredictConfig",
         run="student_trainer.predict.run:run",
         check="student_trainer.early:check_student",
@@ -73,6 +102,21 @@ JOBS = (
             Flag("--weights", "weights", "checkpoint of a run, or an upstream state_dict", "FILE"),
             Flag("--split", "split", "train, val or test", "SPLIT"),
             Flag("--out", "out", "file to write", "FILE.npz"),
+            Flag("--trip", "trip", "instead: roads of a trip under way, the current one last", "ROAD[,ROAD...]"),
+            Flag("--destination", "destination", "where that trip ends", "ROAD"),
+        ),
+    ),
+    Job(
+        name="export",
+        summary="write a student as one file that torch runs without this project",
+        schema="student_trainer.predict.config:ExportConfig",
+        run="student_trainer.predict.export:run",
+        check="student_trainer.early:check_student",
+        section="export-student",
+        flags=(
+            Flag("--data", "data", "store to read", "STORE"),
+            Flag("--weights", "weights", "checkpoint of a run, or an upstream state_dict", "FILE"),
+            Flag("--out", "out", "file to write", "FILE.pt2"),
         ),
     ),
     Job(
@@ -96,7 +140,7 @@ JOBS = (
         check="student_trainer.early:check_student",
         flags=(
             Flag("--data", "data", "store that the trips were generated on", "STORE"),
-            Flag("--trips", "trips", "directory that `generate` wrote", "GENERATED"),
+            Flag("--trips", "trips", "directory that `generate` or `sample` wrote", "GENERATED"),
             Flag("--weights", "weights", "also measure these weights' next-road predictions", "FILE"),
             Flag("--out", "out", "directory to write", "EVALUATION"),
         ),
@@ -162,6 +206,8 @@ JOBS = (
 
 def main() -> int:
     """Runs the command line; returns the exit code."""
+    # gRPC's core, which reads this when it is imported, writes lines of its own; what they say is in the errors, too.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     return cli.main("student-trainer", "Trains HOSER, with a remote LM-TAD teacher or without.", JOBS, extra="trainer")
 
 

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from shared import claims
-from shared.errors import FileFormatError
+from shared import answers_file, claims
+from shared.address import answers_path
+from shared.errors import DataError, FileFormatError
 from shared.launch import is_one_of_several
 from shared.store import Store
-from student_trainer.runs.layout import check_unused
+from student_trainer.runs.layout import BEST, check_unused
 
 
 class ReadsStore(Protocol):
@@ -21,7 +22,15 @@ class ReadsStore(Protocol):
         """The store."""
 
 
-class MakesRun(ReadsStore, Protocol):
+class AsksTeacher(Protocol):
+    """Settings of a job that asks a teacher, or none."""
+
+    @property
+    def teacher(self) -> str:
+        """Where it is."""
+
+
+class MakesRun(ReadsStore, AsksTeacher, Protocol):
     """Settings of a job that trains."""
 
     @property
@@ -31,6 +40,10 @@ class MakesRun(ReadsStore, Protocol):
     @property
     def resume(self) -> bool:
         """Whether it goes on with what is there."""
+
+    @property
+    def continue_to(self) -> int:
+        """Whether it does so, to how many epochs; 0 if not."""
 
 
 class ReadsWeights(ReadsStore, Protocol):
@@ -57,20 +70,48 @@ class ReadsReport(Protocol):
         """The directory."""
 
 
+class ReadsNetwork(Protocol):
+    """Settings of a job that converts."""
+
+    @property
+    def roads(self) -> Path:
+        """The network."""
+
+    @property
+    def trips(self) -> Path:
+        """The trips."""
+
+
+def check_convert(settings: ReadsNetwork) -> None:
+    """Raises `DataError` if there is no network, or there are no trips."""
+    for flag, path in (("--roads", settings.roads), ("--trips", settings.trips)):
+        if not path.is_file():
+            raise DataError(f"{path} is no file; {flag} takes one")
+
+
 def check_store(settings: ReadsStore) -> None:
     """Raises `FileFormatError` if there is no store."""
     Store(settings.data)
 
 
+def check_answers(settings: AsksTeacher) -> None:
+    """Raises `FileFormatError` if the teacher is an answers file that is not there, or is none."""
+    path = answers_path(settings.teacher)
+    if path is not None:
+        answers_file.read_header(path)
+
+
 def check_run(settings: MakesRun) -> None:
-    """Raises `ReportableError` if there is no store, or OUT is used and not resumed; who uses it now is said later.
+    """Raises `ReportableError` if there is no store, the answers file is none, or OUT is used and not resumed; who uses
+    it now is said later.
 
     Several ranks would each say so: they look when they have met, and say it once.
     """
     if is_one_of_several():
         return
     check_store(settings)
-    if not settings.resume and claims.holder(settings.out) is None:
+    check_answers(settings)
+    if not settings.resume and not settings.continue_to and claims.holder(settings.out) is None:
         check_unused(settings.out)
 
 
@@ -82,7 +123,9 @@ def check_student(settings: ReadsWeights) -> None:
     try:
         Path(settings.weights).open("rb").close()
     except OSError as error:
-        raise FileFormatError(f"cannot read the weights {settings.weights}: {error.strerror}") from None
+        best = Path(settings.weights, BEST)
+        advice = f"; did you mean {best}?" if best.is_file() else ""
+        raise FileFormatError(f"cannot read the weights {settings.weights}: {error.strerror}{advice}") from None
 
 
 def check_evaluations(settings: ReadsEvaluations) -> None:

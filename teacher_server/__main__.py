@@ -49,6 +49,20 @@ JOBS = (
             Flag("--metrics-listen", "metrics_listen", "HOST:PORT or off (default 127.0.0.1:9464)", "ADDRESS"),
         ),
         check="teacher_server.early:check_serve",
+        log_format="log.format",
+    ),
+    Job(
+        "answer",
+        "writes all answers that training on a store needs into a file",
+        "teacher_server.offline.config:AnswerConfig",
+        "teacher_server.offline.run:run",
+        (
+            Flag("--data", "data", "store that `student-trainer prepare` wrote", "STORE"),
+            Flag("--out", "out", "answers file to write", "ANSWERS"),
+            Flag("--teacher", "teacher", "teacher file", "TEACHER"),
+            Flag("--address", "address", "HOST:PORT or unix:PATH of a running server", "ADDRESS"),
+        ),
+        check="teacher_server.early:check_answer",
     ),
     Job(
         "info",

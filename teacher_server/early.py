@@ -6,6 +6,9 @@ from shared import claims, teacher_file
 from shared.launch import is_one_of_several
 from shared.store import Store
 from teacher_server.lmtad.config import OVERWRITE, ExportConfig
+from teacher_server.offline import config as offline
+from teacher_server.offline import questions
+from teacher_server.offline.config import AnswerConfig
 from teacher_server.pretrain.config import PretrainConfig
 from teacher_server.pretrain.layout import check_unused
 from teacher_server.serve.config import ServeConfig
@@ -25,6 +28,16 @@ def check_pretrain(settings: PretrainConfig) -> None:
         return
     check_unused(settings)
     Store(settings.data)
+
+
+def check_answer(settings: AnswerConfig) -> None:
+    """Raises `ReportableError` if the answers file is there already, or store or teacher file do not fit."""
+    claims.check_file(settings.out, settings.overwrite, offline.OVERWRITE)
+    store = Store(settings.data)
+    if settings.teacher is not None:
+        header = teacher_file.read_header(settings.teacher)
+        longest = int(header.architecture["block_size"]) - 1
+        questions.check_teacher(header.tokeniser, longest, str(settings.teacher), store, settings.windows)
 
 
 def check_serve(settings: ServeConfig) -> None:

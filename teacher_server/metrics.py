@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import functools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import prometheus_client
@@ -16,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from shared.errors import InvalidRequest, TeacherError
 from teacher_server.answers.table import AnswerTable
+from teacher_server.request import CURRENT, Request
 
 SECONDS = tuple(1e-4 * 2**k for k in range(20))
 """Bounds of durations: 0.1 ms, doubling, up to 52 s."""
@@ -55,6 +57,7 @@ class Rejection(_Label):
     INVALID = "invalid", "no request, or beyond the limits of one"
     UNAUTHENTICATED = "unauthenticated", "without a token that the teacher knows"
     CALLS = "calls", "max_calls are open"
+    QUOTA = "quota", "the caller's positions per second are spent"
 
 
 class _Declared(NamedTuple):
@@ -75,6 +78,8 @@ class _Declared(NamedTuple):
 def _powers_of_two(last: int) -> tuple[int, ...]:
     return tuple(2**k for k in range(last + 1))
 
+
+_BY_CALLER = "by the name of the caller's token (other: without a name, or beyond the first 100 names)."
 
 DECLARED = {
     "requests": _Declared(
@@ -122,13 +127,39 @@ DECLARED = {
         Histogram, "teacher_batch_padded_tokens", "Padded tokens in a batch.", bounds=_powers_of_two(20)
     ),
     "compute_seconds": _Declared(Histogram, "teacher_compute_seconds", "The model's time for a batch.", bounds=SECONDS),
+    "caller_requests": _Declared(
+        Counter, "teacher_caller_requests_total", f"Valid requests for scores, {_BY_CALLER}", ("caller",)
+    ),
+    "caller_positions": _Declared(
+        Counter, "teacher_caller_positions_total", f"Scored positions asked for, {_BY_CALLER}", ("caller",)
+    ),
+    "caller_limited": _Declared(
+        Counter, "teacher_caller_limited_total", f"Requests slowed or refused for a quota, {_BY_CALLER}", ("caller",)
+    ),
     "scored_positions": _Declared(Counter, "teacher_scored_positions_total", "Positions that the model has scored."),
+    # the daemon itself
+    "state": _Declared(Gauge, "teacher_state", "1 for the state of the daemon, 0 for all others.", ("state",)),
+    "load_seconds": _Declared(
+        Gauge, "teacher_load_seconds", "From the start of the process until requests were accepted; 0 before."
+    ),
+    "certificate_end": _Declared(
+        Gauge,
+        "teacher_certificate_expiry_timestamp_seconds",
+        "When the first certificate of each file in use ends, by the setting that names the file.",
+        ("file",),
+    ),
 }
 """By the attribute of `Metrics`."""
 
 
+METHODS = ("GetTeacher", "Score", "StreamScore")
+"""Of requests; StreamScore is one request on a stream."""
+CODES = ("OK", *sorted({kind.status for kind in TeacherError.__subclasses__()}))
+"""That a request may end with."""
+
+
 class Metrics:
-    """What the daemon counts. Methods of requests: GetTeacher, Score, StreamScore (one a request on the stream)."""
+    """What the daemon counts; methods of requests are `METHODS`."""
 
     requests: Counter
     request_seconds: Histogram
@@ -146,7 +177,13 @@ class Metrics:
     batch_positions: Histogram
     batch_padded_tokens: Histogram
     compute_seconds: Histogram
+    caller_requests: Counter
+    caller_positions: Counter
+    caller_limited: Counter
     scored_positions: Counter
+    state: Gauge
+    load_seconds: Gauge
+    certificate_end: Gauge
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Registers everything on `registry`, and the collectors of process, interpreter and garbage collector."""
@@ -157,34 +194,50 @@ class Metrics:
         for attribute, declared in DECLARED.items():
             setattr(self, attribute, declared.on(registry))
         self.model = Info("teacher_model", "What is served.", registry=registry)
+        self.build = Info("teacher_build", "The software that serves it.", registry=registry)
+        self.listeners: list[Callable[[Request], None]] = []
+        """Are told of every request that ends, the refused too."""
+        for method in METHODS:  # at 0: a rate sees the first of a kind only if there was a value before it
+            self.request_seconds.labels(method)
+            for code in CODES:
+                self.requests.labels(method, code)
         for cut in CutReason:
             self.batches.labels(cut)
         for rejection in Rejection:
             self.rejected.labels(rejection)
 
     @contextlib.contextmanager
-    def request(self, method: str) -> Iterator[None]:
+    def request(self, method: str, caller: str = "") -> Iterator[Request]:
         """Counts and times one request; its code is the status of what the block raises."""
-        code = "OK"
+        request = Request(method, caller)
+        before = CURRENT.set(request)
         started = time.perf_counter()
         self.in_flight.inc()
         try:
-            yield
+            yield request
         except asyncio.CancelledError:
-            code = "CANCELLED"
+            request.code = "CANCELLED"
             raise
         except TeacherError as error:
-            code = error.status
+            request.code = error.status
             if isinstance(error, InvalidRequest):
                 self.reject(Rejection.INVALID)
             raise
         except BaseException:
-            code = "INTERNAL"
+            request.code = "INTERNAL"
             raise
         finally:
+            CURRENT.reset(before)
+            request.seconds = time.perf_counter() - started
             self.in_flight.dec()
-            self.requests.labels(method, code).inc()
-            self.request_seconds.labels(method).observe(time.perf_counter() - started)
+            self.requests.labels(method, request.code).inc()
+            self.request_seconds.labels(method).observe(request.seconds)
+            self.tell(request)
+
+    def tell(self, request: Request) -> None:
+        """A request has ended, or was refused before it was read."""
+        for listener in self.listeners:
+            listener(request)
 
     def reject(self, reason: Rejection) -> None:
         """A request or a call was refused."""
@@ -202,9 +255,18 @@ class Metrics:
         self.batch_positions.observe(positions)
         self.batch_padded_tokens.observe(padded_tokens)
 
+    def follow(self, states: Iterable[str], current: Callable[[], str]) -> None:
+        """Exposes which of some states holds, read when somebody looks."""
+        for state in states:
+            self.state.labels(state).set_function(functools.partial(_holds, state, current))
+
     def watch(self, answers: AnswerTable) -> None:
         """Exposes what an answer table counts, read when somebody looks."""
         self.registry.register(_TableCollector(answers))
+
+
+def _holds(state: str, current: Callable[[], str]) -> float:
+    return float(current() == state)
 
 
 class _TableCollector(Collector):

@@ -90,6 +90,11 @@ class Served:
         return self.header.tokeniser.vocabulary.cells
 
     @property
+    def eot(self) -> int:
+        """The token that ends a trip, which may be a candidate."""
+        return self.header.tokeniser.vocabulary.eot
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest context without SOT."""
         return int(self.header.architecture["block_size"]) - 1

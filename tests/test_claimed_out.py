@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, write_tiny_teacher
+from conftest import REPOSITORY, start_teacher, write_tiny_teacher
 from support.generated_trips import write_generated
+from support.lattice_city import walk, write_network, write_trips
 from support.random_city import write_random_store
 from support.tiny_city import write_tiny_city
 
@@ -34,10 +35,13 @@ TRAIN = f"train --data {{store}} --teacher none --out {{out}} optim.epochs=1 {SM
 RECIPE = "train={model: {road_id_dim: 8, road_attr_dim: 2}, optim: {batch_size: 8}, runtime: {threads: 1}}"
 JOBS = {
     "demo-city": "demo-city --out {out} columns=9 rows=9 trips.train=50 trips.val=10 trips.test=10",
+    "convert": "convert --roads {streets} --trips {walks} --out {out} network.id=u,v,key",
     "prepare": "prepare --raw {raw} --out {out}",
     "train": TRAIN,
     "train --resume": f"{TRAIN} --resume",
     "predict": "predict --data {store} --weights {weights} --out {out}.npz",
+    "sample": "sample --data {store} --teacher unix:{socket} --out {out} trips=20 max_roads=30 replace=true",
+    "export-student": "export --data {store} --weights {weights} --out {out}.pt2",
     "generate": "generate --data {store} --weights {weights} --out {out} pairs=6",
     "evaluate": "evaluate --data {store} --trips {trips} --out {out} bootstrap.draws=100",
     "compare": "compare --evaluations {one},{other} --out {out} bootstrap.draws=100",
@@ -49,12 +53,14 @@ JOBS = {
     "pretrain": "pretrain --data {store} --out {out}.safetensors n_layer=1 n_head=1 n_embd=8 max_steps=2",
     "export": "export --checkpoint {upstream} --out {out}.safetensors n_head=2 grid_rows=4 grid_cols=4",
 }
-SUFFIX = {"predict": ".npz", "bundle": ".zip", "pretrain": ".safetensors", "export": ".safetensors"}
+SUFFIX = {"predict": ".npz", "export-student": ".pt2", "bundle": ".zip"} | dict.fromkeys(
+    ("pretrain", "export"), ".safetensors"
+)
 """Of jobs that write a file."""
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     """What the jobs read."""
     room = tmp_path_factory.mktemp("room")
     store = write_random_store(room / "store", trips=40)
@@ -65,15 +71,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_tiny_teacher(room / "teacher.safetensors", tokeniser=store.tokeniser)
     state = {n: torch.from_numpy(a.copy()) for n, a in teacher_file.read(room / "teacher.safetensors")[1].items()}
     torch.save({"model": state, "model_config": {"n_head": 2}}, room / "upstream.pt")
-    paths = {name: room / name for name in ("store", "trips", "one", "other", "report", "models")}
+    paths = {name: room / name for name in ("store", "trips", "one", "other", "report", "models", "socket")}
     paths |= {"raw": write_tiny_city(room / "raw"), "upstream": room / "upstream.pt"}
+    walks = [walk(np.random.default_rng(seed), 4) for seed in range(5)]
+    paths |= {"streets": write_network(room / "streets.geojson"), "walks": write_trips(room / "walks.csv", walks)}
     assert command("train", paths | {"out": room / "models" / "vanilla"}) == 0
     paths["weights"] = room / "models" / "vanilla" / "checkpoints" / "best.pt"
     write_generated(room / "trips", store, 5)
     for name in ("one", "other"):
         assert command("evaluate", paths | {"out": room / name}, f"name={name}") == 0
     assert command("report", paths | {"out": room / "report"}) == 0
-    return paths
+    with start_teacher(room / "teacher.safetensors", listen=f"unix:{room / 'socket'}"):
+        yield paths
 
 
 def command(job: str, paths: dict[str, Path], *more: str) -> int:

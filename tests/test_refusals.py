@@ -50,9 +50,10 @@ def probe(lines: Sequence[str], folder: Path) -> dict[str, Answer]:
     answers: dict[str, Answer] = {}
     for program, package in PACKAGES.items():
         mine = [line for line in lines if program_of(line) == program]
+        words = [json.dumps(shlex.split(line.removeprefix(f"{program} "))) for line in mine]
         done = subprocess.run(
             [sys.executable, "-c", PROBE, package],
-            input="\n".join(json.dumps(shlex.split(line)) for line in mine), capture_output=True, text=True, check=True,
+            input="\n".join(words), capture_output=True, text=True, check=True,
             cwd=folder, env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         )  # fmt: skip
         answers |= zip(mine, map(json.loads, done.stdout.splitlines()), strict=True)
@@ -60,12 +61,14 @@ def probe(lines: Sequence[str], folder: Path) -> dict[str, Answer]:
 
 
 def program_of(line: str) -> str:
-    return next(program for program, job in JOBS if job.name == line.partition(" ")[0])
+    """The program that a line names, or the first with such a job."""
+    first = line.partition(" ")[0]
+    return first if first in PACKAGES else next(program for program, job in JOBS if job.name == first)
 
 
 def test_bad_usage_and_help_need_no_slow_import(tmp_path: Path) -> None:
     bad = {"--bogus": (2, "unknown flag --bogus"), "bogus=1": (2, "unknown setting bogus"), "--help": (0, "")}
-    expected = {f"{job.name} {usage}": answer for _, job in JOBS for usage, answer in bad.items()}
+    expected = {f"{program} {job.name} {usage}": answer for program, job in JOBS for usage, answer in bad.items()}
     answers = probe(list(expected), tmp_path)
     for line, (code, message) in expected.items():
         assert answers[line][:2] == [code, []], line
@@ -82,12 +85,22 @@ REFUSED = {
     "train --data d --out o --teacher host": "a host or a port is missing, as in host:50051",
     "train --data d --out o --teacher a:1,host:99999": "teacher: port 99999 is above 65535",
     "train --data d --out o --teacher None": "teacher: write none for no teacher",
+    "train --data d --out o --teacher file:": "teacher: write file:PATH",
+    "train --data d --out o --teacher file:a": "d is not a store",
+    "tune --data d --out o --teacher file://a/b": "teacher: write file:a/b",
     "tune --data d --out o --teacher http://host:1": "teacher: an address has no http://; write host:1",
     "tune --data d --out o --teacher host:1 trials=2": "trials=2 is less than",
     "train --data d --out o": "d is not a store",
     "tune --data d --out o --teacher host:1": "d is not a store",
+    "sample --data d --teacher host:1 --out o": "d is not a store",
+    "sample --data d --teacher none --out o": "trips are drawn from a teacher",
+    "sample --data d --teacher host:1 --out o client.on_failure=skip": "a trip has no step that can be skipped",
     "predict --data d --weights w --out o split=x": "split: ",
     "predict --data d --weights w --out o.npz": "d is not a store",
+    "predict --data d --weights w --out o": "out must end in .npz",
+    "predict --data d --weights w --trip 1": "give --destination ROAD",
+    "student-trainer export --data d --weights w --out o": "out must end in .pt2",
+    "student-trainer export --data d --weights w --out o.pt2": "d is not a store",
     "generate --data d --weights w --out o": "d is not a store",
     "evaluate --data d --trips t --out o": "d is not a store",
     "compare --evaluations a,b --out o": "a/metrics.json does not exist",
@@ -96,6 +109,10 @@ REFUSED = {
     "pipeline --data d --models m --out o": "d is not a store",
     "serve --teacher t": "no teacher file at t",
     "serve --teacher t --listen http://host:1": "listen: an address has no http://; write host:1",
+    "answer --data d --out o": "give either --teacher FILE or --address HOST:PORT",
+    "answer --data d --out o --teacher t": "d is not a store",
+    "answer --data d --out . --address host:1": ". exists; choose another --out",
+    "answer --data d --out o --address file:a": "address: ",
     "pretrain --data d --out o": "d is not a store",
     "pretrain --data d --out .": ". exists; choose another --out",
     "export --checkpoint c --out .": ". exists; choose another --out",
@@ -121,9 +138,22 @@ def test_what_is_not_there_is_refused_before_slow_imports(line: str, message: st
     assert "Traceback" not in err
 
 
+@each_job
+def test_every_flag_may_be_given_once(program: str, job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    """But for --config, which is a list; a second value would silently replace the first."""
+    for flag in (*job.flags, cli.Flag("--log-level", "log_level", "", "LEVEL")):
+        value = "info" if flag.key == "log_level" else "1"
+        once = [flag.name] + [value] * (0 if flag.is_switch else int(flag.nargs or 1))
+        with pytest.raises(SystemExit) as ended:
+            cli.main(program, "", [job], [job.name, *once, *once])
+        assert ended.value.code == 2
+        assert f"{flag.name}: given twice" in capsys.readouterr().err
+
+
 REQUIRED = {
     "out": "o", "raw": "r", "data": "d", "weights": "w", "trips": "t", "evaluations": "a,b", "report": "r",
     "models": "m", "checkpoint": "c", "teacher": "host:1", "address": "host:1", "candidates": "1,2",
+    "roads": "r.geojson",
 }  # fmt: skip
 
 
@@ -137,8 +167,12 @@ def replayed(program: str, job: Job, values: dict[str, Any]) -> Any:
 def test_every_commands_settings_are_replayed_exactly(program: str, job: Job) -> None:
     schema = cli._import(job.schema)
     needed = {name for name, field in schema.model_fields.items() if field.is_required()}
-    needed |= {"info": {"teacher"}, "generate": {"weights"}}.get(job.name, set())
-    settings = config.load(schema, job.name, [], [f"{name}={REQUIRED[name]}" for name in needed])
+    needed |= {"info": {"teacher"}, "answer": {"teacher"}, "generate": {"weights"}, "predict": {"out"}}.get(
+        job.name, set()
+    )
+    ending = {"predict": ".npz", "export-student": ".pt2"}.get(job.yaml_section, "")
+    given = {name: REQUIRED[name] + (ending if name == "out" else "") for name in needed}
+    settings = config.load(schema, job.yaml_section, [], [f"{name}={value}" for name, value in given.items()])
     assert replayed(program, job, settings.model_dump(mode="json")) == settings
 
 

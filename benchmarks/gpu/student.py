@@ -174,7 +174,7 @@ def _straightforward(task: Task, store: Store, precision: str, record: Record, f
     weights = {name: tensor.cpu() for name, tensor in session.model.state_dict().items()}
     model.load_state_dict(weights)
     model.to(device)
-    optimizer = build_optimizer(model, settings.optim)
+    optimizer = build_optimizer(settings.optim, model)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
     dtype = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}[precision]
     made = []

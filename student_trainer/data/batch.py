@@ -18,8 +18,8 @@ from torch import Tensor
 
 from shared import ragged
 from shared.arrays import Bool, Float32, Int32, Int64
-from shared.store import Trips
 from student_trainer.data import kernels
+from student_trainer.data.mixed import Numbered
 from student_trainer.data.network import RoadNetwork
 
 IGNORED_LABEL = -100
@@ -63,7 +63,7 @@ class Batch:
     """What one forward pass and its loss need.
 
     Attributes:
-        trips: int64 [B] index of each trip in its split.
+        trips: int64 [B] number of each trip in its split, or among `mixed` trips.
         road: int64 [B, T] road of each step (right-padded with 0).
         temporal: float32 [B, T] time of day in [0, 1), negated at weekends.
         distance: float32 [B, T, T] metres from a step (row) to one before it (column), clipped to 1 km, in km; 0 for
@@ -136,13 +136,13 @@ class Candidates:
     label: Int64
 
 
-def build_batch(network: RoadNetwork, trips: Trips, index: Int64, top_k: int = 0, max_steps: int = 0) -> Batch:
+def build_batch(network: RoadNetwork, trips: Numbered, index: Int64, top_k: int = 0, max_steps: int = 0) -> Batch:
     """The batch of the given trips.
 
     Args:
         network: the road network.
-        trips: a split.
-        index: int64 [B] trips of the split.
+        trips: a split, or another set of trips.
+        index: int64 [B] trips of it.
         top_k: keep at most this many candidates per position, nearest to the destination
             first; 0 keeps all. The label follows; a label cut off becomes -100.
         max_steps: keep the last `max_steps` steps of longer trips; 0 keeps all.
@@ -160,7 +160,7 @@ def build_batch(network: RoadNetwork, trips: Trips, index: Int64, top_k: int = 0
 
     width = int(kept.max())
     temporal = time_of_day(time, np.repeat(weekend, kept))
-    distance, interval = _pairs(network, road, temporal, kept)
+    distance, interval = pairs_of(network, road, temporal, kept)
     arrays = {
         "trips": index.astype(np.int64),
         "road": ragged.pad(road, kept, width, 0),
@@ -203,7 +203,7 @@ def minutes_of_day(temporal: Float32) -> Float32:
     return temporal * np.float32(MINUTES_PER_DAY)
 
 
-def _pairs(network: RoadNetwork, road: Int64, temporal: Float32, length: Int64) -> tuple[Float32, Float32]:
+def pairs_of(network: RoadNetwork, road: Int64, temporal: Float32, length: Int64) -> tuple[Float32, Float32]:
     """Distance and interval of every step to those before it.
 
     Minutes are float32 times of day as upstream has them: the interval saturates across midnight.

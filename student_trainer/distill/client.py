@@ -22,8 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from shared import tracing
 from shared.errors import ConfigError, TeacherError
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
+from shared.tracing import REQUEST
 from shared.wire import ScoreQuery, ScoreReply, TeacherInfo, encode_query
 from student_trainer.distill import routing
 from student_trainer.distill.config import ClientConfig
@@ -31,8 +33,8 @@ from student_trainer.distill.fleet import Fleet, open_fleet
 from student_trainer.distill.outage import Outage
 from student_trainer.distill.retry import Attempts, RetryPolicy, backoff
 
-ENVELOPE_BYTES = 16
-"""What a stream's message adds to a request."""
+ENVELOPE_BYTES = 80
+"""What a stream's message adds to a request: its trace's context, and how long both are."""
 
 
 class GrpcTeacher:
@@ -109,7 +111,10 @@ class GrpcTeacher:
                     if len(sub_queries) == 1:
                         label = fleet.label(sub_queries[0].endpoint)
                         seconds = policy.attempt_seconds(self._config.deadline_seconds)
-                        return await fleet.ask(sub_queries[0].endpoint, self._request(query), query, seconds)
+                        with tracing.part(REQUEST) as span:
+                            if span is not None:
+                                span.note(teacher=label, positions=query.positions, attempt=attempts.made + 1)
+                            return await fleet.ask(sub_queries[0].endpoint, self._request(query), query, seconds)
                 except TeacherError as error:
                     failure = error
                 else:

@@ -21,10 +21,23 @@ NAME_LENGTH = 64
 
 
 class DistillConfig(Section):
-    """The distillation term: weight * KL(teacher || student) at a temperature."""
+    """What the student learns from the teacher, and from trips sampled from it; docs/method.md has the formulas."""
 
-    weight: float = pydantic.Field(0.3, ge=0)
-    """lambda; 0 trains without a teacher."""
+    weight: float = pydantic.Field(1.0, ge=0)
+    """lambda, of KL(target || student). 0 beside head 0 trains without a teacher."""
+    sampled_weight: float | None = pydantic.Field(None, ge=0)
+    """The same at positions of sampled trips; none: as `weight`."""
+    target: Literal["history", "destination"] = "destination"
+    """What the student is pulled to: the teacher's answer, which does not know the destination (history), or that
+    answer corrected by a few coefficients, which are fitted on the labelled trips at the start (destination)."""
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """How `weight` goes to 0 over the first `schedule_share` of the run; constant: it does not."""
+    schedule_share: float = pydantic.Field(1.0, gt=0, le=1)
+    """cosine and linear: share of the optimizer steps after which the weight is 0."""
+    head: float = pydantic.Field(1.0, ge=0)
+    """Weight of KL(teacher || a destination-free head), which is trained beside the student and then thrown away."""
+    sampled_labels: float = pydantic.Field(0.0, ge=0)
+    """Weight of a sampled trip's next road, given the trip's own end as destination, beside a real one's; 0: none."""
     temperature: float = pydantic.Field(1.0, gt=0)
     """tau, for both sides."""
     tau_squared: bool = False
@@ -41,6 +54,21 @@ class DistillConfig(Section):
         if self.history == "window" and self.window == 0:
             raise ValueError("window 0 (the whole history) needs history=sequence")
         return self
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """Of KL(target || student), at positions of labelled and of sampled trips."""
+        return self.weight, self.weight if self.sampled_weight is None else self.sampled_weight
+
+    @property
+    def pulls(self) -> bool:
+        """Whether the student itself is pulled to the target, in labelled or in sampled trips."""
+        return max(self.weights) > 0
+
+    @property
+    def asks(self) -> bool:
+        """Whether any term needs the teacher's answers."""
+        return self.pulls or self.head > 0
 
 
 class ClientConfig(Section):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
 import grpc
 
-from shared.address import NAME_SCHEMES, addresses_in
+from shared.address import NAME_SCHEMES, Address, addresses_in
 from shared.channel import Watched
 from shared.errors import CompatibilityError, TeacherError, Unavailable
 from shared.rpc.credentials import open_aio_channel
@@ -137,6 +138,19 @@ async def wait_for_answers(
             announced = True
         await asyncio.sleep(min(pause, remaining, 1.0))
     return answers
+
+
+async def addresses_of(target: str) -> int:
+    """How many addresses a HOST:PORT stands for, of one family at most; 1 if that is not known."""
+    try:
+        address = Address.parse(target)
+        if address.path:
+            return 1
+        found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except (ValueError, OSError):
+        return 1
+    families = [family for family, *_, place in {(entry[0], entry[4][0]) for entry in found}]
+    return max((families.count(family) for family in families), default=1)
 
 
 def same_weights(infos: dict[str, TeacherInfo]) -> TeacherInfo:

@@ -38,6 +38,13 @@ class TeacherTarget:
         is_first = exists & ~(same & earlier).any(-1)
         return cls(log_probs.float().masked_fill(~exists, -torch.inf), same, is_first)
 
+    @classmethod
+    def apart(cls, scores: Tensor, exists: Tensor) -> TeacherTarget:
+        """From scores [P, C] of candidates, -inf beyond them, that are known one by one: each is a cell of its own."""
+        itself = torch.eye(scores.shape[1], dtype=torch.bool, device=scores.device)
+        scores = scores.float().masked_fill(~exists, torch.finfo(torch.float32).min)  # some pads have none at all
+        return cls(scores.log_softmax(-1).masked_fill(~exists, -torch.inf), itself & exists[:, :, None], exists)
+
     @property
     def cell_log_probs(self) -> Tensor:
         """log q over the distinct cells, at their first candidate: float32 [P, C], -inf elsewhere."""

@@ -1,11 +1,11 @@
 """The distillation terms: what a teacher's answers add to the loss of a step, and what validation reports of them.
 
-    batch, student's output, teacher's target -> Comparison -> each term's divergence [P] -> Distilled
+    batch, student's output, teacher's answer -> Comparison -> each term's divergence [P] -> Distilled
 
 To add a term, give it settings in `distill.config`, and a function of a `Comparison` and its line in `terms_of` here:
 the trainer adds it to the loss and to the metrics (`train/loss_NAME`), validation measures it (`val/NAME`).
 
-Shapes: P positions, C most candidates of a position.
+Shapes: P positions, C most candidates of a position, K candidates of all positions.
 """
 
 from __future__ import annotations
@@ -17,14 +17,28 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from shared.wire import ScoreReply
-from student_trainer.data.batch import Batch
+from shared.arrays import Float32, Floating
+from student_trainer.data.batch import IGNORED_LABEL, Batch
 from student_trainer.distill.config import DistillConfig
 from student_trainer.distill.kl import TeacherTarget, forward_kl, teacher_diagnostics
 from student_trainer.model.device import to_device
 from student_trainer.model.hoser import StudentOutput
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Answer:
+    """The teacher's answer to a batch's query; on the host arrays, on a device tensors.
+
+    Attributes:
+        log_q: float32 [K], over the candidates of a position, each with the whole mass of its cell.
+        scores: float32 [K], those of the destination-aware target but for a constant at each position, if it is used.
+    """
+
+    log_q: Tensor
+    scores: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,20 +49,48 @@ class Comparison:
         batch: on the student's device.
         output: the student's, with gradients in training.
         target: the teacher's answer beside the student's candidates.
+        aware: the destination-aware target, every candidate a cell of its own, if it is used.
+        is_sampled: bool [P], whether a position's trip was sampled from the teacher; None if none was.
     """
 
     batch: Batch
     output: StudentOutput
     target: TeacherTarget
+    aware: TeacherTarget | None
+    is_sampled: Tensor | None = None
+
+    @classmethod
+    def of(cls, batch: Batch, output: StudentOutput, answer: Answer, is_sampled: Tensor | None = None) -> Comparison:
+        """Puts the teacher's answer beside the candidates."""
+        layout = batch.layout
+        target = TeacherTarget.of(
+            layout.pad(answer.log_q, -torch.inf), layout.pad(batch.candidate_token, -1), layout.exists
+        )
+        aware = None
+        if answer.scores is not None:
+            aware = TeacherTarget.apart(layout.pad(answer.scores, -torch.inf), layout.exists)
+        return cls(batch, output, target, aware, is_sampled)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum [] of values [P] of positions, without those that pad the batch."""
         return torch.where(self.batch.is_real, values, 0).sum()
 
     def diagnostics(self) -> dict[str, Tensor]:
-        """Sums of what both models think (`TeacherDiagnostics`), float32 [] each, by name; without gradients."""
+        """Sums of what both models think (`TeacherDiagnostics`), float32 [] each, by name; without gradients.
+
+        Of a destination-aware target also `target_accuracy` and `target_nll`; its sums leave out, as accuracy does,
+        no position: one whose next road is not among the candidates counts as wrong and as 0 nats.
+        """
         found = teacher_diagnostics(self.output.logits.detach(), self.target, self.batch.label)
-        return {field.name: self.total(getattr(found, field.name)) for field in dataclasses.fields(found)}
+        sums = {field.name: self.total(getattr(found, field.name)) for field in dataclasses.fields(found)}
+        if self.aware is not None:
+            label, log_q = self.batch.label, self.aware.log_probs
+            nll = F.cross_entropy(log_q, label, ignore_index=IGNORED_LABEL, reduction="none")
+            sums |= {
+                "target_accuracy": self.total((log_q.argmax(-1) == label).float()),
+                "target_nll": self.total(nll),
+            }
+        return sums
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,15 +99,17 @@ class Term:
 
     Attributes:
         name: of its metrics.
-        weight: its factor in the loss of a step.
+        weights: its factor in the loss of a step, at positions of labelled and of sampled trips.
         scale: a factor that belongs to the term itself, and is seen in its metrics of training.
         divergence: float32 [P], how far the student is from the teacher at each position.
+        fades: whether the weights follow `distill.schedule`.
     """
 
     name: str
-    weight: float
+    weights: tuple[float, float]
     scale: float
     divergence: Callable[[Comparison], Tensor]
+    fades: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,12 +135,24 @@ class Distillation:
     def __init__(self, config: DistillConfig) -> None:
         self._terms = terms_of(config)
 
-    def measure(self, batch: Batch, output: StudentOutput, target: TeacherTarget) -> Distilled:
-        """Compares the student's output for a batch with the teacher's answer to its query."""
-        comparison = Comparison(batch, output, target)
-        divergences = {term.name: comparison.total(term.divergence(comparison)) for term in self._terms}
-        losses = {term.name: divergences[term.name] * term.scale for term in self._terms}
-        weighted = [term.weight * losses[term.name] for term in self._terms]
+    def measure(self, comparison: Comparison, share: float | Tensor = 1.0) -> Distilled:
+        """Compares the student's output for a batch with the teacher's answer to its query.
+
+        Args:
+            comparison: of the batch.
+            share: of the weight of the terms that fade, now; float32 [] on an accelerator.
+        """
+        divergences, losses, weighted = {}, {}, []
+        for term in self._terms:
+            values = term.divergence(comparison)
+            divergences[term.name] = comparison.total(values)
+            losses[term.name] = divergences[term.name] * term.scale
+            real, sampled = term.weights
+            if real == sampled or comparison.is_sampled is None:
+                pull = real * losses[term.name]
+            else:
+                pull = comparison.total(values * torch.where(comparison.is_sampled, sampled, real)) * term.scale
+            weighted.append(pull * share if term.fades else pull)
         return Distilled(comparison, divergences, losses, functools.reduce(operator.add, weighted))
 
 
@@ -104,19 +160,29 @@ def terms_of(config: DistillConfig) -> tuple[Term, ...]:
     """The terms of the loss, at least one."""
 
     def kl(of: Comparison) -> Tensor:
+        if of.aware is not None:
+            return forward_kl(of.output.logits, of.aware, config.temperature, "duplicate")
         return forward_kl(of.output.logits, of.target, config.temperature, config.collisions)
 
-    return (Term("kl", config.weight, config.temperature**2 if config.tau_squared else 1.0, kl),)
+    def head(of: Comparison) -> Tensor:
+        assert of.output.history_logits is not None, "a head has answered"
+        return forward_kl(of.output.history_logits, of.target, config.temperature, config.collisions)
+
+    scale = config.temperature**2 if config.tau_squared else 1.0
+    terms = []
+    if config.pulls or not config.asks:
+        terms.append(Term("kl", config.weights, scale, kl, fades=config.schedule != "constant"))
+    if config.head > 0:
+        terms.append(Term("head_kl", (config.head, config.head), scale, head))
+    return tuple(terms)
 
 
-def build_target(reply: ScoreReply, batch: Batch) -> TeacherTarget:
-    """The reply beside the cells it is about, padded like the student's logits, on the batch's device."""
-    log_probs = np.zeros(len(batch.candidate_token), np.float32)  # of candidates that pad the batch: any number
-    log_probs[: len(reply.log_probs)] = reply.log_probs
-    return target_of(to_device(torch.from_numpy(log_probs), batch.candidate_token.device), batch)
+def answer_of(log_q: Floating, scores: Float32 | None, batch: Batch) -> Answer:
+    """The host's answer on the batch's device; what pads the batch's candidates has any numbers."""
 
+    def on_device(values: Floating) -> Tensor:
+        padded = np.zeros(len(batch.candidate_token), np.float32)
+        padded[: len(values)] = values
+        return to_device(torch.from_numpy(padded), batch.candidate_token.device)
 
-def target_of(log_probs: Tensor, batch: Batch) -> TeacherTarget:
-    """The teacher's float32 log-probs [K] of a batch's candidates as `build_target` has them."""
-    token, layout = batch.candidate_token, batch.layout
-    return TeacherTarget.of(layout.pad(log_probs, -torch.inf), layout.pad(token, -1), layout.exists)
+    return Answer(on_device(log_q), None if scores is None else on_device(scores))

@@ -56,6 +56,8 @@ class Named:
         first = connection.same_weights({f"{self._target} (shard {i})": info for i, info in enumerate(infos)})
         self._revision = first.weights_revision
         self._renewal = asyncio.create_task(self._renew())
+        shards = len(self._metadata)
+        log.info("%s is resolved every %.0f s; its teachers share %d shards", self._target, RENEW_SECONDS, shards)
         return first
 
     async def route(self, hashes: UInt64, give_up: float) -> Int64:

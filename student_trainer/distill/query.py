@@ -36,14 +36,13 @@ def check_teacher(info: TeacherInfo, store: Store, distill: DistillConfig, addre
     Raises:
         CompatibilityError: naming every value that differs, and how to mend it.
     """
-    if info.tokeniser.fingerprint != store.tokeniser.fingerprint:
-        differences = "; ".join(store.tokeniser.differences(info.tokeniser))
+    store.check_vocabulary(info.tokeniser, f"at {address}")
+    check_window(info, distill.window, "distill.window", address)
+
+
+def check_window(info: TeacherInfo, window: int, setting: str, address: str) -> None:
+    """Raises `CompatibilityError` if the teacher cannot see a window, which `setting` sets."""
+    if window > info.limits.max_window:
         raise CompatibilityError(
-            f"the store {store.path} and the teacher at {address} do not share grid and vocabulary "
-            f"(store != teacher): {differences}. Prepare the store with grid.teacher=TEACHER_FILE, "
-            "or pretrain a teacher on this store"
-        )
-    if distill.window > info.limits.max_window:
-        raise CompatibilityError(
-            f"distill.window {distill.window} is longer than the teacher at {address} can see: {info.limits.max_window}"
+            f"{setting} {window} is longer than the teacher at {address} can see: {info.limits.max_window}"
         )

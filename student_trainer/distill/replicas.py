@@ -77,7 +77,18 @@ class Replicas:
         absent = [f"{replica.address} ({replica.reason})" for replica in replicas if replica.state == "out"]
         if absent:
             log.warning("going on without the teachers that do not answer yet: %s", ", ".join(absent))
+        await self._warn_of_names()
         return first
+
+    async def _warn_of_names(self) -> None:
+        """gRPC keeps to one of the addresses that a plain HOST:PORT stands for."""
+        for replica in self._replicas:
+            count = await connection.addresses_of(replica.address)
+            if count > 1:
+                log.warning(
+                    "%s stands for %d addresses, of which one is asked; write dns:///%s to ask all of them",
+                    replica.address, count, replica.address,
+                )  # fmt: skip
 
     async def route(self, hashes: UInt64, give_up: float) -> Int64:
         """See `Fleet`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ import grpc
 from shared.errors import Corrupted, DeadlineExceeded, TeacherError, Unavailable, from_code, from_status
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
+from shared.tracing import traceparent
 
 Metadata = Callable[[], Sequence[tuple[str, str]]]
 """Asked for at each call: a token in it may change."""
@@ -44,7 +46,7 @@ class UnaryTransport:
         self.in_flight += positions
         try:
             response: pb.ScoreResponse | None = await self._stub.Score(
-                request, timeout=timeout, metadata=tuple(self._metadata())
+                request, timeout=timeout, metadata=tuple(_traced(self._metadata()))
             )
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error) from None
@@ -63,16 +65,33 @@ class StreamTransport:
         self._stub = stub
         self._metadata = metadata
         self._stream: _Stream | None = None
+        self._left: set[_Stream] = set()
 
     async def score(self, request: pb.ScoreRequest, positions: int, timeout: float) -> pb.ScoreResponse:
         """See `Transport`."""
-        if self._stream is None or self._stream.has_ended:
-            self._stream = _Stream(self._stub.StreamScore(metadata=tuple(self._metadata())))
         self.in_flight += positions
         try:
-            return await self._stream.ask(request, max(1, positions), timeout)
+            while True:
+                try:
+                    return await self._open().ask(request, max(1, positions), timeout)
+                except _Left:
+                    pass  # it was not sent: the next stream takes it
         finally:
             self.in_flight -= positions
+
+    def _open(self) -> _Stream:
+        """The stream for what is sent now; one that is left lives on until its last answer has come."""
+        self._left = {stream for stream in self._left if not stream.has_ended}
+        stream = self._stream
+        if stream is None or stream.has_ended or stream.is_left:
+            if stream is not None and not stream.has_ended:
+                self._left.add(stream)
+            self._stream = stream = _Stream(self._stub.StreamScore(metadata=tuple(self._metadata())))
+        return stream
+
+
+class _Left(Exception):
+    """The teacher wants the stream closed before this request was sent on it."""
 
 
 class _Stream:
@@ -80,6 +99,9 @@ class _Stream:
 
     def __init__(self, call: grpc.aio.StreamStreamCall) -> None:
         self.has_ended = False
+        self.is_left = False
+        """Nothing more is sent on it, and it is closed when its last answer has come."""
+        self._closing: asyncio.Task[None] | None = None
         self._call = call
         self._balance = 0
         self._sent = 0
@@ -109,6 +131,7 @@ class _Stream:
             del self._waiting[request.request_id]
             self._sent -= 1
             self._pump()
+            self._close_if_left()
 
     async def _turn(self, cost: int) -> None:
         """Returns when a request of this cost may be sent, in the order of asking; it then counts as sent."""
@@ -137,12 +160,30 @@ class _Stream:
                 turn.set_result(None)
             self._line.popleft()
 
+    def _leave(self) -> None:
+        """The teacher wants to end the stream: what waits to be sent goes elsewhere."""
+        self.is_left = True
+        for _, turn in self._line:
+            if not turn.done():
+                turn.set_exception(_Left())
+        self._line.clear()
+        self._close_if_left()
+
+    def _close_if_left(self) -> None:
+        if self.is_left and not self._sent and self._closing is None:
+            self._closing = asyncio.create_task(self._close())
+
+    async def _close(self) -> None:
+        async with self._writing:
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # it has ended by itself
+                await self._call.done_writing()
+
     async def _write(self, request: pb.ScoreRequest) -> None:
         async with self._writing:
             if self.has_ended:
                 return  # its waiter knows why
             try:
-                await self._call.write(pb.StreamScoreRequest(request=request))
+                await self._call.write(pb.StreamScoreRequest(request=request, traceparent=traceparent()))
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 pass  # the stream has ended; its reader says why to every waiter
             except asyncio.CancelledError:
@@ -175,6 +216,9 @@ class _Stream:
             raise unreadable()
         if message.HasField("response") and message.response.request_id != message.request_id:
             raise Corrupted("an answer on the stream was damaged on its way: it has two request ids")
+        if message.closing:
+            self._leave()
+            return
         self._received += 1
         self._balance += message.credit
         answer, result = self._waiting.get(message.request_id), message.WhichOneof("result")
@@ -184,6 +228,12 @@ class _Stream:
             else:
                 answer.set_exception(from_code(message.error.code, message.error.message))
         self._pump()
+
+
+def _traced(metadata: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+    """With the span that a call belongs to, if there is one; a stream says it with each of its requests."""
+    parent = traceparent()
+    return (*metadata, ("traceparent", parent)) if parent else metadata
 
 
 def unreadable() -> Corrupted:

@@ -25,7 +25,8 @@ FORMAT = "hoser-comparison/2"
 def run(settings: CompareConfig) -> int:
     """Compares, writes, prints the verdicts on stderr and where the file is as JSON on stdout."""
     document = compare(settings)
-    print("\n".join([document["baseline_choice"], *verdicts_of(document), *references_of(document)]), file=sys.stderr)
+    lines = [document["baseline_choice"], *verdicts_of(document), *references_of(document), document["left_out"]]
+    print("\n".join(filter(None, lines)), file=sys.stderr)
     found = {key: document[key] for key in ("baseline", "models")}
     print(json.dumps({"out": str(settings.out), **found, "arms": [arm["name"] for arm in document["arms"]]}))
     return 0
@@ -99,6 +100,7 @@ def _compare(settings: CompareConfig) -> dict[str, Any]:
             "evaluations": [str(path) for path in settings.evaluations],
             "pairs": len(first.pairs),
             "floors": floors_of(evaluations),
+            "left_out": first.document.get("left_out", ""),
             "notes": _notes(found),
             "settings": settings.model_dump(mode="json"),
             "code_version": code_version(),

@@ -39,12 +39,12 @@ class SinkConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """`evaluate`: measures generated trips against real ones."""
+    """`evaluate`: measures generated or sampled trips against real ones."""
 
     data: Path
     """Store that `prepare` wrote."""
     trips: Path
-    """Directory that `generate` wrote."""
+    """Directory that `generate` wrote, or `sample`: its trips are compared with the test split's as a whole."""
     out: Path
     """Directory to write."""
     weights: Path | None = None

@@ -105,7 +105,10 @@ Found = tuple[PairMetric | StepMetric, tuple[float, float], Estimate, PairedTest
 def _over_trips(runs: tuple[Runs, Runs], settings: CompareConfig) -> Iterator[Found]:
     """Of each metric: means of both, the interval of their difference, and the test."""
     has_steps = all(run.next_road is not None for side in runs for run in side)
+    known = set.intersection(*(set(run.document["metrics"]) for side in runs for run in side))
     for metric in compared():
+        if metric.name not in known:  # durations that are placeholders, or next roads that one has not measured
+            continue
         if isinstance(metric, PairMetric):
             before, after = (_averaged(side, metric) for side in runs)
             is_plain = metric.is_flag and len(runs[0]) == len(runs[1]) == 1

@@ -129,10 +129,16 @@ QUANTITIES = (
     ("trip_duration", "Trip duration", "s", "duration_s"),
 )
 """Name, label, unit and field of `TripMeasures` of what has a distribution."""
+DURATION_FIELDS = ("segment_s", "duration_s")
+"""Those of them that are of time."""
 
 
 def global_metrics(
-    real: TripMeasures, whole: TripMeasures, generated: TripMeasures, bootstrap: Bootstrap
+    real: TripMeasures,
+    whole: TripMeasures,
+    generated: TripMeasures,
+    bootstrap: Bootstrap,
+    against: str = "of the same pairs' real trips",
 ) -> tuple[list[Metric], list[Histogram]]:
     """Divergences of distributions over all trips.
 
@@ -140,6 +146,7 @@ def global_metrics(
         real: of the pairs' own real trips.
         whole: of all real trips of the split with two or more roads, which upstream compares with.
         generated: of all generated trips, those that did not arrive included.
+        against: what `real` is, for people.
     """
     metrics, histograms = [], []
     for name, label, unit, field in QUANTITIES:
@@ -151,8 +158,8 @@ def global_metrics(
             Metric(
                 f"jsd_{name}_bits", "global", f"{label}, divergence", "bit", "lower",
                 f"Jensen-Shannon divergence (0 to 1) between the distributions of {label.lower()} of generated trips "
-                "and of the same pairs' real trips; 99 equal bins up to the largest real value and one above. "
-                f"With so many pairs, chance alone gives {floor / math.log(2):.3g}.",
+                f"and {against}; 99 equal bins up to the largest real value and one above. "
+                f"With so many of both, chance alone gives {floor / math.log(2):.3g}.",
                 _scaled(nats, 1 / math.log(2)),
             )
         )  # fmt: skip
@@ -204,6 +211,19 @@ def next_road_metrics(
         )
     )  # fmt: skip
     return metrics, next_road.reliability(binned.sum(axis=0))
+
+
+def is_of_durations(name: str) -> bool:
+    """Whether a metric or a histogram is of how long steps or trips take.
+
+    Args:
+        name: of either, as in `metrics.json`.
+    """
+    declared = [metric.name for metric in trip_metrics.METRICS if metric.of_durations]
+    declared += [metric.name for metric in next_road.METRICS if metric.of_durations]
+    timed = [quantity for quantity, _, _, field in QUANTITIES if field in DURATION_FIELDS]
+    names = *declared, *(f"jsd_{quantity}_" for quantity in timed)
+    return name in timed or name.startswith(names)
 
 
 def by_group(metrics: Sequence[Metric]) -> list[Metric]:

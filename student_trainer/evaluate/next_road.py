@@ -52,6 +52,7 @@ class StepMetric:
         name: of the mean, with its unit: a key of `metrics.json`.
         column: of `next_road.parquet`, with `<column>_count`: sums over the steps of each trip, and how many there are.
         measure: positions -> [P], NaN where it is not defined.
+        of_durations: it is of how long steps take, and means nothing where a split's durations are placeholders.
         is_compared: whether `compare` tests it.
         is_card: whether a report's summary shows it.
     """
@@ -63,6 +64,7 @@ class StepMetric:
     better: Better
     description: str
     measure: Callable[[Positions], npt.NDArray]
+    of_durations: bool = False
     is_compared: bool = True
     is_card: bool = False
 
@@ -92,12 +94,12 @@ METRICS: tuple[StepMetric, ...] = (
     StepMetric(
         "next_road_time_error_s", "time_error_s", "Time to the next road, error", "s", "lower",
         "Mean absolute error of the predicted time to the real next road.",
-        lambda positions: np.abs(positions.seconds_error),
+        lambda positions: np.abs(positions.seconds_error), of_durations=True,
     ),
     StepMetric(
         "next_road_time_error_relative_upstream", "time_error_relative", "Time to the next road, upstream's error",
         "share", "lower", "Mean of |x' - x| / max(x, 1) with x = log(1 + seconds), which upstream calls MAPE.",
-        _relative_time_error, is_compared=False,
+        _relative_time_error, of_durations=True, is_compared=False,
     ),
 )  # fmt: skip
 

@@ -4,6 +4,8 @@ OUT/metrics.json      every metric with its interval, histograms, the reliabilit
 OUT/pairs.parquet     what was measured of each pair
 OUT/next_road.parquet what was measured of each trip of the split, with weights
 OUT/config.yaml       settings
+
+Of trips that `sample` wrote: metrics.json, without pairs, and the settings.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ import polars as pl
 from shared import claims, config, files, provenance
 from shared.errors import DataError
 from shared.sinks import check_wandb
-from shared.store import Store, Trips
+from shared.store import SplitName, Store, Trips
 from student_trainer.data.network import RoadNetwork
-from student_trainer.evaluate import floors, generated, metrics, next_road, publish, training, trip_metrics
+from student_trainer.data.sampled import is_sampled
+from student_trainer.evaluate import floors, generated, metrics, next_road, publish, sampled, training, trip_metrics
 from student_trainer.evaluate.bootstrap import Bootstrap
 from student_trainer.evaluate.config import EvaluateConfig
 from student_trainer.evaluate.evaluation import FORMAT
@@ -43,7 +46,7 @@ log = logging.getLogger(__name__)
 def run(settings: EvaluateConfig) -> int:
     """Measures, writes, prints a table on stderr and the values as JSON on stdout."""
     document = evaluate(settings)
-    print(table(document), file=sys.stderr)
+    print("\n".join(filter(None, (table(document), document["left_out"]))), file=sys.stderr)
     print(json.dumps({"out": str(settings.out), **metrics.flat(document)}))
     return 0
 
@@ -65,8 +68,10 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
 def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     store = Store(settings.data)
     network = RoadNetwork.load(store)
+    if is_sampled(settings.trips):
+        return _judge_sampled(settings, store, network)
     found = generated.read(settings.trips, store)
-    whole = store.trips(found.split, settings.cache)
+    reason, whole = why_durations_are_left_out(store, found.split), store.trips(found.split, settings.cache)
     real = whole.take(found.source_trip)
     log.info("%d pairs of %s, %d arrived", len(found.pair), found.split, int(found.arrived.sum()))
     measured, histograms, pairs = _measure_trips(network, whole, real, found, settings)
@@ -74,12 +79,13 @@ def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     rules: dict[str, Floor] = {}
     next_roads: pl.DataFrame | None = None
     if settings.weights is not None:
-        positions = _predict(settings, store, network, whole)
+        positions = _predict(settings, store, whole)
         bootstrap = Bootstrap(settings.bootstrap, len(whole))
         more, curve = metrics.next_road_metrics(positions, len(whole), settings.bins, bootstrap)
         measured += more
         next_roads = _next_road_table(positions, len(whole))
         rules = floors.measure(network, store.trips("train", settings.cache), whole, positions)
+    shown = [metric for metric in measured if not (reason and metrics.is_of_durations(metric.name))]
     document = {
         "format": FORMAT,
         "name": settings.name or str(found.summary["name"]),
@@ -92,14 +98,49 @@ def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         "settings": settings.model_dump(mode="json"),
         "code_version": code_version(),
         "environment": provenance.environment(),
-        "metrics": {metric.name: metric.as_dict() for metric in measured},
-        "histograms": {histogram.name: histogram.as_dict() for histogram in histograms},
+        "metrics": {metric.name: metric.as_dict() for metric in shown},
+        "histograms": {h.name: h.as_dict() for h in histograms if not (reason and metrics.is_of_durations(h.name))},
         "reliability": curve,
         "floors": {name: dataclasses.asdict(floor) for name, floor in rules.items()},
+        "left_out": reason,
     }
     _write(settings, document, pairs, next_roads)
     publish.publish(settings, document)
     return document
+
+
+def _judge_sampled(settings: EvaluateConfig, store: Store, network: RoadNetwork) -> dict[str, Any]:
+    judged = sampled.judge(settings, store, network)
+    document = {
+        "format": sampled.FORMAT,
+        "name": settings.name or settings.trips.resolve().name,
+        "store": store.fingerprint,
+        "split": sampled.SPLIT,
+        "trips_at": os.path.realpath(settings.trips),
+        "sampled": judged.document,
+        "settings": settings.model_dump(mode="json"),
+        "code_version": code_version(),
+        "environment": provenance.environment(),
+        "metrics": {metric.name: metric.as_dict() for metric in judged.measured},
+        "histograms": {histogram.name: histogram.as_dict() for histogram in judged.histograms},
+        "floors": {},
+    }
+    config.save(settings, "evaluate", settings.out / "config.yaml")
+    files.write_json(settings.out / "metrics.json", document)
+    for name in ("pairs.parquet", "next_road.parquet"):  # of what was evaluated here before
+        files.remove(settings.out / name)
+    publish.publish(settings, document)
+    return document
+
+
+def why_durations_are_left_out(store: Store, split: SplitName) -> str:
+    """A sentence, if `prepare` has found that the durations of a split are placeholders; otherwise nothing."""
+    if "durations" not in store.manifest["splits"][split].get("placeholders", ()):
+        return ""
+    return (
+        f"Metrics of time are left out: the durations of {split} are placeholders, as `prepare` has found, and a "
+        "difference of them would mean nothing, however small its p-value."
+    )
 
 
 def code_version() -> str:
@@ -161,20 +202,19 @@ def _pairs_table(found: Generated, pairs: Pairs) -> pl.DataFrame:
     return pl.DataFrame(columns | trip_metrics.measure(pairs)).sort("pair")
 
 
-def _predict(settings: EvaluateConfig, store: Store, network: RoadNetwork, trips: Trips) -> Positions:
-    from student_trainer.model.device import pick_device
-    from student_trainer.model.weights import load_model  # torch takes seconds to import, and trips alone need none
-    from student_trainer.predict.config import CutConfig
-    from student_trainer.predict.positions import predict
+def _predict(settings: EvaluateConfig, store: Store, trips: Trips) -> Positions:
+    from student_trainer.predict.predictor import Predictor  # torch takes seconds to import, and trips alone need none
 
     assert settings.weights is not None
-    device = pick_device(settings.device)
-    model, scale = load_model(settings.weights, store)
-    cut = CutConfig(
-        candidate_top_k=settings.candidate_top_k, max_steps=settings.max_steps, batch_size=settings.batch_size
+    predictor = Predictor.load(
+        settings.weights,
+        store,
+        device=settings.device,
+        candidate_top_k=settings.candidate_top_k,
+        max_steps=settings.max_steps,
     )
     longer = np.flatnonzero(trips.lengths >= 2)
-    arrays = predict(model.to(device), network, trips.take(longer), scale, cut, device)
+    arrays = predictor.positions(trips.take(longer), settings.batch_size)
     arrays["trip"] = longer[arrays["trip"]]
     return next_road.positions_of(arrays, trips)
 

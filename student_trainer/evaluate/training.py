@@ -19,6 +19,8 @@ UNDECIDING = (
     *("runtime.device", "runtime.threads", "runtime.compile", "batch.cache"),
 )
 """Settings, or sections of them, that say where and how fast, not what; data and teacher count by their content."""
+NOTHING = (("continue_to", 0),)
+"""Values that say no more than that older versions had no such setting."""
 
 
 class _AnySettings(Section):
@@ -102,7 +104,7 @@ def _of_settings(settings: dict[str, Any], teacher: str, store: str) -> Training
     deciding = {
         key: value
         for key, value in _leaves(settings)
-        if not any(key == prefix or key.startswith(f"{prefix}.") for prefix in idle)
+        if not any(key == prefix or key.startswith(f"{prefix}.") for prefix in idle) and (key, value) not in NOTHING
     }
     return Training(seed, teacher, store, deciding)
 

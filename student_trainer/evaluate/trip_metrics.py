@@ -79,6 +79,7 @@ class PairMetric:
         of_arrived: there is also the mean over trips that arrived, `<name>_arrived`.
         of_cells: there is also the mean as upstream has it, `<name>_od_cells_upstream`; `measure` may then not read
             the destination.
+        of_durations: it is of how long trips take, and means nothing where a split's durations are placeholders.
         is_compared: whether `compare` tests it.
         is_card: whether a report's summary shows it.
         beside_trips: its heading beside the trips of the map; empty: it is not there.
@@ -96,6 +97,7 @@ class PairMetric:
     is_flag: bool = False
     of_arrived: bool = False
     of_cells: bool = False
+    of_durations: bool = False
     is_compared: bool = True
     is_card: bool = False
     beside_trips: str = ""
@@ -161,12 +163,12 @@ METRICS: tuple[PairMetric, ...] = (
     PairMetric(
         "trip_duration_error_s", "duration_error_s", "time", "Trip duration, error", "s", "lower",
         "absolute difference from the real duration",
-        _duration_error, of_arrived=True, is_card=True, order="time most wrong first",
+        _duration_error, of_arrived=True, of_durations=True, is_card=True, order="time most wrong first",
     ),
     PairMetric(
         "trip_duration_error_relative", "duration_error_relative", "time", "Trip duration, relative error", "share",
         "lower", "absolute difference divided by the real duration, where that is above 0",
-        _relative_duration_error, is_compared=False,
+        _relative_duration_error, of_durations=True, is_compared=False,
     ),
     PairMetric(
         "trip_distance_error_km", "distance_error_km", "time", "Trip distance, error", "km", "lower",

@@ -22,7 +22,7 @@ import numpy as np
 
 from shared import ragged
 from shared.arrays import Float64, Int64
-from student_trainer.generate import graph
+from student_trainer.data import graph
 from student_trainer.generate.config import SearchConfig
 from student_trainer.generate.found import Found
 from student_trainer.generate.incremental import IncrementalStudent, StepTable

@@ -43,7 +43,23 @@ class SearchConfig(Section):
     is left, which is exact and expands no more, but needs a pass over all roads for every trip."""
 
 
-class GenerateConfig(Section):
+class SearcherConfig(Section):
+    """Which search, and how much of the machine it takes."""
+
+    method: Method = "beam"
+    """greedy, beam, best_first (most probable path first; what upstream calls A*) or shortest_path (by length of the
+    entered roads: the baseline that needs no model)."""
+    search: SearchConfig = SearchConfig()
+    """Search."""
+    batch_trips: int = pydantic.Field(128, ge=1)
+    """Trips that a thread searches at once. No trip depends on it."""
+    threads: int = pydantic.Field(0, ge=0)
+    """Threads of the search; 0 for one a core. No trip depends on it."""
+    cache: Cache = "auto"
+    """As in training: where the split is held."""
+
+
+class GenerateConfig(SearcherConfig):
     """Trips for OD pairs of a split."""
 
     data: Path
@@ -52,9 +68,6 @@ class GenerateConfig(Section):
     """A run's checkpoint, or a `state_dict` of public HOSER; none for shortest_path with times by road class."""
     out: Path
     """Directory to write: trips.parquet, trips.csv, summary.json, config.yaml."""
-    method: Method = "beam"
-    """greedy, beam, best_first (most probable path first; what upstream calls A*) or shortest_path (by length of the
-    entered roads: the baseline that needs no model)."""
     name: str | None = None
     """What reports call these trips; none for the name of OUT."""
     split: SplitName = "test"
@@ -64,18 +77,10 @@ class GenerateConfig(Section):
     first pairs of a longer draw are those of a shorter one."""
     seed: int = 42
     """Seed of the draw; nothing else is random."""
-    search: SearchConfig = SearchConfig()
-    """Search."""
     candidate_top_k: int = pydantic.Field(64, ge=0)
     """As in training: keep at most this many candidates per position; 0 keeps all."""
-    batch_trips: int = pydantic.Field(128, ge=1)
-    """Trips that a thread searches at once. No trip depends on it."""
     block_trips: int = pydantic.Field(256, ge=1)
     """Finished trips per part on disk: what a killed run loses at most, beside the trips under way."""
-    threads: int = pydantic.Field(0, ge=0)
-    """Threads of the search; 0 for one a core. No trip depends on it."""
-    cache: Cache = "auto"
-    """As in training: where the split is held."""
     replace: bool = False
     """Replace trips of other settings, weights or data in OUT."""
 

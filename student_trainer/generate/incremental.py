@@ -34,6 +34,7 @@ from student_trainer.data.batch import Candidates, candidates_of, minutes_of_day
 from student_trainer.data.network import RoadNetwork
 from student_trainer.generate import kernels
 from student_trainer.model.hoser import HOSER
+from student_trainer.model.road_tables import RoadTables
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.model.trajectory import Block
 
@@ -161,14 +162,14 @@ class IncrementalStudent:
         self._relative = [_relative_weights(block) for block in self._blocks]
         self._lock = threading.Lock()
         with one_thread():
-            self._road_input, self._road_zone, self._road_key, self._road_time = self._embed_roads()
+            self._roads = RoadTables.of(model)
             self.tiles = self._exact_tiles()
 
     @torch.inference_mode()
     def _exact_tiles(self) -> tuple[int, ...]:
         """Sizes of tile, ascending, that give each row the bits that it has in the largest one."""
         random = torch.Generator().manual_seed(0)
-        x, z = (torch.randn(TILE, self._road_input.shape[1] * width, generator=random) for width in (2, 1))
+        x, z = (torch.randn(TILE, self._roads.spatial.shape[1] * width, generator=random) for width in (2, 1))
         expected = self._products(x, z)
         sizes = []
         for size in range(UNIT, TILE + 1, UNIT):
@@ -189,19 +190,10 @@ class IncrementalStudent:
             products += [block.attn.c_attn(block.ln_1(x)), block.attn.c_proj(x), block.mlp(block.ln_2(x))]
         return products
 
-    @torch.inference_mode()
-    def _embed_roads(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What each road brings to a path's input, its zone, and what it brings to its logit and to its time: [N, .]"""
-        encoder, navigator = self._model.trajectory_encoder, self._model.navigator
-        embedding = self._model.embed_network()
-        road = embedding.roads(torch.arange(self.network.num_roads))
-        zone = embedding.zones(self._model.road2zone)
-        return encoder.fuse(road, zone), zone, navigator.road_keys(road), navigator.time_estimator_linear_2(road)
-
     def table(self) -> StepTable:
         """An empty table of steps."""
         config = self._model.config
-        return StepTable(config.num_layers, 2 * config.road_dim, self._road_time.shape[1])
+        return StepTable(config.num_layers, 2 * config.road_dim, self._roads.time.shape[1])
 
     def advance(
         self, table: StepTable, place: Int64, length: Int64, weekend: Bool, destination: Int64
@@ -271,7 +263,7 @@ class IncrementalStudent:
         candidates = candidates_of(self.network, roads, no_label, np.full(len(roads), destination), self._top_k)
         metrics = (torch.from_numpy(metric) for metric in (candidates.distance, candidates.angle))
         navigator = self._model.navigator
-        key = navigator.keys(self._road_key[torch.from_numpy(candidates.road)], *metrics)
+        key = navigator.keys(self._roads.key[torch.from_numpy(candidates.road)], *metrics)
         weight = 2 * navigator.v_proj.weight.abs().squeeze(0)
         others = np.repeat(candidates.length, candidates.length)
         first = np.repeat(ragged.offsets(candidates.length)[:-1], candidates.length)
@@ -292,7 +284,7 @@ class IncrementalStudent:
     @torch.inference_mode()
     def _times(self, time_part: Float32, road: Int64, size: int) -> Float32:
         state = torch.from_numpy(_filled(time_part, size))
-        of_road = self._road_time[torch.from_numpy(_filled(road, size))]
+        of_road = self._roads.time[torch.from_numpy(_filled(road, size))]
         return self._model.navigator.times_of(state, of_road)[: len(road)].numpy()
 
     @torch.inference_mode()
@@ -309,7 +301,7 @@ class IncrementalStudent:
         encoder, navigator = self._model.trajectory_encoder, self._model.navigator
         road = torch.from_numpy(_filled(table.road[place], size))
         time = encoder.temporal_encoder(torch.from_numpy(_filled(temporal, size)))
-        x = torch.cat([self._road_input[road], time], dim=-1)
+        x = torch.cat([self._roads.spatial[road], time], dim=-1)
         attended = torch.zeros_like(x)
         for layer, block in enumerate(self._blocks):
             kernels.attend_paths(
@@ -320,7 +312,7 @@ class IncrementalStudent:
             x = x + block.mlp(block.ln_2(x))
         table.time_part[place] = navigator.time_estimator_linear_1(x)[:rows].numpy()
         goal = torch.from_numpy(_filled(destination, size))
-        return navigator.queries(x, self._road_zone[goal])[:rows]
+        return navigator.queries(x, self._roads.zone[goal])[:rows]
 
     def _logits(self, query: Tensor, candidates: Candidates) -> Float32:
         row = np.repeat(np.arange(len(candidates.length)), candidates.length)
@@ -329,7 +321,7 @@ class IncrementalStudent:
         @torch.inference_mode()
         def logits(part: slice, size: int) -> Float32:
             of, road, distance, angle = (torch.from_numpy(_filled(array[part], size)) for array in arrays)
-            found = self._model.navigator.logits(query[of], self._road_key[road], distance, angle)
+            found = self._model.navigator.logits(query[of], self._roads.key[road], distance, angle)
             return found[: part.stop - part.start].numpy()
 
         return np.concatenate([np.empty(0, np.float32), *self._in_parts(logits, len(row))])

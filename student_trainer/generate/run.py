@@ -19,16 +19,16 @@ from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
-import tqdm
 
-from shared import claims, config, files, provenance
+from shared import claims, config, files, progress, provenance
 from shared.errors import ConfigError, FileFormatError
 from shared.store import Store
+from student_trainer.data import graph
 from student_trainer.data.network import RoadNetwork
-from student_trainer.generate import graph, records, workers
+from student_trainer.generate import records, workers
 from student_trainer.generate.beam import BeamSearch
 from student_trainer.generate.best_first import BestFirstSearch
-from student_trainer.generate.config import GenerateConfig
+from student_trainer.generate.config import GenerateConfig, SearcherConfig
 from student_trainer.generate.found import STATUSES, Found
 from student_trainer.generate.incremental import IncrementalStudent
 from student_trainer.generate.pairs import Pairs, draw
@@ -82,7 +82,7 @@ def _generate(settings: GenerateConfig) -> dict[str, Any]:
     _check_target(settings, parts, fingerprint)
     trips = store.trips(settings.split, settings.cache)
     pairs = draw(trips, settings.pairs, settings.seed, settings.split)
-    searcher = _Searcher(settings, store, pairs)  # reads the weights before anything is written
+    searcher = Searcher(settings, store, pairs, _student(settings, store))  # before anything is written
     if parts.fingerprint != fingerprint:
         parts.remove()
         for name in RESULTS:  # nobody may take what is replaced for what is asked
@@ -166,26 +166,32 @@ def _name(settings: GenerateConfig) -> str:
     return settings.name or settings.out.resolve().name
 
 
-class _Searcher:
+def _student(settings: GenerateConfig, store: Store) -> IncrementalStudent | None:
+    if not settings.has_weights:
+        return None
+    model, scale = load_model(Path(settings.weights), store)
+    return IncrementalStudent(model, RoadNetwork.load(store), scale, settings.candidate_top_k)
+
+
+class Searcher:
     """The search of the settings, and the pairs that need none.
 
     Attributes:
         student: the model, if there is one.
     """
 
-    def __init__(self, settings: GenerateConfig, store: Store, pairs: Pairs) -> None:
-        self._pairs, self._has_choice = pairs, settings.method != "shortest_path"
-        network = RoadNetwork.load(store)
-        self.student: IncrementalStudent | None = None
-        if settings.has_weights:
-            model, scale = load_model(Path(settings.weights), store)
-            self.student = IncrementalStudent(model, network, scale, settings.candidate_top_k)
+    def __init__(
+        self, settings: SearcherConfig, store: Store, pairs: Pairs, student: IncrementalStudent | None
+    ) -> None:
+        """Without a student the only method is shortest_path."""
+        self._pairs, self._has_choice, self.student = pairs, settings.method != "shortest_path", student
+        network = RoadNetwork.load(store) if student is None else student.network
         self._here = pairs.origin == pairs.destination
         self._open = graph.reachable(network, pairs.origin, pairs.destination)
         threads = (settings.threads or provenance.cores()) if self.student is not None else 1
         self._searches = [self._make(settings, store, network) for _ in range(threads)]
 
-    def _make(self, settings: GenerateConfig, store: Store, network: RoadNetwork) -> Search:
+    def _make(self, settings: SearcherConfig, store: Store, network: RoadNetwork) -> Search:
         pairs, student = self._pairs, self.student
         if settings.method == "shortest_path":
             length = store.network("length").astype(np.float64)
@@ -213,7 +219,7 @@ class _Searcher:
 
 
 def _search(
-    settings: GenerateConfig, searcher: _Searcher, pairs: Pairs, parts: Parts
+    settings: GenerateConfig, searcher: Searcher, pairs: Pairs, parts: Parts
 ) -> tuple[pl.DataFrame, list[dict[str, Any]]]:
     """All trips, those of an earlier run of the same settings included, and what each part took."""
     known = parts.read()[0]["pair"].to_list()
@@ -222,7 +228,7 @@ def _search(
     todo = np.setdiff1d(np.arange(len(pairs)), np.array(known, np.int64)).tolist()
     block = _Block(parts, pairs, searcher.student)
     arrived = 0
-    with tqdm.tqdm(total=len(pairs), initial=len(known), unit="trip", disable=None) as bar:
+    with progress.bar(total=len(pairs), initial=len(known), unit="trip") as bar:
         try:
             for number, found in enumerate(searcher.run(todo), 1):
                 block.add(found)

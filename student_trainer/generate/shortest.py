@@ -9,8 +9,8 @@ import numpy as np
 
 from shared.arrays import Float64, Int64
 from shared.store import Trips
+from student_trainer.data import graph
 from student_trainer.data.network import RoadNetwork
-from student_trainer.generate import graph
 from student_trainer.generate.found import Found
 from student_trainer.generate.incremental import IncrementalStudent
 from student_trainer.generate.lanes import Lanes

@@ -59,10 +59,12 @@ class StudentOutput:
     Attributes:
         logits: float32 [P, C], -inf beyond a position's candidates.
         state: [P, 2d] trip state at each position.
+        history_logits: those of a destination-free head, float32 [P, C], in training with one (`history_head`).
     """
 
     logits: Tensor
     state: Tensor
+    history_logits: Tensor | None = None
 
 
 class HOSER(nn.Module):

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+
+from shared.arrays import Float32
+
 
 @dataclasses.dataclass(frozen=True)
 class TimeScale:
@@ -11,3 +15,7 @@ class TimeScale:
 
     mu: float
     sigma: float
+
+    def seconds(self, standardised: Float32) -> Float32:
+        """Travel times in seconds, not negative, of what the student's head gives; any shape."""
+        return np.asarray(np.expm1(standardised * self.sigma + self.mu).clip(min=0), np.float32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -67,6 +68,24 @@ class RelativeAttention(nn.Module):
         """
         b, t, d = x.shape
         q, k, v = self.c_attn(x).view(b, t, 3, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)
+        return self._attend(q, k, v, distance, interval, hidden)
+
+    def of_one(self, x: Tensor, own: Tensor, distance: Tensor, interval: Tensor, hidden: Tensor) -> Tensor:
+        """What `forward` gives one step of each trip, [B, 1, D]; the others are only attended to.
+
+        Args:
+            x: [B, T, D]; own: [B, 1, D], its row of that step.
+            distance, interval, hidden: [B, 1, 1, T], its row.
+        """
+        b, t, d = x.shape
+        weight, bias = self.c_attn.weight, self.c_attn.bias
+        q = F.linear(own, weight[:d], bias[:d]).view(b, 1, self.num_heads, d // self.num_heads).transpose(1, 2)
+        kv = F.linear(x, weight[d:], bias[d:]).view(b, t, 2, self.num_heads, d // self.num_heads)
+        k, v = kv.permute(2, 0, 3, 1, 4)
+        return self._attend(q, k, v, distance, interval, hidden)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, distance: Tensor, interval: Tensor, hidden: Tensor) -> Tensor:
+        """[B, Q, D] of Q queries [B, h, Q, e], with the pairs' rows [B, 1, Q, T]."""
         relative_k, relative_v = self.relative_position_emb_k, self.relative_position_emb_v
         # [B, h, T, 3]: each query against distance's weight, interval's weight and the bias
         on_relative = q @ torch.cat([relative_k.weight, relative_k.bias[:, None]], dim=1)
@@ -75,7 +94,7 @@ class RelativeAttention(nn.Module):
         p = scores.softmax(-1).to(v.dtype)
         pair_sums = torch.stack([(p * distance).sum(-1), (p * interval).sum(-1)], dim=-1)
         out = p @ v + relative_v(pair_sums)  # P sums to 1, so the bias enters once
-        projected: Tensor = self.c_proj(out.transpose(1, 2).reshape(b, t, d))
+        projected: Tensor = self.c_proj(out.transpose(1, 2).flatten(2))
         return projected
 
 
@@ -94,6 +113,15 @@ class Block(nn.Module):
         attended: Tensor = x + self.attn(self.ln_1(x), distance, interval, hidden)
         fed: Tensor = self.mlp(self.ln_2(attended))
         return attended + fed
+
+    def of_one(self, x: Tensor, step: Tensor, distance: Tensor, interval: Tensor, hidden: Tensor) -> Tensor:
+        """What `forward` gives the step [B] of each trip, [B, D]."""
+        trip = torch.arange(x.shape[0], device=x.device)
+        pairs = (pair[trip, :, step, None] for pair in (distance, interval, hidden))
+        normalised = self.ln_1(x)
+        attended: Tensor = x[trip, step, None] + self.attn.of_one(normalised, normalised[trip, step, None], *pairs)
+        fed: Tensor = self.mlp(self.ln_2(attended))
+        return (attended + fed).squeeze(1)
 
 
 class TrajectoryEncoder(nn.Module):
@@ -118,16 +146,34 @@ class TrajectoryEncoder(nn.Module):
             road, zone: [B, T, d] embeddings of each step's road and its zone.
             temporal: [B, T]; distance, interval: [B, T, T]; length: int64 [B].
         """
-        x = torch.cat([self.fuse(road, zone), self.temporal_encoder(temporal)], dim=-1)
-        step = torch.arange(x.shape[1], device=x.device)
-        hidden = (step > step[:, None]) | (step >= length[:, None, None])
-        pairs = (distance[:, None], interval[:, None], hidden[:, None])
+        x, pairs = self._inputs(self.fuse(road, zone), temporal, distance, interval, length)
         for block in self.blocks:
             if self.checkpoint_blocks and torch.is_grad_enabled():
                 x = checkpoint(block, x, *pairs, use_reentrant=False, preserve_rng_state=False)  # draws nothing
             else:
                 x = block(x, *pairs)
         return x
+
+    def last_states(
+        self, spatial: Tensor, temporal: Tensor, distance: Tensor, interval: Tensor, length: Tensor
+    ) -> Tensor:
+        """What `forward` gives the last step of each trip, [B, 2d], but for rounding; `spatial` as `fuse` gives it.
+
+        The last block computes one step of a trip, and keys and values of the others.
+        """
+        x, pairs = self._inputs(spatial, temporal, distance, interval, length)
+        for block in self.blocks[:-1]:
+            x = block(x, *pairs)
+        return self.blocks[-1].of_one(x, length - 1, *pairs)
+
+    def _inputs(
+        self, spatial: Tensor, temporal: Tensor, distance: Tensor, interval: Tensor, length: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """What the blocks read: [B, T, 2d], and distance, interval and which pairs are hidden [B, 1, T, T]."""
+        x = torch.cat([spatial, self.temporal_encoder(temporal)], dim=-1)
+        step = torch.arange(x.shape[1], device=x.device)
+        hidden = (step > step[:, None]) | (step >= length[:, None, None])
+        return x, (distance[:, None], interval[:, None], hidden[:, None])
 
     def fuse(self, road: Tensor, zone: Tensor) -> Tensor:
         """The spatial half of a step's input: embeddings of its road and its zone, [..., d]."""

@@ -15,10 +15,11 @@ from student_trainer.model.config import ModelConfig
 from student_trainer.model.hoser import HOSER
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.runs import checkpoint as checkpoints
+from student_trainer.runs.layout import weights_in
 
 
 def load_model(path: Path, store: Store) -> tuple[HOSER, TimeScale]:
-    """A model with the weights of a file, ours or upstream's, on the store's network.
+    """A model with the weights of a file, ours or upstream's, or the best of a run, on the store's network.
 
     Upstream's `state_dict` does not know how travel times were standardised; the store's
     training split does.
@@ -27,7 +28,7 @@ def load_model(path: Path, store: Store) -> tuple[HOSER, TimeScale]:
         FileFormatError: the file cannot be read.
         CompatibilityError: the weights are of another network, or the checkpoint of another store.
     """
-    network = RoadNetwork.load(store)
+    network, path = RoadNetwork.load(store), weights_in(path)
     values = checkpoints.load_tensors(path)
     scale = TimeScale(*store.time_scale)
     if checkpoints.is_checkpoint(values):

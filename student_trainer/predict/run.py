@@ -1,37 +1,65 @@
-"""`student-trainer predict`: weights + store -> every candidate's logit and travel time, as `.npz`."""
+"""`student-trainer predict`: weights + store -> every candidate's logit and travel time, as `.npz`; or one trip's."""
 
 from __future__ import annotations
 
 import json
+import logging
+import time
+from pathlib import Path
 
 import numpy as np
 
 from shared import claims, files
-from shared.errors import ConfigError
-from shared.store import Store
-from student_trainer.data.network import RoadNetwork
-from student_trainer.model.device import pick_device
-from student_trainer.model.weights import load_model
 from student_trainer.predict.config import PredictConfig
-from student_trainer.predict.positions import accuracy_of, predict
+from student_trainer.predict.positions import accuracy_of
+from student_trainer.predict.predictor import Predictor
+
+log = logging.getLogger(__name__)
 
 
 def run(settings: PredictConfig) -> int:
-    """Predicts and writes; prints accuracy and where the file is as JSON on stdout."""
-    if settings.out.suffix != ".npz":
-        raise ConfigError(f"out must end in .npz, got {settings.out}")
+    """Predicts. Of a split writes, and prints accuracy and where the file is; of a trip prints its candidates.
+
+    Both as JSON on stdout.
+    """
+    if settings.out is None:
+        return _trip(settings)
     with claims.file(settings.out):
-        return _run(settings)
+        return _split(settings, settings.out)
 
 
-def _run(settings: PredictConfig) -> int:
-    device = pick_device(settings.device)
-    store = Store(settings.data)
-    model, scale = load_model(settings.weights, store)
-    trips = store.trips(settings.split, settings.cache)
-    arrays = predict(model.to(device), RoadNetwork.load(store), trips, scale, settings, device)
-    with files.atomic_path(settings.out) as temporary, temporary.open("wb") as stream:
+def _split(settings: PredictConfig, out: Path) -> int:
+    predictor = _load(settings)
+    arrays = predictor.positions(predictor.store.trips(settings.split, settings.cache), settings.batch_size)
+    with files.atomic_path(out) as temporary, temporary.open("wb") as stream:
         np.savez(stream, **arrays)  # type: ignore[arg-type]
     accuracy = accuracy_of(arrays)
-    print(json.dumps({"out": str(settings.out), "positions": len(arrays["trip"]), "accuracy": accuracy}))
+    print(json.dumps({"out": str(out), "positions": len(arrays["trip"]), "accuracy": accuracy}))
     return 0
+
+
+def _trip(settings: PredictConfig) -> int:
+    predictor, times = _load(settings), settings.times
+    assert settings.destination is not None  # the schema demands it with a trip
+    if len(times) < len(settings.trip):
+        times = tuple(predictor.entry_times(settings.trip, times[0] if times else int(time.time())).tolist())
+        log.info("times (the first %s, the others as the student says): %s",
+                 "as given" if settings.times else "now", ",".join(map(str, times)))  # fmt: skip
+    found = predictor.next_road(settings.trip, times, settings.destination)
+    answer = {
+        "roads": found.roads.tolist(),
+        "probabilities": found.probabilities.tolist(),
+        "seconds": found.seconds.tolist(),
+    }
+    print(json.dumps(answer))
+    return 0
+
+
+def _load(settings: PredictConfig) -> Predictor:
+    return Predictor.load(
+        settings.weights,
+        settings.data,
+        device=settings.device,
+        candidate_top_k=settings.candidate_top_k,
+        max_steps=settings.max_steps,
+    )

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tqdm
 
+from shared import progress
 from shared.arrays import Float64, Int64
+from shared.errors import ConfigError
 from shared.grid import Centroid
 from shared.store import SPLITS
 from shared.vocab import Tokeniser
@@ -29,6 +30,7 @@ from student_trainer.prepare.counts import Counts
 from student_trainer.prepare.network import Successors
 from student_trainer.prepare.partition import Partitioning, partition
 from student_trainer.prepare.parts import Facts, Parts
+from student_trainer.prepare.plausible import findings, remedy_for_far_roads
 from student_trainer.prepare.workers import Workers
 
 MEASURED_SPLIT = "val"
@@ -74,9 +76,8 @@ class Builder:
         with contextlib.ExitStack() as self._running:
             self._workers = self._running.enter_context(Workers(self._config.workers))
             self._progress = self._running.enter_context(
-                tqdm.tqdm(
-                    total=self._work(), desc="prepare", unit="B", unit_scale=True, unit_divisor=1024, disable=None,
-                    leave=False,
+                progress.bar(
+                    total=self._work(), desc="prepare", unit="B", unit_scale=True, unit_divisor=1024, leave=False
                 )
             )  # fmt: skip
             for name in self._missing:
@@ -126,12 +127,17 @@ class Builder:
             "max_out_degree": int(successors.degree.max()),
             "road_edges": graph["road_edge_index"].shape[1],
             "highway_classes": classes,
+            "findings": [*roads.findings, *raw.cut_findings(config.raw / "roadmap.rel"), *findings(roads, *pairs)],
         }
 
     def _make_tokens(self) -> Facts:
         self._start_partition()
         grid = self._config.grid
-        tokeniser = tokens.make_tokeniser(grid, self._extent(), self._points())
+        try:
+            tokeniser = tokens.make_tokeniser(grid, self._extent(), self._points())
+        except ConfigError as error:
+            far = "" if grid.bounds else remedy_for_far_roads(self._load("vertices"), self._load("vertex_offsets"))
+            raise ConfigError(f"{error}{far}") from None
         points = self._points()[tokens.grid_of(tokeniser).centroid]
         road_token, outside = tokens.road_tokens(tokeniser, points, grid.max_outside)
         arrays: Arrays = {"road_token": road_token}
@@ -173,15 +179,19 @@ class Builder:
         lat, lng = self._points()[chosen.centroid].T
         bounds = self._config.grid.bounds or self._extent()
         grids = [
-            tokens.make_grid(bounds, size, chosen.centroid) for size in collisions.CELL_SIZES if size != chosen.cell_lat
+            tokens.make_grid(bounds, size, chosen.centroid)
+            for size in collisions.CELL_SIZES
+            if size != chosen.cell_lat and tokens.fits(bounds, size)
         ]
         table = [
             collisions.measure(grid.cell(lat, lng), successors, measured, grid.cell_lat, chosen=grid is chosen)
             for grid in sorted([*grids, chosen], key=lambda grid: -grid.cell_lat)
         ]
+        advice = collisions.advise(table, accuracies)
         return {
             "collisions": [dataclasses.asdict(line) for line in table],
-            "recommended_cell_size": collisions.recommend(table, accuracies),
+            "recommended_cell_size": advice.cell_size,
+            "cell_size_reason": advice.reason,
             "floors": accuracies,
         }
 

@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from shared.arrays import Int64
+from student_trainer.prepare.config import CELL_SIZE
 from student_trainer.prepare.counts import Counts
 from student_trainer.prepare.network import Successors
 
-CELL_SIZES = (0.002, 0.001, 0.0005, 0.00025)
+CELL_SIZES = (0.002, 0.001, CELL_SIZE, 0.00025)
 """Cell sizes measured beside the chosen one, degrees."""
 MARGIN = 0.02
 """How far the ceiling of a recommended cell size lies above the best floor."""
@@ -62,10 +63,32 @@ def measure(cell: Int64, successors: Successors, steps: Counts, cell_size: float
     )
 
 
-def recommend(table: Sequence[Collisions], floors: Mapping[str, float]) -> float:
-    """The coarsest cell size whose ceiling clears the best floor by `MARGIN`, else the finest.
+@dataclasses.dataclass(frozen=True)
+class Advice:
+    """Which cell size to take, and why: the one place that decides it."""
 
-    Below that floor even a perfect teacher would know less than a table of frequencies.
+    cell_size: float
+    reason: str
+
+
+def advise(table: Sequence[Collisions], floors: Mapping[str, float]) -> Advice:
+    """The usual size, or the coarsest finer one that is needed.
+
+    A size is enough if its ceiling clears the best floor by `MARGIN`: below that floor even a perfect teacher of cells
+    would know less than a table of frequencies. Sizes coarser than the usual one are not recommended even where they
+    are enough: candidates that share a cell are what a teacher cannot tell apart, while finer cells cost a row of an
+    embedding each, and at most one a road.
     """
-    needed = max(floors.values()) + MARGIN
-    return max((line.cell_size for line in table if line.ceiling >= needed), default=min(x.cell_size for x in table))
+    best = max(floors.values())
+    fine = [line for line in table if line.cell_size <= CELL_SIZE] or [min(table, key=lambda line: line.cell_size)]
+    enough = [line for line in fine if line.ceiling >= best + MARGIN]
+    found = max(enough or fine, key=lambda line: line.cell_size if enough else -line.cell_size)
+    points = f"{100 * (found.ceiling - best):+.1f}".replace("-", "\N{MINUS SIGN}")
+    above = f"its ceiling of {found.ceiling:.1%} is {points} points from the best floor"
+    if not enough:
+        rule = f"the finest measured: none clears the best floor by {100 * MARGIN:g} points"
+    elif found.cell_size == CELL_SIZE:
+        rule = f"the usual size, and enough: it must clear the best floor by {100 * MARGIN:g} points"
+    else:
+        rule = f"the coarsest up to the usual {CELL_SIZE:g} that clears the best floor by {100 * MARGIN:g} points"
+    return Advice(found.cell_size, f"{rule}; {above} ({best:.1%})")

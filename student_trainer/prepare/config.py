@@ -10,12 +10,15 @@ import pydantic
 from shared.config import Section
 from shared.grid import Centroid
 
+CELL_SIZE = 0.0005
+"""The usual cell size, degrees: where `collisions.advise` begins."""
+
 
 class GridConfig(Section):
     """From a road to its token."""
 
-    cell_size: float = pydantic.Field(0.0005, gt=0, allow_inf_nan=False)
-    """Height and width of a cell, degrees. Finer cells tell more successors apart; the printed table says how many."""
+    cell_size: float = pydantic.Field(CELL_SIZE, gt=0, allow_inf_nan=False)
+    """Height and width of a cell, degrees. Keep the default unless what `prepare` prints recommends a finer size."""
     centroid: Centroid = "vertex_mean"
     """Which point stands for a road: vertex_mean (as public LM-TAD data have it) or line (length-weighted)."""
     bounds: tuple[float, float, float, float] | None = None

@@ -98,8 +98,7 @@ def end_vertices(roads: Roads) -> Float64:
 def road_graph(roads: Roads) -> Int64:
     """Ordered pairs of different roads that share an end point: int64 [2, E].
 
-    Sorted by the first road, then the second. Points are the same where their coordinates
-    are printed alike.
+    Sorted by the first road, then the second. Which points are the same `points` decides.
     """
     n = len(roads)
     road = np.tile(np.arange(n), 2)

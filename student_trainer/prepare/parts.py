@@ -31,6 +31,8 @@ from student_trainer.prepare.config import PrepareConfig
 log = logging.getLogger(__name__)
 
 PARTS_FILE = "parts.json"
+SAID = ("findings", "placeholders", "cell_size_reason")
+"""Facts that say something about the content and are no part of it."""
 
 
 Facts = dict[str, Any]
@@ -144,7 +146,12 @@ def take_over(part: Part, old: Path, new: Path) -> None:
 
 def content_digest(parts: Parts) -> str:
     """Digest of what the store holds; however it came about."""
-    return files.digest(json.dumps([[parts[name].files, parts[name].facts] for name in sorted(parts)], sort_keys=True))
+    content = [[parts[name].files, _content(parts[name].facts)] for name in sorted(parts)]
+    return files.digest(json.dumps(content, sort_keys=True))
+
+
+def _content(facts: Facts) -> Facts:
+    return {name: fact for name, fact in facts.items() if name not in SAID}
 
 
 def _is_whole(store: Path, part: Part) -> bool:

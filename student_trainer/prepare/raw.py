@@ -1,12 +1,11 @@
 """Raw HOSER files -> typed arrays. Every complaint names the file, the row and the column.
 
 Rows are counted from 0 after the header, as `geo_id` is; the line in the file is beside it.
-Nothing is evaluated: coordinates are JSON, lists of road classes are literals.
+Nothing is evaluated: coordinates are JSON, lists of road classes are read by their quotes.
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
 import io
@@ -22,7 +21,7 @@ import polars as pl
 from shared import ragged
 from shared.arrays import Float64, Int32, Int64
 from shared.errors import DataError
-from student_trainer.prepare import records, trip_text
+from student_trainer.prepare import csv_faults, points, records, road_classes, trip_text
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 TRIP_COLUMNS = ("rid_list", "time_list")
@@ -35,10 +34,11 @@ class Roads:
     Attributes:
         vertices: float64 [V, 2] latitude and longitude, degrees, roads back to back.
         vertex_offsets: int64 [N + 1].
-        start_point, end_point: int64 [N]; roads have equal numbers where the coordinates
-            are printed alike.
+        start_point, end_point: int64 [N]; roads have equal numbers where they meet, see `points`.
         length: float64 [N] metres.
         highway: one road class a road, lists already resolved.
+        merged_points: end points that were taken for another one near them.
+        findings: sentences about what was written in several ways.
     """
 
     vertices: Float64
@@ -47,6 +47,8 @@ class Roads:
     end_point: Int64
     length: Float64
     highway: Sequence[str]
+    merged_points: int = 0
+    findings: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.length)
@@ -70,10 +72,11 @@ class RawTrips:
 
 
 class CellError(DataError):
-    """A cell of a CSV file cannot be used; rows count from 0 after the header."""
+    """A cell of a CSV file, or a whole row (no column), cannot be used; rows count from 0 after the header."""
 
     def __init__(self, path: Path, row: int, column: str, problem: str) -> None:
-        super().__init__(f"{path}, row {row} (line {row + 2}), column {column}: {problem}")
+        where = f", column {column}" if column else ""
+        super().__init__(f"{path}, row {row} (line {row + 2}){where}: {problem}")
         self.path, self.row, self.column, self.problem = path, row, column, problem
 
     def further_down(self, rows: int) -> CellError:
@@ -97,17 +100,19 @@ def read_roads(path: Path) -> Roads:
         raise DataError(f"{path} holds no road")
     _check_ids(path, _integers(path, frame["geo_id"]))
     lines = [_parse_line(path, row, text) for row, text in enumerate(frame["coordinates"])]
-    points: dict[tuple[str, str], int] = {}
-    ends = [[points.setdefault(line[end], len(points)) for end in (0, -1)] for line in lines]
-    start_point, end_point = np.array(ends, np.int64).T
+    number, merged = points.number(np.array([line[end] for line in lines for end in (0, -1)], np.float64))
+    start_point, end_point = number.reshape(-1, 2).T
     lng_lat = np.array([point for line in lines for point in line], np.float64)
+    highway = _highways(path, frame["highway"])
     return Roads(
         vertices=np.ascontiguousarray(lng_lat[:, ::-1]),
         vertex_offsets=ragged.offsets(np.array([len(line) for line in lines])),
         start_point=start_point,
         end_point=end_point,
         length=_lengths(path, frame["length"]),
-        highway=_highways(path, frame["highway"]),
+        highway=highway,
+        merged_points=merged,
+        findings=[*cut_findings(path), *road_classes.findings(frame["highway"].to_list(), highway)],
     )
 
 
@@ -150,6 +155,7 @@ def open_trips(path: Path, num_roads: int) -> TripFile:
         DataError: there is no such file, or it lacks a column.
     """
     _check_exists(path)
+    csv_faults.check_kind(path)
     with open(path, "rb") as stream:
         header = records.read_header(stream)
     return TripFile(path, header, _check_columns(path, io.BytesIO(header), TRIP_COLUMNS), num_roads)
@@ -180,6 +186,8 @@ def parse_trips(file: TripFile, text: bytes) -> RawTrips:
 
 def parse_any_trips(file: TripFile, text: bytes) -> RawTrips:
     """As `parse_trips`, for all that CSV allows; slower."""
+    if (fault := csv_faults.fault_of(text)) is not None:
+        refuse(file.path, fault[0], "", fault[1])
     frame = _parse_csv(file.path, io.BytesIO(file.header + text), TRIP_COLUMNS)
     road_tokens, lengths = _split_lists(frame["rid_list"])
     time_tokens, time_counts = _split_lists(frame["time_list"])
@@ -203,6 +211,13 @@ def parse_any_trips(file: TripFile, text: bytes) -> RawTrips:
     return RawTrips(file.path, roads.astype(np.int32), times.dt.epoch("s").to_numpy(), offsets)
 
 
+def cut_findings(path: Path) -> list[str]:
+    """A sentence about a file whose last row has no line end."""
+    if not csv_faults.ends_within_row(path):
+        return []
+    return [f"{path.name} does not end with a line end: if it was cut while it was copied, its last row is not whole"]
+
+
 def _check_exists(path: Path) -> None:
     if not path.is_file():
         raise DataError(f"{path} is missing; a HOSER directory has roadmap.geo, roadmap.rel, train, val and test.csv")
@@ -211,6 +226,11 @@ def _check_exists(path: Path) -> None:
 def _read_csv(path: Path, columns: Sequence[str]) -> pl.DataFrame:
     """The given columns of a file as text; nothing else is interpreted."""
     _check_exists(path)
+    csv_faults.check_kind(path)
+    with open(path, "rb") as stream:
+        records.read_header(stream)
+        if (fault := csv_faults.fault_of(stream.read())) is not None:
+            refuse(path, fault[0], "", fault[1])
     _check_columns(path, path, columns)
     return _parse_csv(path, path, columns)
 
@@ -220,7 +240,7 @@ def _check_columns(path: Path, source: Path | io.BytesIO, wanted: Sequence[str])
     with _reporting(path):
         present = pl.read_csv(source, n_rows=0, infer_schema=False, glob=False).columns
     if missing := [column for column in wanted if column not in present]:
-        raise DataError(f"{path} has no column {', '.join(missing)}; it has {', '.join(present)}")
+        raise csv_faults.missing_columns(path, present, missing)
     return present
 
 
@@ -256,27 +276,24 @@ def _lengths(path: Path, column: pl.Series) -> Float64:
     return values
 
 
-class _Number(str):
-    """A JSON number as it is printed."""
-
-
-def _parse_line(path: Path, row: int, text: str | None) -> list[tuple[str, str]]:
-    """Longitude and latitude of each vertex, as printed."""
+def _parse_line(path: Path, row: int, text: str | None) -> list[tuple[float, float]]:
+    """Longitude and latitude of each vertex."""
 
     def fail(problem: str) -> NoReturn:
         refuse(path, row, "coordinates", f"{problem}; expected JSON as in [[-122.40, 37.78], [-122.41, 37.79]]")
 
     try:
-        line: Any = json.loads(text or "", parse_float=_Number, parse_int=_Number, parse_constant=fail)
+        line: Any = json.loads(text or "", parse_int=float, parse_constant=fail)
     except (json.JSONDecodeError, RecursionError) as error:
         fail(f"not JSON ({error})")
     if not isinstance(line, list) or len(line) < 2:
         fail("fewer than 2 points")
     for point in line:
-        if not isinstance(point, list) or len(point) < 2 or not all(isinstance(value, _Number) for value in point):
+        if not isinstance(point, list) or len(point) < 2 or not all(isinstance(value, float) for value in point):
             fail(f"{point!r} is not a point")
-        if abs(float(point[0])) > 180 or abs(float(point[1])) > 90:
-            fail(f"[{point[0]}, {point[1]}] is not longitude and latitude")
+        if abs(point[0]) > 180 or abs(point[1]) > 90:
+            swapped = ": are they exchanged?" if abs(point[0]) <= 90 and abs(point[1]) <= 180 else ""
+            fail(f"[{point[0]:g}, {point[1]:g}] is not longitude and latitude{swapped}")
     return [(point[0], point[1]) for point in line]
 
 
@@ -284,25 +301,11 @@ def _highways(path: Path, column: pl.Series) -> list[str]:
     cleaned: dict[str | None, str] = {}
     for row, text in enumerate(column):
         if text not in cleaned:
-            cleaned[text] = _road_class(path, row, text)
+            try:
+                cleaned[text] = road_classes.class_of(text or "")
+            except ValueError as error:
+                refuse(path, row, "highway", str(error))
     return [cleaned[text] for text in column]
-
-
-def _road_class(path: Path, row: int, text: str | None) -> str:
-    """One class; of a list the first, or the second if the first is `unclassified`."""
-    stripped = (text or "").strip()
-    if not stripped:
-        refuse(path, row, "highway", "empty")
-    if not stripped.startswith("["):
-        return stripped
-    try:
-        classes = ast.literal_eval(stripped)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        classes = None
-    if not isinstance(classes, list) or not classes or not all(isinstance(item, str) for item in classes):
-        refuse(path, row, "highway", f"{text!r} looks like a list of road classes, but cannot be read as one")
-    use_second = classes[0] == "unclassified" and len(classes) > 1
-    return str(classes[use_second])
 
 
 def _split_lists(column: pl.Series) -> tuple[pl.Series, Int64]:

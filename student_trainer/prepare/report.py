@@ -7,7 +7,8 @@ from typing import Any
 
 def render(manifest: dict[str, Any]) -> str:
     """The text, without a trailing newline."""
-    return "\n\n".join([_sizes(manifest), _floors(manifest), _collisions(manifest)])
+    parts = [_sizes(manifest), _floors(manifest), _collisions(manifest), _findings(manifest)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _sizes(manifest: dict[str, Any]) -> str:
@@ -39,6 +40,11 @@ def _floors(manifest: dict[str, Any]) -> str:
     return "\n".join(lines + [f"  {names[key]:<30} {100 * value:5.1f} %" for key, value in manifest["floors"].items()])
 
 
+def _findings(manifest: dict[str, Any]) -> str:
+    """What is odd in the raw files, last, where it is read."""
+    return "\n".join(f"warning: {sentence}" for sentence in manifest["findings"])
+
+
 def _collisions(manifest: dict[str, Any]) -> str:
     lines = [
         "cells: what a teacher of cells can know about the next road (validation steps)",
@@ -49,13 +55,9 @@ def _collisions(manifest: dict[str, Any]) -> str:
         f" {100 * line['same_cell']:21.1f} % {line['occupied']:15d}{'  <- chosen' if line['chosen'] else ''}"
         for line in manifest["collisions"]
     ]
-    size, floor = manifest["recommended_cell_size"], max(manifest["floors"].values())
-    lines.append(f"  recommended: grid.cell_size={size:g}{_reason(manifest, size, floor)}")
+    size, reason = manifest["recommended_cell_size"], manifest["cell_size_reason"]
+    lines.append(f"  recommended: grid.cell_size={size:g}, {reason}")
+    (chosen,) = (line["cell_size"] for line in manifest["collisions"] if line["chosen"])
+    if chosen != size:
+        lines.append(f"  chosen: {chosen:g}; right for an imported teacher's grid, otherwise take what is recommended")
     return "\n".join(lines)
-
-
-def _reason(manifest: dict[str, Any], size: float, floor: float) -> str:
-    ceiling = next(line["ceiling"] for line in manifest["collisions"] if line["cell_size"] == size)
-    if ceiling < floor:
-        return f", yet even there a perfect teacher stays below the best floor ({100 * floor:.1f} %)"
-    return f", the coarsest that clears the best floor ({100 * floor:.1f} %) with room"

@@ -150,6 +150,7 @@ def _manifest(config: PrepareConfig, made: Parts, inputs: Mapping[str, str]) -> 
     """What readers of the store know about it."""
     roads, tokens, flow = (dict(made[name].facts) for name in ("roads", "tokens", "flow"))
     splits = {split: dict(made[split].facts) for split in SPLITS}
+    findings = [sentence for facts in (roads, *splits.values()) for sentence in facts.pop("findings")]
     classes, duplicates, outside = (
         roads.pop("highway_classes"),
         roads.pop("duplicate_pairs"),
@@ -173,6 +174,7 @@ def _manifest(config: PrepareConfig, made: Parts, inputs: Mapping[str, str]) -> 
         "splits": splits,
         "dropped": {**dropped, "roadmap.rel": {"duplicate_pairs": duplicates}},
         "highway_classes": classes,
+        "findings": findings,
         **made["measures"].facts,
         "inputs": dict(inputs),
     }

@@ -18,6 +18,7 @@ from shared.errors import DataError
 from shared.store import Trips
 from student_trainer.prepare import raw
 from student_trainer.prepare.arrays import ArrayWriter
+from student_trainer.prepare.clock import Clock
 from student_trainer.prepare.network import Successors
 from student_trainer.prepare.raw import CellError, TripFile
 from student_trainer.prepare.trips import usable
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 class _Block:
     trips: Trips
     dropped: dict[str, int]
+    clock: Clock
     rows: int
     size: int
 
@@ -58,7 +60,8 @@ def write(
         advance: told the bytes that are done.
 
     Returns:
-        How many trips, roads and steps there are, the longest trip, and what was `dropped` for which reason.
+        How many trips, roads and steps there are, the longest trip, what was `dropped` for which reason, and what
+        `Clock.facts` finds.
 
     Raises:
         DataError: a cell cannot be used, or no trip is left.
@@ -67,9 +70,9 @@ def write(
     def parse(text: bytes) -> _Block:
         found = raw.parse_trips(file, text)
         trips, dropped = usable(found, successors, strict)
-        return _Block(trips, dropped, len(found.offsets) - 1, len(text))
+        return _Block(trips, dropped, Clock.of(trips), len(found.offsets) - 1, len(text))
 
-    dropped: Counter[str] = Counter()
+    dropped, clock = Counter[str](), Clock()
     rows = trips = roads = longest = 0
     folder.mkdir()
     with contextlib.ExitStack() as stack:
@@ -94,13 +97,16 @@ def write(
             roads += len(block.trips.roads)
             longest = max(longest, int(block.trips.lengths.max(initial=0)))
             dropped.update(block.dropped)
+            clock.add(block.clock)
             advance(block.size)
     if not trips:
         raise DataError(f"{file.path} has no usable trip: of {rows} trips dropped {dict(dropped)}")
     if trips < rows:
         log.warning("%s: %d of %d trips dropped: %s", file.path, rows - trips, rows, dict(dropped))
     facts = {"trips": trips, "roads": roads, "steps": roads - trips, "longest_trip": longest}
-    return {**facts, "dropped": dict(dropped)}
+    times = clock.facts(file.path.stem)
+    times["findings"] += raw.cut_findings(file.path)
+    return {**facts, "dropped": dict(dropped), **times}
 
 
 def read(folder: Path) -> Iterator[Trips]:

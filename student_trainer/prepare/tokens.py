@@ -25,8 +25,17 @@ def extent(vertices: Float64) -> Bounds:
     return float(south), float(west), float(north), float(east)
 
 
+def fits(bounds: Bounds, cell_size: float) -> bool:
+    """Whether a grid of such cells over the bounds has no more of them than tokens can have numbers."""
+    try:
+        make_grid(bounds, cell_size, "vertex_mean")
+    except ConfigError:
+        return False
+    return True
+
+
 def make_grid(bounds: Bounds, cell_size: float, centroid: Centroid) -> Grid:
-    """The grid of square cells over the bounds; raises `ConfigError` where there is none."""
+    """The grid of square cells over the bounds; raises `ConfigError` if it has too many cells."""
     try:
         grid = Grid.from_bounds(bounds, cell_size, cell_size, centroid)
     except pydantic.ValidationError:

@@ -86,6 +86,7 @@ class Content:
             "metrics": self._metrics(),
             "cards": cards(),
             "floors": floors_of(self.evaluations),
+            "left_out": first.get("left_out", ""),
             "comparison": self.comparison,
             "histograms": {arm.name: _averaged(self.runs(arm)) for arm in self.arms},
             "reliability": {e.name: e.document["reliability"] for e in self.evaluations if e.document["reliability"]},

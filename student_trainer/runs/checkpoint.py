@@ -22,7 +22,8 @@ from torch import Tensor
 from shared import files, generations, torch_archive
 from shared.errors import FileFormatError
 
-FAMILY, FORMAT = "hoser-checkpoint/", "hoser-checkpoint/2"
+FAMILY, FORMAT, BEFORE = "hoser-checkpoint/", "hoser-checkpoint/3", "hoser-checkpoint/2"
+"""Of checkpoints; the format before this one, which is read, lacks `distillation`."""
 
 DAMAGED = (
     *(RuntimeError, struct.error, EOFError, OSError, MemoryError, RecursionError),
@@ -45,6 +46,7 @@ class Progress:
         missed_positions: theirs.
         best_accuracy: best validation accuracy so far, and `best_epoch` its epoch; -1 before the first.
         history: one record of validation metrics per epoch done.
+        extended: where the run got more epochs than it was begun with: `step`, `from_epochs`, `to_epochs`.
     """
 
     step: int = 0
@@ -54,6 +56,7 @@ class Progress:
     best_accuracy: float = -1.0
     best_epoch: int = -1
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    extended: list[dict[str, int]] = dataclasses.field(default_factory=list)
 
     __pydantic_config__ = _AS_IT_IS
 
@@ -74,6 +77,8 @@ class Checkpoint:
         random_state: of torch's generators, by device type. Nothing random happens after the initial weights now; a
             layer that draws numbers would go on where it was.
         torch: version that saved this.
+        distillation: what is trained or fitted beside the model and not part of it: the destination-free head's
+            weights, the destination-aware target's coefficients.
     """
 
     model: dict[str, Tensor]
@@ -88,6 +93,7 @@ class Checkpoint:
     sums: dict[str, tuple[float, int]]
     random_state: dict[str, Tensor]
     torch: str
+    distillation: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
     __pydantic_config__ = _AS_IT_IS
 
@@ -133,7 +139,8 @@ def load(path: Path) -> Checkpoint:
         FileFormatError: the file is missing, damaged, not a checkpoint, or holds code.
     """
     values = load_tensors(path)
-    if values.pop("format", None) != FORMAT:
+    written = values.pop("format", None)
+    if written not in (FORMAT, BEFORE):
         raise FileFormatError(f"{path} is not a checkpoint of this system ({FORMAT})")
     try:
         checkpoint = Checkpoint(**{**values, "progress": Progress(**values["progress"])})

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from shared import files
-from shared.errors import ConfigError
+from shared.errors import ConfigError, FileFormatError
 
 BEST = Path("checkpoints", "best.pt")
 """The best weights, below a run's directory: what makes a directory a run with a model."""
@@ -57,6 +57,20 @@ class RunFiles:
     def summary(self) -> Path:
         """Result of a finished run."""
         return self.folder / "summary.json"
+
+
+def weights_in(path: Path) -> Path:
+    """The file of weights that a path stands for: itself, or the best checkpoint of a run's directory.
+
+    Raises:
+        FileFormatError: the directory is no run with a checkpoint.
+    """
+    if not path.is_dir():
+        return path
+    best = RunFiles(path).best
+    if not best.is_file():
+        raise FileFormatError(f"{path} is no run with weights: it has no {BEST}")
+    return best
 
 
 def check_unused(out: Path) -> None:

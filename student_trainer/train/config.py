@@ -7,12 +7,15 @@ from typing import Literal
 
 import pydantic
 
+from shared import log
 from shared.address import TeachersText
 from shared.config import Section
 from shared.sinks import Wandb
 from shared.store import Cache
+from shared.tracing import TracingConfig
 from student_trainer.distill.config import ClientConfig, DistillConfig
 from student_trainer.model.config import ModelConfig
+from student_trainer.runs.prometheus import PlaceText
 
 
 class DataConfig(Section):
@@ -30,6 +33,10 @@ class DataConfig(Section):
     """Validate on a sample of so many trips (drawn by sample_seed); 0 validates on all."""
     sample_seed: int = 0
     """Seed of these samples, apart from the run's seed so that runs share them."""
+    sampled: Path | None = None
+    """Directory of trips sampled from the teacher (`student-trainer sample`), mixed in with the training trips."""
+    sampled_trips: int = pydantic.Field(0, ge=0)
+    """Mix in so many of them, the first ones; 0 mixes in all."""
     bucket_batches: int = pydantic.Field(32, ge=1)
     """Sort trips by length within so many batches, to pad less; 1 only shuffles."""
 
@@ -55,6 +62,8 @@ class OptimConfig(Section):
     """Largest gradient norm."""
     time_weight: float = pydantic.Field(1.0, ge=0)
     """Weight of the travel-time loss."""
+    label_smoothing: float = pydantic.Field(0.0, ge=0, lt=1)
+    """Share of a label's probability that is spread evenly over the position's candidates."""
     max_bad_steps: int = pydantic.Field(10, ge=0)
     """Steps that may be skipped for a non-finite loss or gradient before the run stops."""
 
@@ -102,6 +111,10 @@ class LogConfig(Section):
     """Its tags."""
     progress: bool = True
     """Show a progress bar where stderr is a terminal."""
+    format: log.Format = "text"
+    """How lines on stderr look: text for people, json for machines; --log-format says it for any command."""
+    prometheus: PlaceText = "off"
+    """HOST:PORT where the run tells Prometheus its metrics over HTTP, to whoever asks; off: nowhere."""
 
 
 class RecipeConfig(Section):
@@ -130,18 +143,24 @@ class TrainConfig(RecipeConfig):
     """Store that `prepare` wrote."""
     teacher: TeachersText = "none"
     """Addresses of teachers, HOST:PORT[,HOST:PORT...] or unix:PATH; one gRPC name of several, such as
-    dns:///HOST:PORT; or none."""
+    dns:///HOST:PORT; file:ANSWERS, which `teacher-server answer` wrote; or none."""
     out: Path
     """Directory of the run: checkpoints, metrics, configuration."""
     resume: bool = False
     """Go on from OUT's last checkpoint."""
+    continue_to: int = pydantic.Field(0, ge=0)
+    """Go on from OUT's last checkpoint to so many epochs in all, more than the run was begun with, whatever
+    optim.epochs says: the schedule of the learning rate is stretched, so the rate rises again, and the result is not
+    that of a run of so many epochs. 0: do not."""
     profile: Literal["off", "table", "trace"] = "off"
     """table: at the end, say where the time of the steps went (OUT/profile.json); trace: also record a few steps with
     torch.profiler (OUT/trace.json). On an accelerator each stage of a step is then waited for, which costs time."""
+    tracing: TracingConfig = TracingConfig()
+    """Spans of steps and of their requests."""
     seed: int = 42
     """Seed of initial weights and of the order of trips."""
 
     @property
     def distils(self) -> bool:
-        """Whether the run asks a teacher: it has an address and the KL has a weight."""
-        return self.teacher != "none" and self.distill.weight > 0
+        """Whether the run asks a teacher: it has an address, and a term has a weight."""
+        return self.teacher != "none" and self.distill.asks

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 
+from shared.address import answers_path
 from shared.store import Store
 from student_trainer.distill.client import GrpcTeacher
 from student_trainer.distill.config import NAME_LENGTH, ClientConfig
+from student_trainer.distill.offline import FileTeacher, check_answers
 from student_trainer.distill.query import check_teacher
 from student_trainer.distill.teacher import NullTeacher, Teacher
 from student_trainer.train.config import TrainConfig
@@ -28,22 +30,33 @@ def connect(settings: TrainConfig, store: Store, ranks: Ranks = ALONE) -> Teache
 
     Raises:
         Unavailable: it does not answer in time.
+        FileFormatError: its answers are in a file that cannot be read.
         CompatibilityError: it does not fit the store or the settings.
     """
     if not settings.distils:
         log.info("training without a teacher (%s)", "teacher=none" if settings.teacher == "none" else "weight 0")
         return NullTeacher()
-    teacher = GrpcTeacher(settings.teacher, client_of(settings.client, ranks))
+    path = answers_path(settings.teacher)
+    teacher = FileTeacher(path) if path else GrpcTeacher(settings.teacher, client_of(settings.client, ranks))
     try:
-        check_teacher(teacher.info, store, settings.distill, settings.teacher)
+        check(teacher, settings, store)
     except BaseException:
         teacher.close()
         raise
+    about = teacher.header if isinstance(teacher, FileTeacher) else teacher.info
     log.info(
-        "teacher at %s: weights %s, %s on %s",
-        settings.teacher, teacher.revision, teacher.info.compute_dtype, teacher.info.device,
-    )  # fmt: skip
+        "teacher at %s: weights %s, %s on %s", settings.teacher, teacher.revision, about.compute_dtype, about.device
+    )
     return teacher
+
+
+def check(teacher: Teacher, settings: TrainConfig, store: Store) -> None:
+    """Refuses an open teacher that does not fit the store or the settings; raises `CompatibilityError`."""
+    if isinstance(teacher, FileTeacher):
+        batch = settings.batch
+        check_answers(teacher.header, store, settings.distill, batch.candidate_top_k, batch.max_steps, teacher.path)
+    elif isinstance(teacher, GrpcTeacher):
+        check_teacher(teacher.info, store, settings.distill, settings.teacher)
 
 
 def client_of(client: ClientConfig, ranks: Ranks) -> ClientConfig:

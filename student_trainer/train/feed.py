@@ -8,14 +8,16 @@ from concurrent.futures import Future
 import numpy as np
 import torch
 
-from shared.arrays import Int64
-from shared.errors import TeacherError
-from shared.store import Trips
+from shared.arrays import Float32, Float64, Floating, Int64
+from shared.errors import ConfigError, TeacherError
 from shared.wire import ScoreReply
 from student_trainer.data.batch import Batch, build_batch
+from student_trainer.data.mixed import MixedTrips, Numbered
 from student_trainer.data.network import RoadNetwork
 from student_trainer.data.packing import Packed, Shape, to_device
+from student_trainer.data.remaining import RemainingWays, remaining_ways
 from student_trainer.distill.config import OnFailure
+from student_trainer.distill.destination import DestinationTarget, features_of
 from student_trainer.distill.query import build_query
 from student_trainer.distill.teacher import Teacher
 from student_trainer.train.config import RecipeConfig
@@ -27,15 +29,28 @@ class Prepared:
 
     Attributes:
         batch: in memory of the host.
-        labels: how many of its positions have one.
+        labelled: positions of its labelled trips.
+        labels: how many of these have a label.
+        hindsight: how many positions of its sampled trips have one.
         reply: the teacher's answer, if one was asked for.
         packed: the batch in page-locked memory, where the device is an accelerator; perhaps padded further.
+        pull: float32 [K], what the destination adds to the candidates' scores in `target`, if it is used.
+        target: the destination-aware target, if it is used.
     """
 
     batch: Batch
+    labelled: int
     labels: int
+    hindsight: int
     reply: Future[ScoreReply] | None
     packed: Packed | None = None
+    pull: Float32 | None = None
+    target: DestinationTarget | None = None
+
+    def count(self, metric: str) -> int:
+        """Positions that a sum of `objective.Outcome` is over."""
+        known = {"loss_next_road": self.labels, "loss_time": self.labels, "accuracy": self.labelled}
+        return {**known, "loss_hindsight": self.hindsight}.get(metric, self.batch.positions)
 
     @property
     def padded_steps(self) -> int:
@@ -67,18 +82,30 @@ class Prepared:
                 return None
             raise
 
+    def scores(self, reply: ScoreReply) -> Float32 | None:
+        """The destination-aware target's scores of the candidates, float32 [K]; None if it is not used."""
+        if self.target is None or self.pull is None:
+            return None
+        return self.target.scores(reply.log_probs, self.pull)
+
+    def arrays(self, reply: ScoreReply) -> list[Floating]:
+        """What the device needs of the teacher's answer, [K] each: the log-probs, and the target's scores if used."""
+        scores = self.scores(reply)
+        return [reply.log_probs] if scores is None else [reply.log_probs, scores]
+
 
 class Feed:
-    """Builds batches of a split and sends the teacher's share of each on its way at once.
+    """Builds batches of trips and sends the teacher's share of each on its way at once.
 
     Attributes:
         embeds_all: whether the device embeds all roads for a step, so that nobody looks for those that it needs.
+        target: the destination-aware target, once it is fitted.
     """
 
     def __init__(
         self,
         network: RoadNetwork,
-        trips: Trips,
+        trips: Numbered,
         settings: RecipeConfig,
         teacher: Teacher | None,
         device: torch.device,
@@ -89,10 +116,38 @@ class Feed:
         self._rounds, self._most_columns = rounds, most_candidates(network, settings.batch.candidate_top_k)
         self._network, self._trips, self._teacher = network, trips, teacher
         self._config, self._distill = settings.batch, settings.distill
+        self._first_sampled = trips.first_sampled if isinstance(trips, MixedTrips) else None
+        self._ways: tuple[Int64, RemainingWays] | None = None
+        self.target: DestinationTarget | None = None
 
     def lengths(self, index: Int64) -> Int64:
         """Roads of each of the given trips: int64, as `index`."""
-        return self._trips.offsets[index + 1] - self._trips.offsets[index]
+        return self._trips.lengths_of(index)
+
+    def measure_ways(self, length: Float64, index: Int64, progress: bool) -> None:
+        """Measures the ways to their ends of the given trips (ascending), without which there are no features of them.
+
+        Args:
+            length: float64 [N], metres of each road.
+            index: int64 [n].
+            progress: whether to show a bar.
+
+        Raises:
+            ConfigError: the settings cut candidates, whose ways are then unknown.
+        """
+        if self._config.candidate_top_k and most_candidates(self._network, 0) > self._config.candidate_top_k:
+            raise ConfigError(
+                f"distill.target=destination compares all successors of a road, up to "
+                f"{most_candidates(self._network, 0)} here; batch.candidate_top_k {self._config.candidate_top_k} cuts "
+                "them: set it to 0"
+            )
+        self._ways = index, remaining_ways(self._network, length, self._trips.take(index), progress)
+
+    def features(self, batch: Batch) -> Float64:
+        """Of a batch's candidates, for the destination-aware target: float64 [K, F - 1]; see `measure_ways`."""
+        assert self._ways is not None, "the ways are measured before features are wanted"
+        index, ways = self._ways
+        return features_of(batch, ways.take(np.searchsorted(index, batch.trips.numpy()), batch.length.numpy()))
 
     def prepare(self, index: Int64, ask: bool = True) -> Prepared:
         """The batch of the given trips; called by the prefetching thread."""
@@ -100,9 +155,18 @@ class Feed:
         reply = None
         if self._teacher is not None and ask:
             reply = self._teacher.submit(build_query(batch, self._network, self._distill))
-        labels = int((batch.label >= 0).sum())
+        pull = None if self.target is None else self.target.pull(self.features(batch))
         is_whole = self._pins and not self._rounds
-        return Prepared(batch, labels, reply, Packed.of(batch, pinned=True) if is_whole else None)
+        packed = Packed.of(batch, pinned=True) if is_whole else None
+        return Prepared(batch, *self._counts(batch), reply, packed, pull, self.target)
+
+    def _counts(self, batch: Batch) -> tuple[int, int, int]:
+        """Positions of labelled trips, how many of them have a label, how many of the others."""
+        has_label = batch.label.numpy() >= 0
+        if self._first_sampled is None:
+            return batch.positions, int(has_label.sum()), 0
+        is_sampled = np.repeat(batch.trips.numpy() >= self._first_sampled, batch.length.numpy())
+        return int((~is_sampled).sum()), int((has_label & ~is_sampled).sum()), int((has_label & is_sampled).sum())
 
     def rounded(self, items: list[Prepared]) -> list[Prepared]:
         """The micro-batches of a step, in one shape if this feed rounds."""

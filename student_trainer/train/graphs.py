@@ -30,11 +30,12 @@ from torch import Tensor, nn
 from shared.arrays import Floating
 from shared.errors import ConfigError, TrainingError
 from student_trainer.data.packing import Packed, Shape
-from student_trainer.distill.loss import target_of
+from student_trainer.distill.loss import Answer
 from student_trainer.model import device as devices
+from student_trainer.model.history_head import HistoryHead
 from student_trainer.model.hoser import HOSER, NetworkEmbedding
 from student_trainer.train.config import RuntimeConfig
-from student_trainer.train.objective import Objective
+from student_trainer.train.objective import Divisors, Objective, forward
 from student_trainer.train.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ MOST_GRAPHS = 128
 DIFFERENCE = {None: 1e-3, torch.bfloat16: 2e-2}
 """Relative difference of loss and norm between single operations and the recording, by autocast's dtype: the same
 kernels run, but a library may choose others of another order for a product, in TF32 or bfloat16."""
-NUMBERS = ("positions", "labels", "learning_rate", "hold")
+NUMBERS = (*Divisors._fields, "learning_rate", "hold")
 """Of a step: by which sums are divided; AdamW's rate; 1 to leave weights as they are."""
 VERDICTS = ("is_finite", "norm")
 """What stands before the metrics in what a step finds."""
@@ -121,29 +122,35 @@ class Request:
 
     Attributes:
         batches: its micro-batches.
-        answers: the teacher's log-probs of each one's candidates, float [K]; none for a step without a teacher.
+        answers: of each one the teacher's log-probs of its candidates, float [K], and the scores of the
+            destination-aware target [K], if it is used; none for a step without a teacher.
         numbers: by name, see `NUMBERS`.
     """
 
     batches: Sequence[Packed]
-    answers: Sequence[Floating]
+    answers: Sequence[Sequence[Floating]]
     numbers: Mapping[str, float]
 
     @property
-    def key(self) -> tuple[bool, tuple[Shape, ...]]:
+    def key(self) -> tuple[int, tuple[Shape, ...]]:
         """Steps of one key are made by the same operations."""
-        return bool(self.answers), tuple(packed.shape for packed in self.batches)
+        return self.width, tuple(packed.shape for packed in self.batches)
 
     def late(self) -> Tensor:
         """What is known last, as one array of the host, float32: the numbers, then each answer, padded."""
-        candidates = [packed.shape.candidates for packed in self.batches] if self.answers else []
-        values = np.zeros(len(NUMBERS) + sum(candidates), np.float32)
+        rooms = [packed.shape.candidates for packed in self.batches for _ in range(self.width)]
+        values = np.zeros(len(NUMBERS) + sum(rooms), np.float32)
         values[: len(NUMBERS)] = [self.numbers[name] for name in NUMBERS]
         start = len(NUMBERS)
-        for answer, room in zip(self.answers, candidates, strict=False):
-            values[start : start + len(answer)] = answer
+        for array, room in zip((array for answer in self.answers for array in answer), rooms, strict=True):
+            values[start : start + len(array)] = array
             start += room
         return torch.from_numpy(values)
+
+    @property
+    def width(self) -> int:
+        """Arrays of an answer."""
+        return len(self.answers[0]) if self.answers else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +178,7 @@ class StepGraphs:
     def __init__(
         self,
         model: HOSER,
+        head: HistoryHead | None,
         optimizer: torch.optim.Optimizer,
         objective: Objective,
         runtime: Runtime,
@@ -179,7 +187,7 @@ class StepGraphs:
         recorder: Recorder | None = None,
     ) -> None:
         """With the recorder of the device, a CUDA device, or another one; demanded, it does not do without."""
-        self._model, self._optimizer, self._objective = model, optimizer, objective
+        self._model, self._head, self._optimizer, self._objective = model, head, optimizer, objective
         self._precision, self._clip_norm, self._device = runtime.precision, clip_norm, runtime.device
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._recorder = recorder or CudaRecorder(runtime.device)
@@ -296,13 +304,9 @@ class StepGraphs:
         """Adds its gradients; its metrics, of which the loss says whether it was finite."""
         batch = recorded.batch(number)
         with self._precision.autocast():
-            output = self._model(batch, network)
-            times = self._model.label_times(batch, network, output)
-        answer = recorded.answer(number)
-        outcome = self._objective.of(
-            batch, output, times, None if answer is None else target_of(answer, batch),
-            recorded.number("positions"), recorded.number("labels"),
-        )  # fmt: skip
+            output, times = forward(self._model, self._head, batch, network)
+        divisors = Divisors(*map(recorded.number, Divisors._fields))
+        outcome = self._objective.of(batch, output, times, recorded.answer(number), divisors)
         torch.autograd.backward(outcome.loss)
         return outcome.sums
 
@@ -320,7 +324,7 @@ class _Recorded:
         self._shapes = [packed.shape for packed in like.batches]
         self.arrays = [torch.empty_like(packed.array, device=device) for packed in like.batches]
         self._late = torch.empty_like(like.late(), device=device)
-        self._has_answers = bool(like.answers)
+        self._width = like.width
         self._make: Body | None = None
         self.names: list[list[str]] = []
 
@@ -341,12 +345,13 @@ class _Recorded:
         """A micro-batch on the device."""
         return Packed(self._shapes[number], self.arrays[number]).unpack()
 
-    def answer(self, number: int) -> Tensor | None:
-        """The teacher's log-probs of a micro-batch's candidates, float32 [K]."""
-        if not self._has_answers:
+    def answer(self, number: int) -> Answer | None:
+        """The teacher's answer to a micro-batch's query."""
+        if not self._width:
             return None
-        start = len(NUMBERS) + sum(shape.candidates for shape in self._shapes[:number])
-        return self._late[start : start + self._shapes[number].candidates]
+        size = self._shapes[number].candidates
+        start = len(NUMBERS) + self._width * sum(shape.candidates for shape in self._shapes[:number])
+        return Answer(*(self._late[start + i * size : start + (i + 1) * size] for i in range(self._width)))
 
     def keep(self, make: Body) -> None:
         """Remembers what makes the step from what is loaded, and gives its result."""

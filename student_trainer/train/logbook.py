@@ -5,14 +5,20 @@ from __future__ import annotations
 from shared import logbook
 from shared.sinks import WandbRun
 from student_trainer.runs.layout import RunFiles
+from student_trainer.runs.prometheus import Prometheus
 from student_trainer.train.config import TrainConfig
 
 
 class Logbook(logbook.Logbook):
     """The logbook of a training run."""
 
-    def __init__(self, settings: TrainConfig, step: int) -> None:
-        """Opens the sinks of a run that stands at `step`; later records of an earlier attempt are dropped."""
+    def __init__(self, settings: TrainConfig, step: int, revision: str = "", store: str = "") -> None:
+        """Opens the sinks of a run that stands at `step`; later records of an earlier attempt are dropped.
+
+        Args:
+            revision: of the teacher's weights; empty for none.
+            store: the fingerprint of the data.
+        """
         wandb = WandbRun(
             asked=settings.log.wandb,
             project=settings.log.wandb_project,
@@ -21,4 +27,9 @@ class Logbook(logbook.Logbook):
             tags=settings.log.wandb_tags,
             group=settings.log.wandb_group,
         )
-        super().__init__(RunFiles(settings.out).metrics, step, settings.log.tensorboard, wandb)
+        about = {"run": str(settings.out), "revision": revision, "store": store}
+        serves = settings.log.prometheus != "off"
+        super().__init__(
+            RunFiles(settings.out).metrics, step, settings.log.tensorboard, wandb,
+            prometheus=(lambda: Prometheus(settings.log.prometheus, about, step)) if serves else None,
+        )  # fmt: skip

@@ -110,6 +110,16 @@ class Stopwatch:
         """Seconds by stage since `seconds` was `before`."""
         return {stage: seconds - before.get(stage, 0.0) for stage, seconds in self.seconds.items()}
 
+    def metrics(self, wall_seconds: float) -> dict[str, float]:
+        """Milliseconds of each stage of a step, and of the whole step, of which all took so many seconds."""
+        steps = max(self.steps, 1)
+        metrics = {f"perf/{name}_ms": 1000 * seconds / steps for name, seconds in self.seconds.items()}
+        metrics["perf/step_ms"] = 1000 * wall_seconds / steps
+        metrics["perf/positions_per_s"] = self.positions / wall_seconds if wall_seconds else 0.0
+        if self.padded_steps:
+            metrics["perf/padded_share"] = 1 - self.trip_steps / self.padded_steps
+        return metrics
+
 
 class Clock:
     """Seconds between one lap and the next."""

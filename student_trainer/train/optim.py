@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import FileFormatError
+from student_trainer.distill.config import DistillConfig
 from student_trainer.model import device as devices
 from student_trainer.train.config import OptimConfig, RuntimeConfig
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(config: OptimConfig, *modules: nn.Module) -> torch.optim.AdamW:
     """AdamW over everything that learns, as upstream has it: no groups without decay."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
 
 
@@ -32,6 +33,15 @@ def learning_rate(step: int, total: int, config: OptimConfig) -> float:
     progress = (step - warmup + 1) / max(total - warmup, 1)
     share = config.final_lr + (1 - config.final_lr) * (1 + math.cos(math.pi * progress)) / 2
     return config.learning_rate * share
+
+
+def distill_share(step: int, total: int, config: DistillConfig) -> float:
+    """Share of the weight of the terms that fade at optimizer step `step` in 0..total-1: 1 at the first, then falling
+    along half a cosine or a line to 0, where it stays from step `schedule_share * total` on."""
+    if config.schedule == "constant":
+        return 1.0
+    progress = min(step / (config.schedule_share * total), 1.0)
+    return (1 + math.cos(math.pi * progress)) / 2 if config.schedule == "cosine" else 1 - progress
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

@@ -3,33 +3,54 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from shared import generations
-from shared.errors import CompatibilityError, ConfigError
+from shared import config, generations
+from shared.errors import CompatibilityError, ConfigError, FileFormatError
 from shared.restoring import restore_optimizer, restore_scaler
 from shared.store import Store
+from student_trainer.distill.destination import FEATURES, DestinationTarget
 from student_trainer.model import upstream
+from student_trainer.model.history_head import HistoryHead
 from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.runs.checkpoint import Checkpoint
 from student_trainer.runs.layout import RunFiles, check_unused
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.meters import Sums
-from student_trainer.train.optim import random_state, set_random_state
+from student_trainer.train.optim import learning_rate, random_state, set_random_state
+from student_trainer.train.schedule import Schedule
 from student_trainer.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 FREE_TO_CHANGE = ("resume", "profile", "teacher", "client", "log", "runtime", "out", "data")
 """Settings that a resumed run may change: where and how it runs. Another runtime changes the last bits."""
+MISSING = "nothing"
+"""In place of a setting that there is not."""
+
+
+def extended(settings: TrainConfig) -> TrainConfig:
+    """The settings of a run that goes on to `continue_to` epochs; as they are if it does not."""
+    if not settings.continue_to:
+        return settings
+    optim = settings.optim.model_copy(update={"epochs": settings.continue_to})
+    return settings.model_copy(update={"resume": True, "optim": optim})
+
+
+HEAD, TARGET = "head.", "target"
+"""Names in a checkpoint's `distillation`: what begins with the first, and the second."""
 
 
 def find_checkpoint(settings: TrainConfig, store: Store) -> Checkpoint | None:
     """The checkpoint to resume from, if any. OUT is claimed by then: temporary files are nobody's.
 
     Raises:
-        ConfigError: OUT holds a run, and it is not resumed or has other settings.
+        ConfigError: OUT holds a run, and it is not resumed or has other settings; or there is none to continue.
         CompatibilityError: it was trained on another store.
         FileFormatError: none of its checkpoints can be read.
     """
@@ -40,22 +61,59 @@ def find_checkpoint(settings: TrainConfig, store: Store) -> Checkpoint | None:
     for name in ("last", "best"):
         generations.remove_halves(last.with_stem(name))
     found = checkpoints.load_newest(last)
-    if found is None:
-        log.info("%s has no checkpoint yet; starting at step 0", settings.out)
-    else:
+    if found is not None:
         _check_resumable(settings, store, found)
+    elif settings.continue_to:
+        raise ConfigError(f"{settings.out} has no checkpoint to continue; begin a run with optim.epochs instead")
+    else:
+        log.info("%s has no checkpoint yet; starting at step 0", settings.out)
     return found
 
 
 def _check_resumable(settings: TrainConfig, store: Store, found: Checkpoint) -> None:
     if found.store != store.fingerprint:
         raise CompatibilityError(f"the run in {settings.out} was trained on another store than {store.path}")
-    now = settings.model_dump(mode="json")
-    changed = [k for k in now if k not in FREE_TO_CHANGE and now[k] != found.config.get(k)]
+    before, now = found.config, settings.model_dump(mode="json")
+    changed = [key for key in config.differing(now, before) if not _is_free(key, now, before)]
+    epochs = int(before["optim"]["epochs"])
+    if settings.continue_to:
+        if settings.continue_to < epochs:
+            raise ConfigError(
+                f"{settings.out} trains for {epochs} epochs already; --continue-to takes that or more, not "
+                f"{settings.continue_to}"
+            )
+        changed = [key for key in changed if key not in ("optim.epochs", "continue_to")]
     if changed:
-        raise ConfigError(
-            f"cannot resume {settings.out} with other settings: {', '.join(changed)} differ from its config.yaml"
+        told = "; ".join(f"{key} is {_value(before, key)} there, {_value(now, key)} here" for key in changed)
+        raise ConfigError(f"cannot resume {settings.out} with other settings: {told}. {_way_out(changed, now, before)}")
+
+
+def _is_free(key: str, now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether a setting may differ; also where an older version had none, and it is what that version did."""
+    plain = TrainConfig(data=Path(), out=Path()).model_dump(mode="json")
+    is_new = _value(before, key) is MISSING and _value(now, key) == _value(plain, key)
+    return key.partition(".")[0] in FREE_TO_CHANGE or is_new
+
+
+def _way_out(changed: Sequence[str], now: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+    """What is sound instead."""
+    again = "Give it the settings of its config.yaml, or begin a run in another --out"
+    more = max(now["optim"]["epochs"], before["optim"]["epochs"])
+    is_more = now["optim"]["epochs"] > before["optim"]["epochs"] or before.get("continue_to")
+    if set(changed) <= {"optim.epochs", "continue_to"} and is_more:
+        return (
+            f"--continue-to {more} goes on to {more} epochs in all, with its schedule stretched: not the run that "
+            f"optim.epochs={more} gives from the start. {again}"
         )
+    return f"{again}: a run has one set of settings from its first step to its last"
+
+
+def _value(settings: Mapping[str, Any], key: str) -> Any:
+    """Of a dotted key."""
+    value: Any = settings
+    for part in key.split("."):
+        value = value.get(part, MISSING) if isinstance(value, Mapping) else MISSING
+    return value
 
 
 def restore(trainer: Trainer, found: Checkpoint, revision: str) -> None:
@@ -77,6 +135,7 @@ def restore(trainer: Trainer, found: Checkpoint, revision: str) -> None:
         )
     runtime = trainer.runtime
     upstream.load_into(trainer.model, found.model)
+    _restore_head(trainer.head, found.distillation)
     restore_optimizer(trainer.optimizer, found.optimizer)
     restore_scaler(runtime.precision.scaler, found.scaler)
     set_random_state(found.random_state, runtime.device)
@@ -86,10 +145,52 @@ def restore(trainer: Trainer, found: Checkpoint, revision: str) -> None:
     log.info("resuming at step %d", found.progress.step)
 
 
-def snapshot(trainer: Trainer, store: Store, revision: str) -> Checkpoint:
+def _restore_head(head: HistoryHead | None, values: dict[str, Tensor]) -> None:
+    if head is None:
+        return
+    given = {name.removeprefix(HEAD): value for name, value in values.items() if name.startswith(HEAD)}
+    try:
+        head.load_state_dict(given)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise FileFormatError(f"the checkpoint's destination-free head is damaged: {reason}") from None
+
+
+def target_of(found: Checkpoint) -> DestinationTarget:
+    """The destination-aware target that a run was begun with.
+
+    Raises:
+        FileFormatError: the checkpoint does not hold one.
+    """
+    coefficients = found.distillation.get(TARGET)
+    if coefficients is None or coefficients.shape != (len(FEATURES),):
+        raise FileFormatError(f"the checkpoint holds no {len(FEATURES)} coefficients of a destination-aware target")
+    return DestinationTarget(coefficients.double().numpy())
+
+
+def note_extension(trainer: Trainer, schedule: Schedule, found: Checkpoint) -> None:
+    """Keeps in the run's progress, and says, that it has got more epochs than its checkpoint was written for."""
+    before, now = int(found.config["optim"]["epochs"]), trainer.settings.optim.epochs
+    if now <= before:
+        return
+    step, optim = trainer.progress.step, trainer.settings.optim
+    trainer.progress.extended.append({"step": step, "from_epochs": before, "to_epochs": now})
+    last = learning_rate(max(step - 1, 0), schedule.steps_per_epoch * before, optim)
+    log.info(
+        "the schedule is stretched from %d to %d epochs: the learning rate goes from %.3g to %.3g and then falls to "
+        "%.3g. A run of %d epochs from the start would have been another one",
+        before, now, last, learning_rate(step, schedule.total_steps, optim), optim.final_lr * optim.learning_rate, now,
+    )  # fmt: skip
+
+
+def snapshot(trainer: Trainer, store: Store, revision: str, target: DestinationTarget | None = None) -> Checkpoint:
     """What `restore` needs, as the trainer stands."""
+    distillation = {} if target is None else {TARGET: torch.from_numpy(target.coefficients.copy())}
+    if trainer.head is not None:
+        distillation |= {HEAD + name: value for name, value in trainer.head.state_dict().items()}
     return Checkpoint(
         model=trainer.model.state_dict(),
+        distillation=distillation,
         optimizer=trainer.optimizer.state_dict(),
         scaler=trainer.runtime.precision.scaler.state_dict(),
         progress=trainer.progress,

@@ -18,7 +18,7 @@ import time
 
 import torch
 
-from shared import claims
+from shared import claims, tracing
 from shared.errors import ConfigError
 from shared.sinks import check_wandb
 from shared.stop import StopSignals
@@ -28,7 +28,7 @@ from student_trainer.runs.checkpoint import Checkpoint
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.connect import connect, patience_seconds
 from student_trainer.train.ranks import Ranks, join
-from student_trainer.train.resume import find_checkpoint
+from student_trainer.train.resume import extended, find_checkpoint
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.session import Session
 
@@ -50,13 +50,15 @@ class Inputs:
 
 def run(settings: TrainConfig) -> int:
     """Trains, alone or as one of the ranks that `torchrun` started; rank 0 prints the summary as JSON on stdout."""
+    settings = extended(settings)
     with join(patience_seconds(settings.client)) as ranks, contextlib.ExitStack() as claimed:
         start = time.monotonic()
         inputs = ranks.together(lambda: open_inputs(settings, ranks, claimed))
         resumed = ranks.broadcast(inputs.resumed)
         teacher = ranks.together(lambda: connect(settings, inputs.store, ranks))
-        with StopSignals() as stop, contextlib.closing(teacher):
-            runtime = Runtime.of(settings.runtime, inputs.device, ranks, stop)
+        tracing_spans = tracing.opened(settings.tracing, "student-trainer")
+        with tracing_spans as tracer, StopSignals() as stop, contextlib.closing(teacher):
+            runtime = Runtime.of(settings.runtime, inputs.device, ranks, stop, tracer)
             session = Session(settings, inputs.store, runtime, teacher, resumed)
             session.train()
         if ranks.is_first:

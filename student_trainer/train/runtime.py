@@ -7,6 +7,7 @@ import dataclasses
 import torch
 
 from shared.stop import StopSignals
+from shared.tracing import Tracer
 from student_trainer.train.config import RuntimeConfig
 from student_trainer.train.optim import Precision
 from student_trainer.train.ranks import ALONE, Ranks
@@ -21,16 +22,23 @@ class Runtime:
         precision: autocast, loss scaling and TF32; the scaler is the run's own.
         ranks: who trains together.
         stop: the signals that end the run between two steps.
+        tracer: of its steps; none: they are not traced.
     """
 
     device: torch.device
     precision: Precision
     ranks: Ranks
     stop: StopSignals
+    tracer: Tracer | None = None
 
     @classmethod
     def of(
-        cls, config: RuntimeConfig, device: torch.device, ranks: Ranks = ALONE, stop: StopSignals | None = None
+        cls,
+        config: RuntimeConfig,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+        stop: StopSignals | None = None,
+        tracer: Tracer | None = None,
     ) -> Runtime:
         """With the arithmetic that the settings ask for; without `stop`, nothing but an error ends the run."""
-        return cls(device, Precision(config, device), ranks, stop or StopSignals())
+        return cls(device, Precision(config, device), ranks, stop or StopSignals(), tracer)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from shared import tracing
 from shared.arrays import Int64
+from shared.tracing import Span, Tracer
 from student_trainer.data.loader import TripOrder
 from student_trainer.model.road_graph import Field, RoadGraph
 from student_trainer.train.feed import Feed, Prepared
@@ -32,11 +35,22 @@ class Step:
         plan: the plan.
         micro_batches: its batches.
         field: what must be computed of the road network for all of them; None for all of it.
+        span: of the step in the run's trace, from its preparation to its update, if the run has one.
     """
 
     plan: PlannedStep
     micro_batches: Sequence[Prepared]
     field: Field | None
+    span: Span | None = None
+
+    @contextlib.contextmanager
+    def updating(self) -> Iterator[None]:
+        """Around the update, after which the step is over."""
+        if self.span is None:
+            yield
+            return
+        with self.span.lasting(), tracing.part("update"):
+            yield
 
 
 class Schedule:
@@ -64,8 +78,18 @@ class Schedule:
                     yield PlannedStep(number, epoch, i == self.steps_per_epoch - 1, group)
 
 
-def prepare_step(feed: Feed, graph: RoadGraph, plan: PlannedStep, ranks: Ranks = ALONE) -> Step:
+def prepare_step(
+    feed: Feed, graph: RoadGraph, plan: PlannedStep, ranks: Ranks = ALONE, tracer: Tracer | None = None
+) -> Step:
     """Builds a rank's batches of a step and asks the teacher; runs ahead of the loop."""
+    if tracer is None:
+        return _prepare(feed, graph, plan, ranks)
+    span = tracer.begin("train.step", step=plan.number, epoch=plan.epoch, rank=ranks.rank)
+    with tracing.within(span), tracing.part("prepare"):
+        return dataclasses.replace(_prepare(feed, graph, plan, ranks), span=span)
+
+
+def _prepare(feed: Feed, graph: RoadGraph, plan: PlannedStep, ranks: Ranks) -> Step:
     shares = [ranks.share(index, feed.lengths(index)) for index in plan.micro_batches]
     micro_batches = feed.rounded([feed.prepare(share) for share in shares if len(share)])
     if feed.embeds_all:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import sys
 import time
 from collections.abc import Generator, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 import tqdm
 
-from shared import config, files
-from shared.arrays import Int64
+from shared import config, files, progress
 from shared.errors import CompatibilityError, ConfigError, TeacherError
-from shared.store import SplitName, Store, Trips
-from student_trainer.data.loader import Prefetcher, TripOrder
+from shared.store import Store
+from student_trainer.data.loader import Prefetcher
 from student_trainer.data.network import RoadNetwork
 from student_trainer.distill.teacher import FailureStats, NullTeacher, Teacher
 from student_trainer.model import upstream
+from student_trainer.model.history_head import HistoryHead
 from student_trainer.model.hoser import HOSER
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.runs import checkpoint as checkpoints
@@ -30,15 +28,17 @@ from student_trainer.train import graphs
 from student_trainer.train.compiling import use_own_directory
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed
+from student_trainer.train.fit import give_target
 from student_trainer.train.logbook import Logbook
 from student_trainer.train.meters import Clock
 from student_trainer.train.optim import random_state
 from student_trainer.train.profiling import Profile
 from student_trainer.train.ranks import RankLost
-from student_trainer.train.resume import restore, snapshot
+from student_trainer.train.resume import note_extension, restore, snapshot, target_of
 from student_trainer.train.runtime import Runtime
-from student_trainer.train.schedule import PlannedStep, Schedule, Step, prepare_step
+from student_trainer.train.schedule import PlannedStep, Step, prepare_step
 from student_trainer.train.trainer import Trainer
+from student_trainer.train.trips import open_trips, schedule_of
 from student_trainer.train.validate import Validator
 
 log = logging.getLogger(__name__)
@@ -73,25 +73,26 @@ class Session:
         self.scale = TimeScale(*store.time_scale)
         self._profile: Profile | None = None
         network = RoadNetwork.load(store)
-        train, val = store.trips("train", settings.batch.cache), store.trips("val", settings.batch.cache)
-        if settings.batch.val_trips:
-            val = val.take(choose_trips(val, settings, "val"))
-        chosen = choose_trips(train, settings)
+        trips = open_trips(store, settings)
 
-        self.model = _new_student(settings, network, runtime.device)
+        self.model, head = _new_student(settings, network, runtime.device)
         asked = self.teacher if settings.distils else None
         rounds = graphs.wanted(settings.runtime, runtime)
-        self.feed = Feed(network, train, settings, asked, runtime.device, rounds)
-        self.schedule = _schedule(train, chosen, settings)
-        val_feed = Feed(network, val, settings, asked, runtime.device)
-        self.validator = Validator(val_feed, val, settings, self.scale, runtime)
-        self.trainer = Trainer(self.model, settings, self.scale, runtime, self.schedule)
+        self.feed = Feed(network, trips.training, settings, asked, runtime.device, rounds)
+        self.schedule = schedule_of(trips, settings)
+        val_feed = Feed(network, trips.validation, settings, asked, runtime.device)
+        self.validator = Validator(val_feed, trips.validation, settings, self.scale, runtime)
+        self.trainer = Trainer(self.model, head, settings, self.scale, runtime, self.schedule, trips.first_sampled)
+        if settings.distils and settings.distill.target == "destination":
+            known = None if resumed is None else target_of(resumed)
+            give_target(known, self.feed, val_feed, trips, store.network("length"), settings, runtime.ranks)
         if resumed is not None:
             restore(self.trainer, resumed, self.revision)
+            note_extension(self.trainer, self.schedule, resumed)
         self.random_state = random_state(runtime.device)
         log.info(
-            "%d training trips, %d validation trips, %d parameters, %d steps of %d epochs on %s",
-            len(chosen), len(val), sum(p.numel() for p in self.model.parameters()),
+            "%s, %d parameters, %d steps of %d epochs on %s",
+            trips, sum(p.numel() for p in self.model.parameters()),
             self.schedule.total_steps, settings.optim.epochs, runtime.device,
         )  # fmt: skip
 
@@ -116,7 +117,8 @@ class Session:
             if self.settings.profile != "off":
                 self._profile = Profile(self.settings.out, trace=self.settings.profile == "trace")
             config.save(self.settings, "train", RunFiles(self.settings.out).config)
-            logbook = Logbook(self.settings, self.progress.step)
+            log.info("settings: %s", config.in_force(self.settings))
+            logbook = Logbook(self.settings, self.progress.step, self.revision, self.store.fingerprint)
         try:
             yield from self._loop(logbook)
         except (KeyboardInterrupt, TeacherError, CompatibilityError, ConfigError, RankLost) as error:
@@ -138,12 +140,11 @@ class Session:
 
     def _loop(self, logbook: Logbook | None) -> Iterator[dict[str, float]]:
         lookahead = self.settings.client.lookahead
-        bar = tqdm.tqdm(
+        bar = progress.bar(
             total=self.schedule.total_steps,
             initial=self.progress.step,
             unit="step",
-            disable=None if self.settings.log.progress and self.runtime.ranks.is_first else True,
-            file=sys.stderr,
+            shown=self.settings.log.progress and self.runtime.ranks.is_first,
         )
         clock = Clock()
         plan = self.schedule.from_step(self.progress.step)
@@ -156,7 +157,8 @@ class Session:
                     raise KeyboardInterrupt
                 before = dict(self.trainer.stopwatch.seconds)
                 self.trainer.stopwatch.seconds["data_wait"] += time.perf_counter() - waited
-                self.trainer.train_step(step)
+                with step.updating():
+                    self.trainer.train_step(step)
                 if self._profile is not None:
                     self._profile.add_step(self.trainer.stopwatch.since(before), time.perf_counter() - waited)
                 bar.update()
@@ -167,9 +169,9 @@ class Session:
                 waited = time.perf_counter()
 
     def _prepare(self, plan: PlannedStep) -> Step:
-        return prepare_step(self.feed, self.model.graph, plan, self.runtime.ranks)
+        return prepare_step(self.feed, self.model.graph, plan, self.runtime.ranks, self.runtime.tracer)
 
-    def _after_step(self, logbook: Logbook | None, bar: tqdm.tqdm, clock: Clock) -> Iterator[dict[str, float]]:
+    def _after_step(self, logbook: Logbook | None, bar: tqdm.tqdm[Any], clock: Clock) -> Iterator[dict[str, float]]:
         """Metrics and validation that are due at this step and not done yet; yields after an epoch."""
         step = self.progress.step
         ends_epoch = step > 0 and step % self.schedule.steps_per_epoch == 0
@@ -201,7 +203,8 @@ class Session:
         return every > 0 and self.progress.step % every == 0 and not ends_epoch
 
     def _end_epoch(self, logbook: Logbook | None) -> None:
-        metrics, epoch = self.validator.measure(self.model), self.progress.step // self.schedule.steps_per_epoch
+        metrics = self.validator.measure(self.model, self.trainer.head)
+        epoch = self.progress.step // self.schedule.steps_per_epoch
         self._check_ranks()
         log.info("epoch %d: %s", epoch, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         with self.runtime.stop.shield():
@@ -214,7 +217,7 @@ class Session:
             self._save("last")
 
     def _check_ranks(self) -> None:
-        self.runtime.ranks.check_same(self.model.state_dict(), f"at step {self.progress.step}")
+        self.runtime.ranks.check_same(self.trainer.learned, f"at step {self.progress.step}")
 
     def _save(self, name: str) -> None:
         """Writes a checkpoint, on the first rank; the others' would be the same."""
@@ -222,7 +225,7 @@ class Session:
             return
         keep = self.settings.log.keep_checkpoints if name == "last" else 1
         with self.runtime.stop.shield():
-            content = snapshot(self.trainer, self.store, self.revision)
+            content = snapshot(self.trainer, self.store, self.revision, self.feed.target)
             checkpoints.save(RunFiles(self.settings.out).checkpoint(name), content, keep)
 
     def _export_best(self) -> None:
@@ -244,6 +247,7 @@ class Session:
             "best": best,
             "last": self.progress.history[-1],
             "steps": self.progress.step,
+            "extended": self.progress.extended,
             "bad_steps": self.progress.bad_steps,
             "missed_micro_batches": self.progress.missed_micro_batches,
             "missed_positions": self.progress.missed_positions,
@@ -252,40 +256,16 @@ class Session:
         }
 
 
-def _new_student(settings: TrainConfig, network: RoadNetwork, device: torch.device) -> HOSER:
-    """With the initial weights that the run's seed gives, which are the same on every device."""
+def _new_student(settings: TrainConfig, network: RoadNetwork, device: torch.device) -> tuple[HOSER, HistoryHead | None]:
+    """With the initial weights that the run's seed gives, which are the same on every device, and its head, if any."""
     torch.manual_seed(settings.seed)
     model = HOSER(settings.model, network).to(device)
+    head = HistoryHead(settings.model).to(device) if settings.distils and settings.distill.head > 0 else None
     if settings.runtime.compile:
         use_own_directory()
         model.trajectory_encoder.compile(dynamic=True)
         model.navigator.compile(dynamic=True)
-    return model
-
-
-def _schedule(train: Trips, chosen: Int64, settings: TrainConfig) -> Schedule:
-    steps = train.lengths[chosen] - 1
-    if settings.batch.max_steps:
-        steps = np.minimum(steps, settings.batch.max_steps)
-    order = TripOrder(chosen, steps, settings.optim.batch_size, settings.batch.bucket_batches, settings.seed)
-    return Schedule(order, settings.optim.accumulation, settings.optim.epochs)
-
-
-def choose_trips(trips: Trips, settings: TrainConfig, split: SplitName = "train") -> Int64:
-    """All trips, or a sample of them that depends on the sample's seed alone: int64 [n], ascending.
-
-    Raises:
-        ConfigError: there are fewer than wanted.
-    """
-    wanted, kind = {
-        "train": (settings.batch.train_trips, "training"),
-        "val": (settings.batch.val_trips, "validation"),
-    }[split]
-    if wanted > len(trips):
-        raise ConfigError(f"batch.{split}_trips is {wanted}, but the store has {len(trips)} {kind} trips")
-    if not wanted:
-        return np.arange(len(trips))
-    return np.sort(np.random.default_rng(settings.batch.sample_seed).permutation(len(trips))[:wanted])
+    return model, head
 
 
 def _brief(metrics: dict[str, float]) -> dict[str, str]:

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from shared.errors import TrainingError, Unavailable
 from shared.wire import ScoreReply
-from student_trainer.distill.loss import build_target
+from student_trainer.distill.loss import answer_of
+from student_trainer.model.history_head import HistoryHead
 from student_trainer.model.hoser import HOSER, NetworkEmbedding
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.runs.checkpoint import Progress
@@ -34,8 +35,8 @@ from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Prepared
 from student_trainer.train.graphs import Request, StepGraphs
 from student_trainer.train.meters import Stopwatch, Sums
-from student_trainer.train.objective import OF_LABELS, Objective
-from student_trainer.train.optim import build_optimizer, learning_rate
+from student_trainer.train.objective import Divisors, Objective, forward
+from student_trainer.train.optim import build_optimizer, distill_share, learning_rate
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.schedule import Schedule, Step
 
@@ -46,7 +47,7 @@ class Trainer:
     """Makes one optimizer step at a time.
 
     Attributes:
-        model, optimizer: what a step changes.
+        model, head, optimizer: what a step changes; a head only where the settings give it a weight.
         settings, scale, runtime: what it is made with.
         progress: where the run stands.
         sums: of the losses since the last metrics.
@@ -55,14 +56,23 @@ class Trainer:
     """
 
     def __init__(
-        self, model: HOSER, settings: TrainConfig, scale: TimeScale, runtime: Runtime, schedule: Schedule
+        self,
+        model: HOSER,
+        head: HistoryHead | None,
+        settings: TrainConfig,
+        scale: TimeScale,
+        runtime: Runtime,
+        schedule: Schedule,
+        first_sampled: int | None = None,
     ) -> None:
-        """At the first step of the schedule."""
-        self.model, self.settings, self.scale, self.runtime = model, settings, scale, runtime
-        self.optimizer = build_optimizer(model, settings.optim)
+        """At the first step of the schedule, whose trips are sampled ones from the number `first_sampled` on."""
+        self.model, self.head, self.settings, self.scale, self.runtime = model, head, settings, scale, runtime
+        self.optimizer = build_optimizer(settings.optim, *filter(None, (model, head)))
         self.progress = Progress()
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self._objective = Objective(settings.distill, settings.optim.time_weight, scale)
+        self._objective = Objective(
+            settings.distill, settings.optim.time_weight, scale, settings.optim.label_smoothing, first_sampled
+        )
         self._total = schedule.total_steps
         self._most_missed = int(settings.client.max_skipped_share * schedule.total_positions)
         self._missed = [0, 0]
@@ -71,9 +81,15 @@ class Trainer:
         self.graphs: StepGraphs | None = None
         if graphs.wanted(settings.runtime, runtime):
             self.graphs = StepGraphs(
-                model, self.optimizer, self._objective, runtime, settings.optim.clip_norm,
+                model, head, self.optimizer, self._objective, runtime, settings.optim.clip_norm,
                 is_demanded=settings.runtime.graphs == "on",
             )  # fmt: skip
+
+    @property
+    def learned(self) -> dict[str, Tensor]:
+        """All that a step changes, by name: the same on every rank."""
+        head = {} if self.head is None else self.head.state_dict()
+        return self.model.state_dict() | {f"head.{name}": value for name, value in head.items()}
 
     def train_step(self, step: Step) -> None:
         """One optimizer step, made whole or not at all.
@@ -115,8 +131,8 @@ class Trainer:
         Returns:
             bool [], whether all losses are finite; the gradients are of no use otherwise.
         """
-        positions, labels = self._count(step)
-        self._tally(positions)
+        divisors = self._count(step)
+        self._tally(int(divisors.positions))
         self._missed = [0, 0]
         self.optimizer.zero_grad(set_to_none=True)
         finite = torch.ones((), dtype=torch.bool, device=self.runtime.device)
@@ -127,19 +143,21 @@ class Trainer:
                 network = self.model.embed_network(field)
             leaves = network.detach()
             for item in step.micro_batches:
-                finite &= self._accumulate(item, leaves, positions, max(labels, 1), found)
+                finite &= self._accumulate(item, leaves, divisors, found)
             with self.stopwatch.stage("network_backward"):
                 network.backward(leaves)
         with self._meeting():
             return self.runtime.ranks.sum_gradients(self._parameters, finite)
 
-    def _count(self, step: Step) -> tuple[int, int]:
-        """Positions and labels of a step on all ranks, by which its sums are divided."""
-        positions = sum(item.batch.positions for item in step.micro_batches)
-        labels = sum(item.labels for item in step.micro_batches)
+    def _count(self, step: Step) -> Divisors:
+        """By what the sums of a step of all ranks are divided."""
+        counts = [(item.batch.positions, item.labels, item.hindsight) for item in step.micro_batches]
         with self._meeting():
-            positions, labels = self.runtime.ranks.sums(positions, labels)
-        return positions, labels
+            positions, labels, hindsight = self.runtime.ranks.sums(*map(sum, zip((0, 0, 0), *counts, strict=True)))
+        settings = self.settings.distill
+        weighted = labels + settings.sampled_labels * hindsight
+        share = distill_share(step.plan.number, self._total, settings)
+        return Divisors(positions, weighted or 1, max(labels, 1), share)
 
     def _tally(self, positions: int) -> None:
         self.stopwatch.steps += 1
@@ -156,18 +174,18 @@ class Trainer:
             return None
         with self.stopwatch.stage("teacher_wait"):
             asked = [item.answer(self.settings.client.on_failure) for item in step.micro_batches]
-        replies = [reply for reply in asked if reply is not None]
-        if len(replies) < sum(item.reply is not None for item in step.micro_batches):
+        pairs = zip(step.micro_batches, asked, strict=True)
+        answers = [item.arrays(reply) for item, reply in pairs if reply is not None]
+        if len(answers) < sum(item.reply is not None for item in step.micro_batches):
             return None
-        positions, labels = self._count(step)
-        numbers = {"positions": positions, "labels": max(labels, 1), "learning_rate": rate, "hold": 0}
-        request = Request(packed, [reply.log_probs for reply in replies], numbers)
+        divisors = self._count(step)
+        request = Request(packed, answers, {**divisors._asdict(), "learning_rate": rate, "hold": 0})
         with self.stopwatch.stage("transfer" if self.graphs.knows(request) else "record"):
             recorded = self.graphs.ready(request)
         if recorded is None:
             return None
         self._missed = [0, 0]
-        self._tally(positions)
+        self._tally(int(divisors.positions))
 
         def repeat() -> bool:
             with self.stopwatch.stage("graph"):
@@ -183,20 +201,17 @@ class Trainer:
         """Counts the time that other ranks take."""
         return self.stopwatch.stage("ranks") if self.runtime.ranks.world > 1 else nullcontext()
 
-    def _accumulate(
-        self, item: Prepared, network: NetworkEmbedding, positions: int, labels: int, found: Sums
-    ) -> Tensor:
+    def _accumulate(self, item: Prepared, network: NetworkEmbedding, divisors: Divisors, found: Sums) -> Tensor:
         """Adds a micro-batch's gradients; whether its loss is finite, bool []."""
         with self.stopwatch.stage("transfer"):
             batch = item.on(self.runtime.device)
         with self.stopwatch.stage("forward"), self.runtime.precision.autocast():
-            output = self.model(batch, network)
-            times = self.model.label_times(batch, network, output)
+            output, times = forward(self.model, self.head, batch, network)
         with self.stopwatch.stage("teacher_wait"):
             reply = item.answer(self.settings.client.on_failure)
         with self.stopwatch.stage("loss"):
-            target = None if reply is None else build_target(reply, batch)
-            outcome = self._objective.of(batch, output, times, target, positions, labels)
+            answer = None if reply is None else answer_of(reply.log_probs, item.scores(reply), batch)
+            outcome = self._objective.of(batch, output, times, answer, divisors)
         with self.stopwatch.stage("backward"):
             torch.autograd.backward(self.runtime.precision.scaler.scale(outcome.loss))
         self._note(item, reply, outcome.sums, found)
@@ -205,7 +220,7 @@ class Trainer:
     def _note(self, item: Prepared, reply: ScoreReply | None, sums: Mapping[str, Tensor | float], found: Sums) -> None:
         """Adds what a micro-batch has given."""
         for name, total in sums.items():
-            found.add(name, total, item.labels if name in OF_LABELS else item.batch.positions)
+            found.add(name, total, item.count(name))
         self._note_missed(item, item.reply is not None and reply is None, found)
         if reply is not None:
             found.add("teacher_queue_ms", reply.queue_us / 1000, 1)
@@ -283,13 +298,6 @@ class Trainer:
     def take_metrics(self, wall_seconds: float) -> dict[str, float]:
         """Means since the last call: losses of all ranks, and milliseconds of each stage of a step of this one."""
         means = Sums.of(self.runtime.ranks.gather(self.sums.totals())).means()
-        steps = max(self.stopwatch.steps, 1)
-        metrics = {f"train/{name}": value for name, value in means.items()}
-        for name, seconds in self.stopwatch.seconds.items():
-            metrics[f"perf/{name}_ms"] = 1000 * seconds / steps
-        metrics["perf/step_ms"] = 1000 * wall_seconds / steps
-        metrics["perf/positions_per_s"] = self.stopwatch.positions / wall_seconds if wall_seconds else 0.0
-        if self.stopwatch.padded_steps:
-            metrics["perf/padded_share"] = 1 - self.stopwatch.trip_steps / self.stopwatch.padded_steps
+        metrics = {f"train/{name}": value for name, value in means.items()} | self.stopwatch.metrics(wall_seconds)
         self.sums, self.stopwatch = Sums(), Stopwatch(self._awaited)
         return metrics

@@ -7,13 +7,15 @@ import torch
 from shared.store import Trips
 from shared.wire import ScoreReply
 from student_trainer.data.loader import Prefetcher, by_length
-from student_trainer.distill.loss import Distillation, build_target
+from student_trainer.distill.loss import Comparison, Distillation, answer_of
+from student_trainer.model.history_head import HistoryHead
 from student_trainer.model.hoser import HOSER, NetworkEmbedding
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.train import loss as losses
 from student_trainer.train.config import RecipeConfig
 from student_trainer.train.feed import Feed, Prepared
 from student_trainer.train.meters import Sums
+from student_trainer.train.objective import forward
 from student_trainer.train.runtime import Runtime
 
 LOOKAHEAD = 4
@@ -35,8 +37,8 @@ class Validator:
         self._replies: dict[int, ScoreReply] = {}
 
     @torch.no_grad()
-    def measure(self, model: HOSER) -> dict[str, float]:
-        """Means over all valid positions of the split.
+    def measure(self, model: HOSER, head: HistoryHead | None = None) -> dict[str, float]:
+        """Means over all valid positions of the split; with the head that is trained beside the model, if there is one.
 
         Returns:
             accuracy: share of positions whose most likely candidate is the next road; a
@@ -45,8 +47,9 @@ class Validator:
             time_error: |x^ - x| / max(x, 1) of x = log1p seconds, as upstream reports it.
             seconds_error: mean absolute error in seconds.
             positions: how many there are.
-            With a teacher also kl (and the divergence of each other term), teacher_accuracy, agreement and the
-            entropies, of the positions that it has answered; if there are others, teacher_missed is their share.
+            With a teacher also the divergence of each term (kl, head_kl), teacher_accuracy, agreement and the
+            entropies, and of a destination-aware target its accuracy and nll, of the positions that the teacher has
+            answered; if there are others, teacher_missed is their share.
 
         Raises:
             TeacherError: the teacher has failed, and `client.on_failure` is not `skip`.
@@ -66,7 +69,7 @@ class Validator:
                     self._replies[number] = reply
                 elif item.reply is not None:
                     missed += item.batch.positions
-                self._add(sums, model, network, item, self._replies.get(number))
+                self._add(sums, model, head, network, item, self._replies.get(number))
         model.train()
         sums = Sums.of(self._runtime.ranks.gather(sums.totals()))
         positions = sums.count("accuracy")
@@ -77,12 +80,17 @@ class Validator:
         return self._feed.prepare(self._batches[number], ask=number not in self._replies)
 
     def _add(
-        self, sums: Sums, model: HOSER, network: NetworkEmbedding, item: Prepared, reply: ScoreReply | None
+        self,
+        sums: Sums,
+        model: HOSER,
+        head: HistoryHead | None,
+        network: NetworkEmbedding,
+        item: Prepared,
+        reply: ScoreReply | None,
     ) -> None:
         batch = item.on(self._runtime.device)
         with self._runtime.precision.autocast():
-            output = model(batch, network)
-            times = model.label_times(batch, network, output)
+            output, times = forward(model, head, batch, network)
         count = item.labels
         hits = output.logits.argmax(-1) == batch.label
         sums.add("accuracy", hits.float().sum(), batch.positions)
@@ -93,6 +101,7 @@ class Validator:
         }.items():  # not indexed by the mask: how many are labelled is the host's to know
             sums.add(name, torch.where(batch.label >= 0, errors, 0).sum(), count)
         if reply is not None:
-            distilled = self._distillation.measure(batch, output, build_target(reply, batch))
-            for name, total in (distilled.divergences | distilled.comparison.diagnostics()).items():
+            comparison = Comparison.of(batch, output, answer_of(reply.log_probs, item.scores(reply), batch))
+            divergences = self._distillation.measure(comparison).divergences
+            for name, total in (divergences | comparison.diagnostics()).items():
                 sums.add(name, total, batch.positions)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from shared.errors import ConfigError
 from shared.store import Store
+from student_trainer.early import check_answers
 from student_trainer.evaluate.over_seeds import smallest_p
 from student_trainer.tune import samplers, space
 from student_trainer.tune.config import TuneConfig
@@ -100,25 +101,27 @@ def check(settings: TuneConfig) -> None:
 
     Raises:
         ConfigError: the study cannot work.
-        FileFormatError: there is no store.
+        FileFormatError: there is no store, or no answers file where the teacher should be one.
     """
     make(settings)
     if not settings.dry_run:
         Store(settings.data)
+        check_answers(settings)
 
 
 def make(settings: TuneConfig) -> Plan:
     """Checks that a study can work.
 
     Raises:
-        ConfigError: saying why it cannot, and what would.
+        ConfigError: saying why it cannot, all that is wrong at once, and what would.
     """
-    space.check(settings.space, settings.train)
+    problems = _Problems(space.problems(settings.space, settings.train))
     if settings.teacher == "none" and {1, 2} & set(settings.phases):
-        raise ConfigError("phases 1 and 2 need a --teacher; leave them out with --skip 1,2")
+        problems.append("phases 1 and 2 need a --teacher; leave them out with --skip 1,2")
     if len(settings.final.seeds) < 2 and {2, 3} <= set(settings.phases):
-        raise ConfigError("final.seeds: a single seed says nothing about chance; give at least two")
-    points, size, generations, brackets = _search(settings) if 1 in settings.phases else ((), 0, 0, [])
+        problems.append("final.seeds: a single seed says nothing about chance; give at least two")
+    points, size, generations, brackets = _search(settings, problems) if 1 in settings.phases else ((), 0, 0, [])
+    problems.refuse()
     final = settings.final.epochs * len(settings.final.seeds)
     each = settings.epochs * len(settings.seeds)
     return Plan(
@@ -132,75 +135,103 @@ def make(settings: TuneConfig) -> Plan:
     )
 
 
-def _search(settings: TuneConfig) -> tuple[tuple[Point, ...], int, int, list[list[int]]]:
+class _Problems(list[str]):
+    """All that makes a study impossible: who mends one should not meet the next."""
+
+    def refuse(self) -> None:
+        """Raises `ConfigError` if there are any."""
+        if len(self) == 1:
+            raise ConfigError(self[0])
+        if self:
+            lines = [f"{len(self)} reasons why this study cannot work:", *(f"  {problem}" for problem in self)]
+            raise ConfigError("\n".join(lines))
+
+
+def _search(settings: TuneConfig, problems: _Problems) -> tuple[tuple[Point, ...], int, int, list[list[int]]]:
     if not settings.space:
-        raise ConfigError("space: nothing is searched; leave phase 1 out with --skip 1")
-    _check_objective(settings)
-    brackets = _check_pruner(settings)
-    points = _points(settings)
-    if len(points) > settings.trials:
-        raise ConfigError(f"trials={settings.trials} is less than the {len(points)} given points")
+        problems.append("space: nothing is searched; leave phase 1 out with --skip 1")
+        return (), 0, 0, []
+    problems += _of_objective(settings)
+    brackets = _brackets(settings, problems)
+    points = _points(settings, problems)
+    fits = len(points) <= settings.trials
+    if not fits:
+        problems.append(f"trials={settings.trials} is less than the {len(points)} given points")
     if settings.sampler.name != "cmaes":
         return points, 0, 0, brackets
     unordered = [name for name, parameter in settings.space.items() if parameter.choices is not None]
     if unordered:
-        raise ConfigError(
-            f"sampler cmaes cannot search {', '.join(unordered)}, which has no order; use sampler.name=tpe"
-        )
+        problems.append(f"sampler cmaes cannot search {', '.join(unordered)}, which has no order; use sampler.name=tpe")
+    if unordered or not fits:
+        return points, 0, 0, brackets
+    return points, *_generations(settings, len(points), problems), brackets
+
+
+def _generations(settings: TuneConfig, points: int, problems: _Problems) -> tuple[int, int]:
+    """Trials in a generation of CMA-ES, and how many of them the budget completes."""
     size = samplers.population(settings)
-    free = settings.trials - max(len(points), settings.workers)
+    free = settings.trials - max(points, settings.workers)
     # while a generation's last trials run, the other workers already draw surplus ones
     generations = max(0, free + settings.workers - 1) // (size + settings.workers - 1)
     if generations < FEWEST_GENERATIONS:
         needed = settings.trials - free + FEWEST_GENERATIONS * (size + settings.workers - 1) - settings.workers + 1
-        raise ConfigError(
+        problems.append(
             f"sampler cmaes completes {generations} generations of {size} with trials={settings.trials}, "
-            f"{len(points)} points and {settings.workers} workers, and would be a random search; "
+            f"{points} points and {settings.workers} workers, and would be a random search; "
             f"give trials={needed} or more, a smaller sampler.population, or sampler.name=tpe"
         )
-    return points, size, generations, brackets
+    return size, generations
 
 
-def _points(settings: TuneConfig) -> tuple[Point, ...]:
+def _points(settings: TuneConfig, problems: _Problems) -> tuple[Point, ...]:
     if settings.sampler.name == "grid":
-        points = space.grid(settings.space)
         if settings.points:
-            raise ConfigError("points: a grid has its own")
+            problems.append("points: a grid has its own")
+        try:
+            points = space.grid(settings.space)
+        except ConfigError as error:
+            problems.append(str(error))
+            return ()
         if len(points) != settings.trials:
-            raise ConfigError(f"sampler grid has {len(points)} points; set trials={len(points)}")
-        return tuple(points)
+            problems.append(f"sampler grid has {len(points)} points; set trials={len(points)}")
+        return tuple(points[: settings.trials])
     if settings.points is None:
         return space.recommended(settings.space)
     for point in settings.points:
-        space.check_point(point, settings.space)
+        try:
+            space.check_point(point, settings.space)
+        except ConfigError as error:
+            problems.append(str(error))
     return settings.points
 
 
-def _check_objective(settings: TuneConfig) -> None:
+def _of_objective(settings: TuneConfig) -> Iterator[str]:
+    """What is wrong with the objective."""
     if settings.objective == "accuracy+step_time":
         if settings.pruner.name != "none":
-            raise ConfigError("objective accuracy+step_time: trials of two objectives cannot be pruned; "
-                              "set pruner.name=none")  # fmt: skip
+            yield "objective accuracy+step_time: trials of two objectives cannot be pruned; set pruner.name=none"
         if settings.sampler.name == "cmaes":
-            raise ConfigError("objective accuracy+step_time: cmaes has one objective; use sampler.name=tpe")
+            yield "objective accuracy+step_time: cmaes has one objective; use sampler.name=tpe"
 
 
-def _check_pruner(settings: TuneConfig) -> list[list[int]]:
+def _brackets(settings: TuneConfig, problems: _Problems) -> list[list[int]]:
+    """Those of Hyperband."""
     pruner, epochs = settings.pruner, settings.epochs
     if pruner.name == "none":
         return []
     if pruner.min_epochs >= epochs:
-        raise ConfigError(
+        problems.append(
             f"pruner.min_epochs={pruner.min_epochs} leaves nothing to prune of epochs={epochs}; "
             "set pruner.name=none, or more epochs"
         )
+        return []
     if pruner.name == "median":
         if pruner.startup >= settings.trials:
-            raise ConfigError(f"pruner.startup={pruner.startup} judges none of trials={settings.trials}")
+            problems.append(f"pruner.startup={pruner.startup} judges none of trials={settings.trials}")
         return []
     brackets = samplers.brackets(pruner, epochs)
     if len(brackets) < 2:
-        raise ConfigError(
+        problems.append(
             f"hyperband has a single bracket with min_epochs={pruner.min_epochs}, reduction={pruner.reduction} and "
             f"epochs={epochs}: give epochs={pruner.min_epochs * pruner.reduction} or more, or pruner.name=median"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import subprocess
@@ -108,4 +109,8 @@ class WorkerPool:
 
 def _last_line(path: Path) -> str:
     lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1].removeprefix("tune: ") if lines else "it said nothing"
+    if not lines:
+        return "it said nothing"
+    with contextlib.suppress(ValueError, TypeError, KeyError):  # of text
+        return str(json.loads(lines[-1])["message"]).removeprefix("tune: ")
+    return lines[-1].removeprefix("tune: ")

@@ -1,7 +1,7 @@
 """What a study has found: OUT/optuna_results/<study>/.
 
 best_trial           link to the best trial's folder, if it is on this machine
-best_params.yaml     settings that `train --config` loads
+best_params.yaml     settings that `train --config` loads, without the budget of the search
 study_summary.json   every phase and every trial
 final_results.json   the best setting against vanilla, seed by seed, and whether the difference is real
 study.html           all of it on a page
@@ -26,12 +26,16 @@ from student_trainer.tune import figures, folders, phases, samplers, statistics
 from student_trainer.tune.config import TuneConfig
 from student_trainer.tune.phases import Phase
 from student_trainer.tune.samplers import GENERATION
+from student_trainer.tune.space import Point
 
 METRICS = {
     "accuracy": ("next road right", 100.0, "points", True),
     "nll": ("negative log-likelihood", 1.0, "nat", False),
 }
 """Of final runs: label, scale and unit of what is shown, whether more is better."""
+
+BUDGET = {"optim": ("epochs",), "batch": ("train_trips", "val_trips", "sample_seed", "cache")}
+"""Settings that say how much a trial trains, by section: a full run has its own."""
 
 
 def folder_of(settings: TuneConfig) -> Path:
@@ -61,7 +65,7 @@ def write(settings: TuneConfig, found: Sequence[Phase]) -> dict[str, Any]:
     search = by_number.get(1)
     if search is not None and (best := phases.best_trial(search.slots.study)) is not None:
         _link(folder / "best_trial", folders.find(search, best))
-        config.save(phases.final_recipe(settings, best.params), "train", folder / "best_params.yaml")
+        files.write_text(folder / "best_params.yaml", best_params(settings, best.params))
         short["best"] = {"trial": search.name(best), "values": best.values, "params": best.params}
         vanilla = _vanilla_values(by_number.get(0))
         figures.write(search.slots.study, folder / "figures", settings.objective, vanilla)
@@ -70,6 +74,27 @@ def write(settings: TuneConfig, found: Sequence[Phase]) -> dict[str, Any]:
         short["verdict"], short["sentences"] = final["verdict"], final["sentences"]
     files.write_text(folder / "study.html", studies.page(studies.read(folder)))
     return short
+
+
+def best_params(settings: TuneConfig, point: Point) -> str:
+    """YAML that `train --config` loads: the best setting, without the budget that it was found with.
+
+    A full run has epochs and trips of its own, and a machine of its own: what decides how much, where and how a trial
+    ran is not in the file, so that `train`'s defaults or the user's flags hold.
+    """
+    recipe = phases.final_recipe(settings, point).model_dump(mode="json", exclude=phases.UNDECIDED)
+    for section, names in BUDGET.items():
+        for name in names:
+            if f"{section}.{name}" not in point:
+                del recipe[section][name]
+    batch, final = settings.train.batch, settings.final
+    trips = f"{batch.train_trips} training trips" if batch.train_trips else "all training trips"
+    lines = [
+        f"# The best setting of study {settings.study}: student-trainer train --config THIS --data STORE --teacher ...",
+        f"# Found with {settings.epochs} epochs of {trips}; its final runs had {final.epochs} epochs.",
+        "# That budget is not in here: choose optim.epochs and batch.train_trips for the run at hand.",
+    ]
+    return "\n".join([*lines, config.to_yaml({"train": recipe})])
 
 
 def summarise(settings: TuneConfig, found: Sequence[Phase]) -> dict[str, Any]:

@@ -20,25 +20,28 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import tqdm
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from shared import claims, config, files, lock, provenance
+from shared import claims, config, files, lock, progress, provenance
 from shared.errors import ConfigError
 from shared.sinks import check_wandb
 from shared.store import Store
-from student_trainer.train.connect import connect
+from student_trainer.train.config import TrainConfig
+from student_trainer.train.connect import check, connect
 from student_trainer.tune import folders, phases, plan, results
 from student_trainer.tune.config import TuneConfig
 from student_trainer.tune.phases import SUFFIXES, Phase, open_phase
 from student_trainer.tune.plan import Plan
 from student_trainer.tune.pool import WorkerPool
+from student_trainer.tune.space import Point, apply
 from student_trainer.tune.storage import open_storage, url_of
 from student_trainer.tune.trial import Task
 
 log = logging.getLogger(__name__)
 
+DECIDE_QUESTIONS = ("distill.window", "batch.max_steps", "batch.candidate_top_k")
+"""Settings that decide what a teacher is asked: each value in the space must be one that it can answer."""
 LOOK_SECONDS = 1.0
 """Between two looks at the workers."""
 
@@ -53,6 +56,7 @@ def run(settings: TuneConfig) -> int:
     check_wandb(settings.train.log.wandb)  # once: a trial goes on without it
     revision = _check_teacher(settings)
     with claims.directory(settings.out):
+        log.info("settings: %s", config.in_force(settings))
         return _run(settings, planned, revision)
 
 
@@ -106,16 +110,23 @@ def existing(planned: Plan, storage: BaseStorage, revision: str) -> list[Phase]:
 
 def _check_teacher(settings: TuneConfig) -> str:
     """The weights that the teacher serves; refuses one that does not fit before anything is started."""
+    store = Store(settings.data)
+    searched = {n: p.grid() or p.corners() for n, p in settings.space.items() if n in DECIDE_QUESTIONS}
+    first = {name: values[0] for name, values in searched.items()}
+    with contextlib.closing(connect(_settings_at(first, settings), store)) as teacher:
+        for name, values in searched.items():
+            for value in values:
+                check(teacher, _settings_at(first | {name: value}, settings), store)
+        return teacher.revision
+
+
+def _settings_at(point: Point, settings: TuneConfig) -> TrainConfig:
+    """Of a run at a point of the space."""
     task = Task(
-        data=settings.data, teacher=settings.teacher, recipe=settings.train, epochs=settings.epochs,
+        data=settings.data, teacher=settings.teacher, recipe=apply(settings.train, point), epochs=settings.epochs,
         seeds=settings.seeds, objective=settings.objective, group=settings.study, name="",
     )  # fmt: skip
-    checked = task.settings(settings.out, settings.seeds[0])
-    if (window := settings.space.get("distill.window")) is not None:
-        widest = checked.distill.model_copy(update={"window": max(map(int, window.corners()))})
-        checked = checked.model_copy(update={"distill": widest})
-    with contextlib.closing(connect(checked, Store(settings.data))) as teacher:
-        return teacher.revision
+    return task.settings(settings.out, settings.seeds[0])
 
 
 def _claim(settings: TuneConfig) -> None:
@@ -143,8 +154,7 @@ def _is_of_a_study(out: Path) -> bool:
 def _watch(phase: Phase, workers: WorkerPool) -> None:
     """Waits until every slot of a phase is filled, here or elsewhere; a line for every trial that ends."""
     done = {trial.number for trial in phase.slots.ended()}
-    bar = tqdm.tqdm(total=len(phase.fixed), initial=len(done), unit="trial", disable=None, file=sys.stderr,
-                    desc=f"phase {phase.number}")  # fmt: skip
+    bar = progress.bar(total=len(phase.fixed), initial=len(done), unit="trial", desc=f"phase {phase.number}")
     with bar:
         is_open = True
         while is_open:

@@ -170,20 +170,25 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + key, value
 
 
-def check(space: Space, recipe: RecipeConfig) -> None:
-    """Tries the ends of every range.
-
-    Raises:
-        ConfigError: a setting does not exist, must not be searched, or does not take a value.
-    """
+def problems(space: Space, recipe: RecipeConfig) -> Iterator[str]:
+    """What is wrong with each parameter, found by trying the ends of its range: a setting does not exist, must not be
+    searched, or does not take a value."""
     for name, parameter in space.items():
         if name == "seed" or name.startswith(FIXED):
-            raise ConfigError(f"space: all trials must have the same {name}; set train.{name} instead")
+            yield f"space: all trials must have the same {name}; set train.{name} instead"
+            continue
         for value in parameter.corners():
             try:
                 apply(recipe, {name: value})
             except ConfigError as error:
-                raise ConfigError(f"space: {name}={value}: {error}") from None
+                yield f"space: {name}={value}: {error}"
+                if name not in _settings():
+                    break  # not of this value: there is no such setting
+
+
+def _settings() -> list[str]:
+    """All that a recipe has."""
+    return [key for key, _, _ in config.describe(RecipeConfig)]
 
 
 def check_point(point: Point, space: Space) -> None:

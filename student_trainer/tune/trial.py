@@ -70,6 +70,7 @@ class Task:
                 "wandb_group": recipe.log.wandb_group or self.group,
                 "wandb_name": f"{self.name}-seed{seed}",
                 "progress": False,
+                "prometheus": "off",  # workers would want the same port
             }
         )
         sections: dict[str, Any] = {name: getattr(recipe, name) for name in RecipeConfig.model_fields}

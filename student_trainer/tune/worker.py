@@ -47,9 +47,11 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         settings = config.load(TuneConfig, "tune", [path])
-        work(plan.make(on_device(settings, number)), revision, parent)
+        logging_setup.setup(format=settings.train.log.format)
+        with logging_setup.captured():
+            work(plan.make(on_device(settings, number)), revision, parent)
     except ReportableError as error:
-        print(f"tune: {error}", file=sys.stderr)
+        logging_setup.say("tune", str(error))
         return 2
     except KeyboardInterrupt:
         return 130

@@ -829,6 +829,25 @@ def kept_sizes(t: Table) -> tuple[int, int, int]:
 
 
 @compiled_in_place
+def _keep_row(t: Table, slot: int, kept: Kept, row: int, w: int, h: int) -> None:
+    """Writes one row: its sizes as number `row`, its key from word `w` on and its answer from half `h` on."""
+    kept.key_words[row] = t.key_words[slot]
+    kept.value_halves[row] = t.value_halves[slot]
+    # The key, word by word.
+    block = slot
+    for i in range(t.key_words[slot]):
+        if i and i % BLOCK_WORDS == 0:
+            block = t.following[block]
+        kept.words[w + i] = t.words[block, i % BLOCK_WORDS]
+    # The answer behind it.
+    block, half = _seek(t, slot, 2 * t.key_words[slot])
+    for i in range(t.value_halves[slot]):
+        block, half = _wrapped(t, block, half)
+        kept.halves[h + i] = t.halves[block, half]
+        half += 1
+
+
+@compiled_in_place
 def keep(t: Table, kept: Kept) -> None:
     """Writes the remembered rows into these arrays, least recently used first."""
     slot = t.counters[OLDEST]
@@ -836,24 +855,42 @@ def keep(t: Table, kept: Kept) -> None:
     w = 0
     h = 0
     while slot != NONE:
-        kept.key_words[row] = t.key_words[slot]
-        kept.value_halves[row] = t.value_halves[slot]
+        _keep_row(t, slot, kept, row, w, h)
         row += 1
-        # The key, word by word.
-        block = slot
-        for i in range(t.key_words[slot]):
-            if i and i % BLOCK_WORDS == 0:
-                block = t.following[block]
-            kept.words[w] = t.words[block, i % BLOCK_WORDS]
-            w += 1
-        # The answer behind it.
-        block, half = _seek(t, slot, 2 * t.key_words[slot])
-        for _ in range(t.value_halves[slot]):
-            block, half = _wrapped(t, block, half)
-            kept.halves[h] = t.halves[block, half]
-            half += 1
-            h += 1
+        w += t.key_words[slot]
+        h += t.value_halves[slot]
         slot = t.newer[slot]
+
+
+@compiled_in_place
+def kept_sizes_between(t: Table, first: int, last: int) -> tuple[int, int, int]:
+    """As `kept_sizes`, of the answered rows whose slots are in [first, last), whether somebody waits for them or not.
+
+    Blocks that are no row's first have no state.
+    """
+    rows = 0
+    key_words = 0
+    value_halves = 0
+    for slot in range(first, last):
+        if t.state[slot] == DONE:
+            rows += 1
+            key_words += t.key_words[slot]
+            value_halves += t.value_halves[slot]
+    return rows, key_words, value_halves
+
+
+@compiled_in_place
+def keep_between(t: Table, first: int, last: int, kept: Kept) -> None:
+    """Writes these rows into these arrays, in the order of their slots."""
+    row = 0
+    w = 0
+    h = 0
+    for slot in range(first, last):
+        if t.state[slot] == DONE:
+            _keep_row(t, slot, kept, row, w, h)
+            row += 1
+            w += t.key_words[slot]
+            h += t.value_halves[slot]
 
 
 @compiled_in_place

@@ -17,5 +17,9 @@ class CacheConfig(Section):
     and only rows in flight are shared. Up to a seventh is taken at the start, the rest as it fills. Changes no
     answer."""
     file: Path | None = None
-    """Written when the daemon drains and read when it starts, so that a restarted teacher is warm; ignored if it is
-    of other weights or another device. none: not kept."""
+    """Written every `save_seconds` and when the daemon drains, read when it starts, so that a restarted teacher is
+    warm; ignored if it is of other weights or another device, and never written if it is something else. none: not
+    kept."""
+    save_seconds: float = pydantic.Field(300.0, ge=0)
+    """Seconds from one writing of `file` to the next: what a daemon loses that is killed. At most `mib` are written
+    each time, slowly, and nothing if nothing was computed. 0: only when the daemon drains."""

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,7 @@ from teacher_server.answers.compiled import (
     BUDGET,
     DONE,
     EVICTED,
+    FRESH,
     HITS,
     MISSES,
     PINNED,
@@ -223,16 +225,25 @@ class AnswerTable:
         pending.collected = len(pending.slots)
 
     def keep(self) -> Kept:
-        """The remembered rows."""
-        rows, key_words, value_halves = compiled.kept_sizes(self._table)
-        kept = Kept(
-            key_words=np.empty(rows, np.int32),
-            value_halves=np.empty(rows, np.int32),
-            words=np.empty(key_words, np.int32),
-            halves=np.empty(value_halves, np.uint16),
-        )
+        """The remembered rows, least recently used first."""
+        kept = _room_for(compiled.kept_sizes(self._table))
         compiled.keep(self._table, kept)
         return kept
+
+    def keep_in_parts(self, blocks: int) -> Iterator[Kept]:
+        """The answered rows, part by part, in no order of use: a part is taken when it is asked for, and the table may
+        change in between. Then a row may be in two parts, and one that has come or gone meanwhile in none.
+
+        Args:
+            blocks: that are looked at for a part, which bounds its size and how long it takes.
+        """
+        first = 0
+        while first < (used := int(self._table.counters[FRESH])):
+            last = min(first + blocks, used)
+            kept = _room_for(compiled.kept_sizes_between(self._table, first, last))
+            compiled.keep_between(self._table, first, last, kept)
+            yield kept
+            first = last
 
     def restore(self, kept: Kept) -> None:
         """Remembers rows again, the most recently used ones if not all fit; none of them is in the table.
@@ -263,6 +274,17 @@ class AnswerTable:
         needed = int(table.counters[PINNED]) + words // BLOCK_WORDS + positions
         if needed > len(table.words):
             self._table = compiled.grown(table, max(needed, 2 * len(table.words)))
+
+
+def _room_for(sizes: tuple[int, int, int]) -> Kept:
+    """Arrays for so many rows, words of their keys and halves of their answers."""
+    rows, key_words, value_halves = sizes
+    return Kept(
+        key_words=np.empty(rows, np.int32),
+        value_halves=np.empty(rows, np.int32),
+        words=np.empty(key_words, np.int32),
+        halves=np.empty(value_halves, np.uint16),
+    )
 
 
 def _request(query: ScoreQuery) -> Request:
@@ -304,3 +326,5 @@ def warm_up(like: AnswerTable) -> None:
     table.fail(into[:count].copy())
     table.release(failing)
     table.restore(table.keep())
+    for kept in table.keep_in_parts(LEAST_BLOCKS):
+        table.restore(kept)

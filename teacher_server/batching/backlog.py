@@ -61,17 +61,20 @@ class Backlog(Generic[QueuedT]):
         tokens: padded tokens that wait to be cut.
     """
 
-    def __init__(self, answers: AnswerTable, pacing: Pacing, most_rows: int) -> None:
+    def __init__(
+        self, answers: AnswerTable, pacing: Pacing, most_rows: int, share: Callable[[str], float] | None = None
+    ) -> None:
         """Empty.
 
         Args:
             answers: the table of the rows.
             pacing: how much a batch may hold.
             most_rows: of a batch.
+            share: of each caller; none: all have the same.
         """
         self._answers = answers
         self._pacing = pacing
-        self._queue: FairQueue[QueuedT] = FairQueue()
+        self._queue: FairQueue[QueuedT] = FairQueue(share)
         self._slots = np.empty(most_rows, np.int64)
         self.tokens = 0
 

@@ -32,8 +32,9 @@ from teacher_server.batching.admission import Admission
 from teacher_server.batching.backlog import Backlog, Cut, Queued
 from teacher_server.batching.config import BatchingConfig
 from teacher_server.batching.pacing import Pacing
+from teacher_server.batching.timeline import BatchScores, BatchTimes
 from teacher_server.metrics import Metrics, Rejection
-from teacher_server.scorer import ReadyT, Scorer, ScorerLost, Scores
+from teacher_server.scorer import Batch, ReadyT, Scorer, ScorerLost
 
 log = logging.getLogger(__name__)
 
@@ -64,17 +65,9 @@ class _Entry(Queued):
 
     admitted: float
     answer: asyncio.Future[Answer]
+    timeline: list[BatchTimes] | None = None
     queue_seconds: float | None = None
     compute_seconds: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _BatchScores:
-    """What the model gave for a batch, and when it computed it."""
-
-    scores: Scores
-    started: float
-    ended: float
 
 
 class Batcher(Generic[ReadyT]):
@@ -91,6 +84,7 @@ class Batcher(Generic[ReadyT]):
         *,
         is_accelerated: bool = False,
         on_lost: Callable[[], None] | None = None,
+        share: Callable[[str], float] | None = None,
     ) -> None:
         """Prepares an empty queue.
 
@@ -103,6 +97,7 @@ class Batcher(Generic[ReadyT]):
             clock: seconds; that of the deadlines.
             is_accelerated: whether the model computes on another device than this process does.
             on_lost: called once if the scorer will never score again; from then on every request is refused.
+            share: of each caller, relative to others; none: all have the same.
         """
         settings = settings.chosen(is_accelerated)
         self.clock = clock
@@ -114,7 +109,7 @@ class Batcher(Generic[ReadyT]):
         self._admission = Admission(settings)
         self._pacing = Pacing(settings, is_accelerated)
         most_rows = settings.max_batch_tokens // max(1, int(scorer.costs[1:].min())) + 1
-        self._backlog: Backlog[_Entry] = Backlog(answers, self._pacing, most_rows)
+        self._backlog: Backlog[_Entry] = Backlog(answers, self._pacing, most_rows, share)
         self._open: dict[_Entry, None] = {}
         self._unanswered: set[asyncio.Future[Answer]] = set()
         self._ahead = 0
@@ -123,7 +118,12 @@ class Batcher(Generic[ReadyT]):
         self._on_lost = on_lost
 
     async def submit(
-        self, query: ScoreQuery, caller: str, deadline: float | None = None, granted: bool = False
+        self,
+        query: ScoreQuery,
+        caller: str,
+        deadline: float | None = None,
+        granted: bool = False,
+        timeline: list[BatchTimes] | None = None,
     ) -> Answer:
         """Waits for a checked request's answer. Cancelling it takes back the rows that nobody else wants.
 
@@ -132,6 +132,7 @@ class Batcher(Generic[ReadyT]):
             caller: whose share of the teacher it takes.
             deadline: on the batcher's clock; None for none.
             granted: whether its positions were granted to the caller before; then it is not refused for a full queue.
+            timeline: where to add the times of the batches that it waits for.
 
         Raises:
             Overloaded: the queue has no room for it.
@@ -150,7 +151,8 @@ class Batcher(Generic[ReadyT]):
         if pending.is_answered:
             self._metrics.queue_wait_seconds.observe(0.0)
             return Answer(pending.log_probs, pending.candidate_mass, 0.0, 0.0)
-        entry = self._admit(_Entry(pending, caller, deadline, pending.cost, now, _future()), granted)
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        entry = self._admit(_Entry(pending, caller, deadline, pending.cost, now, answer, timeline), granted)
         self._pump()
         try:
             return await entry.answer
@@ -217,31 +219,38 @@ class Batcher(Generic[ReadyT]):
         """The model thread assembles the batch itself if it is free; otherwise another thread does meanwhile."""
         batch = self._answers.batch(cut.slots)
         self._metrics.batch_cut(cut.reason, cut.requests, len(batch.scored_row), cut.tokens)
-        assemble = functools.partial(self._scorer.assemble, batch)
+        assemble = functools.partial(self._assemble, batch)
         ready = assemble if self._ahead == 0 else self._assembler.submit(assemble).result
         self._ahead += 1
         computing = asyncio.get_running_loop().run_in_executor(self._model_thread, self._compute, ready)
         computing.add_done_callback(functools.partial(self._finish, cut))
 
-    def _compute(self, ready: Callable[[], ReadyT]) -> _BatchScores:
+    def _assemble(self, batch: Batch) -> tuple[ReadyT, float, float]:
+        """On any thread; with when it began and ended."""
+        began = self.clock()
+        return self._scorer.assemble(batch), began, self.clock()
+
+    def _compute(self, assembled: Callable[[], tuple[ReadyT, float, float]]) -> BatchScores:
         """On the model thread."""
         started = self.clock()
-        scores = self._scorer.score(ready())
-        return _BatchScores(scores, started, self.clock())
+        ready, assembling, ready_at = assembled()
+        computing = self.clock()
+        scores = self._scorer.score(ready)
+        return BatchScores(scores, started, BatchTimes(assembling, ready_at, computing, self.clock()))
 
-    def _finish(self, cut: Cut, computing: asyncio.Future[_BatchScores]) -> None:
+    def _finish(self, cut: Cut, computing: asyncio.Future[BatchScores]) -> None:
         """Keeps what was computed, lets the next batch start, then answers those who waited."""
         self._ahead -= 1
         error = computing.exception()
         if error is None:
             computed = computing.result()
-            seconds = computed.ended - computed.started
+            seconds = computed.times.computed - computed.started
             self._pacing.computed(cut.tokens, seconds)
             self._metrics.compute_seconds.observe(seconds)
             self._metrics.scored_positions.inc(len(computed.scores.candidate_mass))
             self._answers.fill(cut.slots, computed.scores)
             self._pump()
-            self._answer(computed.started, seconds)
+            self._answer(computed.started, seconds, computed.times)
         else:
             self._failure = _explain(error, len(cut.slots))
             self._answers.fail(cut.slots)
@@ -252,7 +261,7 @@ class Batcher(Generic[ReadyT]):
             self._answer(self.clock(), 0.0)
             self._pump()
 
-    def _answer(self, started: float, seconds: float) -> None:
+    def _answer(self, started: float, seconds: float, times: BatchTimes | None = None) -> None:
         """Answers the requests whose rows have all come, or of which one has failed."""
         waiting = list(self._open)
         if not waiting:
@@ -263,6 +272,8 @@ class Batcher(Generic[ReadyT]):
             if entry.queue_seconds is None:
                 entry.queue_seconds = max(0.0, started - entry.admitted)
             entry.compute_seconds += seconds
+            if entry.timeline is not None and times is not None:
+                entry.timeline.append(times)
             is_good = self._answers.collect(entry.pending)
             if is_good and not entry.pending.is_answered:
                 continue
@@ -278,10 +289,6 @@ class Batcher(Generic[ReadyT]):
             else:
                 error = Unavailable(self._lost) if self._lost else InternalError(self._failure)
                 entry.answer.set_exception(error)
-
-
-def _future() -> asyncio.Future[Answer]:
-    return asyncio.get_running_loop().create_future()
 
 
 def _explain(error: BaseException, rows: int) -> str:

@@ -1,12 +1,13 @@
 """A queue that many callers share: the one who was served least is next, and of its items the oldest.
 
 Start-time fair queueing: every caller has an account of what it was served. A caller that comes (back) starts at the
-account of the one that was served last, so it neither owes nor is owed for the time that it did not wait.
+account of the one that was served last, so it neither owes nor is owed for the time that it did not wait. Who has a
+larger share than others pays less for the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import KeysView
+from collections.abc import Callable, KeysView
 from typing import Generic, TypeVar
 
 ItemT = TypeVar("ItemT")
@@ -18,7 +19,9 @@ FORGET_ABOVE = 1000
 class FairQueue(Generic[ItemT]):
     """Items by caller. What "served" counts is the user's: here it is padded tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, share: Callable[[str], float] | None = None) -> None:
+        """Empty; every caller's share is 1, or what `share` says, more than 0."""
+        self._share = share
         self._waiting: dict[str, dict[ItemT, None]] = {}
         self._served: dict[str, float] = {}
         self._clock = 0.0
@@ -49,7 +52,7 @@ class FairQueue(Generic[ItemT]):
 
     def charge(self, caller: str, amount: float) -> None:
         """Books what a caller was served."""
-        self._served[caller] += amount
+        self._served[caller] += amount if self._share is None else amount / self._share(caller)
 
     def discard(self, caller: str, item: ItemT) -> None:
         """Removes an item; idempotent."""

@@ -55,7 +55,7 @@ class QueryConfig(Section):
     history: CellTokens = ()
     """Cell tokens so far, oldest first, separated by commas; empty: SOT alone."""
     candidates: CellTokens
-    """Cell tokens to compare, separated by commas."""
+    """Tokens to compare, separated by commas: cells, and the end of the trip (see `info`) if wanted."""
     candidate_mass: bool = False
     """Also ask for the teacher's total probability of the candidates, among all tokens."""
     channel: ChannelConfig = ChannelConfig()

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import shared
-from shared import claims, files, generations, teacher_file
+from shared import claims, config, files, generations, teacher_file
 from shared.errors import CompatibilityError, ConfigError, FileFormatError
 from shared.ranks import Ranks
 from shared.sinks import check_tensorboard, check_wandb
@@ -72,6 +72,8 @@ def run(settings: PretrainConfig) -> int:
     of JSON."""
     with join() as ranks, contextlib.ExitStack() as claimed:
         started = time.monotonic()
+        if ranks.is_first:
+            log.info("settings: %s", config.in_force(settings))
         inputs = ranks.together(lambda: open_inputs(settings, ranks, claimed))
         result = ranks.broadcast(inputs.finished)
         if result is None:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import datetime
 import logging
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-import tqdm
 
 from shared import config, files
+from shared import progress as bars
 from shared.errors import TrainingError
 from shared.forecast import Forecast, spoken
 from shared.logbook import Logbook
@@ -126,10 +125,9 @@ class Session:
         """The steps that are left of an epoch."""
         shows = self._settings.log.progress and self._around.ranks.is_first
         self._forecast.begin()
-        with tqdm.tqdm(
-            range(self.progress.batch, epoch.steps), f"epoch {self.progress.epoch + 1}", unit="step", leave=False,
-            dynamic_ncols=True, initial=self.progress.batch, total=epoch.steps, disable=None if shows else True,
-            file=sys.stderr,
+        with bars.bar(
+            range(self.progress.batch, epoch.steps), shown=shows, desc=f"epoch {self.progress.epoch + 1}", unit="step",
+            leave=False, dynamic_ncols=True, initial=self.progress.batch, total=epoch.steps,
         ) as bar:  # fmt: skip
             yield from bar
 

@@ -20,13 +20,15 @@ class RequestLimits:
     """What a teacher accepts.
 
     Attributes:
-        cells: tokens that may be asked for are below it.
+        cells: tokens of histories are below it, and candidates are, or are `eot`.
+        eot: the token that ends a trip.
         longest: tokens of a window, without SOT.
         positions: scored positions of a request.
         candidates: candidates of a request.
     """
 
     cells: int
+    eot: int
     longest: int
     positions: int
     candidates: int
@@ -34,7 +36,8 @@ class RequestLimits:
     @classmethod
     def of(cls, served: Served, settings: BatchingConfig) -> RequestLimits:
         """Those of a teacher with these settings."""
-        return cls(served.cells, served.longest, settings.max_request_positions, settings.max_request_candidates)
+        positions, candidates = settings.max_request_positions, settings.max_request_candidates
+        return cls(served.cells, served.eot, served.longest, positions, candidates)
 
 
 def check(query: ScoreQuery, limits: RequestLimits) -> None:
@@ -43,8 +46,8 @@ def check(query: ScoreQuery, limits: RequestLimits) -> None:
     Raises:
         InvalidRequest: naming the field, the index and the limit.
     """
-    _check_tokens("history_tokens", query.history_tokens, limits.cells)
-    _check_tokens("candidate_tokens", query.candidate_tokens, limits.cells)
+    _check_history(query.history_tokens, limits.cells)
+    _check_candidates(query.candidate_tokens, limits.cells, limits.eot)
     candidates = len(query.candidate_tokens)
     if query.positions > limits.positions:
         raise InvalidRequest(f"candidate_lengths: {query.positions} positions, at most {limits.positions} in a request")
@@ -60,8 +63,29 @@ def check(query: ScoreQuery, limits: RequestLimits) -> None:
         )
 
 
-def _check_tokens(name: str, tokens: Int32, cells: int) -> None:
-    if not len(tokens) or int(tokens.view(np.uint32).max()) < cells:  # a negative one is huge
+def _check_history(tokens: Int32, cells: int) -> None:
+    if _are_cells(tokens, cells):
         return
-    index = int(np.argmax((tokens < 0) | (tokens >= cells)))
-    raise InvalidRequest(f"{name}[{index}]: {tokens[index]} is not a cell; cells are 0..{cells - 1}")
+    index = int(np.argmax(_no_cell(tokens, cells)))
+    raise InvalidRequest(f"history_tokens[{index}]: {tokens[index]} is not a cell; cells are 0..{cells - 1}")
+
+
+def _check_candidates(tokens: Int32, cells: int, eot: int) -> None:
+    if _are_cells(tokens, cells):
+        return
+    wrong = _no_cell(tokens, cells) & (tokens != eot)
+    if not wrong.any():
+        return
+    index = int(np.argmax(wrong))
+    raise InvalidRequest(
+        f"candidate_tokens[{index}]: {tokens[index]} is not a cell, nor the end of a trip; "
+        f"cells are 0..{cells - 1}, EOT is {eot}"
+    )
+
+
+def _are_cells(tokens: Int32, cells: int) -> bool:
+    return not len(tokens) or int(tokens.view(np.uint32).max()) < cells  # a negative one is huge
+
+
+def _no_cell(tokens: Int32, cells: int) -> npt.NDArray[np.bool_]:
+    return (tokens < 0) | (tokens >= cells)

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from shared.errors import InternalError, InvalidRequest, Overloaded, TeacherError
 from teacher_server.metrics import Metrics, Rejection
-from teacher_server.serve.limits import SERVICE, abort, refusal, service_of
+from teacher_server.serve.limits import SERVICE, abort, method_of, refusal, service_of
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +61,11 @@ class TeacherInterceptor(grpc.aio.ServerInterceptor):
         handler: Any = await continuation(handler_call_details)  # None for a method that nobody serves
         if handler is None or service_of(handler_call_details) != SERVICE:
             return cast(grpc.RpcMethodHandler, handler)
+        method = method_of(handler_call_details)
         if not self._admit():
             self._metrics.reject(Rejection.CALLS)
-            return refusal(Overloaded(f"{self._max_calls} calls are open, and no more may be (max_calls)"))
-        method = str(handler_call_details.method).rpartition("/")[2]
+            full = Overloaded(f"{self._max_calls} calls are open, and no more may be (max_calls)")
+            return refusal(full, self._metrics, method)
         parse = _lenient(handler.request_deserializer)
         if handler.stream_stream is not None:
             return grpc.stream_stream_rpc_method_handler(
@@ -87,7 +88,7 @@ class TeacherInterceptor(grpc.aio.ServerInterceptor):
     def _unary(self, method: str, answer: Behaviour) -> Behaviour:
         async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
             try:
-                with self._metrics.request(method):
+                with self._metrics.request(method, str(context.peer())):
                     return await answer(_checked(request), context)
             except Exception as error:
                 refused = as_teacher_error(error)

@@ -20,6 +20,8 @@ from google.protobuf.message import DecodeError
 
 from shared.errors import ConfigError, InvalidRequest, Overloaded, TeacherError, Unavailable
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
+from teacher_server.metrics import Metrics
+from teacher_server.request import Request
 from teacher_server.serve.config import ServeConfig
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,9 @@ METADATA_BYTES = 2**13
 """Of a call; above it gRPC refuses the more calls the more they have, above twice as much all."""
 HANDSHAKE_SECONDS = 10.0
 """How long a connection may take until it speaks HTTP/2 (and TLS)."""
+
+AGE_JITTER = 0.1
+"""Share by which the age of connections and streams differs, so that not all callers come back at once; gRPC's own."""
 
 PUBLIC_CALLS = 4
 """Open calls of health and reflection, a connection."""
@@ -61,6 +66,7 @@ Handler = Callable[[Any, grpc.aio.ServicerContext], Awaitable[None]]
 def options(settings: ServeConfig, connections: int, message_bytes: int) -> list[tuple[str, int]]:
     """gRPC's options of a server that takes so many connections, and messages of at most this size."""
     return [
+        *_age(settings),
         ("grpc.so_reuseport", 0),  # a second daemon on the port must fail, not take half of the calls
         ("grpc.max_allowed_incoming_connections", connections),
         ("grpc.http.tarpit", 0),  # refused calls would be held for a while, to slow their callers
@@ -82,6 +88,19 @@ def options(settings: ServeConfig, connections: int, message_bytes: int) -> list
         ("grpc.http2.ping_timeout_ms", round(1000 * settings.keepalive_seconds / 3)),  # otherwise 60 s come first
         ("grpc.http2.max_pings_without_data", 0),  # gRPC would stop after two
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # trainers ping while their student computes
+    ]
+
+
+def _age(settings: ServeConfig) -> list[tuple[str, int]]:
+    """When gRPC asks for a new connection (GOAWAY), and when it cuts off the calls that are still on the old one: a
+    stream that was opened just before may get as old as the connection was, and then has its own grace."""
+    age, grace = settings.max_connection_age_seconds, settings.max_connection_age_grace_seconds
+    if not age:
+        return []
+    cut = age * (1 + AGE_JITTER) + grace
+    return [
+        ("grpc.max_connection_age_ms", max(1, round(1000 * age))),
+        ("grpc.max_connection_age_grace_ms", max(1, round(1000 * cut))),
     ]
 
 
@@ -112,9 +131,10 @@ def allowed_connections(wanted: int, others: int) -> int:
 
 
 class FewRecords(logging.Filter):
-    """Of what gRPC and the event loop log, lets through some a minute: callers can cause it."""
+    """Of what gRPC, the event loop and the exporter of spans log, lets through some a minute: callers can cause it, or
+    a collector that is away."""
 
-    NAMES = ("grpc", "asyncio")
+    NAMES = ("grpc", "asyncio", "opentelemetry")
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -135,10 +155,16 @@ class FewRecords(logging.Filter):
         return self._seen <= LOG_RECORDS
 
 
-def refusal(error: TeacherError) -> grpc.RpcMethodHandler:
-    """Answers a call of any kind with an error, and reads nothing of it."""
+def refusal(error: TeacherError, metrics: Metrics, method: str) -> grpc.RpcMethodHandler:
+    """Answers a call of any kind with an error, and reads nothing of it.
+
+    Args:
+        metrics: are told of it.
+        method: of the call, without its service.
+    """
 
     async def call(_: Any, context: grpc.aio.ServicerContext) -> None:
+        metrics.tell(Request(method, str(context.peer()), error.status))
         await abort(context, error)
 
     return grpc.stream_stream_rpc_method_handler(call)
@@ -264,3 +290,8 @@ class PublicInterceptor(grpc.aio.ServerInterceptor):
 def service_of(details: grpc.HandlerCallDetails) -> str:
     """The full name of the service that a call is for."""
     return str(details.method).strip("/").partition("/")[0]
+
+
+def method_of(details: grpc.HandlerCallDetails) -> str:
+    """The name of the method that a call is for, without its service."""
+    return str(details.method).rpartition("/")[2]

@@ -19,24 +19,25 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 import prometheus_client
+import psutil
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from shared import teacher_file
+import shared
+from shared import config, provenance, teacher_file, tracing
 from shared.channel import Tokens
-from shared.errors import ReportableError
+from shared.tracing import Tracer
 from teacher_server.address import Address
-from teacher_server.answers import saved
-from teacher_server.answers.config import CacheConfig
 from teacher_server.answers.table import AnswerTable, warm_up
 from teacher_server.batching.batcher import Batcher
 from teacher_server.metrics import Metrics
 from teacher_server.scorer import Served
-from teacher_server.serve import exposition, limits, memory, security
+from teacher_server.serve import access, exposition, limits, memory, notify, security
 from teacher_server.serve.config import ServeConfig
 from teacher_server.serve.exposition import Exposition
 from teacher_server.serve.health import Health
 from teacher_server.serve.interceptors import GoneCallers
+from teacher_server.serve.keeping import Keeper
 from teacher_server.serve.lifecycle import Lifecycle, State
 from teacher_server.serve.limits import FewRecords
 from teacher_server.serve.server import build
@@ -52,6 +53,8 @@ T = TypeVar("T")
 GRPC_LOG = "grpc._cython.cygrpc"
 FLUSH_SECONDS = 1.0
 """How long the last answers may take to leave after the drain."""
+REVISION = 12
+"""Digits of the source's digest that the metrics tell."""
 LOST = 1
 """Exit code after the scorer was lost."""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -65,19 +68,19 @@ def serve(settings: ServeConfig) -> int:
         ConfigError: an address is taken or not of this machine, or there are too few file descriptors.
         FileFormatError: the teacher file cannot be read.
     """
-    return uvloop.run(_serve(settings))
+    with tracing.opened(settings.tracing, "teacher-server") as tracer:
+        return uvloop.run(_serve(settings, tracer))
 
 
-async def _serve(settings: ServeConfig) -> int:
+async def _serve(settings: ServeConfig, tracer: Tracer | None) -> int:
     stop = _stop_on_signal()
     _quieten_grpc()
     tokens = Tokens(settings.tokens)
     security.check(settings, tokens)
     header = teacher_file.read_header(settings.teacher)
     settings = settings.of_teacher(header.architecture["block_size"])
-    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter
-    metrics, lifecycle = Metrics(CollectorRegistry()), Lifecycle()
-    service = TeacherService(settings, metrics)
+    metrics, lifecycle = _introduce(settings)
+    service = TeacherService(settings, metrics, tracer)
     model_thread = ThreadPoolExecutor(1, "model")
     try:
         async with _listening(settings, service, metrics, tokens, lifecycle) as ports:
@@ -85,7 +88,7 @@ async def _serve(settings: ServeConfig) -> int:
             if loaded is None:
                 log.info("stopped before the teacher was loaded")
                 os._exit(0)  # nothing was accepted; the interpreter would wait for the thread that loads
-            scorer, answers = loaded
+            scorer, answers, keeper = loaded
             _show(scorer.served, answers, metrics)
             lost = asyncio.Event()
 
@@ -94,21 +97,34 @@ async def _serve(settings: ServeConfig) -> int:
                 lost.set()
                 stop.set()
 
-            is_accelerated = scorer.served.device != "cpu"
             batcher = Batcher(
-                scorer, answers, model_thread, settings.batching, metrics, is_accelerated=is_accelerated, on_lost=end
-            )
+                scorer, answers, model_thread, settings.batching, metrics,
+                is_accelerated=scorer.served.device != "cpu", on_lost=end, share=service.quotas.share,
+            )  # fmt: skip
             service.open(scorer.served, batcher)
             memory.settle()
-            lifecycle.enter(State.SERVING)
+            _enter(lifecycle, State.SERVING)
+            metrics.load_seconds.set(time.time() - psutil.Process().create_time())
             _announce(*ports, scorer.served)
-            await stop.wait()
-            lifecycle.enter(State.DRAINING)
-            code = await _drain(service, settings.drain_seconds)
-            _keep(answers, scorer.served.numerics, settings.cache)
+            async with keeper.keeping():
+                await stop.wait()
+                _enter(lifecycle, State.DRAINING)
+                code = await _drain(service, settings.drain_seconds)
             return LOST if lost.is_set() else code
     finally:
         model_thread.shutdown(wait=False)
+
+
+def _introduce(settings: ServeConfig) -> tuple[Metrics, Lifecycle]:
+    """Has the log and fresh metrics tell what is known before the teacher is loaded."""
+    log.info("settings: %s", config.in_force(settings))
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for each counter
+    metrics, lifecycle = Metrics(CollectorRegistry()), Lifecycle()
+    metrics.build.info({"version": shared.__version__, "revision": provenance.source_digest(__name__)[:REVISION]})
+    metrics.follow([state.value for state in State], lambda: lifecycle.state.value)
+    if settings.log.access:
+        metrics.listeners.append(access.write)
+    return metrics, lifecycle
 
 
 @contextlib.asynccontextmanager
@@ -126,13 +142,19 @@ async def _listening(
         if exposed is not None:
             exposed.start()
         log.info("listening on %s, loading %s", address, settings.teacher)
+        notify.tell(State.LOADING)
         yield address, None if exposed is None else exposed.address
     finally:
-        lifecycle.enter(State.STOPPED)
+        _enter(lifecycle, State.STOPPED)
         trimming.cancel()
         await server.stop(FLUSH_SECONDS)
         if exposed is not None:
             await exposed.close()
+
+
+def _enter(lifecycle: Lifecycle, state: State) -> None:
+    lifecycle.enter(state)
+    notify.tell(state)
 
 
 def _expose(settings: ServeConfig, metrics: Metrics, lifecycle: Lifecycle) -> Exposition | None:
@@ -149,10 +171,10 @@ def _quieten_grpc() -> None:
         handler.addFilter(few)
 
 
-async def _load(settings: ServeConfig, model_thread: Executor) -> tuple[Engine, AnswerTable]:
+async def _load(settings: ServeConfig, model_thread: Executor) -> tuple[Engine, AnswerTable, Keeper]:
     """Loads and warms up on the model's own thread, while the loop answers that it is loading."""
 
-    def load() -> tuple[Engine, AnswerTable]:
+    def load() -> tuple[Engine, AnswerTable, Keeper]:
         from teacher_server.engine import engine  # torch takes seconds to import
 
         scorer = engine.load(settings.teacher, settings.engine)
@@ -163,36 +185,9 @@ async def _load(settings: ServeConfig, model_thread: Executor) -> tuple[Engine, 
             scorer.warm_up()
             warm_up(answers)
             log.info("warmed up in %.1f s", time.perf_counter() - started)
-        _restore(answers, scorer.served.numerics, settings.cache)
-        return scorer, answers
+        return scorer, answers, Keeper(answers, scorer.served.numerics, settings.cache)
 
     return await asyncio.get_running_loop().run_in_executor(model_thread, load)
-
-
-def _restore(answers: AnswerTable, numerics: str, settings: CacheConfig) -> None:
-    """Remembers what an earlier daemon with this teacher has kept."""
-    kept = None if settings.file is None else saved.read(settings.file, numerics)
-    if kept is None:
-        return
-    try:
-        answers.restore(kept)
-    except ValueError as error:
-        log.warning("the remembered answers in %s are damaged (%s); starting without them", settings.file, error)
-    else:
-        log.info("remembered %d answers from %s", answers.rows, settings.file)
-
-
-def _keep(answers: AnswerTable, numerics: str, settings: CacheConfig) -> None:
-    """Keeps what is remembered for the next daemon with this teacher."""
-    if settings.file is None:
-        return
-    kept = answers.keep()
-    try:
-        saved.write(settings.file, kept, numerics)
-    except (OSError, ReportableError) as error:
-        log.error("could not keep the remembered answers in %s: %s", settings.file, error)
-    else:
-        log.info("kept %d answers in %s", len(kept.key_words), settings.file)
 
 
 def _show(served: Served, answers: AnswerTable, metrics: Metrics) -> None:

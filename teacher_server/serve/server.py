@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -37,7 +39,8 @@ def build(
         connections: that it may have; none: as many as the settings say.
 
     Raises:
-        ConfigError: the address is taken or not of this machine, or a file of `tls` cannot be used.
+        ConfigError: the address is taken or not of this machine, or a file of `tls` cannot be used, or the socket's
+            permissions cannot be set.
     """
     connections = connections or settings.max_connections
     interceptors: list[grpc.aio.ServerInterceptor] = [
@@ -52,7 +55,18 @@ def build(
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     if settings.reflection:
         reflection.enable_server_reflection(DESCRIBED, server)
-    return server, _bind(server, settings.listen, security.server_credentials(settings.tls))
+    address = _bind(server, settings.listen, security.server_credentials(settings.tls, metrics))
+    if settings.socket_mode is not None:
+        _permit(address, settings.socket_mode)
+    return server, address
+
+
+def _permit(address: Address, mode: str) -> None:
+    """Before the server starts: until it listens nobody can connect."""
+    try:
+        os.chmod(address.path, int(mode, 8))
+    except OSError as error:
+        raise ConfigError(f"cannot give {address} the permissions {mode}: {error.strerror}") from None
 
 
 def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> Address:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import re
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,21 +12,23 @@ import grpc
 
 import shared
 from shared import wire
-from shared.errors import InvalidRequest, Unavailable
+from shared.errors import Unavailable
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
+from shared.tracing import Tracer
 from shared.wire import Limits, ScoreReply, TeacherInfo
 from teacher_server.batching.batcher import Batcher
 from teacher_server.metrics import Metrics, Rejection
+from teacher_server.request import CURRENT
 from teacher_server.scorer import Served
-from teacher_server.serve import checks
+from teacher_server.serve import callers, checks, spans
+from teacher_server.serve.callers import caller_of
 from teacher_server.serve.checks import RequestLimits
 from teacher_server.serve.config import ServeConfig
 from teacher_server.serve.credits import CreditPool
+from teacher_server.serve.quotas import Quotas
+from teacher_server.serve.spans import RequestTrace
 from teacher_server.serve.stream import Stream
-
-CALLER_KEY = "teacher-client"
-CALLER_NAME = re.compile(r"[ -~]{1,64}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +47,9 @@ class TeacherService(rpc.TeacherServiceServicer):
     Until `open` is called it answers that the teacher is loading.
     """
 
-    def __init__(self, settings: ServeConfig, metrics: Metrics) -> None:
+    def __init__(self, settings: ServeConfig, metrics: Metrics, tracer: Tracer | None = None) -> None:
         self._settings = settings
+        self._tracer = tracer
         self._metrics = metrics
         self._teacher: _Teacher | None = None
         self._is_draining = False
@@ -55,6 +58,8 @@ class TeacherService(rpc.TeacherServiceServicer):
         self._streams: set[asyncio.Task[None]] = set()
         metrics.open_streams.set_function(lambda: len(self._streams))
         self._reads: set[asyncio.Timeout] = set()
+        self.quotas = Quotas(settings.quotas, metrics)
+        """What callers with named tokens may ask."""
 
     def open(self, served: Served, batcher: Batcher[Any]) -> None:
         """Serves a loaded teacher from now on."""
@@ -65,6 +70,7 @@ class TeacherService(rpc.TeacherServiceServicer):
     async def drain(self) -> None:
         """Reads nothing more from the streams, and returns when all that was accepted is answered and sent."""
         self._is_draining = True
+        self.quotas.stop()
         now = asyncio.get_running_loop().time()
         for read in self._reads:
             read.reschedule(now)
@@ -88,7 +94,11 @@ class TeacherService(rpc.TeacherServiceServicer):
         self, request: pb.ScoreRequest, context: grpc.aio.ServicerContext
     ) -> pb.ScoreResponse:
         """Scores one request."""
-        return await self._score(request, context, caller_of(context))
+        caller = caller_of(context)
+        if self._tracer is None:
+            return await self._score(request, context, caller, is_streamed=False)
+        with spans.served(self._tracer, "Score", "", context, time.monotonic, caller) as trace:
+            return await self._score(request, context, caller, is_streamed=False, trace=trace)
 
     async def StreamScore(  # noqa: N802
         self, requests: AsyncIterator[pb.StreamScoreRequest], context: grpc.aio.ServicerContext
@@ -104,8 +114,15 @@ class TeacherService(rpc.TeacherServiceServicer):
         task.add_done_callback(self._streams.discard)
         caller = caller_of(context)
 
-        async def score(request: pb.ScoreRequest, granted: bool) -> pb.ScoreResponse:
-            return await self._score(request, context, caller, granted)
+        tracer = self._tracer
+
+        async def score(message: pb.StreamScoreRequest, granted: bool) -> pb.ScoreResponse:
+            request = message.request
+            if tracer is None:
+                return await self._score(request, context, caller, is_streamed=True, granted=granted)
+            parent = message.traceparent
+            with spans.served(tracer, "StreamScore", parent, context, time.monotonic, caller) as trace:
+                return await self._score(request, context, caller, is_streamed=True, granted=granted, trace=trace)
 
         account = self._credits.open()
         stream = Stream(score, self._settings, self._metrics, context, self._credits, account)
@@ -126,36 +143,38 @@ class TeacherService(rpc.TeacherServiceServicer):
         return self._teacher
 
     async def _score(
-        self, request: pb.ScoreRequest, context: grpc.aio.ServicerContext, caller: str, granted: bool = False
+        self,
+        request: pb.ScoreRequest,
+        context: grpc.aio.ServicerContext,
+        caller: str,
+        is_streamed: bool,
+        granted: bool = False,
+        trace: RequestTrace | None = None,
     ) -> pb.ScoreResponse:
-        teacher = self._loaded()
+        teacher, known = self._loaded(), CURRENT.get()
+        known.caller = caller
         query = wire.decode_query(request)
+        known.positions = query.positions
         checks.check(query, teacher.limits)
+        await self.quotas.admit(callers.known(), query.positions, is_streamed)
         remaining = context.time_remaining()
         deadline = None if remaining is None else teacher.batcher.clock() + remaining
-        answer = await teacher.batcher.submit(query, caller, deadline, granted)
+        timeline = None if trace is None else trace.timeline
+        answer = await teacher.batcher.submit(query, caller, deadline, granted, timeline)
+        if trace is not None:
+            trace.answered(query.positions)
+        known.queue_us, known.compute_us = round(1e6 * answer.queue_seconds), round(1e6 * answer.compute_seconds)
         reply = ScoreReply(
             log_probs=answer.log_probs,
             candidate_mass=answer.candidate_mass,
             weights_revision=teacher.revision,
-            queue_us=round(1e6 * answer.queue_seconds),
-            compute_us=round(1e6 * answer.compute_seconds),
+            queue_us=known.queue_us,
+            compute_us=known.compute_us,
         )
-        return wire.encode_reply(reply, request)
-
-
-def caller_of(context: grpc.aio.ServicerContext) -> str:
-    """Who asks: the name that the caller gives itself, otherwise its connection.
-
-    Raises:
-        InvalidRequest: the name is not 1 to 64 printable ASCII characters.
-    """
-    for key, value in context.invocation_metadata() or ():
-        if key == CALLER_KEY:
-            if not isinstance(value, str) or CALLER_NAME.fullmatch(value) is None:
-                raise InvalidRequest(f"metadata {CALLER_KEY}: {value!r} is not 1 to 64 printable ASCII characters")
-            return value
-    return str(context.peer())
+        response = wire.encode_reply(reply, request)
+        if trace is not None:
+            trace.encoded()
+        return response
 
 
 def describe(served: Served, settings: ServeConfig) -> TeacherInfo:

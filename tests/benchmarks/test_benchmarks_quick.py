@@ -63,6 +63,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         "scaling",
         "evaluation",
         "generation",
+        "latency",
     ],
 )
 def test_a_record_says_what_was_measured_where_and_when(results: Results, section: str) -> None:
@@ -266,3 +267,12 @@ def test_evaluation_is_compared_with_plain_loops(results: Results) -> None:
     figures = results["evaluation"]["figures"]
     assert figures["ratio"]["min"] > 0
     assert figures["pairs_per_s"].keys() == {"ours", "plain loops"}
+
+
+def test_one_question_is_measured_in_four_ways(results: Results) -> None:
+    """That they agree, the section checks itself."""
+    figures = results["latency"]["figures"]
+    kinds = {"next_road", "exported", "whole trip", "anew"}
+    assert all(figures[batch].keys() == kinds for batch in ("1", "4"))
+    clocks = [taken["clock"] for batch in ("1", "4") for taken in figures[batch].values()]
+    assert all(0 < clock["min"] <= clock["p50"] for clock in clocks)

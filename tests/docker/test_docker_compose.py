@@ -68,8 +68,8 @@ def test_the_command_is_one_that_the_program_takes(name: str, monkeypatch: pytes
 def test_the_daemon_may_drain_before_it_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = parsed_settings("teacher-server", SERVICES["teacher"]["command"], monkeypatch).model_dump()
     grace = float(SERVICES["teacher"]["stop_grace_period"].removesuffix("s"))
-    manual = (DOCKER.parent / "docs" / "operations.md").read_text()
-    stop = re.search(r"^TimeoutStopSec=(\d+)$", manual, re.MULTILINE)
+    unit = (DOCKER / "systemd" / "teacher-server.service").read_text()
+    stop = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
     assert stop is not None
     assert settings["drain_seconds"] < min(grace, float(stop[1]))
 
@@ -92,7 +92,7 @@ def test_ports_agree() -> None:
     listen, metrics = (command[command.index(flag) + 1] for flag in ("--listen", "--metrics-listen"))
     dockerfile = (DOCKER / "teacher.Dockerfile").read_text()
     assert f"EXPOSE {listen.split(':')[1]} {metrics.split(':')[1]}" in dockerfile
-    assert f"127.0.0.1:{listen.split(':')[1]}" in dockerfile, "the health check asks another port"
+    assert f"http://127.0.0.1:{metrics.split(':')[1]}" in dockerfile, "the health check asks another port"
     trainer = SERVICES["trainer"]["command"]
     assert trainer[trainer.index("--teacher") + 1] == f"teacher:{listen.split(':')[1]}"
     scrape = yaml.safe_load((DOCKER / "prometheus/prometheus.yml").read_text())["scrape_configs"]
@@ -110,6 +110,20 @@ def test_a_service_is_restricted(name: str) -> None:
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+@each_service
+def test_memory_and_logs_are_bounded(name: str) -> None:
+    service = SERVICES[name]
+    assert re.fullmatch(r"\d+[mg]|\$\{\w+:-\d+g\}", service["mem_limit"])
+    assert service["logging"] == {"driver": "json-file", "options": {"max-size": "20m", "max-file": "5"}}
+
+
+@pytest.mark.parametrize("name", PROGRAM)
+def test_descriptors_suffice_for_the_connections(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = parsed_settings("teacher-server", SERVICES["teacher"]["command"], monkeypatch).model_dump()
+    limit = SERVICES[name]["ulimits"]["nofile"]
+    assert limit["soft"] == limit["hard"] > 10 * settings["max_connections"]
 
 
 @each_service
@@ -141,7 +155,12 @@ def test_dependencies_wait_for_health(name: str) -> None:
 
 def test_services_share_a_network_with_whom_they_talk_to() -> None:
     networks = {name: set(service["networks"]) for name, service in SERVICES.items()}
-    for one, other in (("trainer", "teacher"), ("prometheus", "teacher"), ("grafana", "prometheus")):
+    for one, other in (
+        ("trainer", "teacher"),
+        ("prometheus", "teacher"),
+        ("grafana", "prometheus"),
+        ("prometheus", "trainer"),
+    ):
         assert networks[one] & networks[other], (one, other)
     assert not networks["trainer"] & networks["grafana"]
 

@@ -16,7 +16,7 @@ from shared import extras as shared_extras
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCKERFILES = sorted((REPOSITORY / "docker").glob("*.Dockerfile"))
 PACKAGE = {"teacher": "teacher_server", "trainer": "student_trainer"}
-EXTRAS = {"teacher": {"teacher"}, "trainer": {"report", "trainer", "tune", "wandb"}}
+EXTRAS = {"teacher": {"teacher", "tracing"}, "trainer": {"report", "tracing", "trainer", "tune", "wandb"}}
 
 each_dockerfile = pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.stem)
 
@@ -98,7 +98,8 @@ def test_an_image_holds_the_code_of_one_command(path: Path) -> None:
     sources = {Path(source).parts[0] for source in context_sources(path)}
     assert {PACKAGE[path.stem], "shared", "proto"} <= sources
     assert other not in sources
-    assert f"rm /opt/venv/bin/{other.replace('_', '-')}" in read_stages(path)["builder"].arguments("RUN")[-1]
+    runs = read_stages(path)["builder"].arguments("RUN")
+    assert any(run.endswith(f"rm /opt/venv/bin/{other.replace('_', '-')}") for run in runs)
 
 
 @each_dockerfile
@@ -150,9 +151,20 @@ def test_it_says_how_it_is_probed_and_stopped(path: Path) -> None:
     assert runtime.arguments("STOPSIGNAL") == ["SIGTERM"]
     (probe,) = runtime.arguments("HEALTHCHECK")
     if path.stem == "teacher":
-        assert probe.endswith('CMD ["python", "-m", "teacher_server.client.healthcheck", "127.0.0.1:50051"]')
+        command = 'CMD ["python", "-m", "teacher_server.client.healthcheck", "http://127.0.0.1:9464"]'
+        assert probe.endswith(command), "over HTTP: the probe has no certificates"
     else:
         assert probe == "NONE"
+
+
+def test_the_teacher_s_compiled_functions_are_made_at_build_and_used() -> None:
+    """The same variables decide both: other ones would be compiled at each container's first start."""
+    path = REPOSITORY / "docker" / "teacher.Dockerfile"
+    variables = "NUMBA_CACHE_DIR=/opt/numba NUMBA_CPU_NAME=generic"
+    made = f"{variables} /opt/venv/bin/python -P -m teacher_server.precompile"
+    assert read_stages(path)["builder"].arguments("RUN")[-1] == made
+    assert "--from=builder /opt/numba /opt/numba" in final(path)[0].arguments("COPY")
+    assert " ".join(final(path)[0].arguments("ENV")).endswith(variables)
 
 
 @each_dockerfile

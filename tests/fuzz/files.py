@@ -7,6 +7,8 @@ file around it.
 from __future__ import annotations
 
 import atexit
+import contextlib
+import dataclasses
 import functools
 import io
 import json
@@ -23,9 +25,14 @@ from support.generated_trips import write_generated
 from support.random_city import write_random_store
 
 from fuzz.target import Target, as_file
-from shared import teacher_file
+from shared import answers_file, teacher_file
+from shared.answers_file import Answers, AnswersHeader
+from shared.errors import FileFormatError
 from shared.store import Store
+from shared.vocab import Tokeniser, Vocabulary
+from shared.wire import HistoryMode, ScoreQuery
 from student_trainer.data import tables
+from student_trainer.distill.offline import FileTeacher
 from student_trainer.evaluate import generated
 from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.runs.checkpoint import Checkpoint, Progress
@@ -117,6 +124,53 @@ def _restore(kept: Kept | None) -> None:
 
 def _cache() -> bytes:
     return _made("answers", lambda path: saved.write(path, KEPT, "n")).read_bytes()
+
+
+# Answers files
+
+ANSWERS = Answers(
+    history_lengths=np.array([1, 2], np.int32),
+    history_tokens=np.array([0, 1, 2], np.int32),
+    choices=np.array([0, 1], np.int32),
+    list_lengths=np.array([2, 1], np.int32),
+    list_tokens=np.array([1, 2, 0], np.int32),
+    log_probs=np.array([-1, 0, -2], np.float16),
+)
+ANSWERS_HEADER = AnswersHeader("r", Tokeniser(Vocabulary.full(3), None), (2,), 8, 0, "s", (), "float32", "cpu", "fuzz")
+QUERY = ScoreQuery(
+    HistoryMode.WINDOW,
+    ANSWERS.history_tokens,
+    ANSWERS.history_lengths,
+    ANSWERS.list_tokens,
+    ANSWERS.list_lengths,
+)
+
+
+def read_answers(data: bytes) -> None:
+    """The whole file, which is then asked."""
+    with as_file(data) as path:
+        _ask(FileTeacher(path))
+
+
+def read_answers_rows(data: bytes) -> None:
+    """Arrays whose checksum is right: cut out of the bytes."""
+    words = np.frombuffer(data[: len(data) // 4 * 4], "<i4")
+    lengths, tokens, choices, of_lists, listed = np.array_split(words, 5)
+    halves = words.view(np.float16)[: len(words) // 3]
+    with as_file(b"") as path:
+        for header in (ANSWERS_HEADER, dataclasses.replace(ANSWERS_HEADER, windows=(0,))):
+            answers_file.write(path, header, Answers(lengths, tokens, choices, of_lists, listed, halves))
+            with contextlib.suppress(FileFormatError):
+                _ask(FileTeacher(path))
+
+
+def _ask(teacher: FileTeacher) -> None:
+    teacher.submit(QUERY).exception()
+
+
+def _answers() -> bytes:
+    path = _made("all-answers", lambda path: answers_file.write(path, ANSWERS_HEADER, ANSWERS))
+    return path.read_bytes()
 
 
 # Checkpoints
@@ -286,6 +340,8 @@ TARGETS = (
     Target("teacher-document", read_teacher_document, lambda: [_teacher_document()]),
     Target("cache", read_cache, lambda: [_cache()]),
     Target("cache-rows", read_cache_rows, lambda: [KEPT.words.tobytes(), _cache()]),
+    Target("answers", read_answers, lambda: [_answers()]),
+    Target("answers-rows", read_answers_rows, lambda: [np.ones(15, "<i4").tobytes(), _answers()]),
     Target("checkpoint", read_checkpoint, lambda: [_checkpoint()]),
     Target("checkpoint-index", read_checkpoint_index, lambda: [_index_of(_checkpoint())]),
     Target("pretraining", read_pretraining, lambda: [_pretraining()]),

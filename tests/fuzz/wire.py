@@ -22,7 +22,7 @@ from teacher_server.serve.checks import RequestLimits
 MessageT = TypeVar("MessageT", bound=Message)
 SignedT = TypeVar("SignedT", pb.ScoreResponse, pb.GetTeacherResponse)
 CELLS, BLOCK_SIZE, MAX_POSITIONS, MAX_CANDIDATES = 40, 16, 500, 2000
-LIMITS = RequestLimits(CELLS, BLOCK_SIZE - 1, MAX_POSITIONS, MAX_CANDIDATES)
+LIMITS = RequestLimits(CELLS, CELLS + 1, BLOCK_SIZE - 1, MAX_POSITIONS, MAX_CANDIDATES)
 COSTS = np.arange(BLOCK_SIZE + 1, dtype=np.int64)
 QUERY = ScoreQuery(
     HistoryMode.SEQUENCE,
@@ -37,7 +37,7 @@ WINDOWS = ScoreQuery(
     HistoryMode.WINDOW,
     np.array([1, 2, 3], np.int32),
     np.array([0, 3], np.int32),
-    np.array([4, 5, 6], np.int32),
+    np.array([4, 5, CELLS + 1], np.int32),
     np.array([1, 2], np.int32),
 )
 

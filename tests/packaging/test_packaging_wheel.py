@@ -113,9 +113,7 @@ def test_what_an_extra_does_not_bring(environments: dict[str, Installed]) -> Non
     brought = {name: environment.brought for name, environment in environments.items()}
     assert not brought["bare"] & (student | tuning | {"torch", "numba", "matplotlib", "wandb"})
     assert not brought["teacher"] & (student | tuning | {"matplotlib", "wandb"})
-    assert not brought["trainer"] & (
-        tuning | {"matplotlib", "wandb", "uvloop", "prometheus-client", "grpcio-reflection"}
-    )
+    assert not brought["trainer"] & (tuning | {"matplotlib", "wandb", "uvloop", "grpcio-reflection"})
     assert not brought["report"] & (tuning | {"wandb"})
     assert "wandb" not in brought["tune"]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from shared.address import Address, addresses_in, check_server, check_teachers
+from shared.address import Address, addresses_in, answers_path, check_server, check_teachers
 
 
 @pytest.mark.parametrize(
@@ -107,3 +109,31 @@ def test_names_and_none_are_teachers(text: str) -> None:
 def test_what_is_no_teacher_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_teachers(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["file:runs/answers", "file:/runs/a, b.safetensors", "file:///runs/answers", "file:none"]
+)
+def test_an_answers_file_is_in_place_of_teachers(text: str) -> None:
+    assert check_teachers(text) == text
+    assert answers_path(text) == Path(text.removeprefix("file:"))
+
+
+@pytest.mark.parametrize("text", ["none", "host:1", "unix:/run/file:a", "dns:///file:1", "files:1"])
+def test_what_is_no_answers_file_has_no_path(text: str) -> None:
+    assert check_teachers(text) == text
+    assert answers_path(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("file:", "write file:PATH"), ("file://", "write file:PATH"), ("file://runs/a", "write file:runs/a,")],
+)
+def test_a_file_without_a_path_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_teachers(text)
+
+
+def test_a_server_is_no_file() -> None:
+    with pytest.raises(ValueError, match="is no port"):
+        check_server("file:runs/answers")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import json
 import logging
 import shlex
 import signal
@@ -16,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shared
-from shared import cli, config
+from shared import cli, config, log
 from shared.cli import Flag, Job
 from shared.config import Section
 from shared.errors import DataError, InvalidRequest
@@ -33,8 +35,24 @@ class Settings(Section):
     """From and to."""
     strict: bool = False
     """Whether to be strict; 100 % of the time."""
+    names: str = ""
+    """Names."""
     level: float = pydantic.Field(0.5, gt=0)
     """A level."""
+
+
+class LogSettings(Section):
+    """Of log lines."""
+
+    format: log.Format = "text"
+    """How they look."""
+
+
+class Logged(Settings):
+    """The same, of a job that has settings of its log."""
+
+    log: LogSettings = LogSettings()
+    """Lines."""
 
 
 JOB = Job(
@@ -47,6 +65,7 @@ JOB = Job(
         Flag("--rows", "rows", "how many", "R"),
         Flag("--bounds", "bounds", "from and to", ("A", "B"), nargs=2),
         Flag("--strict", "strict", "refuse", is_switch=True),
+        Flag("--names", "names", "names", "NAME[,NAME...]"),
     ),
 )
 OTHER = Job("serve", "is another one", "nowhere:Nothing", "nowhere:nothing")
@@ -259,6 +278,26 @@ def test_a_bad_command_line_shows_the_usage(argv: list[str], capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["--out", "a b", "--out", "c"], "argument --out: given twice, 'a b' and c; give it once"),
+        (["--out", "a", "rows=1", "--ou", "a"], "argument --out: given twice, a and a; give it once"),
+        (["--bounds", "1", "2", "--bounds=3", "4"], "argument --bounds: expected 2 arguments"),
+        (["--bounds", "1", "2", "--bounds", "3", "4"], "argument --bounds: given twice, 1 2 and 3 4; give it once"),
+        (["--strict", "--strict"], "argument --strict: given twice; give it once"),
+        (["--log-level", "info", "--log-level", "debug"], "argument --log-level: given twice, info and debug"),
+        (["--names", "a", "--names", "b"], "--names: given twice; several go into one, separated by commas: a,b"),
+    ],
+)
+def test_a_flag_given_twice_is_refused(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main("train", *argv)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not seen
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
         (["--level", "3"], "unknown flag --level; did you mean level=3?"),
         (["--out", "o", "rows=1", "--levl=0.5", "level=1"], "unknown flag --levl; did you mean level=0.5?"),
         (["--ouput", "x y"], "unknown flag --ouput; did you mean --out or 'out=x y'?"),
@@ -319,3 +358,40 @@ def test_log_level_reaches_the_logger(capsys: pytest.CaptureFixture[str]) -> Non
     settings_of("--out", "o", "--log-level", "error")
     logging.getLogger("x").warning("unheard")
     assert capsys.readouterr().err == ""
+
+
+def logged_by(*argv: str, capfd: pytest.CaptureFixture[str]) -> tuple[int, list[dict[str, str]]]:
+    """The exit code, and the lines of JSON on stderr."""
+    code = main("train", "--out", "o", *argv)
+    return code, [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "ending, code, level, message",
+    [
+        (DataError("row 3 is wrong"), 2, "error", "program train: row 3 is wrong"),
+        (KeyboardInterrupt(), 130, "error", "program train: interrupted"),
+        (OSError(errno.ENOSPC, "no space"), 1, "error", "program train: [Errno 28] no space"),
+        (RuntimeError("a bug"), 1, "critical", "program train failed unexpectedly"),
+    ],
+)
+def test_lines_for_machines_to_the_end(
+    ending: BaseException, code: int, level: str, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    outcome[:] = [ending]
+    got, (line,) = logged_by("--log-format", "json", capfd=capfd)
+    assert (got, line["level"], line["message"]) == (code, level, message)
+    assert line.get("exception", "").endswith("RuntimeError: a bug") == isinstance(ending, RuntimeError)
+
+
+def test_a_setting_says_the_format_and_the_flag_sets_it(capfd: pytest.CaptureFixture[str]) -> None:
+    job = dataclasses.replace(JOB, log_format="log.format", schema=f"{__name__}:Logged")
+    outcome[:] = [DataError("wrong")]
+    for argv, is_json in (
+        (["log.format=json"], True),
+        (["--log-format", "json"], True),
+        (["--log-format", "json", "log.format=text"], False),  # overrides win over flags
+        ([], False),
+    ):
+        assert cli.main("program", "Does things.", [job], ["train", "--out", "o", *argv]) == 2
+        assert capfd.readouterr().err.startswith("{") == is_json

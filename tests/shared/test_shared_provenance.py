@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from shared import provenance
+from shared import demo, provenance
 
 JOBS = (
     "student_trainer.prepare.run",
@@ -83,3 +86,24 @@ def test_every_change_of_deciding_source_shows_and_no_other(code_base: Path) -> 
 def test_without_sources_it_is_the_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance.importlib.resources, "files", lambda name: tmp_path)
     assert provenance.source_digest("student_trainer.generate.run") == provenance.shared.__version__
+
+
+def test_what_decides_last_digits_is_named() -> None:
+    """Torch's version, and on Linux the processor's name and its widest vector instructions."""
+    told = provenance.arithmetic()
+    assert f", torch {importlib.metadata.version('torch')}, " in told
+    path = Path("/proc/cpuinfo")
+    if path.exists() and "model name" in (text := path.read_text()):
+        (name, *_) = re.findall(r"model name\s*: (.+)", text)
+        assert name.strip() in told
+        widest = [label for flag, label in provenance.VECTORS.items() if re.search(rf"\b{flag}\b", text)]
+        assert told.endswith(widest[0] if widest else name.strip())
+
+
+def test_the_demo_prints_what_decides_its_last_digits(tmp_path: Path) -> None:
+    best = {"accuracy": 0.84, "nll": 0.37, "time_error": 0.11, "positions": 3545, "teacher_accuracy": 0.75}
+    (tmp_path / "store").mkdir()
+    floors = {"nearest_to_destination": 0.77, "second_order_markov": 0.76}
+    (tmp_path / "store" / "store.json").write_text(json.dumps({"floors": floors}))
+    table = demo._table(tmp_path, {"vanilla": {"best": best}, "distilled": {"best": best}})
+    assert f"The last digits are those of {provenance.arithmetic()}, one thread a job: the same gives them" in table

@@ -14,10 +14,10 @@ from support.fake_wandb import FakeWandb
 from support.generated_trips import write_generated
 from support.random_city import write_random_store
 from support.report_city import city
-from support.setting_reads import Setting, recorded_reads, settings_of
+from support.setting_reads import Setting, reads_of_the_log, reads_of_tracing, recorded_reads, settings_of
 from support.tiny_city import write_tiny_city
 
-from shared.errors import TrainingError
+from shared.errors import ConfigError, TrainingError
 from shared.store import Store
 from student_trainer.__main__ import JOBS
 from student_trainer.data.network import RoadNetwork
@@ -35,14 +35,17 @@ from student_trainer.model.device import float32_products
 from student_trainer.model.hoser import HOSER
 from student_trainer.pipeline import run as pipeline
 from student_trainer.pipeline.config import PipelineConfig
+from student_trainer.predict import export
 from student_trainer.predict import run as predict
-from student_trainer.predict.config import PredictConfig
+from student_trainer.predict.config import ExportConfig, PredictConfig
 from student_trainer.prepare.config import PrepareConfig
 from student_trainer.prepare.run import run as run_prepare
 from student_trainer.report import bundle
 from student_trainer.report import run as report
 from student_trainer.report.config import BundleConfig, ReportConfig
 from student_trainer.runs import checkpoint as checkpoints
+from student_trainer.sample import run as sample
+from student_trainer.sample.config import SampleConfig
 from student_trainer.train.config import RuntimeConfig, TrainConfig
 from student_trainer.train.optim import Precision
 from student_trainer.train.run import run as run_train
@@ -51,7 +54,7 @@ __all__ = ["city"]
 
 
 def test_every_job_is_covered_here() -> None:
-    covered = {"demo-city", "prepare", "train", "predict"}
+    covered = {"demo-city", "prepare", "train", "sample", "predict", "export"}
     covered |= {"generate", "evaluate", "compare", "report", "bundle", "pipeline"}
     covered |= {"tune"}  # in test_tune_trial
     assert {job.name for job in JOBS} == covered
@@ -159,13 +162,40 @@ def test_train_and_predict_read_all(tmp_path: Path, running_teacher: TeacherStar
     }  # fmt: skip
     reads |= reads_of_an_accelerator() | reads_of_a_run_that_diverges(store.path, tmp_path / "diverging")
     reads |= reads_of_a_channel(tmp_path) | reads_of_other_policies()
+    reads |= reads_of_the_log(next(job for job in JOBS if job.name == "train"), settings) | reads_of_tracing()
     assert settings_of(TrainConfig) <= reads
 
     places = {"data": store.path, "weights": tmp_path / "run" / "hoser.pth", "out": tmp_path / "out.npz"}
     prediction = PredictConfig.model_validate(places | {"device": "cpu"})
+    of_trip = PredictConfig.model_validate(
+        {name: places[name] for name in ("data", "weights")} | {"trip": (0,), "destination": 1, "times": (0,)}
+    )
     with recorded_reads() as reads:
         predict.run(prediction)
+        predict.run(of_trip)
     assert settings_of(PredictConfig) <= reads
+
+    exported = ExportConfig.model_validate(places | {"out": tmp_path / "student.pt2"})
+    with recorded_reads() as reads:
+        export.run(exported)
+    assert settings_of(ExportConfig) <= reads
+
+
+@pytest.mark.integration
+def test_sample_reads_all(tmp_path: Path, running_teacher: TeacherStarter) -> None:
+    """But for what only on_failure=skip reads, which it refuses."""
+    store = write_random_store(tmp_path / "store", trips=30)
+    write_tiny_teacher(tmp_path / "teacher", tokeniser=store.tokeniser)
+    with running_teacher(tmp_path / "teacher") as server:
+        settings = SampleConfig.model_validate(
+            {"data": store.path, "teacher": server.address, "out": tmp_path / "out", "trips": 10}
+        )
+        with recorded_reads() as reads:
+            sample.run(settings)
+            with pytest.raises(ConfigError, match="replace=true"):
+                sample.run(settings)
+    reads |= reads_of_a_channel(tmp_path) | reads_of_other_policies()
+    assert settings_of(SampleConfig) - reads == {("ClientConfig", "max_skipped_share")}
 
 
 def test_evaluate_and_compare_read_all(tmp_path: Path, wandb: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

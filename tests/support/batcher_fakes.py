@@ -13,6 +13,7 @@ from shared.arrays import Float16
 from shared.errors import Overloaded, Unavailable
 from shared.wire import ScoreQuery
 from teacher_server.batching.batcher import Answer
+from teacher_server.batching.timeline import BatchTimes
 
 
 def answer_to(query: ScoreQuery) -> Float16:
@@ -63,7 +64,12 @@ class FakeBatcher:
         return len(self._requests)
 
     async def submit(
-        self, query: ScoreQuery, caller: str, deadline: float | None = None, granted: bool = False
+        self,
+        query: ScoreQuery,
+        caller: str,
+        deadline: float | None = None,
+        granted: bool = False,
+        timeline: list[BatchTimes] | None = None,
     ) -> Answer:
         """See `Batcher`."""
         positions = max(1, query.positions)

@@ -60,7 +60,7 @@ def record_steps(session: Session, recorder: Repeating, is_demanded: bool = Fals
     trainer = session.trainer
     recorder.optimizer = trainer.optimizer
     trainer.graphs = StepGraphs(
-        session.model, trainer.optimizer, trainer._objective, session.runtime,
+        session.model, trainer.head, trainer.optimizer, trainer._objective, session.runtime,
         session.settings.optim.clip_norm, is_demanded, recorder,
     )  # fmt: skip
     return trainer.graphs

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from shared import cli, tracing
+from shared.cli import Job
 from shared.config import Section, _section_of
+from shared.tracing import TracingConfig
 
 Setting = tuple[str, str]
 """Name of a section's class, and of a field in it."""
@@ -38,6 +41,13 @@ def recorded_reads() -> Iterator[set[Setting]]:
         yield reads
 
 
+def reads_of_the_log(job: Job, settings: Section) -> set[Setting]:
+    """What the command line reads of a job's settings."""
+    with recorded_reads() as reads:
+        assert cli.log_format(job, settings) == "text"
+    return reads
+
+
 def settings_of(schema: type[Section]) -> set[Setting]:
     """Every field of a schema and of the sections within it."""
     found: set[Setting] = set()
@@ -46,3 +56,10 @@ def settings_of(schema: type[Section]) -> set[Setting]:
         if (section := _section_of(field.annotation)) is not None:
             found |= settings_of(section)
     return found
+
+
+def reads_of_tracing() -> set[Setting]:
+    """What a process reads that has an endpoint for its spans, and none to send."""
+    with recorded_reads() as reads, tracing.opened(TracingConfig(endpoint="http://127.0.0.1:9"), "test"):
+        pass
+    return reads

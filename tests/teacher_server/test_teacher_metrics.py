@@ -31,6 +31,9 @@ CONTRACT = {
     ("teacher_rejected", "counter"),
     ("teacher_expired", "counter"),
     ("teacher_cancelled", "counter"),
+    ("teacher_caller_requests", "counter"),
+    ("teacher_caller_positions", "counter"),
+    ("teacher_caller_limited", "counter"),
     ("teacher_model", "info"),
 }
 CONTRACT_OF_ROWS = {
@@ -78,7 +81,7 @@ def test_a_loaded_teacher_counts_its_rows() -> None:
 def test_reasons_are_there_before_they_happen() -> None:
     registry = CollectorRegistry()
     Metrics(registry)
-    reasons = ("queue_full", "draining", "loading", "invalid", "unauthenticated", "calls")
+    reasons = ("queue_full", "draining", "loading", "invalid", "unauthenticated", "calls", "quota")
     assert reasons == tuple(Rejection)
     for reason in reasons:
         assert registry.get_sample_value("teacher_rejected_total", {"reason": reason}) == 0

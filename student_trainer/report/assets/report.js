@@ -160,6 +160,7 @@ if (!byId("curves").children.length) byId("training").remove();
 /* ---- about ---- */
 const notes = ["Trips that did not arrive count in every metric, but for those named after arrived trips or shared OD cells.",
   `The map shows ${DATA.map.pairs.length} of the ${DATA.pairs} pairs: failures and the worst are more frequent there than among all.`,
+  ...(DATA.left_out ? [DATA.left_out] : []),
   ...(DATA.comparison ? DATA.comparison.notes : ["Nothing was compared: differences between the models may be chance."])];
 byId("notes").append(el("ul", {}, ...notes.map((note) => el("li", {}, note))));
 byId("commands").append(el("pre", {}, DATA.commands.join("\n\n")));

@@ -13,16 +13,15 @@ from hypothesis import strategies as st
 from support.random_city import random_network, random_trips
 
 from shared import ragged
-from shared.wire import ScoreReply
 from student_trainer.data.batch import Batch, build_batch
 from student_trainer.data.packing import ALIGNMENT, Packed, Shape, to_device
 from student_trainer.distill.config import DistillConfig
-from student_trainer.distill.loss import build_target
+from student_trainer.distill.loss import Answer
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.hoser import HOSER
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.train.feed import most_candidates
-from student_trainer.train.objective import Objective
+from student_trainer.train.objective import Divisors, Objective
 
 NETWORK, _ = random_network()
 TRIPS = random_trips(NETWORK, 40)
@@ -113,11 +112,11 @@ def results(batch: Batch, answer: np.ndarray, positions: int, collisions: str) -
     network = model.embed_network()
     output = model(batch, network)
     times = model.label_times(batch, network, output)
-    target = build_target(ScoreReply(answer, None, "", 0, 0), batch)
-    target = dataclasses.replace(target, log_probs=target.log_probs.double())
+    padded = torch.zeros(len(batch.candidate_token), dtype=torch.float64)
+    padded[: len(answer)] = torch.from_numpy(answer)
     config = DistillConfig.model_validate({"collisions": collisions, "temperature": 2.0, "weight": 0.5})
     objective = Objective(config, 1.0, TimeScale(3.5, 0.8))
-    outcome = objective.of(batch, output, times, target, positions, positions)
+    outcome = objective.of(batch, output, times, Answer(padded), Divisors(positions, positions, positions))
     assert outcome.loss.dtype == torch.float64
     outcome.loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

@@ -15,7 +15,7 @@ from shared.store import Store
 from student_trainer.distill import loss as terms
 from student_trainer.distill.config import DistillConfig
 from student_trainer.distill.kl import forward_kl
-from student_trainer.distill.loss import Comparison, Distillation, Term, build_target
+from student_trainer.distill.loss import Comparison, Distillation, Term, answer_of
 from student_trainer.model.hoser import StudentOutput
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed, Prepared
@@ -64,7 +64,8 @@ def test_a_step_minimises_the_weighted_and_scaled_divergence(
     item, output = answered(session.feed, session)
     assert item.reply is not None
     config = DistillConfig(weight=0.5, temperature=2.0, tau_squared=tau_squared)
-    found = Distillation(config).measure(item.batch, output, build_target(item.reply.result(), item.batch))
+    answer = answer_of(item.reply.result().log_probs, None, item.batch)
+    found = Distillation(config).measure(Comparison.of(item.batch, output, answer))
     kl = forward_kl(output.logits, found.comparison.target, 2.0, "marginal").sum()
     assert found.divergences == {"kl": kl} and kl > 0
     assert torch.equal(found.losses["kl"], kl * scale)
@@ -75,7 +76,9 @@ def test_a_further_term_is_trained_and_reported(store: Store, tmp_path: Path, mo
     """By a function and a line: nothing else names the terms."""
     known = terms.terms_of
     alone = session_of(store, tmp_path / "alone")
-    monkeypatch.setattr(terms, "terms_of", lambda config: (*known(config), Term("even", 2.0, 1.0, to_the_uniform)))
+    monkeypatch.setattr(
+        terms, "terms_of", lambda config: (*known(config), Term("even", (2.0, 2.0), 1.0, to_the_uniform))
+    )
     both = session_of(store, tmp_path / "both")
     for session in (alone, both):
         session.settings.out.mkdir()

@@ -453,6 +453,30 @@ def test_a_name_of_several_teachers(server: Server, connect: Connect, monkeypatc
         other.stop()
 
 
+@pytest.mark.parametrize(
+    ("family", "hosts", "warns"),
+    [(socket.AF_INET, 3, True), (socket.AF_INET, 1, False), (socket.AF_INET6, 2, True)],
+)
+def test_a_plain_host_of_several_addresses_is_warned_of(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    family: int, hosts: int, warns: bool,
+) -> None:  # fmt: skip
+    """One address in each of two families is what localhost has."""
+    port = int(server.address.rpartition(":")[2])
+    kind = (socket.SOCK_STREAM, 6, "")
+    found = [(family, *kind, (f"host-{i}", port)) for i in range(hosts)] * 2
+    found.append((socket.AF_UNSPEC, *kind, ("another family", port)))
+
+    def resolve(host: str, *args: Any, **options: Any) -> list[Any]:
+        assert host == "127.0.0.1"
+        return found
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    GrpcTeacher(server.address, ClientConfig()).close()
+    expected = f"{server.address} stands for {hosts} addresses, of which one is asked; write dns:///{server.address}"
+    assert (expected in caplog.text) == warns
+
+
 def test_a_name_that_resolves_to_one_host(server: Server, connect: Connect) -> None:
     check_all(connect(f"dns:///localhost:{server.address.rpartition(':')[2]}", streams=3), 10)
 

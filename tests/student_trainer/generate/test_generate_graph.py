@@ -14,8 +14,9 @@ from support.random_city import random_network, random_trips
 from shared import ragged
 from shared.errors import ConfigError, DataError
 from shared.store import Trips
+from student_trainer.data import graph
 from student_trainer.data.network import RoadNetwork
-from student_trainer.generate import graph, pairs
+from student_trainer.generate import pairs
 from student_trainer.generate.shortest import class_paces
 
 

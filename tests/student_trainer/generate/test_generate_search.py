@@ -17,8 +17,9 @@ from support.students import both_ways, random_model, random_pairs
 
 from benchmarks.straightforward import generate as plain
 from shared import ragged
+from student_trainer.data import graph
 from student_trainer.data.network import RoadNetwork
-from student_trainer.generate import graph, workers
+from student_trainer.generate import workers
 from student_trainer.generate.beam import BeamSearch
 from student_trainer.generate.best_first import BestFirstSearch
 from student_trainer.generate.config import SearchConfig

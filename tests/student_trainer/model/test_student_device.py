@@ -148,7 +148,7 @@ def test_every_job_with_a_device_makes_it_the_current_one(
     )
     for job in (
         lambda: predict.run(PredictConfig(data=store.path, weights=weights, out=tmp_path / "a.npz", device="cuda:1")),
-        lambda: evaluation._predict(settings, store, network, store.trips("val")),
+        lambda: evaluation._predict(settings, store, store.trips("val")),
     ):
         with pytest.raises(Reached):
             job()
@@ -190,7 +190,7 @@ def test_predictions_are_in_float32_whatever_trained_before(monkeypatch: pytest.
     monkeypatch.setattr(model, "embed_network", lambda: [seen.append(switches()), embed()][1])
     monkeypatch.setattr(predictions, "_part", lambda *_: [seen.append(switches()), {}][1])
     monkeypatch.setattr(predictions, "_in_order", lambda arrays: arrays)
-    settings = PredictConfig(data=store.path, weights=Path("w"), out=Path("o"), batch_size=64)
+    settings = PredictConfig(data=store.path, weights=Path("w"), out=Path("o.npz"), batch_size=64)
     for tf32 in (False, True):
         with float32_products(CUDA, tf32):
             predictions.predict(model, network, store.trips("val"), TimeScale(0, 1), settings, CUDA)

@@ -16,7 +16,7 @@ from shared import ragged
 from shared.store import Store, Trips
 from student_trainer.data.geometry import haversine_m
 from student_trainer.prepare import collisions, counts, features, floors, zones
-from student_trainer.prepare.config import PrepareConfig
+from student_trainer.prepare.config import CELL_SIZE, GridConfig, PrepareConfig
 from student_trainer.prepare.counts import Counts
 from student_trainer.prepare.network import Successors
 from student_trainer.prepare.report import render
@@ -114,14 +114,26 @@ def test_collisions_by_counting(seed: int, cells: int) -> None:
     assert found.occupied == len(set(cell.tolist()))
 
 
-def test_recommendation_is_the_coarsest_that_clears_the_floor() -> None:
-    def line(size: float, ceiling: float) -> collisions.Collisions:
-        return collisions.Collisions(size, 0.0, ceiling, 1, 0.0, chosen=False)
-
-    table = [line(0.002, 0.6), line(0.001, 0.82), line(0.0005, 0.94), line(0.00025, 0.98)]
-    assert collisions.recommend(table, {"a": 0.1, "b": 0.87}) == 0.0005
-    assert collisions.recommend(table, {"b": 0.5}) == 0.002
-    assert collisions.recommend(table, {"b": 0.99}) == 0.00025
+def test_advice_is_the_usual_size_unless_a_finer_one_is_needed() -> None:
+    table = [
+        collisions.Collisions(size, 0.0, ceiling, 1, 0.0, False)
+        for size, ceiling in ((0.002, 0.66), (0.001, 0.83), (CELL_SIZE, 0.94), (0.00025, 0.98))
+    ]
+    assert GridConfig().cell_size == CELL_SIZE == 0.0005
+    usual = collisions.advise(table, {"a": 0.1, "b": 0.87})
+    assert usual.cell_size == 0.0005
+    assert usual.reason == (
+        "the usual size, and enough: it must clear the best floor by 2 points; its ceiling of 94.0% is +7.0 points "
+        "from the best floor (87.0%)"
+    )
+    assert collisions.advise(table, {"b": 0.5}).cell_size == 0.0005  # though 0.002 were enough: one rule, one default
+    finer = collisions.advise(table, {"b": 0.95})
+    assert finer.cell_size == 0.00025
+    assert "the coarsest up to the usual 0.0005 that clears" in finer.reason
+    none = collisions.advise(table, {"b": 0.99})
+    assert none.cell_size == 0.00025
+    assert "none clears" in none.reason and "\N{MINUS SIGN}1.0 points" in none.reason
+    assert collisions.advise(table[:2], {"b": 0.5}).cell_size == 0.001  # finer grids do not fit over such bounds
 
 
 def test_zone_flow_by_counting() -> None:

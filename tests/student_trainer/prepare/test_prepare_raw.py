@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,41 @@ def trips(rid_list: str, time_list: str) -> str:
     )
 
 
-BROKEN = {
+BROKEN: dict[str, tuple[str, str | bytes, str]] = {
     "missing column": ("roadmap.geo", "geo_id,coordinates,highway\n", "has no column length"),
     "no roads": ("roadmap.geo", geo(), "holds no road"),
+    "blank in the header": (
+        "roadmap.geo",
+        "geo_id, coordinates,highway,length\n",
+        "line 1: has no column coordinates; it has 'geo_id', ' coordinates', 'highway', 'length'. "
+        "Rename ' coordinates' to 'coordinates'",
+    ),
+    "capitals in the header": ("train.csv", "Rid_List,time_list\n", "Rename 'Rid_List' to 'rid_list'"),
+    "semicolons": ("roadmap.rel", "origin_id;destination_id\n0;1\n", "separated by ';'; write it with commas"),
+    "another name": ("train.csv", "rid_lists,time_list\n", "Is 'rid_lists' meant for 'rid_list'? Then rename it"),
+    "carriage returns": ("roadmap.geo", geo('0,"[[1, 2], [3, 4]]",a,1').replace("\n", "\r"), "tr '\\r' '\\n' <"),
+    "carriage returns in trips": ("val.csv", "rid_list,time_list\r0,2020-01-01T00:00:00Z\r", "carriage returns alone"),
+    "latin-1": (
+        "roadmap.geo",
+        geo('0,"[[1, 2], [3, 4]]",a,1', '1,"[[1, 2], [3, 4]]",all\xe9e,1').encode("latin-1"),
+        "row 1 (line 3): byte 0xe9 is not UTF-8 (near '4]]\",all\xe9e,1', read as Latin-1)",
+    ),
+    "latin-1 in trips": (
+        "test.csv",
+        b'traj_id,rid_list,time_list\nx,"0,1","2020-01-01T00:00:00Z,2020-01-01T00:00:01Z"\nall\xe9e,0,x\n',
+        "row 1 (line 3): byte 0xe9 is not UTF-8",
+    ),
+    "cut within quotes": (
+        "train.csv",
+        trips('"0,1"', TIMES)[:-6],
+        "row 1 (line 3): a quote is opened and never",
+    ),
+    "cut roads": ("roadmap.geo", geo('0,"[[1, 2], [3, 4]]",a,1')[:-10], "row 0 (line 2): a quote is opened and never"),
+    "gzip": ("train.csv", gzip.compress(b"rid_list,time_list\n"), "gunzip < train.csv > train.csv.csv"),
+    "zip": ("roadmap.geo", b"PK\x03\x04rest", "a ZIP archive or a spreadsheet"),
+    "UTF-16": ("roadmap.rel", "origin_id,destination_id\n".encode("utf-16"), "in UTF-16; convert it: iconv"),
+    "list of anything": ("roadmap.geo", geo("0,\"[[1, 2], [3, 4]]\",['a' 3],1"), "looks like a list of road classes"),
+    "axes beyond the poles": ("roadmap.geo", geo('0,"[[41, -122], [41, -122]]",a,1'), "are they exchanged?"),
     "empty file": ("roadmap.geo", "", "cannot be read as CSV"),
     "gap in geo_id": ("roadmap.geo", geo('1,"[[1, 2], [3, 4]]",a,1'), "row 0 (line 2), column geo_id: expected 0"),
     "geo_id no integer": ("roadmap.geo", geo('x,"[[1, 2], [3, 4]]",a,1'), "column geo_id: expected an integer"),
@@ -79,7 +112,7 @@ BROKEN = {
 def test_broken_files_are_refused_by_name_row_and_column(tmp_path: Path, case: str) -> None:
     name, text, message = BROKEN[case]
     raw = write_tiny_city(tmp_path / "raw")
-    (raw / name).write_text(text)
+    (raw / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DataError) as caught:
         run(PrepareConfig(raw=raw, out=tmp_path / "store"))
     assert name in str(caught.value)
@@ -109,6 +142,11 @@ def test_missing_directory_is_named(tmp_path: Path) -> None:
         ("\"['unclassified', 'primary']\"", "primary"),
         ("['unclassified']", "unclassified"),
         ("3", "3"),
+        ("3.0", "3"),
+        ("['trunk' 'primary']", "trunk"),
+        ("['unclassified' 'primary']", "primary"),
+        ("\"['trunk'\n 'primary']\"", "trunk"),
+        ("\"('trunk', 'primary')\"", "trunk"),
     ],
 )
 def test_road_class_of_a_list(tmp_path: Path, highway: str, expected: str) -> None:
@@ -117,13 +155,20 @@ def test_road_class_of_a_list(tmp_path: Path, highway: str, expected: str) -> No
     assert read_roads(path).highway == [expected]
 
 
-def test_points_are_the_same_where_they_are_printed_alike(tmp_path: Path) -> None:
+def test_points_are_the_same_by_value_whatever_their_decimals(tmp_path: Path) -> None:
     path = tmp_path / "roadmap.geo"
-    path.write_text(geo('0,"[[1.0, 2], [3, 4]]",a,1', '1,"[[1.00, 2], [3,4]]",a,1', '2,"[[3, 4], [1.0, 2]]",a,1'))
+    path.write_text(
+        geo(
+            '0,"[[1.0, 2], [3, 4.1234567]]",a,1',
+            '1,"[[1.00, 2], [3,4.123457]]",a,1',
+            '2,"[[3, 4.1234560], [1, 2]]",a,1',
+        )
+    )
     roads = read_roads(path)
-    assert roads.start_point[0] == roads.end_point[2]
-    assert roads.end_point[0] == roads.end_point[1] == roads.start_point[2]
-    assert roads.start_point[1] not in (roads.start_point[0], roads.end_point[0])
+    assert roads.start_point[0] == roads.start_point[1] == roads.end_point[2]
+    assert roads.end_point[0] == roads.end_point[1] == roads.start_point[2]  # through the first: seven decimals
+    assert roads.end_point[0] != roads.start_point[0]
+    assert roads.merged_points == 2
     np.testing.assert_array_equal(roads.vertices[0], [2.0, 1.0])
 
 

@@ -258,14 +258,14 @@ def test_weights_go_to_the_models_device(store: Store, cuda: FakeCuda) -> None:
     config = ModelConfig(road_id_dim=8, road_attr_dim=2)
     fewer = dataclasses.replace(network, zone_edge_index=np.array([[0, 1], [1, 0]]), zone_edge_weight=np.ones(2, "f4"))
     source, model = HOSER(config, fewer), HOSER(config, network)
-    optimizer = build_optimizer(source, OptimConfig())
+    optimizer = build_optimizer(OptimConfig(), source)
     for parameter in source.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     with cuda.here(watched=False):
         model.to(CUDA)
         upstream.load_into(model, source.state_dict())
-        ours = build_optimizer(model, OptimConfig())
+        ours = build_optimizer(OptimConfig(), model)
         restore_optimizer(ours, optimizer.state_dict())
         moments = [value for moments in ours.state_dict()["state"].values() for value in moments.values()]
         encoder = model.road_network_encoder

@@ -29,6 +29,7 @@ from student_trainer.model.hoser import HOSER
 from student_trainer.train import feed, graphs, trainer
 from student_trainer.train import session as sessions
 from student_trainer.train.config import RuntimeConfig, TrainConfig
+from student_trainer.train.objective import Divisors
 from student_trainer.train.optim import learning_rate
 from student_trainer.train.ranks import Ranks
 from student_trainer.train.runtime import Runtime
@@ -131,7 +132,7 @@ def test_a_further_term_is_repeated(
 ) -> None:
     """By its line in `terms_of` alone, and not for the positions that pad."""
     known = terms.terms_of
-    monkeypatch.setattr(terms, "terms_of", lambda config: (*known(config), Term("surprise", 2.0, 0.5, surprise)))
+    monkeypatch.setattr(terms, "terms_of", lambda config: (*known(config), Term("surprise", (2.0, 2.0), 0.5, surprise)))
     alone, repeated = start(store, tmp_path / "a"), start(store, tmp_path / "b")
     record_steps(repeated, Repeating(), is_demanded=True)
     expected, found = make(alone, 3), make(repeated, 3)
@@ -154,8 +155,8 @@ def test_recording_a_step_changes_nothing(store: Store, tmp_path: Path) -> None:
     (packed,) = [item.packed for item in step.micro_batches]
     reply = step.micro_batches[0].reply
     assert packed is not None and reply is not None
-    numbers = {"positions": 50, "labels": 50, "learning_rate": 0.1, "hold": 0}
-    assert found.ready(graphs.Request([packed], [reply.result().log_probs], numbers)) is not None
+    numbers = {**Divisors(50, 50, 50)._asdict(), "learning_rate": 0.1, "hold": 0}
+    assert found.ready(graphs.Request([packed], [[reply.result().log_probs]], numbers)) is not None
     after = state_of(session)
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
@@ -274,8 +275,8 @@ def test_a_new_teachers_answer_and_rate_reach_a_recording(store: Store, tmp_path
     assert packed is not None and reply is not None
     answer, kl = reply.result().log_probs.astype("f4"), []
     for factor in (1.0, 2.0):
-        numbers = {"positions": 50, "labels": 50, "learning_rate": 0.0, "hold": 0}
-        recorded = found.ready(graphs.Request([packed], [answer * factor], numbers))
+        numbers = {**Divisors(50, 50, 50)._asdict(), "learning_rate": 0.0, "hold": 0}
+        recorded = found.ready(graphs.Request([packed], [[answer * factor]], numbers))
         assert recorded is not None
         kl.append(recorded.make().sums[0]["loss_kl"])
     assert kl[0] != kl[1]

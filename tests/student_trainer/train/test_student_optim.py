@@ -49,7 +49,7 @@ def test_precision_on_cpu() -> None:
 
 def trained() -> torch.optim.Optimizer:
     model = torch.nn.Linear(3, 2)
-    optimizer = build_optimizer(model, OptimConfig())
+    optimizer = build_optimizer(OptimConfig(), model)
     model(torch.ones(4, 3)).sum().backward()
     optimizer.step()
     return optimizer
@@ -57,10 +57,10 @@ def trained() -> torch.optim.Optimizer:
 
 def test_an_optimizer_goes_on_where_it_was() -> None:
     state = copy.deepcopy(trained().state_dict())
-    fresh = build_optimizer(torch.nn.Linear(3, 2), OptimConfig())
+    fresh = build_optimizer(OptimConfig(), torch.nn.Linear(3, 2))
     restore_optimizer(fresh, state)
     assert torch.equal(fresh.state_dict()["state"][0]["exp_avg"], state["state"][0]["exp_avg"])
-    restore_optimizer(fresh, build_optimizer(torch.nn.Linear(3, 2), OptimConfig()).state_dict())  # of step 0
+    restore_optimizer(fresh, build_optimizer(OptimConfig(), torch.nn.Linear(3, 2)).state_dict())  # of step 0
 
 
 @pytest.mark.parametrize(

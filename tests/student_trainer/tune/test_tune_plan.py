@@ -10,8 +10,8 @@ import pytest
 
 from shared import config
 from shared.errors import ConfigError
-from student_trainer.train.config import RecipeConfig
-from student_trainer.tune import plan, samplers, space
+from student_trainer.train.config import RecipeConfig, TrainConfig
+from student_trainer.tune import plan, results, samplers, space
 from student_trainer.tune.config import PrunerConfig, TuneConfig
 from student_trainer.tune.space import Parameter
 
@@ -71,6 +71,29 @@ def test_impossible_studies_are_refused(overrides: tuple[str, ...], message: str
         plan.make(settings(*overrides))
 
 
+def test_all_that_makes_a_study_impossible_is_said_at_once() -> None:
+    """Who mends one reason does not meet the next."""
+    overrides = (
+        "teacher=none", "final.seeds=[1]", "space.distill.temperature.low=0", "space.optim.epochs={low: 1, high: 2}",
+        "space.distill.wait={low: 1, high: 2}", "points=[{distill.weight: 20}, {optim.warmup: 0.1}]", "epochs=5",
+        "trials=8",
+    )  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        plan.make(settings(*overrides))
+    first, *reasons = str(caught.value).splitlines()
+    assert first == "9 reasons why this study cannot work:"
+    for reason, part in zip(
+        reasons,
+        (
+            "space: distill.temperature=0.0: ", "unknown setting distill.wait", "must have the same optim.epochs",
+            "need a --teacher", "a single seed says nothing", "a single bracket", "distill.weight=20 is not within",
+            "optim.warmup is not searched", "completes 1 generations",
+        ),
+        strict=True,
+    ):  # fmt: skip
+        assert part in reason
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -128,6 +151,29 @@ def test_a_setting_is_applied_where_it_belongs() -> None:
     recipe = space.apply(RecipeConfig(), {"distill.weight": 2.0, "optim.batch_size": 7})
     assert (recipe.distill.weight, recipe.optim.batch_size) == (2.0, 7)
     assert recipe.distill.temperature == RecipeConfig().distill.temperature
+
+
+def test_the_best_setting_does_not_carry_the_budget_of_its_search(tmp_path: Path) -> None:
+    """A full run from it trains as long, on as many trips, and on the machine, that it would without."""
+    given = settings(
+        "epochs=2", "train.batch.train_trips=500", "train.batch.val_trips=100", "train.batch.sample_seed=3",
+        "train.runtime.threads=1", "train.log.tensorboard=false", "train.client.lookahead=2", "final.epochs=3",
+        "train.optim.batch_size=32", "train.model.road_id_dim=32", "train.batch.max_steps=50", "pruner.name=none",
+    )  # fmt: skip
+    path = tmp_path / "best_params.yaml"
+    path.write_text(results.best_params(given, {"distill.weight": 2.5, "distill.window": 6}))
+    found = config.load(TrainConfig, "train", [path], ["data=d", "out=o"])
+    plain = TrainConfig(data=Path("d"), out=Path("o"))
+    assert (found.optim.epochs, found.batch.train_trips, found.batch.val_trips) == (plain.optim.epochs, 0, 0)
+    assert (found.batch.sample_seed, found.runtime, found.log, found.client) == (
+        plain.batch.sample_seed, plain.runtime, plain.log, plain.client,
+    )  # fmt: skip
+    assert (found.distill.weight, found.distill.window, found.optim.batch_size) == (2.5, 6, 32)
+    assert (found.model.road_id_dim, found.batch.max_steps) == (32, 50)
+    assert "# Found with 2 epochs of 500 training trips; its final runs had 3 epochs." in path.read_text()
+    searched = results.best_params(given, {"batch.train_trips": 200})  # no budget, but what was looked for
+    path.write_text(searched)
+    assert config.load(TrainConfig, "train", [path], ["data=d", "out=o"]).batch.train_trips == 200
 
 
 @pytest.mark.parametrize("epochs", range(2, 60))

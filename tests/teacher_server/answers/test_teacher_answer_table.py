@@ -313,6 +313,25 @@ def test_kept_rows_come_back_in_their_order(asked: list[ScoreQuery]) -> None:
         assert again.is_answered and is_right(again, query)
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(queries(), max_size=5), st.integers(1, 7), st.booleans())
+def test_rows_kept_in_parts_come_back(asked: list[ScoreQuery], blocks: int, is_small: bool) -> None:
+    """Also while rows are added, forgotten and moved to a larger table between two parts."""
+    table, restored = make_table(4 if is_small else 10_000), make_table()
+    for query in asked[:3]:
+        answer(table, query)
+    before = [query for query in asked[:3] if table.ask(query).is_answered]
+    for i, part in enumerate(table.keep_in_parts(blocks)):
+        restored.restore(part)
+        if 3 + i < len(asked):
+            answer(table, asked[3 + i])
+    for query in asked:
+        again = restored.ask(query)
+        assert not again.is_answered or is_right(again, query)
+    if not is_small:  # nothing had to go
+        assert all(restored.ask(query).is_answered for query in before)
+
+
 def test_a_smaller_table_takes_the_rows_used_last() -> None:
     table = make_table()
     for token in (1, 2, 3):

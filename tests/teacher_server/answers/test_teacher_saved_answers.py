@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,57 @@ def test_round_trip(tmp_path: Path) -> None:
     saved.write(path, KEPT, "n1")
     kept = saved.read(path, "n1")
     assert kept is not None and same(kept, KEPT)
+
+
+def test_parts_are_one_file(tmp_path: Path) -> None:
+    """With a pause after each chunk, which is told how much was written."""
+    head = Kept(KEPT.key_words[:1], KEPT.value_halves[:1], KEPT.words[:3], KEPT.halves[:1])
+    tail = Kept(KEPT.key_words[1:], KEPT.value_halves[1:], KEPT.words[3:], KEPT.halves[1:])
+    written: list[int] = []
+    saved.write(tmp_path / "parts", [head, tail], "n1", written.append)
+    saved.write(tmp_path / "whole", KEPT, "n1")
+    assert (tmp_path / "parts").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert sum(written) == sum(array.nbytes for array in KEPT)
+
+
+def test_what_is_no_file_of_answers_is_told_apart(tmp_path: Path) -> None:
+    ours, damaged, other, empty = (tmp_path / name for name in ("ours", "damaged", "other", "empty"))
+    saved.write(ours, KEPT, "n1")
+    damaged.write_bytes(ours.read_bytes()[:-3])
+    of_something_else(other)
+    empty.touch()
+    os.mkfifo(tmp_path / "pipe")
+    foreign = [path.name for path in sorted(tmp_path.iterdir()) if saved.is_foreign(path)]
+    assert foreign == ["other", "pipe"]
+    assert saved.is_foreign(tmp_path) and not saved.is_foreign(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["", "pipe"])
+def test_what_is_no_file_is_a_cold_start(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
+    """A pipe is not waited for."""
+    os.mkfifo(tmp_path / "pipe")
+    assert saved.read(tmp_path / name, "n1") is None
+    assert "is no file; starting without" in caplog.text
+
+
+def test_what_killed_daemons_have_left_is_removed(tmp_path: Path) -> None:
+    """But not what a living one is writing, nor what only looks like it."""
+    path, left, living, other = (tmp_path / name for name in ("a", ".a.abcdefgh", ".a.12345678", ".a.b"))
+    for file in (left, living, other):
+        file.touch()
+    with open(living, "rb+") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        saved.clear_abandoned(path)
+    assert not left.exists() and living.exists() and other.exists()
+    during: list[list[str]] = []
+
+    def look(_: int) -> None:
+        saved.clear_abandoned(path)
+        during.append([name for name in os.listdir(tmp_path) if name.startswith(".a.") and len(name) == 11])
+
+    saved.write(path, KEPT, "n1", look)
+    assert all(len(names) == 1 for names in during)
+    assert saved.read(path, "n1") is not None
 
 
 def test_nothing_is_kept_as_nothing(tmp_path: Path) -> None:

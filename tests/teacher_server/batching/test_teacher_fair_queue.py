@@ -34,6 +34,16 @@ def test_who_was_served_more_waits_longer() -> None:
     assert served == ["heavy", "light", "light", "light", "light"]
 
 
+def test_shares_are_kept_to() -> None:
+    queue: FairQueue[int] = FairQueue({"large": 3.0, "small": 1.0, "half": 0.5}.__getitem__)
+    for item in range(100):
+        for caller in ("large", "small", "half"):
+            queue.push(caller, item)
+    served = [serve(queue, 7)[0] for _ in range(90)]
+    counts = {caller: served.count(caller) for caller in ("large", "small", "half")}
+    assert counts == {"large": 60, "small": 20, "half": 10}
+
+
 def test_a_caller_that_returns_is_not_paid_for_the_time_it_did_not_wait() -> None:
     queue: FairQueue[int] = FairQueue()
     queue.push("late", 0)

@@ -95,7 +95,7 @@ def score(scorer: Engine, *queries: ScoreQuery) -> list[Scores]:
     """Scores the queries in one batch; the masses are of every position, 0 for those without candidates."""
     served = scorer.served
     for query in queries:
-        checks.check(query, RequestLimits(served.cells, served.longest, 10_000, 100_000))
+        checks.check(query, RequestLimits(served.cells, served.eot, served.longest, 10_000, 100_000))
     made = [plan_of(query, served.header.tokeniser.vocabulary.sot, served.longest + 1) for query in queries]
     scores = scorer.score(scorer.assemble(_batch(made, queries)))
     tokens = np.cumsum([len(query.candidate_tokens) for query in queries])[:-1]
@@ -141,6 +141,7 @@ def assert_by_definition(scores: Scores, query: ScoreQuery, model: LMTAD, vocabu
 
 
 cells = st.integers(0, CELLS - 1)
+choices = cells | st.just(VOCABULARY.eot)
 
 
 @st.composite
@@ -149,7 +150,7 @@ def queries(draw: st.DrawFn) -> ScoreQuery:
     longest = BLOCK - 1 if mode is HistoryMode.WINDOW else 20
     rows = draw(st.lists(st.lists(cells, max_size=longest), max_size=5))
     positions = len(rows) if mode is HistoryMode.WINDOW else sum(map(len, rows))
-    candidates = draw(st.lists(st.lists(cells, max_size=5), min_size=positions, max_size=positions))
+    candidates = draw(st.lists(st.lists(choices, max_size=5), min_size=positions, max_size=positions))
     window = 0 if mode is HistoryMode.WINDOW else draw(st.sampled_from([0, 1, 2, 4, BLOCK - 1]))
     return make_query(mode, rows, candidates, window, mass=draw(st.booleans()))
 
@@ -178,7 +179,9 @@ def test_bits_do_not_depend_on_the_batch(name: str, batch: list[ScoreQuery], ran
 
 def _with_other_candidates(query: ScoreQuery, random: Random) -> ScoreQuery:
     lengths = np.array([random.randrange(4) for _ in query.candidate_lengths], np.int32)
-    tokens = np.array([random.randrange(CELLS) for _ in range(int(lengths.sum()))], np.int32)
+    tokens = np.array(
+        [random.choice([random.randrange(CELLS), VOCABULARY.eot]) for _ in range(int(lengths.sum()))], np.int32
+    )
     return dataclasses.replace(
         query,
         candidate_tokens=tokens,

@@ -54,6 +54,17 @@ def test_a_teacher_learns_what_is_certain(store: Path, capsys: pytest.CaptureFix
     assert result["epochs"] == 8
 
 
+def test_a_log_in_a_file_holds_lines_and_no_progress_bar(
+    store: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    pretrain.run(settings(store, epochs=1))
+    written = capfd.readouterr().err
+    assert "\r" not in written and "step/s" not in written
+    said = caplog.messages
+    assert said[0].startswith("settings: data=") and "epochs=1" in said[0] and said[-1].startswith("epoch 1/1: train")
+
+
 def test_the_held_out_loss_is_that_of_the_file(store: Path) -> None:
     pretrain.run(settings(store, epochs=2))
     header, weights = teacher_file.read(store.parent / "teacher")

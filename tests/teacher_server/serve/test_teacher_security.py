@@ -11,14 +11,17 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from conftest import REPOSITORY, start_teacher
+from conftest import REPOSITORY, RunningTeacher, start_teacher
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support.certificates import Authority
+from support.scrapes import samples, wait_until
 
 from shared import config
 from shared.channel import ChannelConfig, Tokens
 from shared.errors import ConfigError, TeacherError, Unauthenticated, Unavailable
 from shared.rpc.credentials import authorization
+from shared.rpc.teacher.v1 import teacher_pb2 as pb
+from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import HistoryMode, ScoreQuery
 from student_trainer.distill.client import GrpcTeacher
 from student_trainer.distill.config import ClientConfig
@@ -57,6 +60,9 @@ def refused(address: str, **channel: object) -> bool:
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path / "pki")
+
+
+EXPIRY = ("teacher_certificate_expiry_timestamp_seconds", ("certificate",))
 
 
 def tls(pair: tuple[Path, Path]) -> list[str]:
@@ -104,10 +110,12 @@ def test_certificates_are_renewed_without_a_restart(tiny_teacher: Path, authorit
         assert not refused(server.address, ca=authority.ca)
         pair[1].write_text("damaged")
         assert not refused(server.address, ca=authority.ca)
-        for path, fresh in zip(pair, successor.issue("server"), strict=True):
+        end = samples(server.metrics)[EXPIRY]
+        for path, fresh in zip(pair, successor.issue("server", hours=3), strict=True):
             path.write_bytes(fresh.read_bytes())
         assert refused(server.address, ca=authority.ca)
         assert not refused(server.address, ca=successor.ca)
+        assert 2 * 3600 <= samples(server.metrics)[EXPIRY] - end < 3 * 3600
         assert server.process.poll() is None
 
 
@@ -168,6 +176,75 @@ def test_tokens_rotate_without_a_restart(tiny_teacher: Path, tmp_path: Path) -> 
         assert not refused(server.address, token_file=new)
 
 
+def counts(server: RunningTeacher, name: str) -> dict[str, float]:
+    """A metric by caller."""
+    found = samples(server.metrics)
+    return {labels[0]: value for (metric, labels), value in found.items() if metric == name}
+
+
+@pytest.mark.parametrize("transport", ["stream", "unary"])
+def test_a_caller_s_name_is_its_token_s(tiny_teacher: Path, tmp_path: Path, transport: str) -> None:
+    """Whatever it calls itself; two tokens may have one name."""
+    known, mine = tmp_path / "tokens", tmp_path / "token"
+    third = TOKEN[::-1]
+    known.write_text(f"# of teams\nalice: {TOKEN}\nalice:   {third}\nbob: {OTHER}\n")
+    with start_teacher(tiny_teacher, f"tokens={known}") as server:
+        for token, positions in ((TOKEN, 1), (third, 2), (OTHER, 4)):
+            mine.write_text(token)
+            settings = {"channel": {"token_file": mine}, "name": "bob", "transport": transport}
+            client = GrpcTeacher(server.address, ClientConfig.model_validate(settings))
+            client.submit(windows(positions)).result(60)
+            client.close()
+        assert counts(server, "teacher_caller_positions_total") == {"alice": 3, "bob": 4}
+        assert counts(server, "teacher_caller_requests_total") == {"alice": 2, "bob": 1}
+
+
+def windows(positions: int) -> ScoreQuery:
+    ones = np.ones(positions, np.int32)
+    return ScoreQuery(HistoryMode.WINDOW, ones, ones, ones, ones)
+
+
+@pytest.mark.parametrize("transport", ["stream", "unary"])
+def test_a_quota_slows_its_caller_alone(tiny_teacher: Path, tmp_path: Path, transport: str) -> None:
+    """The first request may be of any size and puts its caller into debt, for longer than the test lasts."""
+    known = tmp_path / "tokens"
+    known.write_text(f"alice: {TOKEN}\nbob: {OTHER}\n")
+    quota = ["quotas.alice.positions_per_second=0.001", "quotas.alice.share=2"]
+    with start_teacher(tiny_teacher, f"tokens={known}", *quota) as server:
+        clients = {}
+        for name, token in (("alice", TOKEN), ("bob", OTHER)):
+            (tmp_path / name).write_text(token)
+            settings = {"channel": {"token_file": tmp_path / name}, "transport": transport}
+            clients[name] = GrpcTeacher(server.address, ClientConfig.model_validate(settings))
+        try:
+            clients["alice"].submit(windows(10)).result(60)
+            slowed = clients["alice"].submit(windows(10))
+            wait_until(lambda: counts(server, "teacher_caller_limited_total").get("alice", 0) >= 1)
+            for _ in range(3):
+                clients["bob"].submit(windows(10)).result(60)
+            assert not slowed.done()
+            assert counts(server, "teacher_caller_limited_total").keys() == {"alice"}
+            refused = samples(server.metrics)["teacher_rejected_total", ("quota",)]
+            assert (refused > 0) == (transport == "unary")
+            server.process.terminate()  # a drain does not wait for who waits for its quota
+            assert server.process.wait(60) == 0
+        finally:
+            for client in clients.values():
+                client.close()
+
+
+def test_the_scheme_is_written_in_any_case(tiny_teacher: Path, tmp_path: Path) -> None:
+    known = tmp_path / "tokens"
+    known.write_text(TOKEN)
+    with start_teacher(tiny_teacher, f"tokens={known}") as server, grpc.insecure_channel(server.address) as channel:
+        get = rpc.TeacherServiceStub(channel).GetTeacher
+        for scheme in ("Bearer", "bearer", "BEARER"):
+            assert get(pb.GetTeacherRequest(), metadata=[("authorization", f"{scheme} {TOKEN}")]).weights_revision
+            for wrong in (f"Basic {TOKEN}", f"{scheme}{TOKEN}", TOKEN, f"{scheme} {TOKEN}x", scheme, ""):
+                with pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):
+                    get(pb.GetTeacherRequest(), metadata=[("authorization", wrong)])
+
+
 def test_a_token_of_the_environment(tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEACHER_TOKEN", f"{TOKEN} {OTHER}")
     with start_teacher(tiny_teacher) as server:
@@ -221,6 +298,14 @@ def test_off_loopback_needs_encryption_or_consent(
         ("tokens={empty}", "holds no token"),
         ("tokens={text}", "token 1 has 5 characters; 16 are the least"),
         ("tokens={blank}", "printable"),
+        ("tokens={mixed}", "some tokens have a name and others have none"),
+        ("tokens={twice}", "token 2 is the same as an earlier one of 'a'"),
+        ("tokens={odd}", "the name of token 1 is not"),
+        ("tokens={named} quotas.bob.share=2", "quotas.bob: no token has this name; there are alice"),
+        ("tokens={plain} quotas.bob.share=2", "tokens have no names (name: token)"),
+        ("quotas.bob.share=2", "tokens have no names (name: token)"),
+        ("tokens={named} quotas.alice.share=0", "quotas.alice.share"),
+        ("tokens={named} quotas.alice.shares=2", "unknown setting quotas.alice.shares"),
     ],
 )
 def test_what_cannot_be_used_is_refused_at_the_start(
@@ -232,7 +317,9 @@ def test_what_cannot_be_used_is_refused_at_the_start(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     places = {f"{name}{path.suffix}": path for name in "ab" for path in authority.issue(name)} | {"ca": authority.ca}
-    for name, text in {"text": "short", "empty": "# nothing\n", "blank": "sixteen characters with blanks"}.items():
+    texts = {"text": "short", "empty": "# nothing\n", "blank": "sixteen characters with blanks", "plain": TOKEN}
+    texts |= {"mixed": f"a: {TOKEN}\n{OTHER}", "twice": f"a: {TOKEN}\nb: {TOKEN}", "odd": f"a.b: {TOKEN}"}
+    for name, text in (texts | {"named": f"alice: {TOKEN}"}).items():
         places[name] = tmp_path / name
         places[name].write_text(text)
     places["nowhere"] = tmp_path / "nowhere"
@@ -317,6 +404,20 @@ def test_a_token_that_is_nearly_one(tmp_path: Path, sent: str) -> None:
     tokens = Tokens(known)
     assert tokens.holds(TOKEN) and tokens.holds(OTHER)
     assert not tokens.holds(sent)
+    known.write_text(f"a: {OTHER}\nb: {TOKEN}\n")
+    named = Tokens(known)
+    assert (named.name_of(TOKEN), named.name_of(OTHER), named.name_of(sent)) == ("b", "a", None)
+
+
+def test_tokens_do_not_get_names_while_the_teacher_serves(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Else a name that a caller gave itself would be taken for a token's."""
+    known = tmp_path / "tokens"
+    known.write_text(TOKEN)
+    tokens = Tokens(known)
+    known.write_text(f"alice: {OTHER}\n")
+    assert tokens.name_of(TOKEN) == "" and tokens.name_of(OTHER) is None
+    assert "when the teacher is restarted" in caplog.text
+    assert Tokens(known).first == OTHER
 
 
 def test_tokens_that_cannot_be_read_are_not_shown(tmp_path: Path) -> None:

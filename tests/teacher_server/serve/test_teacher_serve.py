@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import socket
 import subprocess
@@ -14,6 +15,8 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import safetensors
+import torch
 from conftest import REPOSITORY, RunningTeacher, TeacherStarter, reference_path, start_teacher
 from support.scrapes import samples, wait_until
 
@@ -23,6 +26,7 @@ from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import HistoryMode, ScoreQuery
 from teacher_server.__main__ import main
 from teacher_server.client import healthcheck
+from teacher_server.lmtad.model import load
 
 pytestmark = pytest.mark.integration
 
@@ -118,15 +122,39 @@ def test_answers_those_of_the_public_implementation(tmp_path: Path, running_teac
         assert np.array_equal(together, unary.log_probs)  # bit for bit, whatever shared the batch
 
 
+def test_the_end_of_a_trip_has_the_probability_that_the_model_gives_it(
+    teacher: RunningTeacher, tiny_teacher: Path
+) -> None:
+    """By definition: a softmax of the plain model's logits in float64; and the same bits one by one."""
+    header, weights = teacher_file.read(tiny_teacher)
+    vocabulary, model = header.tokeniser.vocabulary, load(header, weights).eval()
+    histories: list[list[int]] = [[], [3], [1, 2, 3, 4], [7] * 15, [39, 0]]
+    candidates = [[0, vocabulary.eot], [vocabulary.eot], [5, vocabulary.eot, 6], [vocabulary.eot, 1, 2], [1, 2, 41]]
+    query = dataclasses.replace(windows(histories, candidates), include_candidate_mass=True)
+    client = stub(teacher.address)
+    reply = wire.decode_reply(client.Score(wire.encode_query(query, 1)), query)
+    assert reply.candidate_mass is not None
+    answers = np.split(reply.log_probs, np.cumsum(query.candidate_lengths)[:-1])
+    for history, tokens, answer, mass in zip(histories, candidates, answers, reply.candidate_mass, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([[vocabulary.sot, *history]]))[0, -1].double().numpy()
+        log_probs = (logits - np.logaddexp.reduce(logits))[tokens]
+        np.testing.assert_allclose(answer, log_probs - np.logaddexp.reduce(log_probs), rtol=1e-3, atol=2e-3)
+        assert float(mass) == pytest.approx(np.exp(log_probs).sum(), abs=1e-3)
+        one = windows([history], [tokens])
+        assert wire.decode_reply(client.Score(wire.encode_query(one, 2)), one).log_probs.tobytes() == answer.tobytes()
+
+
 @pytest.mark.parametrize(
     ("query", "code", "message"),
     [
         (windows([[1, 40]], [[1]]), "INVALID_ARGUMENT", "history_tokens[1]: 40 is not a cell"),
         (windows([[1]], [[1, -1]]), "INVALID_ARGUMENT", "candidate_tokens[1]: -1 is not a cell"),
+        (windows([[1, 41]], [[41]]), "INVALID_ARGUMENT", "history_tokens[1]: 41 is not a cell"),
         (windows([[1] * 16], [[1]]), "INVALID_ARGUMENT", "history_lengths[0]: 16"),
         (heavy_query(0), "RESOURCE_EXHAUSTED", ""),
     ],
-    ids=["history", "candidate", "window", "message"],
+    ids=["history", "candidate", "end in a history", "window", "message"],
 )
 def test_limits(teacher: RunningTeacher, query: ScoreQuery, code: str, message: str) -> None:
     with pytest.raises(grpc.RpcError) as caught:
@@ -172,6 +200,33 @@ def test_restarted_teacher_is_warm_and_answers_the_same_bits(
             assert server.process.wait(PATIENCE) == 0
     assert answers[0] == answers[1]
     assert hits == [0, 200]
+
+
+def kept_rows(file: Path) -> int:
+    """Of a daemon's answers; whoever replaces the file does so at once."""
+    if not file.exists():
+        return 0
+    with safetensors.safe_open(file, framework="np") as kept:
+        return len(kept.get_tensor("key_words"))
+
+
+def test_a_killed_teacher_has_lost_an_interval_at_most(
+    tmp_path: Path, tiny_teacher: Path, running_teacher: TeacherStarter
+) -> None:
+    """What was kept at an interval is there after SIGKILL, and nothing is left behind by a writer that was killed."""
+    file, early, late = tmp_path / "kept" / "answers", heavy_query(0, rows=200), heavy_query(1, rows=300)
+    settings = [f"cache.file={file}", "cache.save_seconds=0.05"]
+    with running_teacher(tiny_teacher, *settings) as server:
+        answer = stub(server.address).Score(wire.encode_query(early, 1)).log_probs
+        wait_until(lambda: kept_rows(file) == 200)
+        stub(server.address).Score(wire.encode_query(late, 2))
+        server.process.kill()
+        server.process.wait(PATIENCE)
+    (tmp_path / "kept" / ".answers.leftover").write_bytes(b"of a daemon that was killed while it wrote")
+    with running_teacher(tiny_teacher, *settings) as server:
+        assert [path.name for path in file.parent.iterdir()] == ["answers"]
+        assert stub(server.address).Score(wire.encode_query(early, 3)).log_probs == answer
+        assert samples(server.metrics)["teacher_positions_total", ("hit",)] == 200
 
 
 def test_caller_that_dies_leaves_no_trace(teacher: RunningTeacher) -> None:

@@ -14,8 +14,9 @@ import grpc
 import numpy as np
 import pytest
 import torch
+from prometheus_client import CollectorRegistry
 from support.certificates import Authority, reads_of_a_channel
-from support.setting_reads import Setting, recorded_reads, settings_of
+from support.setting_reads import Setting, reads_of_the_log, reads_of_tracing, recorded_reads, settings_of
 from support.teacher_files import circular_trips, write_checkpoint, write_store
 
 from shared import wire
@@ -28,6 +29,7 @@ from teacher_server.client import info, query
 from teacher_server.client.config import InfoConfig, QueryConfig
 from teacher_server.lmtad import export
 from teacher_server.lmtad.config import ExportConfig
+from teacher_server.metrics import Metrics
 from teacher_server.pretrain import run as pretraining
 from teacher_server.pretrain.config import PretrainConfig
 from teacher_server.serve import run, security
@@ -119,9 +121,14 @@ def reads_of_a_secured_port(directory: Path, teacher: Path) -> set[Setting]:
     tls = {"certificate": certificate, "key": key, "client_ca": authority.ca}
     secured = ServeConfig.model_validate({"teacher": teacher, "tls": tls})
     with recorded_reads() as reads:
-        assert security.server_credentials(secured.tls) is not None
+        assert security.server_credentials(secured.tls, Metrics(CollectorRegistry())) is not None
         security.check(ServeConfig(teacher=teacher, listen="0.0.0.0:0", insecure=True), Tokens(None, {}))
     return reads
+
+
+def reads_of_a_socket(path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> set[Setting]:
+    settings = ServeConfig(teacher=teacher, listen=f"unix:{path}", socket_mode="600", metrics_listen="off")
+    return reads_of_a_served_teacher(settings, monkeypatch)
 
 
 @pytest.mark.integration
@@ -135,6 +142,8 @@ def test_serve_info_and_query_read_all(tiny_teacher: Path, tmp_path: Path, monke
         }
     )
     reads = reads_of_a_served_teacher(settings, monkeypatch)
+    reads |= reads_of_a_socket(tmp_path / "socket", tiny_teacher, monkeypatch)
     reads |= reads_of_a_channel(tmp_path) | reads_of_a_secured_port(tmp_path, tiny_teacher)
+    reads |= reads_of_the_log(next(job for job in JOBS if job.name == "serve"), settings) | reads_of_tracing()
     for schema in (ServeConfig, InfoConfig, QueryConfig):
         assert settings_of(schema) <= reads

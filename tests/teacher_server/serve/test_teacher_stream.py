@@ -368,3 +368,70 @@ def test_the_trainers_own_client_keeps_to_its_credits() -> None:
             assert len({s.caller for s in b.batcher.submitted}) == 8
 
     run(test())
+
+
+def test_an_old_stream_is_asked_to_move_and_loses_nothing() -> None:
+    """What was asked before and while the caller moves is answered; it then ends as its caller ended it."""
+
+    async def test() -> None:
+        async with bench(max_connection_age_seconds=0.02) as b:
+            b.batcher.hold()
+            call = b.stub.StreamScore()
+            await call.write(on_stream(question(), 1))
+            closing = await call.read()
+            assert closing.closing and closing.WhichOneof("result") is None and closing.credit == 0
+            await call.write(on_stream(question(), 2))
+            b.batcher.release()
+            answers = [await call.read(), await call.read()]
+            assert {answer.request_id for answer in answers} == {1, 2}
+            assert all(answer.WhichOneof("result") == "response" for answer in answers)
+            await call.done_writing()
+            assert await call.read() is grpc.aio.EOF  # type: ignore[attr-defined]  # the stubs lack it
+            assert await call.code() is grpc.StatusCode.OK
+
+    run(test())
+
+
+def test_an_old_stream_that_stays_is_cut_off_after_its_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("teacher_server.serve.stream.READS_ON", 0.001)
+
+    async def test() -> None:
+        async with bench(max_connection_age_seconds=0.02) as b:
+            b.batcher.hold()
+            call = b.stub.StreamScore()
+            await call.write(on_stream(question(), 1))
+            assert (await call.read()).closing
+            await b.until(lambda: not b.service._reads)
+            b.batcher.release()
+            assert (await call.read()).request_id == 1
+            with pytest.raises(grpc.aio.AioRpcError, match="open another") as caught:
+                await call.read()
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+    run(test())
+
+
+@pytest.mark.parametrize("transport", ["stream", "unary"])
+def test_a_trainer_s_client_moves_without_a_failed_attempt(transport: str) -> None:
+    """From connection to connection, many times, with requests in flight all the time."""
+
+    def trainer(address: str) -> None:
+        client = GrpcTeacher(address, ClientConfig(transport=transport))
+        try:
+            queries = [question([i % 50, i % 50 + 1, 7], history=range(i % 9)) for i in range(400)]
+            futures = [client.submit(query) for query in queries]
+            for query, future in zip(queries, futures, strict=True):
+                assert future.result(60).log_probs.tobytes() == answer_to(query).tobytes()
+            assert client.failure_stats.retries == 0
+        finally:
+            client.close()
+
+    async def test() -> None:
+        async with bench(max_connection_age_seconds=0.05) as b:
+            b.batcher.pause = 0.02
+            await asyncio.to_thread(trainer, b.address)
+            assert len(b.batcher.submitted) == 400
+            if transport == "stream":
+                assert b.count("teacher_requests_total", method="StreamScore", code="OK") == 400
+
+    run(test())

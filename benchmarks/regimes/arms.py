@@ -1,0 +1,142 @@
+"""The arms: how a student is trained, and what it is compared with.
+
+Every arm of one regime sees the same labelled trips; `vanilla` is what all are compared with. Controls take away what
+is said to help: the teacher's knowledge (an even or a shuffled answer), or the number of steps. Variants are other
+settings of the same parts, from which those of `new` were chosen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+Control = Literal["none", "uniform", "shuffled"]
+Policy = Literal["teacher", "destination"]
+
+SAMPLED_TRIPS = 24_000
+WIDTH = ("model.road_id_dim=32", "model.road_attr_dim=8")
+
+
+def _settings(**values: float | str) -> tuple[str, ...]:
+    return tuple(f"distill.{name}={value}" for name, value in values.items())
+
+
+def _history(weight: float) -> tuple[str, ...]:
+    """Of a KL to the teacher's own answer with a constant weight, and no head."""
+    return _settings(weight=weight, target="history", head=0, schedule="constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class Regime:
+    """An amount of labelled trips.
+
+    Attributes:
+        trips: labelled trips.
+        epochs: of a run on these alone.
+        batch_size: of such a run.
+    """
+
+    trips: int
+    epochs: int
+    batch_size: int
+
+    @property
+    def steps(self) -> int:
+        """Of a run on labelled trips alone."""
+        return self.epochs * -(-self.trips // self.batch_size)
+
+
+REGIMES = (Regime(1_000, 10, 32), Regime(6_000, 8, 64), Regime(35_000, 8, 64))
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        name: short, in lower case with hyphens.
+        text: for people.
+        settings: overrides of `train`.
+        teaches: whether a teacher is asked.
+        samples: whether sampled trips are mixed in.
+        control: what is done to the teacher's answers.
+        as_many_steps: train on labelled trips alone for as many steps as an arm with sampled trips makes.
+        seeds: how many.
+        whole_trips: whether trips are generated and judged.
+        policy: how the sampled trips were drawn.
+        sampled_trips: how many are mixed in.
+    """
+
+    name: str
+    text: str
+    settings: tuple[str, ...] = ()
+    teaches: bool = True
+    samples: bool = False
+    control: Control = "none"
+    as_many_steps: bool = False
+    seeds: int = 5
+    whole_trips: bool = False
+    policy: Policy = "teacher"
+    sampled_trips: int = SAMPLED_TRIPS
+
+
+SAMPLED_EPOCHS, SAMPLED_BATCH = 8, 64
+
+ARMS = (
+    Arm("vanilla", "labels alone", teaches=False, whole_trips=True),
+    Arm("default", "the default: sampled trips, destination-aware target (fading), head", samples=True,
+        whole_trips=True),
+    Arm("former", "the former default: KL to the teacher's answer, λ .3", _history(0.3), whole_trips=True),
+    Arm("head", "destination-free head alone", _settings(weight=0), whole_trips=True),
+    Arm("target", "destination-aware target (fading) alone", _settings(head=0), whole_trips=True),
+    Arm("unsampled", "the default without sampled trips", whole_trips=True),
+    Arm("long", "labels alone, as many steps as with sampled trips", teaches=False, as_many_steps=True,
+        whole_trips=True),
+    Arm("sampled-labels", "sampled trips: their own next roads as labels",
+        _settings(weight=0, head=0, sampled_labels=1), teaches=False, samples=True, whole_trips=True),
+    Arm("sampled-head", "sampled trips and head", _settings(weight=0), samples=True, whole_trips=True),
+    Arm("sampled-target", "sampled trips and target", _settings(head=0), samples=True, whole_trips=True),
+    Arm("fading", "KL to the teacher's answer, λ 1, cosine to 0 over the first half",
+        (*_history(1), "distill.schedule=cosine", "distill.schedule_share=0.5"), whole_trips=True),
+    Arm("document", "the first formula: every candidate its cell's whole mass, λ .03, τ 2",
+        (*_history(0.03), "distill.temperature=2", "distill.collisions=duplicate"), whole_trips=True),
+    Arm("default-shuffled", "control: the default, answers shuffled among the candidates", samples=True,
+        control="shuffled", seeds=3, whole_trips=True),
+    Arm("default-uniform", "control: the default, answers even", samples=True, control="uniform", seeds=3),
+    Arm("uniform", "control: KL to an even answer, λ .3", _history(0.3), control="uniform", seeds=3),
+    Arm("smoothing", "control: label smoothing .1", ("optim.label_smoothing=0.1",), teaches=False, seeds=3),
+)  # fmt: skip
+
+VARIANTS = (
+    Arm("constant", "the default with a constant weight", _settings(schedule="constant"), samples=True,
+        whole_trips=True),
+    Arm("destination", "as constant, trips towards drawn destinations", _settings(schedule="constant"), samples=True,
+        policy="destination", whole_trips=True),
+    Arm("sampled-only", "as constant, the target at sampled positions alone",
+        _settings(weight=0, sampled_weight=1, schedule="constant"), samples=True, whole_trips=True),
+    Arm("default-destination", "the default, trips towards drawn destinations", samples=True, policy="destination",
+        whole_trips=True),
+    Arm("third", "as constant, λ .3", _settings(weight=0.3, schedule="constant"), samples=True, whole_trips=True),
+    Arm("many", "the default, 60,000 trips", samples=True, sampled_trips=60_000, whole_trips=True),
+    Arm("clip", "the default, gradients clipped at 5", ("optim.clip_norm=5",), samples=True, whole_trips=True),
+)  # fmt: skip
+
+
+def arm(name: str) -> Arm:
+    """The arm of that name; raises `KeyError`."""
+    return {one.name: one for one in (*ARMS, *VARIANTS)}[name]
+
+
+def overrides(arm: Arm, regime: Regime, seed: int) -> list[str]:
+    """All that `train` is told but where things are."""
+    given = [*WIDTH, f"seed={seed}", f"batch.train_trips={regime.trips}", *arm.settings]
+    per_epoch = -(-(regime.trips + arm.sampled_trips) // SAMPLED_BATCH)
+    if arm.samples:
+        given += [f"batch.sampled_trips={arm.sampled_trips}"]
+        given += [f"optim.epochs={SAMPLED_EPOCHS}", f"optim.batch_size={SAMPLED_BATCH}"]
+    elif arm.as_many_steps:
+        epochs = round(SAMPLED_EPOCHS * per_epoch / -(-regime.trips // regime.batch_size))
+        given += [f"optim.epochs={epochs}", f"optim.batch_size={regime.batch_size}"]
+    else:
+        given += [f"optim.epochs={regime.epochs}", f"optim.batch_size={regime.batch_size}"]
+    return given

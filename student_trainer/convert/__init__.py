@@ -1,0 +1,1 @@
+"""Networks and trips of other formats -> HOSER's, which `prepare` reads."""

@@ -1,0 +1,28 @@
+"""Which trips of a split a job may use: all, or a sample that several jobs share."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shared.arrays import Int64
+from shared.errors import ConfigError
+from shared.store import Trips
+
+
+def choose(trips: Trips, wanted: int, seed: int, setting: str, kind: str) -> Int64:
+    """All trips, or a sample of them that depends on its size and seed alone: int64 [n], ascending.
+
+    Args:
+        trips: of a split.
+        wanted: so many; 0 for all.
+        seed: of the sample.
+        setting, kind: what `wanted` is called, and the split, for people.
+
+    Raises:
+        ConfigError: there are fewer than wanted.
+    """
+    if wanted > len(trips):
+        raise ConfigError(f"{setting} is {wanted}, but the store has {len(trips)} {kind} trips")
+    if not wanted:
+        return np.arange(len(trips))
+    return np.sort(np.random.default_rng(seed).permutation(len(trips))[:wanted])

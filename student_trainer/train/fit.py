@@ -1,0 +1,92 @@
+"""The destination-aware target of a run, fitted on its labelled trips before the first step.
+
+The fit is a function of the data, the settings and the teacher's answers, so that every run with the same ones begins
+with the same target; it is stored in checkpoints, and a resumed run takes it from there.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from shared.arrays import Float64, Int64
+from student_trainer.distill.conditional_logit import Choices
+from student_trainer.distill.destination import DestinationTarget, choices_of
+from student_trainer.train.config import TrainConfig
+from student_trainer.train.feed import Feed
+from student_trainer.train.ranks import Ranks
+from student_trainer.train.trips import RunTrips
+
+log = logging.getLogger(__name__)
+
+TRIPS = 2_000
+"""Labelled trips that are enough for a handful of coefficients; of more a sample is taken."""
+BATCH = 64
+
+
+def give_target(
+    known: DestinationTarget | None,
+    feed: Feed,
+    val_feed: Feed,
+    trips: RunTrips,
+    length: Float64,
+    settings: TrainConfig,
+    ranks: Ranks,
+) -> None:
+    """Gives both feeds the target of a run.
+
+    Args:
+        known: that of a resumed run; None to fit it, which the first rank does.
+        feed, val_feed: of the run's trips.
+        trips: these.
+        length: float64 [N], metres of each road.
+        settings: of the run.
+        ranks: who trains.
+
+    Raises:
+        ConfigError: the settings cut candidates.
+        TeacherError: the teacher has failed.
+        TrainingError: the labelled trips leave no choice.
+    """
+    progress = settings.log.progress and ranks.is_first
+    feed.measure_ways(length, trips.numbers, progress)
+    val_feed.measure_ways(length, np.arange(len(trips.validation)), progress)
+    if known is None:
+        seed = settings.batch.sample_seed
+        known = ranks.together(lambda: fit_target(feed, trips.labelled, seed) if ranks.is_first else None)
+        known = ranks.broadcast(known)
+    feed.target = val_feed.target = known
+
+
+def fit_target(feed: Feed, labelled: Int64, sample_seed: int) -> DestinationTarget:
+    """Asks the teacher about labelled trips, and fits the target to them.
+
+    Args:
+        feed: of the trips, whose ways are measured.
+        labelled: int64 [n], those with labels.
+        sample_seed: draws those that are used, if there are more than `TRIPS`.
+
+    Raises:
+        TeacherError: the teacher has failed.
+        TrainingError: the trips leave no choice.
+    """
+    if len(labelled) > TRIPS:
+        labelled = np.sort(np.random.default_rng(sample_seed).permutation(labelled)[:TRIPS])
+    items = [feed.prepare(labelled[start : start + BATCH]) for start in range(0, len(labelled), BATCH)]
+    parts = []
+    for item in items:
+        reply = item.answer("wait")
+        assert reply is not None, "the feed of a run that distils asks"
+        parts.append(choices_of(item.batch, feed.features(item.batch), reply.log_probs))
+    together = Choices(
+        np.concatenate([part.features for part in parts]),
+        np.concatenate([part.length for part in parts]),
+        np.concatenate([part.label for part in parts]),
+    )
+    target, fit = DestinationTarget.fitted(together)
+    log.info(
+        "destination-aware target, fitted on %d positions of %d labelled trips: nll %.4f where there is a choice; %s",
+        fit.positions, len(labelled), fit.nll, target,
+    )  # fmt: skip
+    return target
