@@ -9,7 +9,7 @@ from typing import Protocol
 from shared import claims
 from shared.errors import FileFormatError
 from shared.store import Store
-from student_trainer.runs.layout import check_unused
+from student_trainer.runs.layout import RunFiles, check_unused
 from student_trainer.train.launch import is_one_of_several
 
 
@@ -79,10 +79,21 @@ def check_student(settings: ReadsWeights) -> None:
     check_store(settings)
     if settings.weights is None or settings.weights == "none":
         return
+    _check_readable(Path(settings.weights))
+
+
+def check_pupil(settings: ReadsWeights) -> None:
+    """Raises `FileFormatError` if there is no store, or the weights, perhaps of a run's directory, cannot be read."""
+    check_store(settings)
+    path = Path(settings.weights or "")
+    _check_readable(RunFiles(path).best if path.is_dir() else path)
+
+
+def _check_readable(weights: Path) -> None:
     try:
-        Path(settings.weights).open("rb").close()
+        weights.open("rb").close()
     except OSError as error:
-        raise FileFormatError(f"cannot read the weights {settings.weights}: {error.strerror}") from None
+        raise FileFormatError(f"cannot read the weights {weights}: {error.strerror}") from None
 
 
 def check_evaluations(settings: ReadsEvaluations) -> None:

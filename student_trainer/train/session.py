@@ -30,7 +30,7 @@ from student_trainer.model.time_scale import TimeScale
 from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.runs.checkpoint import Checkpoint, Progress
 from student_trainer.runs.layout import RunFiles
-from student_trainer.train import graphs
+from student_trainer.train import graphs, headroom
 from student_trainer.train.compiling import use_own_directory
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed
@@ -254,10 +254,16 @@ class Session:
         checkpoints.save_tensors(RunFiles(self.settings.out).exported, upstream.export(self.model))
 
     def write_summary(self, seconds: float) -> dict[str, Any]:
-        """Writes and returns the result of a finished run, which took so long."""
-        summary = self.summary() | {"seconds": round(seconds, 1)}
+        """Writes and returns the result of a finished run, which took so long, and what its teacher could still teach."""
+        summary = self.summary() | {"seconds": round(seconds, 1), "headroom": self._headroom()}
         files.write_json(RunFiles(self.settings.out).summary, summary)
         return summary
+
+    def _headroom(self) -> dict[str, Any] | None:
+        if not (self.settings.distils and self.settings.log.headroom):
+            return None
+        trips = self.settings.batch.train_trips or len(self.store.trips("train", "mmap"))
+        return headroom.of_run(self.model, self.val_feed, self.validator, self.runtime.device, trips)
 
     def summary(self) -> dict[str, Any]:
         """The result of a finished run."""
