@@ -4,8 +4,9 @@
 
 Coefficients are fitted on one half of the trips and judged on the other, both ways round, so that every trip is judged
 by numbers that have not seen it (cross-fitting; stacking: Wolpert, Neural Networks 5, 1992). What the stack is better
-than the student by is what the teacher knows and the student does not, as far as these trips show it. It is an
-estimate and no bound: a student that learns more than its last layer, or from trips that nobody labelled, can pass it.
+by than the student at its own best temperature is what the teacher knows and the student does not, as far as these
+trips show it. It is an estimate and no bound: what a teacher gives to deeper layers, or on trips that nobody labelled,
+can go beyond it.
 
 Shapes: P positions, K candidates of all positions, n trips, F features.
 """
@@ -18,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from shared import ragged
 from shared.arrays import Bool, Float64, Int64
 from shared.errors import TrainingError
 from student_trainer.distill import conditional_logit
@@ -34,9 +34,11 @@ OWN = ("distance", "angle")
 WITHOUT_TEACHER = FEATURES[FEATURES.index("distance") :]
 """Features that say nothing of a teacher's cells."""
 
-STACKED, INFORMED, OWN_AGAIN, HELPED = "stacked", "stacked_features", "student_own", "student_features"
-"""Stacks: student and teacher; these and all features; the student and its own features; the student and those
+SCALED, OWN_AGAIN, HELPED = "student_scaled", "student_own", "student_features"
+"""Stacks without a teacher: the student alone, which is its best temperature; with its own features; with those
 `WITHOUT_TEACHER`."""
+STACKED, INFORMED = "stacked", "stacked_features"
+"""Stacks of student and teacher; with all features."""
 
 WORTH_TELLING = 1e-3
 """Nats below which nobody needs a hint, however certain they are."""
@@ -157,6 +159,7 @@ def judge_all(
         found["target"] = judge(answers.columns(*FEATURES), target)
     if features is not None:
         found["features"] = judge(answers.columns(*WITHOUT_TEACHER), features)
+    found[SCALED] = stack(answers, half, "student")
     found[OWN_AGAIN] = stack(answers, half, "student", *OWN)
     found[STACKED] = stack(answers, half, "student", "teacher")
     if answers.has_ways:
@@ -165,13 +168,13 @@ def judge_all(
     return found
 
 
-def gain(answers: Answers, judged: Judged, student: Judged, bootstrap: Bootstrap) -> dict[str, Estimate]:
-    """What a stack is better by than the student: `accuracy`, a share, and `nll`, nats; intervals over trips.
+def gain(answers: Answers, judged: Judged, baseline: Judged, bootstrap: Bootstrap) -> dict[str, Estimate]:
+    """What a stack is better by than a baseline: `accuracy`, a share, and `nll`, nats; intervals over trips.
 
     The halves and their coefficients stay as they are in every draw.
     """
     found = {}
-    for name, difference in {"accuracy": judged.hit - student.hit, "nll": judged.nll - student.nll}.items():
+    for name, difference in {"accuracy": judged.hit - baseline.hit, "nll": judged.nll - baseline.nll}.items():
         is_known = np.isfinite(difference)
         sums = np.bincount(answers.trip[is_known], difference[is_known], answers.trips)
         counts = np.bincount(answers.trip[is_known], minlength=answers.trips).astype(np.float64)
@@ -196,16 +199,17 @@ def measure(
 
     Returns:
         `arms`: accuracy and nll of each model alone and of each stack, of a stack also its coefficients; `gains`: what
-        each stack is better by than the student, with intervals; `ceiling`: the name of the stack that knows most;
-        `sentence` and `hints` for people.
+        each stack is better by than the student at its best temperature, and that than the student, with intervals;
+        `ceiling`: the name of the stack that knows most; `sentence` and `hints` for people.
 
     Raises:
         TrainingError: see `judge_all`.
     """
     judged = judge_all(answers, seed, target, features)
     bootstrap = Bootstrap(resampling, answers.trips)
+    gains = {SCALED: gain(answers, judged[SCALED], judged["student"], bootstrap)}
     stacks = [name for name in (OWN_AGAIN, STACKED, HELPED, INFORMED) if name in judged]
-    gains = {name: gain(answers, judged[name], judged["student"], bootstrap) for name in stacks}
+    gains |= {name: gain(answers, judged[name], judged[SCALED], bootstrap) for name in stacks}
     ceiling = INFORMED if answers.has_ways else STACKED
     return {
         "trips": answers.trips,
@@ -235,6 +239,7 @@ def sentence(gains: Mapping[str, Mapping[str, Estimate]], ceiling: str, labelled
 def hints(gains: Mapping[str, Mapping[str, Estimate]]) -> list[str]:
     """What the student could know without a teacher, where it is more than noise."""
     told = {
+        SCALED: "the student's probabilities are too sure or too unsure, which a temperature mends",
         OWN_AGAIN: "the student leaves something unused in the distance and direction that it is shown",
         HELPED: "the student does not know all that distances, directions and detours to the destination tell",
     }

@@ -254,7 +254,7 @@ class Session:
         checkpoints.save_tensors(RunFiles(self.settings.out).exported, upstream.export(self.model))
 
     def write_summary(self, seconds: float) -> dict[str, Any]:
-        """Writes and returns the result of a finished run, which took so long, and what its teacher could still teach."""
+        """Writes and returns the result of a finished run, which took so long, with its `headroom`."""
         summary = self.summary() | {"seconds": round(seconds, 1), "headroom": self._headroom()}
         files.write_json(RunFiles(self.settings.out).summary, summary)
         return summary
