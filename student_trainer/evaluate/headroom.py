@@ -219,16 +219,19 @@ def measure(
         "arms": {name: _values(arm) for name, arm in judged.items()},
         "gains": {name: {key: _interval(found) for key, found in of.items()} for name, of in gains.items()},
         "ceiling": ceiling,
-        "sentence": sentence(gains, ceiling, labelled_trips),
+        "sentence": sentence(gains, ceiling, labelled_trips, answers.trips),
         "hints": hints(gains),
     }
 
 
-def sentence(gains: Mapping[str, Mapping[str, Estimate]], ceiling: str, labelled_trips: int) -> str:
-    """What to expect of the teacher, in one line."""
+def sentence(gains: Mapping[str, Mapping[str, Estimate]], ceiling: str, labelled_trips: int, trips: int) -> str:
+    """What to expect of the teacher, in one line; `trips` are those that it was measured on."""
+    most = gains[ceiling]
+    is_shown = most["nll"].high < 0 or most["accuracy"].low > 0
+    expected = "at most about" if is_shown else f"nothing that {trips:,} trips can show:"
     said = (
-        f"with this teacher and these {labelled_trips:,} labelled trips expect at most about "
-        f"{_told(gains[ceiling])} against this student"
+        f"with this teacher and these {labelled_trips:,} labelled trips expect {expected} {_told(most)} "
+        "against this student"
     )
     if ceiling == INFORMED:
         answers, ways = (_short(gains[name]) for name in (STACKED, HELPED))

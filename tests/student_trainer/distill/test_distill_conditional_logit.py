@@ -38,9 +38,7 @@ def plain(x: np.ndarray, length: np.ndarray, b: np.ndarray) -> np.ndarray:
 def penalised(b: np.ndarray, choices: Choices) -> float:
     """What `fit` minimises: the ridge is on coefficients of features standardised around their position's mean."""
     parts = np.split(choices.features, ragged.offsets(choices.length)[1:-1])
-    told = [
-        (part, label) for part, label in zip(parts, choices.label, strict=True) if label >= 0 and len(part) > 1
-    ]
+    told = [(part, label) for part, label in zip(parts, choices.label, strict=True) if label >= 0 and len(part) > 1]
     loss = -sum(log_softmax(part @ b)[label] for part, label in told)
     centred = np.concatenate([part - part.mean(0) for part, _ in told])
     return float(loss + RIDGE * ((b * centred.std(0)) ** 2).sum())
