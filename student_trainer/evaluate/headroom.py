@@ -66,7 +66,7 @@ class Answers:
     @property
     def has_ways(self) -> bool:
         """Whether all features are known."""
-        return self.choices.features.shape[1] == len(FEATURES)
+        return bool(self.choices.features.shape[1] == len(FEATURES))
 
     def columns(self, *names: str) -> Choices:
         """The same choices with other features: `student`, `teacher` or names of `FEATURES`."""
@@ -176,7 +176,7 @@ def gain(answers: Answers, judged: Judged, baseline: Judged, bootstrap: Bootstra
     found = {}
     for name, difference in {"accuracy": judged.hit - baseline.hit, "nll": judged.nll - baseline.nll}.items():
         is_known = np.isfinite(difference)
-        sums = np.bincount(answers.trip[is_known], difference[is_known], answers.trips)
+        sums = np.bincount(answers.trip[is_known], difference[is_known], answers.trips).astype(np.float64)
         counts = np.bincount(answers.trip[is_known], minlength=answers.trips).astype(np.float64)
         found[name] = bootstrap.ratio(sums, counts, int(is_known.sum()))
     return found
@@ -222,6 +222,11 @@ def measure(
         "sentence": sentence(gains, ceiling, labelled_trips, answers.trips),
         "hints": hints(gains),
     }
+
+
+def left(found: Mapping[str, Any]) -> dict[str, float]:
+    """What the teacher of a run could still teach, of what `measure` found: accuracy, a share, and nll, nats."""
+    return {name: float(found["gains"][found["ceiling"]][name]["value"]) for name in ("accuracy", "nll")}
 
 
 def sentence(gains: Mapping[str, Mapping[str, Estimate]], ceiling: str, labelled_trips: int, trips: int) -> str:
