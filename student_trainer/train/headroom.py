@@ -82,5 +82,5 @@ def of_run(
     except (TeacherError, TrainingError) as error:
         log.warning("the headroom was not measured: %s", error)
         return None
-    log.info("%s (an estimate; see docs/training.md)", found["sentence"])
+    log.info("%s (an estimate; see docs/metrics.md)", found["sentence"])
     return found
