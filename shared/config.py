@@ -34,6 +34,7 @@ JOBS = frozenset(
         "tune",
         "predict",
         "sample",
+        "headroom",
         "generate",
         "evaluate",
         "compare",

@@ -15,7 +15,7 @@ from shared.arrays import Float64, Int64
 from shared.errors import ConfigError
 from shared.store import Store, Trips
 from student_trainer.data import labelled
-from student_trainer.data.loader import by_length
+from student_trainer.data.loader import Prefetcher, by_length
 from student_trainer.data.network import RoadNetwork
 from student_trainer.distill import conditional_logit
 from student_trainer.distill.destination import FEATURES, DestinationTarget
@@ -70,8 +70,9 @@ def measure(settings: HeadroomConfig) -> dict[str, Any]:
         chosen = labelled.choose(trips, settings.trips, settings.seed, "trips", settings.split)
         log.info("asking the teacher about %d trips of %s", len(chosen), settings.split)
         feed = scene.feed(trips, chosen)
-        items = (feed.prepare(chosen[index]) for index in by_length(trips.lengths[chosen], BATCH))
-        answers = answers_of(model.to(device), feed, items, device)
+        batches = [chosen[index] for index in by_length(trips.lengths[chosen], BATCH)]
+        with Prefetcher(feed.prepare, batches, settings.client.lookahead) as items:
+            answers = answers_of(model.to(device), feed, items, device)
         count, target, features = _fitted(scene, trained)
         revision = teacher.revision
     found = headroom.measure(answers, settings.seed, settings.bootstrap, count, target, features)
@@ -107,7 +108,6 @@ def _trained(weights: Path) -> Checkpoint | None:
 
 def _recipe(settings: HeadroomConfig, trained: Checkpoint | None) -> TrainConfig:
     """What a run would be that asks as the student's did, about all successors."""
-    given = settings.model_dump(include={"data", "teacher", "client"})
     known: dict[str, Any] = {} if trained is None else trained.config
     distill, batch = known.get("distill", {}), known.get("batch", {})
     window = _first(settings.window, distill.get("window"), 4)
@@ -117,7 +117,9 @@ def _recipe(settings: HeadroomConfig, trained: Checkpoint | None) -> TrainConfig
     }
     return TrainConfig.model_validate(
         {
-            **given,
+            "data": settings.data,
+            "teacher": settings.teacher,
+            "client": settings.client,
             "out": settings.weights,
             "distill": {"weight": 1.0, "target": "destination", "window": window},
             "batch": {"cache": settings.cache, "candidate_top_k": 0, **chosen},
