@@ -37,6 +37,7 @@ JOBS = frozenset(
         "predict",
         "sample",
         "export-student",
+        "headroom",
         "generate",
         "evaluate",
         "compare",

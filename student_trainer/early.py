@@ -11,7 +11,7 @@ from shared.address import answers_path
 from shared.errors import DataError, FileFormatError
 from shared.launch import is_one_of_several
 from shared.store import Store
-from student_trainer.runs.layout import BEST, check_unused
+from student_trainer.runs.layout import BEST, RunFiles, check_unused
 
 
 class ReadsStore(Protocol):
@@ -120,12 +120,23 @@ def check_student(settings: ReadsWeights) -> None:
     check_store(settings)
     if settings.weights is None or settings.weights == "none":
         return
+    _check_readable(Path(settings.weights))
+
+
+def check_pupil(settings: ReadsWeights) -> None:
+    """Raises `FileFormatError` if there is no store, or the weights, perhaps of a run's directory, cannot be read."""
+    check_store(settings)
+    path = Path(settings.weights or "")
+    _check_readable(RunFiles(path).best if path.is_dir() else path)
+
+
+def _check_readable(weights: Path) -> None:
     try:
-        Path(settings.weights).open("rb").close()
+        weights.open("rb").close()
     except OSError as error:
-        best = Path(settings.weights, BEST)
+        best = Path(weights, BEST)
         advice = f"; did you mean {best}?" if best.is_file() else ""
-        raise FileFormatError(f"cannot read the weights {settings.weights}: {error.strerror}{advice}") from None
+        raise FileFormatError(f"cannot read the weights {weights}: {error.strerror}{advice}") from None
 
 
 def check_evaluations(settings: ReadsEvaluations) -> None:

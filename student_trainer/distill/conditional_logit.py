@@ -11,6 +11,7 @@ Shapes: P positions, K candidates of all positions, F features.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -44,6 +45,15 @@ class Choices:
     def first(self) -> Int64:
         """The first candidate of each position: int64 [P]."""
         return ragged.offsets(self.length)[:-1]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Choices]) -> Choices:
+        """The positions of all parts, which have the same features."""
+        return cls(
+            np.concatenate([part.features for part in parts]),
+            np.concatenate([part.length for part in parts]),
+            np.concatenate([part.label for part in parts]),
+        )
 
     def labelled(self) -> Choices:
         """The positions whose choice is among their candidates."""

@@ -50,6 +50,13 @@ def features_of(batch: Batch, remaining: Float32) -> Float64:
     return features_among(batch.candidate_length.numpy(), token.numpy(), distance.numpy(), angle.numpy(), remaining)
 
 
+def features_at_hand(batch: Batch) -> Float64:
+    """Those of them that need no ways, the first three: float64 [K, 3]."""
+    row, token = ragged.rows(batch.candidate_length.numpy()), batch.candidate_token.numpy()
+    metrics = (batch.candidate_distance.numpy(), batch.candidate_angle.numpy())
+    return np.stack([np.log(_shared(row, token)), *(metric.astype(np.float64) for metric in metrics)], axis=1)
+
+
 def features_among(length: Int64, token: Int64, distance: Float32, angle: Float32, remaining: Float32) -> Float64:
     """The same of any candidates.
 
@@ -124,6 +131,6 @@ def teachers(log_q: Floating) -> Float32:
 
 
 def choices_of(batch: Batch, features: Float64, log_q: Floating) -> Choices:
-    """A batch's positions, for the fit."""
+    """A batch's positions with the teacher's feature before the given ones, for a fit."""
     every = np.concatenate([teachers(log_q)[:, None].astype(np.float64), features], axis=1)
     return Choices(every, batch.candidate_length.numpy(), batch.label.numpy())

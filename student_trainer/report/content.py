@@ -11,7 +11,7 @@ from typing import Any
 from shared import cli, config, provenance
 from shared.errors import CompatibilityError, FileFormatError
 from shared.store import Store, Trips
-from student_trainer.evaluate import arms, compare, evaluation, generated, next_road, training, trip_metrics
+from student_trainer.evaluate import arms, compare, evaluation, generated, headroom, next_road, training, trip_metrics
 from student_trainer.evaluate.arms import Arm, Model
 from student_trainer.evaluate.evaluation import Evaluation, floors_of, over_runs
 from student_trainer.evaluate.generated import Generated, read_document
@@ -29,6 +29,8 @@ CURVES = (
 """Records of `metrics.jsonl` that are drawn."""
 
 
+CURVES_WITH_CEILING = {"val/accuracy": "accuracy", "val/nll": "nll"}
+"""Records whose ceiling a run's headroom tells, and what it is called there."""
 CURVE_WITH_FLOOR = "val/accuracy"
 """The record that `prepare`'s floors are of."""
 RULES = {
@@ -93,6 +95,7 @@ class Content:
             "curves": {curves.name: curves.values for curves in self.curves},
             "curve_arms": {curves.name: curves.arm for curves in self.curves},
             "curve_floors": {CURVE_WITH_FLOOR: self._validation_floor()} if self._validation_floor() else {},
+            "curve_ceilings": self._ceilings(),
             "curve_labels": {name: {"label": label, "unit": unit} for name, label, unit in CURVES},
             "search": {e.name: _search(e.document["generated"]) for e in self.evaluations},
             "environment": provenance.environment(),
@@ -120,6 +123,17 @@ class Content:
             return None
         best = max(known, key=lambda rule: known[rule])
         return {"label": f"floor: {RULES[best]}", "value": known[best]}
+
+    def _ceilings(self) -> dict[str, list[dict[str, Any]]]:
+        """What each arm would reach with all that its teacher knows, over its runs that have measured it."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for record, name in CURVES_WITH_CEILING.items():
+            for arm in dict.fromkeys(curves.arm for curves in self.curves):
+                values = [curves.ceiling[name] for curves in self.curves if curves.arm == arm and curves.ceiling]
+                if values:
+                    line = {"arm": arm, "label": f"{arm}, ceiling", "value": sum(values) / len(values)}
+                    found.setdefault(record, []).append(line)
+        return found
 
     def _commands(self) -> list[str]:
         """What makes the trips, the evaluations and the comparison again."""
@@ -193,12 +207,14 @@ class Curves:
         arm: that the run is of, whether it was evaluated or not.
         values: steps and values by record.
         is_of_a_part: it was validated on a part of the split, or of its steps.
+        ceiling: accuracy and nll that its teacher might bring it to; empty if that is not known.
     """
 
     name: str
     arm: str
     values: dict[str, list[list[float]]]
     is_of_a_part: bool
+    ceiling: dict[str, float]
 
 
 def _all_curves(runs: Sequence[Path], grouped: Sequence[Arm], evaluations: Sequence[Evaluation]) -> list[Curves]:
@@ -219,7 +235,7 @@ def _all_curves(runs: Sequence[Path], grouped: Sequence[Arm], evaluations: Seque
         key = None if model.training is None else json.dumps(arms.identity(model.training))
         cut = () if known is None else (known.settings.get("batch.val_trips"), known.settings.get("batch.max_steps"))
         arm = evaluated.get(key, others[model.name]) if key is not None else others[model.name]
-        result.append(Curves(model.name, arm, _curves(run), any(cut)))
+        result.append(Curves(model.name, arm, _curves(run), any(cut), _ceiling(run)))
     return result
 
 
@@ -247,6 +263,21 @@ def _curves(run: Path) -> dict[str, list[list[float]]]:
         if points:
             found[name] = [list(values) for values in zip(*points, strict=True)]
     return found
+
+
+def _ceiling(run: Path) -> dict[str, float]:
+    """The best epoch's validation, and what is left to learn from there."""
+    path = RunFiles(run).summary
+    if not path.exists():  # not finished
+        return {}
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        found = summary.get("headroom")
+        if found is None:
+            return {}
+        return {name: summary["best"][name] + gain for name, gain in headroom.left(found).items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise FileFormatError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
 
 
 def _search(summary: dict[str, Any]) -> dict[str, Any]:

@@ -80,6 +80,8 @@ def draw(content: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
                     axes.plot(steps, values, color=colour[arm], label=label)
             if (floor := content["curve_floors"].get(record)) is not None:
                 axes.axhline(floor["value"], color=REFERENCE, linestyle="--", label=floor["label"])
+            for line in content["curve_ceilings"].get(record, ()):
+                axes.axhline(line["value"], color=colour[line["arm"]], linestyle=":", label=line["label"])
             axes.set(xlabel="step", ylabel=f"{words['label']}, {words['unit']}")
             yield f"curve-{record.replace('/', '-').replace('_', '-')}", _done(figure, axes)
     yield "statuses", _statuses(content)

@@ -131,13 +131,18 @@ def _final_table(final: dict[str, Any] | None) -> str:
         metric = final["metrics"][name]
         mean += [_mean(name, metric["vanilla"]), _mean(name, metric["distilled"])]
         mean.append(f"{_value(name, metric['difference'], signed=True)} ± {_value(name, metric['std'])}")
+    rows.append(mean)
+    if (left := final.get("headroom")) is not None:
+        ceiling = ["ceiling, estimated on validation trips"]
+        for name in METRICS:
+            best = final["metrics"][name]["distilled"]["mean"] + left[name]
+            ceiling += [NOTHING, _value(name, best), f"{_value(name, left[name], signed=True)} to the distilled"]
+        rows.append(ceiling)
     caption = (
         f"{final['epochs']} epochs, measured on all trips of the {final['split']} split, weights of the epoch with the "
         f"best validation accuracy; {_point(final['params']) or 'settings of train'}."
     )
-    return f'<h3>The best setting against vanilla</h3><p class="hint">{_text(caption)}</p>' + _table(
-        head, [*rows, mean]
-    )
+    return f'<h3>The best setting against vanilla</h3><p class="hint">{_text(caption)}</p>' + _table(head, rows)
 
 
 def _trials(summary: dict[str, Any]) -> str:

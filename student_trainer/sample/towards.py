@@ -217,8 +217,4 @@ def _choices(
         under_way.append((batch, teacher.submit(build_query(batch, network, distill))))
     while under_way:
         collect()
-    return Choices(
-        np.concatenate([part.features for part in parts]),
-        np.concatenate([part.length for part in parts]),
-        np.concatenate([part.label for part in parts]),
-    )
+    return Choices.joined(parts)

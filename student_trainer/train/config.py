@@ -115,6 +115,8 @@ class LogConfig(Section):
     """How lines on stderr look: text for people, json for machines; --log-format says it for any command."""
     prometheus: PlaceText = "off"
     """HOST:PORT where the run tells Prometheus its metrics over HTTP, to whoever asks; off: nowhere."""
+    headroom: bool = True
+    """With a teacher: at the end, say what it could still teach, on up to 2,000 validation trips; takes seconds."""
 
 
 class RecipeConfig(Section):

@@ -124,6 +124,11 @@ class Feed:
         """Roads of each of the given trips: int64, as `index`."""
         return self._trips.lengths_of(index)
 
+    @property
+    def has_ways(self) -> bool:
+        """Whether the ways of its trips are measured; see `measure_ways`."""
+        return self._ways is not None
+
     def measure_ways(self, length: Float64, index: Int64, progress: bool) -> None:
         """Measures the ways to their ends of the given trips (ascending), without which there are no features of them.
 

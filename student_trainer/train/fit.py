@@ -71,22 +71,28 @@ def fit_target(feed: Feed, labelled: Int64, sample_seed: int) -> DestinationTarg
         TeacherError: the teacher has failed.
         TrainingError: the trips leave no choice.
     """
-    if len(labelled) > TRIPS:
-        labelled = np.sort(np.random.default_rng(sample_seed).permutation(labelled)[:TRIPS])
-    items = [feed.prepare(labelled[start : start + BATCH]) for start in range(0, len(labelled), BATCH)]
-    parts = []
-    for item in items:
-        reply = item.answer("wait")
-        assert reply is not None, "the feed of a run that distils asks"
-        parts.append(choices_of(item.batch, feed.features(item.batch), reply.log_probs))
-    together = Choices(
-        np.concatenate([part.features for part in parts]),
-        np.concatenate([part.length for part in parts]),
-        np.concatenate([part.label for part in parts]),
-    )
-    target, fit = DestinationTarget.fitted(together)
+    labelled = some_of(labelled, sample_seed)
+    target, fit = DestinationTarget.fitted(labelled_choices(feed, labelled))
     log.info(
         "destination-aware target, fitted on %d positions of %d labelled trips: nll %.4f where there is a choice; %s",
         fit.positions, len(labelled), fit.nll, target,
     )  # fmt: skip
     return target
+
+
+def some_of(labelled: Int64, sample_seed: int) -> Int64:
+    """At most `TRIPS` of the labelled trips, ascending: int64."""
+    if len(labelled) <= TRIPS:
+        return labelled
+    return np.sort(np.random.default_rng(sample_seed).permutation(labelled)[:TRIPS])
+
+
+def labelled_choices(feed: Feed, trips: Int64) -> Choices:
+    """The positions of some trips with all features; raises `TeacherError`."""
+    items = [feed.prepare(trips[start : start + BATCH]) for start in range(0, len(trips), BATCH)]
+    parts = []
+    for item in items:
+        reply = item.answer("wait")
+        assert reply is not None, "the feed of a run that distils asks"
+        parts.append(choices_of(item.batch, feed.features(item.batch), reply.log_probs))
+    return Choices.joined(parts)

@@ -61,8 +61,8 @@ def run(settings: TrainConfig) -> int:
             runtime = Runtime.of(settings.runtime, inputs.device, ranks, stop, tracer)
             session = Session(settings, inputs.store, runtime, teacher, resumed)
             session.train()
-        if ranks.is_first:
-            print(json.dumps(session.write_summary(time.monotonic() - start)))
+            if ranks.is_first:
+                print(json.dumps(session.write_summary(time.monotonic() - start)))
     return 0
 
 

@@ -24,7 +24,7 @@ from student_trainer.model.time_scale import TimeScale
 from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.runs.checkpoint import Checkpoint, Progress
 from student_trainer.runs.layout import RunFiles
-from student_trainer.train import graphs
+from student_trainer.train import graphs, headroom
 from student_trainer.train.compiling import use_own_directory
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed
@@ -80,12 +80,12 @@ class Session:
         rounds = graphs.wanted(settings.runtime, runtime)
         self.feed = Feed(network, trips.training, settings, asked, runtime.device, rounds)
         self.schedule = schedule_of(trips, settings)
-        val_feed = Feed(network, trips.validation, settings, asked, runtime.device)
-        self.validator = Validator(val_feed, trips.validation, settings, self.scale, runtime)
+        self.val_feed = Feed(network, trips.validation, settings, asked, runtime.device)
+        self.validator = Validator(self.val_feed, trips.validation, settings, self.scale, runtime)
         self.trainer = Trainer(self.model, head, settings, self.scale, runtime, self.schedule, trips.first_sampled)
         if settings.distils and settings.distill.target == "destination":
             known = None if resumed is None else target_of(resumed)
-            give_target(known, self.feed, val_feed, trips, store.network("length"), settings, runtime.ranks)
+            give_target(known, self.feed, self.val_feed, trips, store.network("length"), settings, runtime.ranks)
         if resumed is not None:
             restore(self.trainer, resumed, self.revision)
             note_extension(self.trainer, self.schedule, resumed)
@@ -234,10 +234,16 @@ class Session:
         checkpoints.save_tensors(RunFiles(self.settings.out).exported, upstream.export(self.model))
 
     def write_summary(self, seconds: float) -> dict[str, Any]:
-        """Writes and returns the result of a finished run, which took so long."""
-        summary = self.summary() | {"seconds": round(seconds, 1)}
+        """Writes and returns the result of a finished run, which took so long, with its `headroom`."""
+        summary = self.summary() | {"seconds": round(seconds, 1), "headroom": self._headroom()}
         files.write_json(RunFiles(self.settings.out).summary, summary)
         return summary
+
+    def _headroom(self) -> dict[str, Any] | None:
+        if not (self.settings.distils and self.settings.log.headroom):
+            return None
+        trips = self.settings.batch.train_trips or len(self.store.trips("train", "mmap"))
+        return headroom.of_run(self.model, self.val_feed, self.validator, self.runtime.device, trips)
 
     def summary(self) -> dict[str, Any]:
         """The result of a finished run."""

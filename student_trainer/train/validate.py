@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
+from concurrent.futures import Future
+
 import torch
 
 from shared.store import Trips
@@ -75,6 +79,20 @@ class Validator:
         positions = sums.count("accuracy")
         (missed,) = self._runtime.ranks.sums(missed)
         return {"positions": positions, **sums.means(), **({"teacher_missed": missed / positions} if missed else {})}
+
+    def some_of(self, trips: int) -> Iterator[Prepared]:
+        """About so many of this rank's trips at most, of all lengths alike, in batches that are answered or asked."""
+        stride = max(1, -(-sum(map(len, self._batches)) // trips))
+        for number in range(min(stride // 2, len(self._batches) - 1), len(self._batches), stride):
+            yield self._answered(number)
+
+    def _answered(self, number: int) -> Prepared:
+        item = self._prepare(number)
+        if (reply := self._replies.get(number)) is None:
+            return item
+        future: Future[ScoreReply] = Future()
+        future.set_result(reply)
+        return dataclasses.replace(item, reply=future)
 
     def _prepare(self, number: int) -> Prepared:
         return self._feed.prepare(self._batches[number], ask=number not in self._replies)

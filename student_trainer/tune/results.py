@@ -205,6 +205,7 @@ def final_results(settings: TuneConfig, distilled: Phase | None, vanilla: Phase 
         "epochs": final.epochs,
         "seeds": list(final.seeds),
         "metrics": metrics,
+        "headroom": _headroom(distilled),
         "verdict": sentences["nll" if settings.objective == "nll" else "accuracy"],
         "sentences": sentences,
     }
@@ -218,6 +219,13 @@ def _final_runs(phase: Phase) -> list[dict[str, float] | None]:
             (measured,) = trial.user_attrs["result"]["final"].values()
             found[trial.user_attrs["slot"]] = measured
     return found
+
+
+def _headroom(distilled: Phase) -> dict[str, float] | None:
+    """Means over seeds of what the teacher could still teach on validation trips; None if no run has measured it."""
+    ended = [trial.user_attrs["result"] for trial in distilled.slots.ended() if trial.state == TrialState.COMPLETE]
+    known = [left for result in ended for left in result.get("headroom", {}).values() if left is not None]
+    return {name: sum(left[name] for left in known) / len(known) for name in METRICS} if known else None
 
 
 def _link(path: Path, target: Path | None) -> None:

@@ -25,7 +25,7 @@ from shared.store import SplitName, Store
 from shared.wire import ScoreQuery, ScoreReply
 from student_trainer.data.network import RoadNetwork
 from student_trainer.distill.teacher import Teacher
-from student_trainer.evaluate import next_road
+from student_trainer.evaluate import headroom, next_road
 from student_trainer.model.device import pick_device
 from student_trainer.model.weights import load_model
 from student_trainer.predict.config import CutConfig
@@ -114,7 +114,8 @@ def train(task: Task, folder: Path, report: Callable[[int, Values], bool]) -> di
         report: told the epoch, from 1, and the values so far; True to stop.
 
     Returns:
-        What came of it, as JSON: `values`, `epochs` done, `pruned`, each seed's history, seconds, the teacher's share.
+        What came of it, as JSON: `values`, `epochs` done, `pruned`, each seed's history and what its teacher could
+        still teach it, seconds, the teacher's share.
 
     Raises:
         KeyboardInterrupt: told to stop; the folder can be gone on with.
@@ -141,10 +142,12 @@ def train(task: Task, folder: Path, report: Callable[[int, Values], bool]) -> di
             )
             for settings in runs
         ]
+        left: dict[str, dict[str, float] | None] = {}
         values, epoch, pruned = _train_in_step(task, sessions, stop, report)
         if not pruned:
             for session in sessions:
-                session.write_summary(time.monotonic() - start)
+                summary = session.write_summary(time.monotonic() - start)
+                left[str(session.settings.seed)] = summary["headroom"] and headroom.left(summary["headroom"])
     histories = {
         str(session.settings.seed): {
             "history": session.progress.history[:epoch],
@@ -157,6 +160,7 @@ def train(task: Task, folder: Path, report: Callable[[int, Values], bool]) -> di
         "epochs": epoch,
         "pruned": pruned,
         "runs": histories,
+        "headroom": left,
         "seconds": round(time.monotonic() - start, 3),
         "teacher_seconds": round(teacher.compute_seconds, 3),
         "teacher_positions": teacher.positions,

@@ -16,7 +16,7 @@ from student_trainer.prepare.config import PrepareConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILES = sorted((REPOSITORY / "config").glob("*.yaml"))
-PER_JOB = {"demo-city", "prepare", "pretrain", "serve", "train", "distill", "predict", "sample", "tune"}
+PER_JOB = {"demo-city", "prepare", "pretrain", "serve", "train", "distill", "predict", "sample", "headroom", "tune"}
 PER_JOB |= {"generate", "evaluate", "compare", "report", "bundle", "pipeline"}
 PER_DATA_SET = {"beijing", "porto", "san_francisco"}
 
@@ -54,6 +54,7 @@ def test_the_schemas_take_every_setting_of_every_section(path: Path, monkeypatch
         "prepare": ["--raw", "r", "--out", "o"],
         "train": ["--data", "d", "--out", "o"],
         "sample": ["--data", "d", "--teacher", "host:1", "--out", "o"],
+        "headroom": ["--data", "d", "--teacher", "host:1", "--weights", "w"],
         "tune": ["--data", "d", "--out", "o"],
         "predict": ["--data", "d", "--weights", "w", "--out", "o.npz"],
         "evaluate": ["--data", "d", "--trips", "t", "--out", "o"],

@@ -16,6 +16,7 @@ from support.random_city import write_random_store
 from support.report_city import city
 from support.setting_reads import Setting, reads_of_the_log, reads_of_tracing, recorded_reads, settings_of
 from support.tiny_city import write_tiny_city
+from support.trained_runs import write_run
 
 from shared.errors import ConfigError, TrainingError
 from shared.store import Store
@@ -29,6 +30,8 @@ from student_trainer.evaluate import compare
 from student_trainer.evaluate import run as evaluation
 from student_trainer.evaluate.config import CompareConfig, EvaluateConfig
 from student_trainer.generate.config import SearchConfig
+from student_trainer.headroom import run as headroom
+from student_trainer.headroom.config import HeadroomConfig
 from student_trainer.model import upstream
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.device import float32_products
@@ -54,7 +57,7 @@ __all__ = ["city"]
 
 
 def test_every_job_is_covered_here() -> None:
-    covered = {"demo-city", "prepare", "train", "sample", "predict", "export"}
+    covered = {"demo-city", "prepare", "train", "sample", "headroom", "predict", "export"}
     covered |= {"generate", "evaluate", "compare", "report", "bundle", "pipeline"}
     covered |= {"tune"}  # in test_tune_trial
     assert {job.name for job in JOBS} == covered
@@ -196,6 +199,22 @@ def test_sample_reads_all(tmp_path: Path, running_teacher: TeacherStarter) -> No
                 sample.run(settings)
     reads |= reads_of_a_channel(tmp_path) | reads_of_other_policies()
     assert settings_of(SampleConfig) - reads == {("ClientConfig", "max_skipped_share")}
+
+
+@pytest.mark.integration
+def test_headroom_reads_all(tmp_path: Path, running_teacher: TeacherStarter) -> None:
+    """But for what only on_failure=skip reads, which it refuses."""
+    store = write_random_store(tmp_path / "store", trips=60)
+    weights = write_run(tmp_path / "run", store, 1)
+    write_tiny_teacher(tmp_path / "teacher", tokeniser=store.tokeniser)
+    with running_teacher(tmp_path / "teacher") as server:
+        settings = HeadroomConfig.model_validate(
+            {"data": store.path, "teacher": server.address, "weights": weights, "trips": 10, "device": "cpu"}
+        )
+        with recorded_reads() as reads:
+            headroom.run(settings)
+    reads |= reads_of_a_channel(tmp_path) | reads_of_other_policies()
+    assert settings_of(HeadroomConfig) - reads == {("ClientConfig", "max_skipped_share")}
 
 
 def test_evaluate_and_compare_read_all(tmp_path: Path, wandb: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

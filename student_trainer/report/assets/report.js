@@ -141,6 +141,7 @@ for (const [record, words] of Object.entries(DATA.curve_labels)) {
   }));
   const floor = DATA.curve_floors[record], steps = series.flatMap((s) => s.x);
   if (floor) series.push({ name: floor.label, colour: "var(--soft)", x: [Math.min(...steps), Math.max(...steps)], y: [floor.value, floor.value], dash: "5 4" });
+  for (const line of DATA.curve_ceilings[record] || []) series.push({ name: line.label, colour: DATA.colours[line.arm], x: [Math.min(...steps), Math.max(...steps)], y: [line.value, line.value], dash: "2 3" });
   byId("curves").append(chart(words.unit === "share" ? words.label : `${words.label}, ${words.unit}`, series, { xlabel: "step" }));
 }
 if (!byId("curves").children.length) byId("training").remove();

@@ -97,6 +97,34 @@ def test_runs_of_one_name_are_told_apart(seeded: Path) -> None:
     assert data["curve_floors"]["val/accuracy"]["label"].startswith("floor: ")
 
 
+def test_what_is_left_to_learn_is_a_line_beside_the_curves(city: Path, seeded: Path, tmp_path: Path) -> None:
+    """Where a run has measured it: the best epoch and the gain of the stack, means over the runs of an arm."""
+    from support.trained_runs import write_run
+
+    from shared.store import Store
+
+    store, runs = Store(city / "store"), []
+    gains = {"accuracy": {"value": 0.02}, "nll": {"value": -0.1}}
+    for seed, accuracy in ((1, 0.8), (2, 0.84)):
+        found = {"ceiling": "stacked", "gains": {"stacked": gains, "student_own": {}}}
+        for teacher, left in (("none", None), ("host:1", found)):
+            run = tmp_path / f"{teacher[:4]}{seed}"
+            write_run(run, store, seed, teacher=teacher)
+            summary = {"best": {"accuracy": accuracy, "nll": 0.5}, "headroom": left}
+            (run / "summary.json").write_text(json.dumps(summary))
+            runs.append(str(run))
+    given = ("--data", city / "store", "--evaluations", seeded / "rule", "--runs", ",".join(runs))
+    assert call("report", *given, "--out", tmp_path / "report") == 0
+    ceilings = data_of(tmp_path / "report" / "report.html")["curve_ceilings"]
+    assert ceilings.keys() == {"val/accuracy", "val/nll"}
+    ((accuracy,), (nll,)) = ceilings.values()
+    assert accuracy["value"] == pytest.approx(0.84) and nll["value"] == pytest.approx(0.4)
+    assert accuracy["label"] == f"{accuracy['arm']}, ceiling"
+    assert data_of(seeded / "report" / "report.html")["curve_ceilings"] == {}
+    (Path(runs[1]) / "summary.json").write_text('{"headroom": {"ceiling": "stacked"}}')
+    assert call("report", *given, "--out", tmp_path / "other") == 2
+
+
 def test_a_floor_is_not_drawn_beside_validation_on_a_part(city: Path, seeded: Path, tmp_path: Path) -> None:
     from support.trained_runs import write_run
 

@@ -20,6 +20,7 @@ from support.trials import SMALL, phase_of, run_one, tune_settings
 from shared import config
 from shared.errors import ConfigError, TrainingError, Unavailable
 from shared.store import Store
+from student_trainer.evaluate import headroom
 from student_trainer.train.config import RecipeConfig, TrainConfig
 from student_trainer.train.run import run as run_train
 from student_trainer.tune import figures, folders, plan, results, trial, worker
@@ -238,6 +239,10 @@ def test_tune_reads_all(
     assert summary["generations"]["complete"] >= 1  # CMA-ES, from the study's system attributes
     final = json.loads((folder / "final_results.json").read_text())
     assert final["seeds"] == [7, 8] and "nothing is claimed" in final["verdict"]
+    runs = [*(tmp_path / "out").rglob("final_seed*_distilled_complete/seed*/summary.json")]
+    left = [headroom.left(json.loads(path.read_text())["headroom"]) for path in runs]
+    assert len(left) == 2 and final["headroom"]["nll"] == pytest.approx(sum(of["nll"] for of in left) / 2)
+    assert "ceiling, estimated on validation trips" in (folder / "study.html").read_text()
     best = folder / "best_trial"
     assert best.resolve().name == f"{summary['best_trial']}_complete"
     recipe = config.load(TrainConfig, "train", [folder / "best_params.yaml"], ["data=d", "out=o"])

@@ -1,0 +1,1 @@
+"""`headroom`: what a teacher could still teach a student, before anyone trains."""
