@@ -21,7 +21,7 @@ FUZZ_SECONDS = $(if $(filter command line environment,$(origin SECONDS)),$(SECON
 
 .DEFAULT_GOAL := help
 .PHONY: help setup proto demo test test-fast chaos soak fuzz audit lint format type buf buf-release dashboards serve train bench \
-  bench-peers gpu-check gpu-pack lock clean
+  test-images bench-peers gpu-check gpu-pack lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -47,6 +47,9 @@ demo: setup ## the main job on a synthetic city: prepare, pretrain, serve, train
 
 test: setup ## all tests
 	$(BIN)/python -m pytest
+
+test-images: setup ## build and run the images with Buildah, runc and mmdebstrap (root; downloads 2 GB; some 10 minutes)
+	TEST_IMAGES=1 $(BIN)/python -m pytest tests/docker/test_docker_build.py
 
 test-fast: setup ## the tests that start no servers and train nothing
 	$(BIN)/python -m pytest -m 'not integration'

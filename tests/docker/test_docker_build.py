@@ -1,8 +1,12 @@
-"""The images, really built and run: read-only, as an unprivileged user, without capabilities."""
+"""The images, really built and run: read-only, as an unprivileged user, without capabilities.
+
+They download some 2 GB and take minutes, so that they are asked for: `make test-images`, or TEST_IMAGES=1.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import time
@@ -18,7 +22,11 @@ from shared.channel import ChannelConfig
 from teacher_server.client import query
 from teacher_server.client.config import QueryConfig
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(os.environ.get("TEST_IMAGES") != "1", reason="downloads 2 GB: `make test-images` builds them"),
+]
 
 TRAINER_ONLY = {"kahip", "polars", "torch_geometric", "tensorboard", "optuna", "wandb", "matplotlib", "student_trainer"}
 
