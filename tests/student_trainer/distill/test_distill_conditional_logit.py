@@ -25,8 +25,8 @@ def simulated(seed: int, positions: int = 300, features: int = 3, scale: float =
     length = rng.integers(1, 6, positions)
     x = rng.normal(size=(length.sum(), features)) * scale
     b = rng.normal(size=features)
-    label = [int(rng.choice(len(p), p=p)) for p in np.split(np.exp(plain(x, length, b)), ragged.offsets(length)[1:-1])]
-    label = np.where(rng.random(positions) < 0.05, -100, label)
+    drawn = [int(rng.choice(len(p), p=p)) for p in np.split(np.exp(plain(x, length, b)), ragged.offsets(length)[1:-1])]
+    label = np.where(rng.random(positions) < 0.05, -100, np.array(drawn))
     return Choices(x, length, label), b
 
 

@@ -11,7 +11,7 @@ from scipy.special import log_softmax
 
 from shared import ragged
 from shared.errors import TrainingError
-from student_trainer.distill.conditional_logit import Choices
+from student_trainer.distill.conditional_logit import Choices, fit
 from student_trainer.distill.destination import FEATURES
 from student_trainer.evaluate import headroom
 from student_trainer.evaluate.bootstrap import Bootstrap
@@ -79,7 +79,7 @@ def test_where_it_was_fitted_a_stack_is_no_worse_than_the_student(seed: int) -> 
     given = answers(seed, teacher=0.3)
     for names in (("student",), ("student", "teacher"), ("student", *FEATURES)):
         every = dataclasses.replace(given, choices=given.choices.labelled(), student=_labelled(given))
-        fitted = headroom.conditional_logit.fit(every.columns(*names))
+        fitted = fit(every.columns(*names))
         student = judge(every.columns("student"), np.ones(1))
         assert judge(every.columns(*names), fitted.coefficients).nll.mean() <= student.nll.mean() + 1e-6
 
@@ -111,7 +111,7 @@ def _parts(choices: Choices) -> list[tuple[np.ndarray, int]]:
 
 
 def _loss(b: np.ndarray, choices: Choices) -> float:
-    return -sum(log_softmax(x @ b)[label] for x, label in _parts(choices) if label >= 0)
+    return -sum(float(log_softmax(x @ b)[label]) for x, label in _parts(choices) if label >= 0)
 
 
 def test_ways_that_neither_knows_are_told_apart_from_the_teacher() -> None:
