@@ -154,10 +154,10 @@ def test_ranks_learn_what_one_learns(store: Store, tmp_path: Path, world: int) -
 def test_ranks_measure_what_one_measures(store: Store, tmp_path: Path) -> None:
     """The same weights: nothing differs but the order in which float64 sums are added; the same bits on all ranks."""
     (alone,) = sessions(settings_of(store, tmp_path / "run"), store, [Ranks()])
-    expected = alone.validator.measure(alone.model)
+    expected = alone.validator.measure(alone.model, alone.trainer.head)
     ranks = thread_ranks(5)  # 21 trips in batches of 7: two ranks have none
     made = sessions(settings_of(store, tmp_path / "run"), store, ranks)
-    measured = run_together([partial(s.validator.measure, s.model) for s in made], ranks)
+    measured = run_together([partial(s.validator.measure, s.model, s.trainer.head) for s in made], ranks)
     assert all(found == measured[0] for found in measured)
     assert measured[0] == pytest.approx(expected, rel=1e-12)
 
