@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from support.random_city import write_random_sample
-
 from shared.store import Store
+from support.random_city import write_random_sample
 
 HISTORY: dict[str, Any] = {"weight": 0.3, "target": "history", "head": 0.0, "schedule": "constant"}
 """The teacher's answer as it is, with a constant weight: what there was before the other parts."""
 EVERYTHING: dict[str, Any] = {"sampled_weight": 0.5, "sampled_labels": 0.75, "schedule_share": 0.8}
-"""With sampled trips, whose weights are their own; the rest is the default: target, head, cosine. float32 holds them."""
+"""With sampled trips, whose weights are their own, and such as float32 holds; the rest is the default."""
 
 
 def variants(folder: Path, store: Store) -> dict[str, dict[str, Any]]:

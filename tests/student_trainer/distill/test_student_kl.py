@@ -142,7 +142,7 @@ def test_teacher_diagnostics() -> None:
 def test_candidates_that_are_known_one_by_one_are_compared_one_by_one(
     rows: list[tuple[list[float], list[float], list[int]]], temperature: float, shift: float
 ) -> None:
-    """Of scores that are log-probabilities but for a constant, whatever cells candidates share; no collision is left."""
+    """Of scores that are log-probabilities but for a constant, whatever cells candidates share; none collides."""
     scores = padded([[value + shift for value in row[1]] for row in rows], -math.inf)
     logits, exists = padded([row[0] for row in rows], -math.inf), scores > -math.inf
     target = TeacherTarget.apart(scores, exists)

@@ -117,7 +117,7 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
         "history, duplicate",
         "linear",
         "smoothed",
-    ],  # fmt: skip
+    ],
 )
 def test_repeated_steps_learn_what_single_operations_teach(
     store: Store, tmp_path: Path, in_float64: None, changed: dict[str, Any]
