@@ -62,7 +62,7 @@ def train(store: Store, address: str, out: Path, *overrides: str) -> subprocess.
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     loaded: dict[str, Any] = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
-    return dict(loaded["model"])
+    return {**loaded["model"], **loaded["distillation"]}
 
 
 def assert_same_bits(a: Path, b: Path) -> None:

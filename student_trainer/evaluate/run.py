@@ -72,9 +72,8 @@ def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         return _judge_sampled(settings, store, network)
     found = generated.read(settings.trips, store)
     reason, whole = why_durations_are_left_out(store, found.split), store.trips(found.split, settings.cache)
-    real = whole.take(found.source_trip)
     log.info("%d pairs of %s, %d arrived", len(found.pair), found.split, int(found.arrived.sum()))
-    measured, histograms, pairs = _measure_trips(network, whole, real, found, settings)
+    measured, histograms, pairs = _measure_trips(network, whole, whole.take(found.source_trip), found, settings)
     curve = None
     rules: dict[str, Floor] = {}
     next_roads: pl.DataFrame | None = None

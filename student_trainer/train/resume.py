@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 FREE_TO_CHANGE = ("resume", "profile", "teacher", "client", "log", "runtime", "out", "data")
 """Settings that a resumed run may change: where and how it runs. Another runtime changes the last bits."""
+FORMERLY: dict[str, Any] = {"distill.target": "history", "distill.head": 0.0, "distill.schedule": "constant"}
+"""What versions did that did not have these settings yet, where their defaults are something else."""
 MISSING = "nothing"
 """In place of a setting that there is not."""
 
@@ -84,20 +86,22 @@ def _check_resumable(settings: TrainConfig, store: Store, found: Checkpoint) -> 
             )
         changed = [key for key in changed if key not in ("optim.epochs", "continue_to")]
     if changed:
-        told = "; ".join(f"{key} is {_value(before, key)} there, {_value(now, key)} here" for key in changed)
+        told = "; ".join(
+            f"{key} is {_value(before, key)} there{_lacking(key, before)}, {_value(now, key)} here" for key in changed
+        )
         raise ConfigError(f"cannot resume {settings.out} with other settings: {told}. {_way_out(changed, now, before)}")
 
 
 def _is_free(key: str, now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
     """Whether a setting may differ; also where an older version had none, and it is what that version did."""
-    plain = TrainConfig(data=Path(), out=Path()).model_dump(mode="json")
-    is_new = _value(before, key) is MISSING and _value(now, key) == _value(plain, key)
-    return key.partition(".")[0] in FREE_TO_CHANGE or is_new
+    return key.partition(".")[0] in FREE_TO_CHANGE or _value(before, key) == _value(now, key)
 
 
 def _way_out(changed: Sequence[str], now: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     """What is sound instead."""
-    again = "Give it the settings of its config.yaml, or begin a run in another --out"
+    older = [f"{key}={_value(before, key)}" for key in changed if _lacking(key, before)]
+    lacking = f" and {' '.join(older)}, which its version did without saying" if older else ""
+    again = f"Give it the settings of its config.yaml{lacking}, or begin a run in another --out"
     more = max(now["optim"]["epochs"], before["optim"]["epochs"])
     is_more = now["optim"]["epochs"] > before["optim"]["epochs"] or before.get("continue_to")
     if set(changed) <= {"optim.epochs", "continue_to"} and is_more:
@@ -108,8 +112,21 @@ def _way_out(changed: Sequence[str], now: Mapping[str, Any], before: Mapping[str
     return f"{again}: a run has one set of settings from its first step to its last"
 
 
+def _lacking(key: str, settings: Mapping[str, Any]) -> str:
+    """Where a run's version did not have a setting, that it did not."""
+    return " (of an older version)" if _given(settings, key) is MISSING else ""
+
+
 def _value(settings: Mapping[str, Any], key: str) -> Any:
-    """Of a dotted key."""
+    """Of a dotted key; where there is none, what the version did that lacked it."""
+    value = _given(settings, key)
+    if value is not MISSING:
+        return value
+    return FORMERLY.get(key, _given(TrainConfig(data=Path(), out=Path()).model_dump(mode="json"), key))
+
+
+def _given(settings: Mapping[str, Any], key: str) -> Any:
+    """The same, without what is not there."""
     value: Any = settings
     for part in key.split("."):
         value = value.get(part, MISSING) if isinstance(value, Mapping) else MISSING

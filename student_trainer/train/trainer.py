@@ -255,20 +255,17 @@ class Trainer:
 
     def _update(self, finite: Tensor, found: Sums) -> bool:
         """Clips and steps; False, and weights unchanged, if the loss (bool []) or the gradient is not finite."""
-        with self.stopwatch.stage("optimizer"):
-            return self._clip_and_step(finite, found)
-
-    def _clip_and_step(self, finite: Tensor, found: Sums) -> bool:
         scaler = self.runtime.precision.scaler
-        scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self._parameters, self.settings.optim.clip_norm)
-        loss_is_finite, norm_is_finite, norm_is = found.read(finite, torch.isfinite(norm), norm)
-        if loss_is_finite and (norm_is_finite or scaler.is_enabled()):
-            scaler.step(self.optimizer)  # an enabled scaler skips the step itself and lowers its scale
-        scaler.update()
-        if norm_is_finite:
-            found.add("gradient_norm", norm_is, 1)
-        return bool(loss_is_finite and (norm_is_finite or (scaler.is_enabled() and scaler.get_scale() >= 1)))
+        with self.stopwatch.stage("optimizer"):
+            scaler.unscale_(self.optimizer)
+            norm = nn.utils.clip_grad_norm_(self._parameters, self.settings.optim.clip_norm)
+            loss_is_finite, norm_is_finite, norm_is = found.read(finite, torch.isfinite(norm), norm)
+            if loss_is_finite and (norm_is_finite or scaler.is_enabled()):
+                scaler.step(self.optimizer)  # an enabled scaler skips the step itself and lowers its scale
+            scaler.update()
+            if norm_is_finite:
+                found.add("gradient_norm", norm_is, 1)
+            return bool(loss_is_finite and (norm_is_finite or (scaler.is_enabled() and scaler.get_scale() >= 1)))
 
     def _count_bad_step(self, step: Step) -> None:
         self.progress.bad_steps += 1

@@ -118,8 +118,8 @@ SPACE: Space = {
 """Of the weight a wide range: up to 0.1, as used before, is too small where data is scarce. See docs/tuning.md."""
 
 POINTS: tuple[Point, ...] = (
-    {"distill.weight": 0.3, "distill.temperature": 1.0, "distill.window": 4},
     {"distill.weight": 1.0, "distill.temperature": 1.0, "distill.window": 4},
+    {"distill.weight": 0.3, "distill.temperature": 1.0, "distill.window": 4},
     {"distill.weight": 1.0, "distill.temperature": 2.0, "distill.window": 4},
 )
 """Settings that did well before."""

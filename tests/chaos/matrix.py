@@ -30,6 +30,7 @@ SETTINGS = (
     *("log.every=1", "log.tensorboard=false", "log.checkpoint_every=0"),
     *("client.deadline_seconds=5", "client.keepalive_seconds=6", "client.retry_seconds=200"),
 )
+"""The distillation is the default: the target is fitted before the first step, on the teacher's answers."""
 FIRST_STEPS, LAST_STEPS = 12, 40
 """Optimizer steps before the fault, of 80: all runs have made the first, or one of them the last."""
 SIGNS = re.compile(r"teacher at \S+ is out|\(attempt \d+\); trying again|aiting for the teacher|changed its weights")

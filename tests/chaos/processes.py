@@ -163,10 +163,10 @@ class Trainer(Program):
         return int(sum(json.loads(line).get("perf/teacher_retries", 0) for line in text.splitlines()))
 
     def weights(self) -> str:
-        """SHA-256 of the weights at the end."""
+        """SHA-256 of the weights at the end: the student's, the head's, and the fitted target's."""
         content = torch.load(self.out / "checkpoints" / "last.pt", weights_only=True)
         digest = hashlib.sha256()
-        for name, tensor in content["model"].items():
+        for name, tensor in [*content["model"].items(), *content["distillation"].items()]:
             digest.update(name.encode())
             digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()

@@ -12,12 +12,14 @@ import yaml
 from support.command_lines import PACKAGES, parsed_settings
 
 from shared import config
+from student_trainer.distill.config import DistillConfig
 from student_trainer.prepare.config import PrepareConfig
+from student_trainer.tune.space import POINTS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILES = sorted((REPOSITORY / "config").glob("*.yaml"))
-PER_JOB = {"demo-city", "prepare", "pretrain", "serve", "train", "distill", "predict", "sample", "headroom", "tune"}
-PER_JOB |= {"generate", "evaluate", "compare", "report", "bundle", "pipeline"}
+PER_JOB = {"demo-city", "prepare", "pretrain", "serve", "train", "distill", "predict", "sample", "tune"}
+PER_JOB |= {"generate", "evaluate", "compare", "report", "bundle", "pipeline", "convert", "document", "headroom"}
 PER_DATA_SET = {"beijing", "porto", "san_francisco"}
 
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -51,6 +53,7 @@ def test_the_schemas_take_every_setting_of_every_section(path: Path, monkeypatch
     monkeypatch.chdir(REPOSITORY)
     paths_of = {
         "demo-city": ["--out", "o"],
+        "convert": ["--roads", "r", "--trips", "t", "--out", "o"],
         "prepare": ["--raw", "r", "--out", "o"],
         "train": ["--data", "d", "--out", "o"],
         "sample": ["--data", "d", "--teacher", "host:1", "--out", "o"],
@@ -100,6 +103,38 @@ def test_the_distilled_run_differs_from_its_baseline_in_the_distillation_alone(
     both = parsed_settings("student-trainer", [*base, "config/distill.yaml"], monkeypatch)
     changed = {key for key, value in leaves(both.model_dump()).items() if vanilla[key] != value}
     assert {key.split(".")[0] for key in changed} <= {"distill", "client"}
+
+
+def distill_of(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    line = ["train", "--data", "d", "--out", "o", "--config", f"config/{name}.yaml"]
+    return dict(parsed_settings("student-trainer", line, monkeypatch).model_dump()["distill"])
+
+
+def test_files_of_our_own_distillation_have_its_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a changed default does not leave them behind."""
+    monkeypatch.chdir(REPOSITORY)
+    for name in ("distill", "san_francisco"):
+        assert distill_of(name, monkeypatch) == DistillConfig().model_dump()
+
+
+def test_files_of_earlier_systems_have_none_of_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights as the earlier system searched them; the design document's file has its formula to the letter."""
+    monkeypatch.chdir(REPOSITORY)
+    for name in ("document", "beijing", "porto"):
+        found = distill_of(name, monkeypatch)
+        assert (found["target"], found["head"], found["schedule"]) == ("history", 0, "constant")
+        assert (found["sampled_weight"], found["sampled_labels"], found["tau_squared"]) == (None, 0, False)
+        assert 0.001 <= found["weight"] <= 0.1 and 1 <= found["temperature"] <= 5 and 2 <= found["window"] <= 8
+    assert distill_of("document", monkeypatch)["collisions"] == "duplicate"
+    prepare = yaml.safe_load((REPOSITORY / "config" / "document.yaml").read_text())["prepare"]
+    assert prepare["grid"] == {"cell_size": 0.001, "centroid": "vertex_mean", "vocabulary": "full"}
+
+
+def test_the_points_that_a_study_tries_first_begin_with_the_default() -> None:
+    default = DistillConfig()
+    assert POINTS[0] == {
+        "distill.weight": default.weight, "distill.temperature": default.temperature, "distill.window": default.window
+    }  # fmt: skip
 
 
 def test_a_misspelt_setting_is_refused(tmp_path: Path) -> None:

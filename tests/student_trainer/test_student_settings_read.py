@@ -12,7 +12,7 @@ from conftest import TeacherStarter, write_tiny_teacher
 from support.certificates import reads_of_a_channel
 from support.fake_wandb import FakeWandb
 from support.generated_trips import write_generated
-from support.random_city import write_random_store
+from support.random_city import write_random_sample, write_random_store
 from support.report_city import city
 from support.setting_reads import Setting, reads_of_the_log, reads_of_tracing, recorded_reads, settings_of
 from support.tiny_city import write_tiny_city
@@ -145,6 +145,7 @@ def reads_of_a_run_that_diverges(data: Path, out: Path) -> set[Setting]:
 def test_train_and_predict_read_all(tmp_path: Path, running_teacher: TeacherStarter, wandb: dict[str, Any]) -> None:
     store = write_random_store(tmp_path / "store", trips=30)
     write_tiny_teacher(tmp_path / "teacher", tokeniser=store.tokeniser)
+    sampled = write_random_sample(tmp_path / "sampled", store)
     with running_teacher(tmp_path / "teacher") as server:
         settings = TrainConfig.model_validate(
             {
@@ -152,7 +153,7 @@ def test_train_and_predict_read_all(tmp_path: Path, running_teacher: TeacherStar
                 "teacher": server.address,
                 "out": tmp_path / "run",
                 "model": {"road_id_dim": 8, "road_attr_dim": 2, "mask_size": 64},
-                "batch": {"train_trips": 20},
+                "batch": {"train_trips": 20, "sampled": sampled, "sampled_trips": 5},
                 "optim": {"epochs": 1, "batch_size": 8},
                 "runtime": {"device": "cpu", "threads": 1},
                 "log": {"wandb": "offline", "wandb_project": "p", "wandb_name": "n", "wandb_tags": ["t"]},

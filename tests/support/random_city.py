@@ -12,6 +12,7 @@ from shared import ragged, store
 from shared.grid import Grid
 from shared.vocab import Tokeniser, Vocabulary
 from student_trainer.data.network import RoadNetwork
+from student_trainer.data.sampled import write_sampled
 
 MONDAY_NOON = 1_704_715_200
 
@@ -88,3 +89,10 @@ def write_random_store(path: Path, trips: int = 60, seed: int = 0) -> store.Stor
     }
     (path / "store.json").write_text(json.dumps(manifest))
     return store.Store(path)
+
+
+def write_random_sample(path: Path, of: store.Store, trips: int = 30, seed: int = 4) -> Path:
+    """Writes random trips as ones that were sampled for a store; the path is returned."""
+    path.mkdir()
+    write_sampled(path, random_trips(RoadNetwork.load(of), trips, seed), of, {})
+    return path

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
+from unittest import mock
 
 from torch import Tensor
 
+from student_trainer.train import session as sessions
 from student_trainer.train.ranks import RankLost, Ranks
+from student_trainer.train.session import Session
 
 T = TypeVar("T")
 
@@ -91,3 +95,22 @@ def run_together(works: Sequence[Callable[[], T]], ranks: Sequence[Ranks]) -> li
     for thread in threads:
         thread.join()
     return results
+
+
+def build_together(build: Callable[[Ranks], Session], ranks: Sequence[Ranks]) -> list[Session]:
+    """Each rank's session, built at the same time, for they meet while they are built.
+
+    Threads share torch's generator, which processes do not: initial weights are drawn by one after the other.
+    """
+    lock, plain = threading.Lock(), sessions._new_student
+
+    def one_at_a_time(*given: Any) -> Any:
+        with lock:
+            return plain(*given)
+
+    with mock.patch.object(sessions, "_new_student", one_at_a_time):
+        built = run_together([partial(build, rank) for rank in ranks], ranks) if len(ranks) > 1 else [build(ranks[0])]
+    for result in built:
+        if isinstance(result, BaseException):
+            raise result
+    return built  # type: ignore[return-value]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.random_city import random_network, random_trips
+from support.recipes import EVERYTHING, HISTORY
 
 from shared import ragged
 from student_trainer.data.batch import Batch, build_batch
@@ -18,10 +20,11 @@ from student_trainer.data.packing import ALIGNMENT, Packed, Shape, to_device
 from student_trainer.distill.config import DistillConfig
 from student_trainer.distill.loss import Answer
 from student_trainer.model.config import ModelConfig
+from student_trainer.model.history_head import HistoryHead
 from student_trainer.model.hoser import HOSER
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.train.feed import most_candidates
-from student_trainer.train.objective import Divisors, Objective
+from student_trainer.train.objective import Divisors, Objective, forward
 
 NETWORK, _ = random_network()
 TRIPS = random_trips(NETWORK, 40)
@@ -104,39 +107,63 @@ def test_the_host_needs_no_array() -> None:
     assert {tensor.device.type for tensor in tensors_of(moved).values()} == {"meta"}
 
 
-def results(batch: Batch, answer: np.ndarray, positions: int, collisions: str) -> dict[str, torch.Tensor]:
-    """Loss, metrics and gradients of a model in float64."""
+def results(
+    batch: Batch, answers: list[np.ndarray], positions: int, changed: dict[str, Any]
+) -> dict[str, torch.Tensor]:
+    """Loss, metrics and gradients of a model and its head in float64, of trips that are sampled ones from number 10 on.
+
+    Args:
+        batch: as it is, or padded.
+        answers: the teacher's log-probs of the candidates, and the target's scores.
+        positions: those that count.
+        changed: settings of distillation.
+    """
     torch.manual_seed(1)
-    model = HOSER(ModelConfig(road_id_dim=8, road_attr_dim=2), NETWORK).double()
+    config = ModelConfig(road_id_dim=8, road_attr_dim=2)
+    model, head = HOSER(config, NETWORK).double(), HistoryHead(config).double()
     batch = batch.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
-    network = model.embed_network()
-    output = model(batch, network)
-    times = model.label_times(batch, network, output)
-    padded = torch.zeros(len(batch.candidate_token), dtype=torch.float64)
-    padded[: len(answer)] = torch.from_numpy(answer)
-    config = DistillConfig.model_validate({"collisions": collisions, "temperature": 2.0, "weight": 0.5})
-    objective = Objective(config, 1.0, TimeScale(3.5, 0.8))
-    outcome = objective.of(batch, output, times, Answer(padded), Divisors(positions, positions, positions))
+    distill = DistillConfig.model_validate({"temperature": 2.0, "weight": 0.5, **changed})
+    output, times = forward(model, head if distill.head else None, batch, model.embed_network())
+    padded = torch.zeros(2, len(batch.candidate_token), dtype=torch.float64)
+    padded[:, : len(answers[0])] = torch.from_numpy(np.stack(answers))
+    answer = Answer(*padded) if distill.target == "destination" else Answer(padded[0])
+    objective = Objective(distill, 1.0, TimeScale(3.5, 0.8), smoothing=0.1, first_sampled=10)
+    outcome = objective.of(batch, output, times, answer, Divisors(positions, positions, positions, 0.5))
     assert outcome.loss.dtype == torch.float64
     outcome.loss.backward()
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    named = [*model.named_parameters(), *head.named_parameters()]
+    gradients = {name: p.grad for name, p in named if p.grad is not None}
     return {"loss": outcome.loss.detach(), **outcome.sums, **gradients}
 
 
 @pytest.mark.parametrize("way", ["rounded", "larger"])
-@pytest.mark.parametrize("collisions", ["marginal", "duplicate"])
-def test_padding_changes_no_loss_and_no_gradient(way: str, collisions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {**HISTORY, "collisions": "marginal"},
+        {**HISTORY, "collisions": "duplicate"},
+        {},
+        {"collisions": "duplicate", "head": 0.5},
+        EVERYTHING,
+    ],
+    ids=["history", "history, duplicate", "default", "duplicate", "sampled"],
+)
+def test_padding_changes_no_loss_and_no_gradient(
+    way: str, changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In float64, to rounding; positions without a label included."""
     narrow = torch.Tensor.float  # what is float32 in any precision is float64 here
     monkeypatch.setattr(torch.Tensor, "float", lambda t: t if t.dtype == torch.float64 else narrow(t))
     batch = batch_of([0, 3, 5, 8, 13, 21, 34], top_k=2)
     assert bool((batch.label < 0).any())
-    lengths = batch.candidate_length.numpy()
-    mass = np.random.default_rng(5).random(len(batch.candidate_road))
+    lengths, random = batch.candidate_length.numpy(), np.random.default_rng(5)
+    mass = random.random(len(batch.candidate_road))
     answer = np.log(mass / np.repeat(np.add.reduceat(mass, ragged.offsets(lengths)[:-1]), lengths))
+    answers = [answer, random.normal(0, 3, len(answer))]
     shape = Shape.shared([Shape.of(batch)], MOST) if way == "rounded" else LARGER
-    expected = results(batch, answer, batch.positions, collisions)
-    found = results(Packed.of(batch, shape).unpack(), answer, batch.positions, collisions)
+    expected = results(batch, answers, batch.positions, changed)
+    found = results(Packed.of(batch, shape).unpack(), answers, batch.positions, changed)
     assert found.keys() == expected.keys() and len(expected) > 40
+    assert ("q_proj.weight" in found) == ("loss_head_kl" in found) == (changed.get("head") != 0)
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-12, atol=1e-14, msg=partial("{}: {}".format, name))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.definitions import kl as kl_by_definition
 
 from student_trainer.distill import kl as distillation
 from student_trainer.distill.config import Collisions
@@ -24,22 +25,6 @@ def padded(rows: list[list[float]], fill: float) -> torch.Tensor:
 def target_of(log_probs: list[list[float]], tokens: list[list[int]]) -> TeacherTarget:
     token = padded([[float(t) for t in row] for row in tokens], -1).long()
     return TeacherTarget.of(padded(log_probs, -math.inf), token, token >= 0)
-
-
-def kl_by_definition(
-    logits: list[float], log_q: list[float], tokens: list[int], temperature: float, collisions: str
-) -> float:
-    """KL in float64 from the definition: no shared code, no vectorisation."""
-    p = np.exp(np.asarray(logits, np.float64))
-    p /= p.sum()
-    q = np.exp(np.asarray(log_q, np.float64))
-    if collisions == "marginal":
-        cells = sorted(set(tokens))
-        p = np.array([sum(p[i] for i in range(len(p)) if tokens[i] == cell) for cell in cells])
-        q = np.array([q[tokens.index(cell)] for cell in cells])
-    p, q = p ** (1 / temperature), q ** (1 / temperature)
-    p, q = p / p.sum(), q / q.sum()
-    return float(sum(q[i] * (np.log(q[i]) - np.log(p[i])) for i in range(len(q)) if q[i] > 0))
 
 
 positions = st.integers(1, 6).flatmap(
@@ -150,3 +135,37 @@ def test_teacher_diagnostics() -> None:
     assert result.teacher_entropy.item() == pytest.approx(entropy, abs=1e-6)
     cut_off = distillation.teacher_diagnostics(torch.tensor([[2.0, 0.0, 1.0]]), target, torch.tensor([-100]))
     assert cut_off.teacher_accuracy.item() == 0
+
+
+@settings(deadline=None)
+@given(st.lists(positions, min_size=1, max_size=4), st.floats(1, 5, width=32), st.floats(-50, 50, width=16))
+def test_candidates_that_are_known_one_by_one_are_compared_one_by_one(
+    rows: list[tuple[list[float], list[float], list[int]]], temperature: float, shift: float
+) -> None:
+    """Of scores that are log-probabilities but for a constant, whatever cells candidates share; none collides."""
+    scores = padded([[value + shift for value in row[1]] for row in rows], -math.inf)
+    logits, exists = padded([row[0] for row in rows], -math.inf), scores > -math.inf
+    target = TeacherTarget.apart(scores, exists)
+    log_q = [np.log(np.exp(row[1]) / np.exp(row[1]).sum()).tolist() for row in rows]
+    expected = [
+        kl_by_definition(row[0], q, list(range(len(q))), temperature, "duplicate")
+        for row, q in zip(rows, log_q, strict=True)
+    ]
+    for collisions in ("duplicate", "marginal"):
+        found = distillation.forward_kl(logits, target, temperature, collisions)
+        np.testing.assert_allclose(found.numpy(), expected, rtol=2e-4, atol=2e-5)
+    assert target.log_probs.exp().sum(-1).tolist() == pytest.approx([1.0] * len(rows), abs=1e-5)
+    assert bool((target.log_probs[~exists] == -math.inf).all())
+    assert (
+        distillation.teacher_diagnostics(logits, target, torch.zeros(len(rows), dtype=torch.int64)).collides.sum() == 0
+    )
+
+
+def test_a_position_without_candidates_gives_no_nan() -> None:
+    """One without any candidate, beside a real one: no NaN goes back to what is in front of it."""
+    scores = torch.tensor([[0.0, 1.0], [-math.inf, -math.inf]])
+    target = TeacherTarget.apart(scores, scores > -math.inf)
+    logits = torch.tensor([[1.0, 0.0], [0.0, 0.0]], requires_grad=True)
+    kl = distillation.forward_kl(logits, target, 1.0, "duplicate")
+    torch.where(torch.tensor([True, False]), kl, 0).sum().backward()
+    assert logits.grad is not None and bool(torch.isfinite(logits.grad).all()) and logits.grad[1].tolist() == [0, 0]

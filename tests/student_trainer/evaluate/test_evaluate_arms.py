@@ -38,7 +38,7 @@ def test_runs_that_differ_in_seed_place_and_address_are_one_arm(tmp_path: Path) 
         Model("distilled-s1", trained(tmp_path / "c", "h:2", seed=1, log={"every": 7}, runtime={"threads": 1})),
         Model("vanilla-s2", trained(tmp_path / "d", seed=2)),
         Model("weak-s1", trained(tmp_path / "e", "h:1", seed=1, distill={"weight": 0.01})),
-        Model("off-s3", trained(tmp_path / "f", "h:1", seed=3, distill={"weight": 0})),
+        Model("off-s3", trained(tmp_path / "f", "h:1", seed=3, distill={"weight": 0, "head": 0})),
         Model("downloaded", None),
         Model("shortest-path", None, is_reference=True),
     ]

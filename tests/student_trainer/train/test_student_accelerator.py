@@ -16,7 +16,11 @@ from support.fake_cuda import CUDA, META, FakeCuda, HostWaits, Reads, Watch
 from support.fakes import FakeTeacher
 from support.random_city import write_random_store
 from support.recorders import Kept
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    unset_fake_temporarily,
+)
 
 from shared.restoring import restore_optimizer
 from shared.store import Store
@@ -26,11 +30,13 @@ from student_trainer.data.packing import Packed
 from student_trainer.model import device as devices
 from student_trainer.model import upstream
 from student_trainer.model.config import ModelConfig
+from student_trainer.model.history_head import HistoryHead
 from student_trainer.model.hoser import HOSER
 from student_trainer.model.road_graph import RoadGraph
 from student_trainer.train import graphs
 from student_trainer.train import session as sessions
 from student_trainer.train.config import OptimConfig, TrainConfig
+from student_trainer.train.fit import give_target
 from student_trainer.train.optim import build_optimizer
 from student_trainer.train.ranks import ALONE, Ranks
 from student_trainer.train.runtime import Runtime
@@ -85,12 +91,20 @@ def start(
     monkeypatch.setattr(sessions, "random_state", lambda _: {})
     settings = TrainConfig.model_validate({"data": store.path, "out": out, "teacher": "fake:1", **SMALL, **changed})
     network = RoadNetwork.load(store)
-    model = HOSER(settings.model, network)
+    model, head = HOSER(settings.model, network), HistoryHead(settings.model)
     monkeypatch.setattr(sessions, "HOSER", lambda *_: model)  # made of real tensors; fakes cannot be moved
+    monkeypatch.setattr(sessions, "HistoryHead", lambda *_: head)
+    monkeypatch.setattr(sessions, "give_target", on_the_host)
     with there:
         session = Session(settings, store, Runtime.of(settings.runtime, device, ranks), FakeTeacher())
     lend_graph(model, network)
     return session
+
+
+def on_the_host(*given: Any) -> None:
+    """The fit reads batches before any is moved: of real tensors, whatever those of the session are."""
+    with unset_fake_temporarily():
+        give_target(*given)
 
 
 def lend_graph(model: HOSER, network: RoadNetwork) -> None:
@@ -126,8 +140,13 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     return FakeCuda(monkeypatch)
 
 
+FORMERLY = {"weight": 0.3, "target": "history", "head": 0, "schedule": "constant"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "float32": {"runtime": {"amp": "off", "graphs": "off"}, "distill": {"collisions": "duplicate", "temperature": 2.0}},
+    "history": {
+        "runtime": {"amp": "off", "graphs": "off"},
+        "distill": {**FORMERLY, "collisions": "duplicate", "temperature": 2.0},
+    },
     "float16": {"runtime": {"amp": "float16"}},
     "bfloat16": {"runtime": {"amp": "bfloat16", "graphs": "off"}, "model": {**SMALL["model"], "temporal": "time_emb"}},
 }
@@ -159,7 +178,9 @@ def test_a_step_on_cuda_waits_once(
         metrics = session.trainer.take_metrics(1.0)
     assert len(reads.by) == 1  # metrics came along
     assert {"train/loss_kl", "train/loss_time", "train/gradient_norm", "train/teacher_entropy"} <= metrics.keys()
-    assert cuda.watch.copies == 2 * 2  # of each micro-batch, and of the teacher's answer to it
+    is_aware = variant != "history"
+    assert ("train/loss_head_kl" in metrics) == ("train/target_nll" in metrics) == is_aware
+    assert cuda.watch.copies == 2 * (2 + is_aware)  # of each micro-batch, the teacher's answer to it, and the target's
 
 
 @pytest.mark.parametrize("amp", ["off", "bfloat16"])
@@ -228,9 +249,9 @@ def test_validation_on_cuda_waits_at_its_end(
 ) -> None:
     session = start(store, tmp_path, cuda.here(watched=False), CUDA, monkeypatch, runtime={"amp": "float16"})
     with cuda.here():
-        metrics = session.validator.measure(session.model)
+        metrics = session.validator.measure(session.model, session.trainer.head)
     assert reads.by == ["Sums.read"]
-    assert {"accuracy", "nll", "time_error", "seconds_error", "kl", "agreement"} <= metrics.keys()
+    assert {"accuracy", "nll", "time_error", "seconds_error", "kl", "head_kl", "agreement"} <= metrics.keys()
 
 
 def test_predictions_on_cuda_are_read_where_they_end(store: Store, cuda: FakeCuda) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
+from support.fakes import FakeTeacher
 from support.random_city import write_random_store
 from support.runs import assert_same_bits, records
 
@@ -23,6 +25,8 @@ from student_trainer.train import resume
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.optim import learning_rate
 from student_trainer.train.resume import find_checkpoint
+from student_trainer.train.runtime import Runtime
+from student_trainer.train.session import Session
 
 SMALL = (
     "model.road_id_dim=8", "model.road_attr_dim=2", "optim.batch_size=8", "optim.learning_rate=3e-3",
@@ -93,9 +97,6 @@ def test_the_same_command_goes_on_with_what_was_continued(tmp_path: Path, train:
     assert train(whole, "--continue-to", 4) == 0
     settings = config.load(TrainConfig, "train", [cut / "config.yaml"], ["continue_to=4"])
     stopped = resume.extended(settings)
-    from student_trainer.train.runtime import Runtime
-    from student_trainer.train.session import Session
-
     runtime = Runtime.of(stopped.runtime, torch.device("cpu"))
     session = Session(stopped, store, runtime, None, find_checkpoint(stopped, store))
     loop = session.epochs()
@@ -190,3 +191,75 @@ def test_a_setting_that_an_older_version_lacked_is_no_change(trained: Path, stor
     changed = settings.model_copy(update={"seed": 9})
     with pytest.raises(ConfigError, match="seed is 3 there, 9 here"):
         resume._check_resumable(changed, store, checkpoints.Checkpoint(**{**vars(found), "config": older}))
+
+
+OLDER = {"target", "head", "schedule", "schedule_share", "sampled_weight", "sampled_labels"}
+"""Settings of distillation that there were not, when a run was one of an older version."""
+FORMERLY = ("distill.target=history", "distill.head=0", "distill.schedule=constant")
+
+
+def make_older(out: Path, weight: float) -> None:
+    """Makes of a run one that an older version has begun: as it has written its settings and its checkpoint."""
+    path = out / "checkpoints" / "last.pt"
+    values = torch.load(path, weights_only=True)
+    old = {name: value for name, value in values["config"]["distill"].items() if name not in OLDER}
+    values["config"]["distill"] = old | {"weight": weight}
+    del values["config"]["batch"]["sampled"], values["config"]["optim"]["label_smoothing"], values["distillation"]
+    torch.save({**values, "format": checkpoints.BEFORE}, path)
+    (out / "config.yaml").write_text(yaml.safe_dump({"train": values["config"]}))
+
+
+def begin(store: Store, out: Path, *more: str) -> None:
+    """A run that stops after the first of its two epochs."""
+    given = [*SMALL, "optim.epochs=2", f"data={store.path}", f"out={out}", "teacher=fake:1", *more]
+    epochs = session_of(config.load(TrainConfig, "train", [], given), store).epochs()
+    next(epochs)
+    epochs.close()
+
+
+def session_of(settings: TrainConfig, store: Store) -> Session:
+    runtime = Runtime.of(settings.runtime, torch.device("cpu"))
+    return Session(settings, store, runtime, FakeTeacher(), find_checkpoint(settings, store))
+
+
+def test_a_run_of_an_older_version_is_not_resumed_with_new_defaults(store: Store, tmp_path: Path) -> None:
+    """It names what is another now, the value that the old version had without a setting, and the way out."""
+    out = tmp_path / "run"
+    begin(store, out, *FORMERLY, "distill.weight=0.3")
+    make_older(out, weight=0.3)
+    with pytest.raises(ConfigError) as caught:
+        find_checkpoint(config.load(TrainConfig, "train", [out / "config.yaml"], ["resume=true"]), store)
+    told = str(caught.value)
+    for part in (
+        "distill.target is history there (of an older version), destination here",
+        "distill.head is 0.0 there (of an older version), 1.0 here",
+        "distill.schedule is constant there (of an older version), cosine here",
+        "Give it the settings of its config.yaml and distill.target=history distill.schedule=constant distill.head=0.0",
+    ):
+        assert part in told
+    for name in ("schedule_share", "sampled", "label_smoothing", "weight is"):
+        assert name not in told
+
+
+def test_with_what_its_version_did_it_goes_on_to_the_bit(store: Store, tmp_path: Path) -> None:
+    """A checkpoint of the format before is read, and the run ends as one that was never interrupted."""
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    given = [*SMALL, "optim.epochs=2", f"data={store.path}", f"out={whole}", "teacher=fake:1", *FORMERLY]
+    session_of(config.load(TrainConfig, "train", [], [*given, "distill.weight=0.3"]), store).train()
+    begin(store, out, *FORMERLY, "distill.weight=0.3")
+    make_older(out, weight=0.3)
+    assert checkpoints.load(out / "checkpoints" / "last.pt").distillation == {}
+    settings = config.load(TrainConfig, "train", [out / "config.yaml"], ["resume=true", *FORMERLY])
+    session_of(settings, store).train()
+    contents = [checkpoints.load(path / "checkpoints" / "last.pt") for path in (whole, out)]
+    assert_same_bits(contents[0].model, contents[1].model)
+    assert_same_bits(contents[0].optimizer, contents[1].optimizer)
+    assert contents[0].progress == contents[1].progress
+
+
+@pytest.mark.parametrize("key", ["distill.target=history", "distill.head=0", "distill.schedule=linear"])
+def test_the_parts_of_a_distilled_run_stay_what_they_are(store: Store, tmp_path: Path, key: str) -> None:
+    begin(store, tmp_path / "run")
+    name, path = key.partition("=")[0], tmp_path / "run" / "config.yaml"
+    with pytest.raises(ConfigError, match=rf"{name} is \S+ there, \S+ here"):
+        find_checkpoint(config.load(TrainConfig, "train", [path], ["resume=true", key]), store)

@@ -12,8 +12,9 @@ import pytest
 import torch
 from support.fakes import FakeTeacher
 from support.random_city import write_random_store
+from support.recipes import variants
 from support.runs import records
-from support.thread_ranks import run_together, thread_ranks
+from support.thread_ranks import build_together, run_together, thread_ranks
 
 from shared.errors import CompatibilityError, InvalidRequest, TeacherError, Unavailable
 from shared.store import Store
@@ -43,15 +44,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 class FailingTeacher(FakeTeacher):
-    """Fails the queries whose numbers, from 0, satisfy a condition."""
+    """Fails the queries whose numbers, from 0, satisfy a condition; those before 0 are for the fit of the target."""
 
-    def __init__(self, fails: Callable[[int], bool], error: Exception | None = None) -> None:
+    def __init__(self, fails: Callable[[int], bool], error: Exception | None = None, for_the_fit: int = 1) -> None:
         super().__init__()
         self._fails, self._error = fails, error or Unavailable("scripted")
+        self._for_the_fit = for_the_fit
 
     def submit(self, query: ScoreQuery) -> Future[ScoreReply]:
         """See `Teacher`."""
-        number, future = len(self.queries), super().submit(query)
+        number, future = len(self.queries) - self._for_the_fit, super().submit(query)
         if not self._fails(number):
             return future
         failed: Future[ScoreReply] = Future()
@@ -115,7 +117,7 @@ def test_a_failure_in_validation_stops_with_a_checkpoint(store: Store, tmp_path:
     train(settings_of(store, tmp_path / "whole"), store, FakeTeacher())
     calm = session_of(settings_of(store, tmp_path / "calm"), store, FakeTeacher())
     cut = session_of(settings_of(store, tmp_path / "cut"), store, FakeTeacher())
-    cut.validator._feed._teacher = FailingTeacher(lambda number: number == 1)
+    cut.validator._feed._teacher = FailingTeacher(lambda number: number == 1, for_the_fit=0)
     with pytest.raises(Unavailable, match="checkpoint at step 4"):
         cut.train()
     assert calm.progress.history == cut.progress.history == []
@@ -125,8 +127,13 @@ def test_a_failure_in_validation_stops_with_a_checkpoint(store: Store, tmp_path:
 
 def test_without_any_answer_a_skipping_run_learns_what_a_vanilla_one_learns(store: Store, tmp_path: Path) -> None:
     train(settings_of(store, tmp_path / "vanilla", teacher="none"), store, FakeTeacher())
-    session = train(settings_of(store, tmp_path / "skipping", **SKIP), store, FailingTeacher(lambda number: True))
+    teacher = FailingTeacher(lambda number: number >= 0)
+    session = session_of(settings_of(store, tmp_path / "skipping", **SKIP), store, teacher)
+    assert session.trainer.head is not None
+    head = {name: value.clone() for name, value in session.trainer.head.state_dict().items()}
+    session.train()
     assert_same_weights(tmp_path / "vanilla", tmp_path / "skipping")
+    assert all(torch.equal(value, session.trainer.head.state_dict()[name]) for name, value in head.items())
     positions = 2 * int((store.trips("train").lengths - 1).sum())
     assert session.summary()["missed_positions"] == positions
     assert session.summary()["missed_micro_batches"] == 16
@@ -140,6 +147,18 @@ def test_a_skipping_run_whose_teacher_never_fails_is_as_any_other(store: Store, 
     train(settings_of(store, tmp_path / "skipping", on_failure="skip"), store, FakeTeacher())
     assert_same_weights(tmp_path / "waiting", tmp_path / "skipping")
     assert all(record.get("train/teacher_missed", 0.0) == 0 for record in records(tmp_path / "skipping"))
+
+
+@pytest.mark.parametrize("client", [{}, SKIP, {"on_failure": "abort"}], ids=["wait", "skip", "abort"])
+def test_a_run_whose_teacher_fails_during_the_fit_does_not_begin(
+    store: Store, tmp_path: Path, client: dict[str, Any]
+) -> None:
+    """Without the target there is nothing to skip; the same command, given again, begins it."""
+    settings = settings_of(store, tmp_path / "run", **client)
+    with pytest.raises(Unavailable, match="scripted"):
+        session_of(settings, store, FailingTeacher(lambda number: True))
+    assert not (tmp_path / "run").exists()
+    assert session_of(settings, store, FakeTeacher()).feed.target is not None
 
 
 def test_the_other_positions_pull_as_hard_as_they_would_have(store: Store, tmp_path: Path) -> None:
@@ -161,7 +180,7 @@ def test_a_teacher_that_comes_back_is_used_again(store: Store, tmp_path: Path) -
     """In training, and in validation, which asks for what it has missed."""
     settings = settings_of(store, tmp_path / "run", **SKIP)
     session = session_of(settings, store, FailingTeacher(lambda number: 2 <= number < 5))
-    session.validator._feed._teacher = FailingTeacher(lambda number: number == 1)
+    session.validator._feed._teacher = FailingTeacher(lambda number: number == 1, for_the_fit=0)
     session.train()
     assert session.progress.missed_micro_batches == 3
     missed = [record["train/teacher_missed"] for record in records(tmp_path / "run") if "train/loss" in record]
@@ -188,6 +207,21 @@ def test_too_many_skipped_stop_the_run_before_the_step(store: Store, tmp_path: P
     assert session.summary()["missed_positions"] > 0
 
 
+def test_what_is_skipped_leaves_every_term_out(store: Store, tmp_path: Path) -> None:
+    """Head, target and sampled trips: a step without an answer has the losses of labels only, and its divisors."""
+    more = variants(tmp_path, store)["sampled"]
+    settings = settings_of(store, tmp_path / "run", **SKIP).model_dump() | {"client": SKIP}
+    settings |= {name: settings[name] | values for name, values in more.items()}
+    session = session_of(TrainConfig.model_validate(settings), store, FailingTeacher(lambda number: number in (2, 3)))
+    session.train()
+    with_it, without = records(tmp_path / "run")[0], records(tmp_path / "run")[1]
+    terms = {"train/loss_kl", "train/loss_head_kl", "train/target_nll", "train/target_accuracy"}
+    assert terms <= with_it.keys() and not terms & without.keys()
+    assert (with_it["train/teacher_missed"], without["train/teacher_missed"]) == (0.0, 1.0)
+    assert {"train/loss_next_road", "train/loss_time", "train/loss_hindsight"} <= without.keys()
+    assert session.progress.missed_micro_batches == 2 and session.progress.bad_steps == 0
+
+
 def test_skip_does_not_hide_a_request_that_is_wrong(store: Store, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="wrong"):
         train(
@@ -200,9 +234,9 @@ def test_skip_does_not_hide_a_request_that_is_wrong(store: Store, tmp_path: Path
 def test_ranks_agree_on_what_is_skipped(store: Store, tmp_path: Path) -> None:
     """One rank's answers are missing: all make the same updates, count the same, and know the same."""
     ranks = thread_ranks(2)
-    teachers = [FakeTeacher(), FailingTeacher(lambda number: number in (1, 2, 6))]
+    teachers = [FakeTeacher(), FailingTeacher(lambda number: number in (1, 2, 6), for_the_fit=0)]
     settings = settings_of(store, tmp_path / "run", **SKIP)
-    made = [session_of(settings, store, teachers[r.rank], r) for r in ranks]
+    made = build_together(lambda r: session_of(settings, store, teachers[r.rank], r), ranks)
     assert run_together([session.train for session in made], ranks) == [None, None]
     first, second = made
     assert first.progress == second.progress
@@ -214,9 +248,9 @@ def test_ranks_agree_on_what_is_skipped(store: Store, tmp_path: Path) -> None:
 
 def test_ranks_stop_together_when_too_much_is_skipped(store: Store, tmp_path: Path) -> None:
     ranks = thread_ranks(2)
-    teachers = [FakeTeacher(), FailingTeacher(lambda number: number == 4)]
+    teachers = [FakeTeacher(), FailingTeacher(lambda number: number == 4, for_the_fit=0)]
     settings = settings_of(store, tmp_path / "run", on_failure="skip", max_skipped_share=0.01)
-    made = [session_of(settings, store, teachers[r.rank], r) for r in ranks]
+    made = build_together(lambda r: session_of(settings, store, teachers[r.rank], r), ranks)
     results = run_together([session.train for session in made], ranks)
     assert all(isinstance(result, Unavailable) and "max_skipped_share" in str(result) for result in results)
     assert made[0].progress.step == made[1].progress.step == 2
@@ -225,9 +259,9 @@ def test_ranks_stop_together_when_too_much_is_skipped(store: Store, tmp_path: Pa
 
 def test_a_rank_whose_teacher_fails_ends_all_and_leaves_a_checkpoint(store: Store, tmp_path: Path) -> None:
     ranks = thread_ranks(2)
-    teachers = [FakeTeacher(), FailingTeacher(lambda number: number == 4)]
+    teachers = [FakeTeacher(), FailingTeacher(lambda number: number == 4, for_the_fit=0)]
     settings = settings_of(store, tmp_path / "run", on_failure="abort")
-    made = [session_of(settings, store, teachers[r.rank], r) for r in ranks]
+    made = build_together(lambda r: session_of(settings, store, teachers[r.rank], r), ranks)
     first, second = run_together([session.train for session in made], ranks)
     assert isinstance(first, RankLost) and isinstance(second, TeacherError)
     assert made[0].progress.step == 2

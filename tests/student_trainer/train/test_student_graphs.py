@@ -15,6 +15,7 @@ import torch
 from support.fake_cuda import CUDA
 from support.fakes import FakeTeacher
 from support.random_city import write_random_store
+from support.recipes import HISTORY, variants
 from support.recorders import Repeating, record_steps
 
 from shared.errors import ConfigError, TrainingError, Unavailable
@@ -25,12 +26,13 @@ from student_trainer.distill import loss as terms
 from student_trainer.distill.kl import TeacherTarget
 from student_trainer.distill.loss import Comparison, Term
 from student_trainer.model import device as devices
+from student_trainer.model.history_head import HistoryHead
 from student_trainer.model.hoser import HOSER
 from student_trainer.train import feed, graphs, trainer
 from student_trainer.train import session as sessions
 from student_trainer.train.config import RuntimeConfig, TrainConfig
 from student_trainer.train.objective import Divisors
-from student_trainer.train.optim import learning_rate
+from student_trainer.train.optim import distill_share, learning_rate
 from student_trainer.train.ranks import Ranks
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.schedule import Step, prepare_step
@@ -69,7 +71,7 @@ def make(session: Session, count: int) -> dict[str, float]:
 def state_of(session: Session) -> dict[str, torch.Tensor]:
     moments = session.trainer.optimizer.state_dict()["state"]
     found = {f"{number}/{name}": value for number, of in moments.items() for name, value in of.items()}
-    return {name: tensor.clone() for name, tensor in (session.model.state_dict() | found).items()}
+    return {name: tensor.clone() for name, tensor in (session.trainer.learned | found).items()}
 
 
 def wide(batch: Batch) -> Batch:
@@ -80,15 +82,18 @@ def wide(batch: Batch) -> Batch:
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sessions whose model, batches and losses are in float64, so that AdamW does not magnify rounding.
 
-    The learning rate is one that float32 holds, in which a device reads it.
+    The learning rate and the share of the weight are ones that float32 holds, in which a device reads them.
     """
-    narrow, unpack, of = torch.Tensor.float, Packed.unpack, TeacherTarget.of
+    narrow, unpack, of, apart = torch.Tensor.float, Packed.unpack, TeacherTarget.of, TeacherTarget.apart
     monkeypatch.setattr(torch.Tensor, "float", lambda t: t if t.dtype == torch.float64 else narrow(t))
     monkeypatch.setattr(sessions, "HOSER", lambda *arguments: HOSER(*arguments).double())
+    monkeypatch.setattr(sessions, "HistoryHead", lambda *arguments: HistoryHead(*arguments).double())
     monkeypatch.setattr(Packed, "unpack", lambda packed: wide(unpack(packed)))
     monkeypatch.setattr(trainer, "learning_rate", lambda *given: float(np.float32(learning_rate(*given))))
+    monkeypatch.setattr(trainer, "distill_share", lambda *given: float(np.float32(distill_share(*given))))
     monkeypatch.setattr(feed, "to_device", lambda batch, _: wide(batch))
     monkeypatch.setattr(TeacherTarget, "of", lambda log_probs, *others: of(log_probs.double(), *others))
+    monkeypatch.setattr(TeacherTarget, "apart", lambda scores, *others: apart(scores.double(), *others))
 
 
 @pytest.mark.parametrize(
@@ -98,18 +103,42 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
         {"teacher": "none"},
         {"optim": {"epochs": 2, "batch_size": 4, "accumulation": 2}},
         {"distill": {"collisions": "duplicate", "temperature": 2.0}},
+        {"distill": HISTORY},
+        {"distill": {**HISTORY, "collisions": "duplicate", "temperature": 2.0}},
+        {"distill": {"schedule": "linear", "schedule_share": 0.3, "tau_squared": True, "temperature": 1.5}},
+        {"optim": {"epochs": 2, "batch_size": 4, "accumulation": 2, "label_smoothing": 0.1}},
     ],
-    ids=["distilled", "vanilla", "two micro-batches", "duplicate"],
+    ids=[
+        "distilled",
+        "vanilla",
+        "two micro-batches",
+        "duplicate",
+        "history",
+        "history, duplicate",
+        "linear",
+        "smoothed",
+    ],
 )
 def test_repeated_steps_learn_what_single_operations_teach(
     store: Store, tmp_path: Path, in_float64: None, changed: dict[str, Any]
 ) -> None:
     """Weights, moments and metrics after an epoch, of padded batches and all roads against the roads that are read."""
+    check_repeated(store, tmp_path, 8, **changed)
+
+
+def test_repeated_steps_of_sampled_trips_teach_the_same(store: Store, tmp_path: Path, in_float64: None) -> None:
+    """Positions of both kinds have weights of their own, in a recording, too."""
+    found = check_repeated(store, tmp_path, 11, **variants(tmp_path, store)["sampled"])
+    assert found["train/loss_hindsight"] > 0
+
+
+def check_repeated(store: Store, tmp_path: Path, steps: int, **changed: Any) -> dict[str, float]:
+    """Two sessions of the same settings, of which one repeats; the metrics of the latter."""
     alone, repeated = start(store, tmp_path / "a", **changed), start(store, tmp_path / "b", **changed)
     recorder = Repeating()
     record_steps(repeated, recorder, is_demanded=True)
-    expected, found = make(alone, 8), make(repeated, 8)
-    assert 1 <= recorder.recorded < 8
+    expected, found = make(alone, steps), make(repeated, steps)
+    assert 1 <= recorder.recorded < steps
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-10), name
@@ -119,6 +148,7 @@ def test_repeated_steps_learn_what_single_operations_teach(
         torch.testing.assert_close(ours[name], tensor, rtol=1e-8, atol=1e-10, msg=partial("{}: {}".format, name))
     assert repeated.trainer.optimizer.param_groups[0]["capturable"] is False
     assert isinstance(repeated.trainer.optimizer.param_groups[0]["lr"], float)  # as checkpoints have it
+    return found
 
 
 def surprise(of: Comparison) -> torch.Tensor:
@@ -156,7 +186,9 @@ def test_recording_a_step_changes_nothing(store: Store, tmp_path: Path) -> None:
     reply = step.micro_batches[0].reply
     assert packed is not None and reply is not None
     numbers = {**Divisors(50, 50, 50)._asdict(), "learning_rate": 0.1, "hold": 0}
-    assert found.ready(graphs.Request([packed], [[reply.result().log_probs]], numbers)) is not None
+    answer = step.micro_batches[0].arrays(reply.result())
+    assert len(answer) == 2  # the log-probs, and the target's scores
+    assert found.ready(graphs.Request([packed], [answer], numbers)) is not None
     after = state_of(session)
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
@@ -273,13 +305,34 @@ def test_a_new_teachers_answer_and_rate_reach_a_recording(store: Store, tmp_path
     (step,) = steps_of(session, 1)
     packed, reply = step.micro_batches[0].packed, step.micro_batches[0].reply
     assert packed is not None and reply is not None
-    answer, kl = reply.result().log_probs.astype("f4"), []
-    for factor in (1.0, 2.0):
+    log_q, scores = (array.astype("f4") for array in step.micro_batches[0].arrays(reply.result()))
+    sums = []
+    for answer in ([log_q, scores], [log_q, scores * 2], [log_q * 2, scores]):
         numbers = {**Divisors(50, 50, 50)._asdict(), "learning_rate": 0.0, "hold": 0}
-        recorded = found.ready(graphs.Request([packed], [[answer * factor]], numbers))
+        recorded = found.ready(graphs.Request([packed], [answer], numbers))
         assert recorded is not None
-        kl.append(recorded.make().sums[0]["loss_kl"])
-    assert kl[0] != kl[1]
+        sums.append(recorded.make().sums[0])
+    kl, head = ([found[name] for found in sums] for name in ("loss_kl", "loss_head_kl"))
+    assert kl[0] != kl[1] and kl[0] == kl[2]
+    assert head[0] == head[1] and head[0] != head[2]
+
+
+def test_the_share_of_the_weight_reaches_a_recording(store: Store, tmp_path: Path) -> None:
+    """Of the KL of the student alone; the head's does not fade."""
+    session = start(store, tmp_path / "run")
+    found = record_steps(session, Repeating(), is_demanded=True)
+    (step,) = steps_of(session, 1)
+    packed, reply = step.micro_batches[0].packed, step.micro_batches[0].reply
+    assert packed is not None and reply is not None
+    answer, sums = step.micro_batches[0].arrays(reply.result()), []
+    for share in (0.0, 0.25, 1.0):
+        numbers = {**Divisors(50, 50, 50, share)._asdict(), "learning_rate": 0.0, "hold": 0}
+        recorded = found.ready(graphs.Request([packed], [answer], numbers))
+        assert recorded is not None
+        sums.append(recorded.make().sums[0])
+    for share, found_sums in zip((0.0, 0.25, 1.0), sums, strict=True):
+        expected = sums[0]["loss"] + share * found_sums["loss_kl"]
+        assert found_sums["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_of_many_shapes_the_first_are_recorded(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

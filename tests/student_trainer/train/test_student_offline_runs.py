@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY, TeacherStarter, write_tiny_teacher
 from support.random_city import write_random_store
+from support.recipes import HISTORY
 from support.runs import assert_same_runs
 from support.trials import SMALL, tune_settings
 
@@ -131,8 +132,17 @@ def test_the_wrong_trips_end_a_run_with_what_to_do_and_a_checkpoint(tmp_path: Pa
     answers = answers_of(store)
     more = write_random_store(tmp_path / "more", trips=400)
     with pytest.raises(CompatibilityError, match=r"lack a position.*sampled=DIR.*go on with --resume"):
-        run_train(settings(more, answers, tmp_path / "run"))
+        run_train(settings(more, answers, tmp_path / "run", distill=HISTORY))
     assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()
+
+
+def test_the_wrong_trips_are_found_by_the_fit_before_the_first_step(tmp_path: Path, store: Store) -> None:
+    """There is no step to go on from, and nothing to remove."""
+    answers = answers_of(store)
+    more = write_random_store(tmp_path / "more", trips=400)
+    with pytest.raises(CompatibilityError, match=r"lack a position.*sampled=DIR"):
+        run_train(settings(more, answers, tmp_path / "run"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("job", ["train", "tune"])

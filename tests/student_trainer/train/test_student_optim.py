@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +15,12 @@ from hypothesis import strategies as st
 
 from shared.errors import FileFormatError
 from shared.restoring import restore_optimizer, restore_scaler
+from student_trainer.distill.config import DistillConfig
 from student_trainer.train.config import OptimConfig, RuntimeConfig
 from student_trainer.train.optim import (
     Precision,
     build_optimizer,
+    distill_share,
     learning_rate,
     random_state,
     set_random_state,
@@ -36,6 +39,27 @@ def test_schedule_rises_then_falls_to_its_end(total: int, warmup: float, final: 
         assert rates[rising - 1] == pytest.approx(2.0)
     if rising < total:
         assert rates[-1] == pytest.approx(2.0 * final, abs=1e-9)
+
+
+@given(st.integers(1, 400), st.floats(0.01, 1), st.sampled_from(["cosine", "linear"]))
+def test_the_share_of_the_weight_falls_from_one_to_nothing(total: int, share: float, schedule: str) -> None:
+    """At the first step it is whole; from the given share of the run on it is gone."""
+    config = DistillConfig.model_validate({"schedule": schedule, "schedule_share": share})
+    shares = [distill_share(step, total, config) for step in range(total)]
+    assert shares[0] == 1.0
+    assert all(a >= b for a, b in itertools.pairwise(shares))
+    for step, found in enumerate(shares):
+        if step >= share * total:
+            assert found == 0.0
+        else:
+            done = step / (share * total)
+            expected = 1 - done if schedule == "linear" else math.cos(math.pi / 2 * done) ** 2
+            assert found == pytest.approx(expected, abs=1e-12) and found > 0
+
+
+def test_a_constant_weight_is_constant() -> None:
+    config = DistillConfig(schedule="constant", schedule_share=0.1)
+    assert {distill_share(step, 10, config) for step in range(10)} == {1.0}
 
 
 def test_precision_on_cpu() -> None:

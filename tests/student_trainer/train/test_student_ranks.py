@@ -23,8 +23,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.fakes import FakeTeacher
 from support.random_city import write_random_store
+from support.recipes import variants
 from support.runs import assert_same_runs, records
-from support.thread_ranks import run_together, thread_ranks
+from support.thread_ranks import build_together, run_together, thread_ranks
 from torch import nn
 
 from shared.errors import ConfigError, ReportableError, TrainingError
@@ -63,7 +64,9 @@ def settings_of(store: Store, out: Path, resume: bool = False, **changed: dict[s
 def sessions(settings: TrainConfig, store: Store, ranks: Sequence[Ranks]) -> list[Session]:
     """One session a rank, as `run` makes them."""
     resumed = find_checkpoint(settings, store)
-    return [Session(settings, store, on_cpu(settings, r), FakeTeacher(), copy.deepcopy(resumed)) for r in ranks]
+    return build_together(
+        lambda r: Session(settings, store, on_cpu(settings, r), FakeTeacher(), copy.deepcopy(resumed)), ranks
+    )
 
 
 def on_cpu(settings: TrainConfig, ranks: Ranks) -> Runtime:
@@ -133,16 +136,23 @@ def test_one_bad_rank_makes_all_skip() -> None:
     assert run_together(works, ranks) == [False, False]
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_ranks_learn_what_one_learns(store: Store, tmp_path: Path, world: int) -> None:
+@pytest.mark.parametrize(("world", "variant"), [(2, "default"), (2, "sampled"), (3, "sampled"), (3, "history")])
+def test_ranks_learn_what_one_learns(store: Store, tmp_path: Path, world: int, variant: str) -> None:
     """Losses of every step, validation and weights; with micro-batches, and ranks that have no trip in some."""
-    optim = {"batch_size": world}
-    (alone,) = train(settings_of(store, tmp_path / "one", optim=optim), store, 1)
-    several = train(settings_of(store, tmp_path / "several", optim=optim), store, world)
+    changed = {**variants(tmp_path, store)[variant], "optim": {"batch_size": world}}
+    (alone,) = train(settings_of(store, tmp_path / "one", **changed), store, 1)
+    several = train(settings_of(store, tmp_path / "several", **changed), store, world)
     assert min(len(index) for step in alone.schedule.from_step(0) for index in step.micro_batches) < world
     assert_alike(tmp_path / "one", tmp_path / "several")
     assert all(session.progress == several[0].progress for session in several)
-    one, last = (checkpoints.load(tmp_path / name / "checkpoints" / "last.pt").model for name in ("one", "several"))
+    contents = [checkpoints.load(tmp_path / name / "checkpoints" / "last.pt") for name in ("one", "several")]
+    heads = [content.distillation for content in contents]
+    assert heads[0].keys() == heads[1].keys() and bool(heads[0]) == (variant != "history")
+    for name, value in heads[0].items():
+        torch.testing.assert_close(heads[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
+        if name == "target":
+            assert torch.equal(heads[1][name], value)  # the first rank has fitted it alone
+    one, last = (content.model for content in contents)
     for name in one:  # the first session holds the best weights by now, the others the last
         assert all(torch.equal(session.model.state_dict()[name], last[name]) for session in several[1:]), name
     learned = [
@@ -154,10 +164,10 @@ def test_ranks_learn_what_one_learns(store: Store, tmp_path: Path, world: int) -
 def test_ranks_measure_what_one_measures(store: Store, tmp_path: Path) -> None:
     """The same weights: nothing differs but the order in which float64 sums are added; the same bits on all ranks."""
     (alone,) = sessions(settings_of(store, tmp_path / "run"), store, [Ranks()])
-    expected = alone.validator.measure(alone.model)
+    expected = alone.validator.measure(alone.model, alone.trainer.head)
     ranks = thread_ranks(5)  # 21 trips in batches of 7: two ranks have none
     made = sessions(settings_of(store, tmp_path / "run"), store, ranks)
-    measured = run_together([partial(s.validator.measure, s.model) for s in made], ranks)
+    measured = run_together([partial(s.validator.measure, s.model, s.trainer.head) for s in made], ranks)
     assert all(found == measured[0] for found in measured)
     assert measured[0] == pytest.approx(expected, rel=1e-12)
 
@@ -166,10 +176,13 @@ def test_every_rank_asks_about_its_own_share(store: Store, tmp_path: Path) -> No
     ranks = thread_ranks(2)
     teachers = [FakeTeacher(), FakeTeacher()]
     settings = settings_of(store, tmp_path / "run")
-    made = [Session(settings, store, on_cpu(settings, r), teachers[r.rank]) for r in ranks]
+    made = build_together(lambda r: Session(settings, store, on_cpu(settings, r), teachers[r.rank]), ranks)
+    train_steps, val_steps = (int((store.trips(split).lengths - 1).sum()) for split in ("train", "val"))
+    assert [sum(query.positions for query in teacher.queries) for teacher in teachers] == [train_steps, 0]  # the fit
+    for teacher in teachers:
+        teacher.queries.clear()
     assert run_together([session.train for session in made], ranks) == [None, None]
     asked = [sum(query.positions for query in teacher.queries) for teacher in teachers]
-    train_steps, val_steps = (int((store.trips(split).lengths - 1).sum()) for split in ("train", "val"))
     assert sum(asked) == 2 * train_steps + val_steps
     assert min(asked) > 0.4 * sum(asked)
 

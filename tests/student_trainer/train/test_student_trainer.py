@@ -12,6 +12,7 @@ import pytest
 import torch
 from support.fakes import FakeTeacher
 from support.random_city import write_random_store
+from support.recipes import variants
 
 from shared.errors import CompatibilityError, ConfigError, TrainingError
 from shared.store import Store
@@ -22,6 +23,7 @@ from student_trainer.distill.kl import forward_kl
 from student_trainer.distill.loss import Comparison, answer_of
 from student_trainer.distill.query import build_query
 from student_trainer.model import upstream
+from student_trainer.model.history_head import HistoryHead
 from student_trainer.model.hoser import HOSER
 from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.train.config import TrainConfig
@@ -66,7 +68,10 @@ def start(settings: TrainConfig, store: Store, teacher: FakeTeacher | None = Non
 
 
 def weights(session: Session) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in session.model.state_dict().items()}
+    """All that the session has learned or fitted: the head's, and the target's coefficients, too."""
+    target = session.feed.target
+    fitted = {} if target is None else {"target": torch.from_numpy(target.coefficients)}
+    return {name: tensor.clone() for name, tensor in (session.trainer.learned | fitted).items()}
 
 
 def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -82,7 +87,9 @@ def test_every_parameter_learns_in_every_step(store: Store, tmp_path: Path) -> N
     for _ in range(2):
         before = weights(session)
         session.trainer.train_step(prepare_step(session.feed, session.model.graph, next(steps)))
-        for name, parameter in session.model.named_parameters():
+        assert session.trainer.head is not None
+        head = [(f"head.{name}", parameter) for name, parameter in session.trainer.head.named_parameters()]
+        for name, parameter in [*session.model.named_parameters(), *head]:
             if parameter.requires_grad:
                 assert parameter.grad is not None, name
                 assert not torch.equal(before[name], parameter), name
@@ -111,7 +118,8 @@ def test_the_teacher_is_asked_about_every_position(store: Store, tmp_path: Path)
     train_steps = int((store.trips("train").lengths - 1).sum())
     val_steps = int((store.trips("val").lengths - 1).sum())
     epochs = session.settings.optim.epochs
-    assert sum(query.positions for query in teacher.queries) == epochs * train_steps + val_steps
+    fitted = train_steps  # all trips, for there are few
+    assert sum(query.positions for query in teacher.queries) == fitted + epochs * train_steps + val_steps
 
 
 def test_kl_gradient_reaches_every_position(store: Store, tmp_path: Path) -> None:
@@ -135,11 +143,15 @@ def test_learns(store: Store, tmp_path: Path) -> None:
     batch = build_batch(RoadNetwork.load(store), store.trips("val"), np.arange(20))
     guessing = float(batch.candidate_length.double().log().mean())
     assert last["nll"] < min(first["nll"], guessing) - 0.01
-    assert {"kl", "teacher_accuracy", "agreement", "seconds_error", "time_error"} <= last.keys()
+    assert {"kl", "head_kl", "teacher_accuracy", "agreement", "seconds_error", "time_error"} <= last.keys()
+    assert last["head_kl"] < first["head_kl"] - 0.01
+    assert last["target_nll"] == first["target_nll"] and 0 < last["target_accuracy"] <= 1
 
 
-def test_same_seed_same_bits(store: Store, tmp_path: Path) -> None:
-    runs = [train(settings_of(store, tmp_path / name), store) for name in ("a", "b")]
+@pytest.mark.parametrize("variant", ["default", "sampled", "history"])
+def test_same_seed_same_bits(store: Store, tmp_path: Path, variant: str) -> None:
+    changed = variants(tmp_path, store)[variant]
+    runs = [train(settings_of(store, tmp_path / name, **changed), store) for name in ("a", "b")]
     assert_same_bits(weights(runs[0]), weights(runs[1]))
     vanilla = train(settings_of(store, tmp_path / "c", teacher="none"), store)
     navigators = [run.model.navigator.q_proj.weight for run in (vanilla, runs[0])]
@@ -152,11 +164,15 @@ def test_a_slow_teacher_changes_nothing_but_time(store: Store, tmp_path: Path) -
     assert_same_bits(weights(quick), weights(slow))
 
 
-@pytest.mark.parametrize("stop_at", [1, 5, 8, 11])
-def test_resumed_equals_undisturbed_to_the_bit(store: Store, tmp_path: Path, stop_at: int) -> None:
+@pytest.mark.parametrize(
+    ("stop_at", "variant"),
+    [*((step, "default") for step in (1, 5, 8, 11)), (5, "sampled"), (13, "sampled"), (5, "history")],
+)
+def test_resumed_equals_undisturbed_to_the_bit(store: Store, tmp_path: Path, stop_at: int, variant: str) -> None:
     """Interrupted after any step: within an epoch, at its end, in the next one."""
-    whole = train(settings_of(store, tmp_path / "whole"), store)
-    cut = settings_of(store, tmp_path / "cut", log={"checkpoint_every": 1})
+    changed = variants(tmp_path, store)[variant]
+    whole = train(settings_of(store, tmp_path / "whole", **changed), store)
+    cut = settings_of(store, tmp_path / "cut", log={"checkpoint_every": 1}, **changed)
     session = start(cut, store)
     make_step = session.trainer.train_step
 
@@ -240,16 +256,19 @@ def test_a_step_learns_what_the_whole_network_would_teach(store: Store, tmp_path
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_accumulation_changes_only_memory(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", ["default", "sampled"])
+def test_accumulation_changes_only_memory(store: Store, tmp_path: Path, variant: str) -> None:
     """Two micro-batches of 4 give the gradient of one batch of 8, though their positions differ in number."""
-    gradients = []
+    gradients, changed = [], variants(tmp_path, store)[variant]
     for batch_size, accumulation in ((8, 1), (4, 2)):
         optim = {"batch_size": batch_size, "accumulation": accumulation}
-        session = start(settings_of(store, tmp_path / f"{batch_size}", optim=optim), store)
-        plan = PlannedStep(0, 0, ends_epoch=False, micro_batches=np.split(np.arange(8), accumulation))
+        session = start(settings_of(store, tmp_path / f"{batch_size}", optim=optim, **changed), store)
+        trips = np.arange(8) if variant == "default" else np.arange(55, 63)  # 5 labelled ones, then 3 sampled ones
+        plan = PlannedStep(0, 0, ends_epoch=False, micro_batches=np.split(trips, accumulation))
         assert session.trainer.compute_gradients(prepare_step(session.feed, session.model.graph, plan), Sums())
-        gradients.append({n: p.grad.clone() for n, p in session.model.named_parameters() if p.grad is not None})
-    for name, gradient in gradients[0].items():
+        gradients.append([p.grad.clone() for p in session.trainer._parameters if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1])
+    for name, gradient in enumerate(gradients[0]):
         torch.testing.assert_close(gradients[1][name], gradient, rtol=2e-4, atol=2e-6)
 
 
@@ -317,6 +336,12 @@ def test_best_is_chosen_by_accuracy_and_loads_upstream(store: Store, tmp_path: P
     upstream.load_into(model, exported)
     assert_same_bits(model.state_dict(), best.model)
     assert exported["trajectory_encoder.transformer.h.0.attn.bias"].shape == (1, 1, 1024, 1024)
+    assert best.model.keys() == session.model.state_dict().keys()  # without the head, which is kept beside them
+    vanilla = train(settings_of(store, tmp_path / "vanilla", teacher="none", optim={"epochs": 1}), store)
+    of_vanilla = checkpoints.load_tensors(vanilla.settings.out / "hoser.pth")
+    assert list(of_vanilla) == list(exported) and not any("head" in name.split(".")[0] for name in exported)
+    assert best.distillation.keys() == {"target", *(f"head.{name}" for name in HistoryHead(config).state_dict())}
+    assert checkpoints.load(vanilla.settings.out / "checkpoints" / "best.pt").distillation == {}
 
 
 def test_refuses_a_used_directory_and_changed_settings(store: Store, tmp_path: Path) -> None:

@@ -1,0 +1,195 @@
+"""The trips of a run, and the target that is fitted on its labelled ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from support.fakes import FakeTeacher, scores_of
+from support.random_city import write_random_sample, write_random_store
+from support.recipes import HISTORY
+
+from shared import ragged
+from shared.errors import ConfigError, FileFormatError, TrainingError
+from shared.store import Store
+from student_trainer.data.mixed import MixedTrips
+from student_trainer.data.network import RoadNetwork
+from student_trainer.distill.destination import FEATURES, choices_of
+from student_trainer.distill.query import build_query
+from student_trainer.runs import checkpoint as checkpoints
+from student_trainer.train import fit, trips
+from student_trainer.train.config import TrainConfig
+from student_trainer.train.resume import find_checkpoint, target_of
+from student_trainer.train.runtime import Runtime
+from student_trainer.train.session import Session
+
+SMALL: dict[str, Any] = {
+    "model": {"road_id_dim": 8, "road_attr_dim": 2},
+    "optim": {"epochs": 1, "batch_size": 16},
+    "log": {"tensorboard": False, "progress": False},
+    "runtime": {"device": "cpu"},
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return write_random_store(tmp_path_factory.mktemp("random") / "store")
+
+
+def settings_of(store: Store, out: Path, **changed: Any) -> TrainConfig:
+    return TrainConfig.model_validate({"data": store.path, "out": out, "teacher": "fake:1", **SMALL, **changed})
+
+
+def start(settings: TrainConfig, store: Store, teacher: FakeTeacher | None = None) -> Session:
+    runtime = Runtime.of(settings.runtime, torch.device("cpu"))
+    return Session(settings, store, runtime, teacher or FakeTeacher(), find_checkpoint(settings, store))
+
+
+def coefficients(session: Session) -> np.ndarray:
+    assert session.feed.target is not None and session.validator._feed.target is session.feed.target
+    return session.feed.target.coefficients
+
+
+def test_the_same_data_settings_and_answers_give_the_same_target(store: Store, tmp_path: Path) -> None:
+    """To the bit, whatever the run's own seed, its batches and its sampled trips are."""
+    sampled = write_random_sample(tmp_path / "sampled", store)
+    first = coefficients(start(settings_of(store, tmp_path / "a", seed=1), store))
+    others = ({"seed": 2}, {"optim": {"batch_size": 3}}, {"batch": {"sampled": sampled}})
+    for number, changed in enumerate(others):
+        teacher = FakeTeacher()
+        session = start(settings_of(store, tmp_path / f"b{number}", **changed), store, teacher)
+        assert np.array_equal(coefficients(session), first)
+        asked = sum(query.positions for query in teacher.queries)
+        assert asked == (store.trips("train").lengths - 1).sum()  # of labelled trips alone
+    few = coefficients(start(settings_of(store, tmp_path / "c", batch={"train_trips": 30}), store))
+    assert not np.array_equal(few, first)
+
+
+def test_it_is_the_likeliest_one(store: Store, tmp_path: Path) -> None:
+    """Against a general optimiser on the likelihood, written out; with the same small penalty."""
+    session = start(settings_of(store, tmp_path / "run"), store)
+    batch, network = session.feed.prepare(np.arange(60)).batch, RoadNetwork.load(store)
+    log_q = scores_of(build_query(batch, network, session.settings.distill)).astype(np.float64)
+    x = np.concatenate([log_q[:, None], session.feed.features(batch)], axis=1)
+    length, label = batch.candidate_length.numpy(), batch.label.numpy()
+    first, row = ragged.offsets(length)[:-1], ragged.rows(length)
+    several = length > 1
+    told = x[several[row]]
+    centred = told - (np.add.reduceat(x, first) / length[:, None])[row][several[row]]
+    scale = np.sqrt((centred**2).mean(0))
+
+    def loss(b: np.ndarray) -> float:
+        total = 0.0
+        for position in np.flatnonzero(several):
+            scores = x[first[position] : first[position] + length[position]] @ (b / scale)
+            total += np.log(np.exp(scores - scores.max()).sum()) + scores.max() - scores[label[position]]
+        return total + 1e-3 * float((b**2).sum())
+
+    assert x.shape[1] == len(FEATURES) and (scale > 0).all()
+    found = coefficients(session) * scale
+    best = minimize(loss, np.zeros(len(FEATURES)), method="BFGS", options={"gtol": 1e-6})
+    assert loss(found) <= best.fun + 1e-6
+    np.testing.assert_allclose(found, best.x, rtol=1e-3, atol=1e-3)
+
+
+def test_of_many_labelled_trips_a_sample_is_asked_about(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawn by the seed of the data, not by the run's."""
+    monkeypatch.setattr(fit, "TRIPS", 10)
+    monkeypatch.setattr(fit, "BATCH", 4)
+    found = []
+    for name, seed, sample_seed in (("a", 1, 0), ("b", 2, 0), ("c", 1, 1)):
+        teacher = FakeTeacher()
+        settings = settings_of(store, tmp_path / name, seed=seed, batch={"sample_seed": sample_seed})
+        found.append(coefficients(start(settings, store, teacher)))
+        drawn = np.random.default_rng(sample_seed).permutation(60)[:10]
+        assert [len(query.history_lengths) for query in teacher.queries] == [4, 4, 2]
+        asked = sum(query.positions for query in teacher.queries)
+        assert asked == (store.trips("train").lengths[drawn] - 1).sum()
+    assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
+
+
+def test_a_resumed_run_takes_its_target_from_the_checkpoint(store: Store, tmp_path: Path) -> None:
+    """And asks nothing; what it goes on with is not fitted anew, even to other answers."""
+    settings = settings_of(store, tmp_path / "run", optim={"epochs": 2, "batch_size": 16})
+    session = start(settings, store)
+    next(session.epochs())
+    path = tmp_path / "run" / "checkpoints" / "last.pt"
+    found = checkpoints.load(path)
+    assert np.array_equal(found.distillation["target"].numpy(), coefficients(session))
+    moved = found.distillation | {"target": found.distillation["target"] + 1}
+    checkpoints.save(path, checkpoints.Checkpoint(**{**vars(found), "distillation": moved}))
+    teacher = FakeTeacher()
+    resumed = start(settings.model_copy(update={"resume": True}), store, teacher)
+    assert np.array_equal(coefficients(resumed), coefficients(session) + 1) and not teacher.queries
+
+
+@pytest.mark.parametrize("value", [None, torch.zeros(3, dtype=torch.float64)], ids=["none", "too few"])
+def test_a_checkpoint_without_the_target_is_refused(store: Store, tmp_path: Path, value: torch.Tensor | None) -> None:
+    settings = settings_of(store, tmp_path / "run", optim={"epochs": 2, "batch_size": 16})
+    next(start(settings, store).epochs())
+    found = checkpoints.load(tmp_path / "run" / "checkpoints" / "last.pt")
+    rest = {name: tensor for name, tensor in found.distillation.items() if name != "target"}
+    spoiled = rest if value is None else rest | {"target": value}
+    with pytest.raises(FileFormatError, match="holds no 7 coefficients of a destination-aware target"):
+        target_of(checkpoints.Checkpoint(**{**vars(found), "distillation": spoiled}))
+
+
+def test_without_the_setting_nothing_is_fitted_or_kept(store: Store, tmp_path: Path) -> None:
+    teacher = FakeTeacher()
+    session = start(settings_of(store, tmp_path / "run", distill=HISTORY), store, teacher)
+    assert session.feed.target is None and session.trainer.head is None and not teacher.queries
+    session.train()
+    assert checkpoints.load(tmp_path / "run" / "checkpoints" / "last.pt").distillation == {}
+
+
+def test_candidates_that_are_cut_are_refused_before_anything_is_asked(store: Store, tmp_path: Path) -> None:
+    """A way is known of every successor only; as many candidates as there are cut nothing."""
+    teacher = FakeTeacher()
+    with pytest.raises(ConfigError, match=r"up to 5 here; batch\.candidate_top_k 3 cuts them: set it to 0"):
+        start(settings_of(store, tmp_path / "run", batch={"candidate_top_k": 3}), store, teacher)
+    assert not teacher.queries
+    start(settings_of(store, tmp_path / "run", batch={"candidate_top_k": 5}), store, teacher)
+
+
+def test_labelled_trips_without_a_choice_are_an_error(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "choices_of", lambda *given: choices_of(*given).take(np.zeros(0, np.int64)))
+    with pytest.raises(TrainingError, match="no position has a label among several candidates"):
+        start(settings_of(store, tmp_path / "run"), store)
+
+
+def test_the_trips_of_a_run_are_the_labelled_ones_and_the_first_sampled_ones(store: Store, tmp_path: Path) -> None:
+    sampled = write_random_sample(tmp_path / "sampled", store)
+    settings = settings_of(
+        store, tmp_path / "run", batch={"sampled": sampled, "sampled_trips": 12, "train_trips": 20, "val_trips": 5}
+    )
+    found = trips.open_trips(store, settings)
+    chosen = np.sort(np.random.default_rng(0).permutation(60)[:20])
+    assert np.array_equal(found.numbers, [*chosen, *range(60, 72)])
+    assert isinstance(found.training, MixedTrips) and found.first_sampled == 60
+    assert str(found) == "20 training trips and 12 sampled ones, 5 validation trips"
+    plans = list(trips.schedule_of(found, settings).from_step(0))
+    seen = np.concatenate([index for plan in plans for index in plan.micro_batches])
+    assert np.array_equal(np.sort(seen), found.numbers)
+    everything = trips.open_trips(store, settings_of(store, tmp_path / "run", batch={"sampled": sampled}))
+    assert len(everything.numbers) == 60 + 30
+
+
+def test_without_sampled_trips_all_are_labelled(store: Store, tmp_path: Path) -> None:
+    found = trips.open_trips(store, settings_of(store, tmp_path / "run"))
+    assert found.first_sampled is None and len(found.sampled) == 0 and len(found.numbers) == 60
+    assert str(found) == "60 training trips, 20 validation trips"
+
+
+def test_more_sampled_trips_than_there_are_are_refused(store: Store, tmp_path: Path) -> None:
+    sampled = write_random_sample(tmp_path / "sampled", store)
+    settings = settings_of(store, tmp_path / "run", batch={"sampled": sampled, "sampled_trips": 31})
+    with pytest.raises(ConfigError, match=r"batch\.sampled_trips is 31, but .*sampled has 30 sampled trips"):
+        trips.open_trips(store, settings)
