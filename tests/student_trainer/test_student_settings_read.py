@@ -59,7 +59,7 @@ __all__ = ["city"]
 def test_every_job_is_covered_here() -> None:
     covered = {"demo-city", "prepare", "train", "sample", "headroom", "predict", "export"}
     covered |= {"generate", "evaluate", "compare", "report", "bundle", "pipeline"}
-    covered |= {"tune"}  # in test_tune_trial
+    covered |= {"tune", "convert"}  # in test_tune_trial and test_convert
     assert {job.name for job in JOBS} == covered
 
 

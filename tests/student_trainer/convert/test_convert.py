@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.lattice_city import NODES, WAYS, feature, metres, walk, write_network, write_trips
+from support.setting_reads import recorded_reads, settings_of
 
 from shared.errors import ConfigError, DataError
 from shared.store import Store, Trips
@@ -64,6 +65,13 @@ def test_a_converted_city_is_prepared_as_it_is(city: ConvertConfig, capsys: pyte
     assert manifest["findings"] == []
     assert not any(sum(manifest["dropped"][part].values()) for part in ("train", "val", "test"))
     assert len(Store(city.out.parent / "store").trips("train")) == 24
+
+
+def test_convert_reads_all(city: ConvertConfig) -> None:
+    """But the classes of OpenStreetMap's roads, which `test_openstreetmap_files_are_read` sees at work."""
+    with recorded_reads() as reads:
+        run(city)
+    assert settings_of(ConvertConfig) - reads <= {("NetworkConfig", "classes")}
 
 
 def test_the_same_input_gives_the_same_bytes_and_replaces_only_itself(city: ConvertConfig, tmp_path: Path) -> None:
