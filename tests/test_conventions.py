@@ -431,6 +431,23 @@ def test_generated_code_is_not_in_the_repository() -> None:
     assert subprocess.run(ignored, check=False, cwd=REPOSITORY).returncode == 0
 
 
+def test_the_repository_stays_lean() -> None:
+    """Reference outputs are the only files of size: a clone takes seconds."""
+    if not (REPOSITORY / ".git").exists():
+        pytest.skip("needs a git checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], capture_output=True, text=True, check=True, cwd=REPOSITORY
+    ).stdout
+    sizes = {
+        name: (REPOSITORY / name).stat().st_size for name in listed.split("\0")[:-1] if (REPOSITORY / name).exists()
+    }
+    reference = {name: size for name, size in sizes.items() if name.startswith("tests/reference/")}
+    assert reference
+    assert max(reference.values()) <= 2**20
+    assert sum(reference.values()) <= 4 * 2**20
+    assert not {name: size for name, size in sizes.items() if size > 300_000 and name not in reference}
+
+
 def blocks_of(page: Path, kind: str = "[^\n]*") -> list[str]:
     """The ``` blocks of a page, or those of a language."""
     return re.findall(rf"^```{kind}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
