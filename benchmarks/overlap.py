@@ -20,7 +20,6 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks import cities
@@ -190,8 +189,7 @@ def run(options: Options) -> Result:
     }
     _check_losses(rounds)
     measured = {
-        "store": store.fingerprint,
-        "city": Path(store.manifest["settings"]["raw"]).name,
+        **cities.facts(store),
         "threads": TORCH_THREADS,
         "train": settings.model_dump(mode="json", include={"model", "batch", "distill", "optim", "client"}),
         **dataclasses.asdict(size),

@@ -435,12 +435,10 @@ def test_the_repository_stays_lean() -> None:
     """Reference outputs are the only files of size: a clone takes seconds."""
     if not (REPOSITORY / ".git").exists():
         pytest.skip("needs a git checkout")
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], capture_output=True, text=True, check=True, cwd=REPOSITORY
-    ).stdout
-    sizes = {
-        name: (REPOSITORY / name).stat().st_size for name in listed.split("\0")[:-1] if (REPOSITORY / name).exists()
-    }
+    command = ["git", "ls-files", "-z"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY).stdout.split("\0")
+    paths = {name: REPOSITORY / name for name in listed if name}
+    sizes = {name: path.stat().st_size for name, path in paths.items() if path.exists()}
     reference = {name: size for name, size in sizes.items() if name.startswith("tests/reference/")}
     assert reference
     assert max(reference.values()) <= 2**20
