@@ -20,8 +20,8 @@ DATA = REPOSITORY.parent / "shared" / "data"
 
 DEMO, TINY = "bench_city", "tiny_city"
 """Directories of the synthetic cities."""
-DEMO_GRID = GridConfig(cell_size=0.0002, vocabulary="full")
-"""More than 20,000 cells on the demo city."""
+DEMO_GRID = GridConfig(cell_size=0.0005, vocabulary="full")
+"""More than 20,000 cells on the synthetic city of the benchmarks."""
 QUICK_TRIPS = TripCounts(train=320, val=128, test=1)
 DEMO_TRIPS = TripCounts(train=20_000, val=2000, test=2000)
 """As many as every section asks for; a minute or two to make, once."""

@@ -90,10 +90,8 @@ class Result:
         on = f"{self.date[:10]}, {m['cpu']}, {m['cores']} cores, torch {m['torch']}, load {m['load']:.1f} at the end"
         notes = "\n".join(f"- {note}" for note in self.notes)
         data = f"Data: {self.settings['data']}"
-        return (
-            "\n\n".join([f"# {self.title}", f"{on}  \n{data}", *(table.markdown() for table in self.tables), notes])
-            + "\n"
-        )
+        parts = [f"# {self.title}", f"{on}  \n{data}", *(table.markdown() for table in self.tables), notes]
+        return "\n\n".join(parts) + "\n"
 
     def write(self, path: Path) -> None:
         """Writes `path`.json and `path`.md."""
