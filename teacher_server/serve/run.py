@@ -101,6 +101,7 @@ async def _serve(settings: ServeConfig) -> int:
             service.open(scorer.served, batcher)
             memory.settle()
             lifecycle.enter(State.SERVING)
+            log.info("listening on %s", ports[0])
             _announce(*ports, scorer.served)
             await stop.wait()
             lifecycle.enter(State.DRAINING)
@@ -125,7 +126,7 @@ async def _listening(
         await server.start()
         if exposed is not None:
             exposed.start()
-        log.info("listening on %s, loading %s", address, settings.teacher)
+        log.info("loading %s; calls to %s are refused until it is ready", settings.teacher, address)
         yield address, None if exposed is None else exposed.address
     finally:
         lifecycle.enter(State.STOPPED)
