@@ -42,7 +42,11 @@ ALLOWED = {
     "shared.config": {"shared", "shared.errors", "shared.files"},
     "shared.extras": {"shared", "shared.errors"},
     "shared.processes": set(),
-    "shared.cli": {"shared", "shared.config", "shared.errors", "shared.extras", "shared.log"},
+    "shared.completion": set(),
+    "shared.cli": {
+        *("shared", "shared.completion", "shared.config", "shared.errors", "shared.extras", "shared.log"),
+        "shared.provenance",
+    },
     "shared.grid": {"shared.arrays", "shared.config", "shared.errors"},
     "shared.vocab": {"shared.arrays", "shared.errors", "shared.files", "shared.grid"},
     "shared.demo": {
