@@ -42,6 +42,7 @@ ALLOWED = {
     "shared.config": {"shared", "shared.errors", "shared.files"},
     "shared.extras": {"shared", "shared.errors"},
     "shared.processes": set(),
+    "shared.progress": set(),
     "shared.completion": set(),
     "shared.cli": {
         *("shared", "shared.completion", "shared.config", "shared.errors", "shared.extras", "shared.log"),

@@ -4,6 +4,7 @@ OUT/metrics.json      every metric with its interval, histograms, the reliabilit
 OUT/pairs.parquet     what was measured of each pair
 OUT/next_road.parquet what was measured of each trip of the split, with weights
 OUT/config.yaml       settings
+OUT/predictions/      next-road predictions of the weights, unless `predictions` names another place
 
 Of trips that `sample` wrote: metrics.json, without pairs, and the settings.
 """
@@ -28,7 +29,17 @@ from shared.errors import DataError
 from shared.store import SplitName, Store, Trips
 from student_trainer.data.network import RoadNetwork
 from student_trainer.data.sampled import is_sampled
-from student_trainer.evaluate import floors, generated, metrics, next_road, publish, sampled, training, trip_metrics
+from student_trainer.evaluate import (
+    floors,
+    generated,
+    metrics,
+    next_road,
+    predictions,
+    publish,
+    sampled,
+    training,
+    trip_metrics,
+)
 from student_trainer.evaluate.bootstrap import Bootstrap
 from student_trainer.evaluate.config import EvaluateConfig
 from student_trainer.evaluate.evaluation import FORMAT
@@ -75,13 +86,11 @@ def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     real = whole.take(found.source_trip)
     log.info("%d pairs of %s, %d arrived", len(found.pair), found.split, int(found.arrived.sum()))
     measured, histograms, pairs = _measure_trips(network, whole, real, found, settings)
-    curve = None
-    rules: dict[str, Floor] = {}
-    next_roads: pl.DataFrame | None = None
+    curve, rules, next_roads = None, dict[str, Floor](), None
     if settings.weights is not None:
-        positions = _predict(settings, store, network, whole)
-        bootstrap = Bootstrap(settings.bootstrap, len(whole))
-        more, curve = metrics.next_road_metrics(positions, len(whole), settings.bins, bootstrap)
+        positions = predictions.of_weights(settings, store, network, found.split, whole)
+        boot = Bootstrap(settings.bootstrap, len(whole))
+        more, curve = metrics.next_road_metrics(positions, len(whole), settings.bins, boot)
         measured += more
         next_roads = _next_road_table(positions, len(whole))
         rules = floors.measure(network, store.trips("train", settings.cache), whole, positions)
@@ -200,24 +209,6 @@ def _pairs_table(found: Generated, pairs: Pairs) -> pl.DataFrame:
             name: getattr(pairs.generated_measures, name),
         }
     return pl.DataFrame(columns | trip_metrics.measure(pairs)).sort("pair")
-
-
-def _predict(settings: EvaluateConfig, store: Store, network: RoadNetwork, trips: Trips) -> Positions:
-    from student_trainer.model.device import pick_device
-    from student_trainer.model.weights import load_model  # torch takes seconds to import, and trips alone need none
-    from student_trainer.predict.config import CutConfig
-    from student_trainer.predict.positions import predict
-
-    assert settings.weights is not None
-    device = pick_device(settings.device)
-    model, scale = load_model(settings.weights, store)
-    cut = CutConfig(
-        candidate_top_k=settings.candidate_top_k, max_steps=settings.max_steps, batch_size=settings.batch_size
-    )
-    longer = np.flatnonzero(trips.lengths >= 2)
-    arrays = predict(model.to(device), network, trips.take(longer), scale, cut, device)
-    arrays["trip"] = longer[arrays["trip"]]
-    return next_road.positions_of(arrays, trips)
 
 
 def _next_road_table(positions: Positions, n: int) -> pl.DataFrame:

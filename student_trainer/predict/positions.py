@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
-import tqdm
 
-from shared import ragged
+from shared import progress, ragged
 from shared.arrays import Int64
 from shared.store import Trips
 from student_trainer.data.batch import Batch, build_batch
@@ -31,7 +30,7 @@ def predict(
         candidate_offsets: int64 [P + 1]; road: int64 [K]; logit, seconds,
         log1p_seconds_standardised: float32 [K].
     """
-    batches = tqdm.tqdm(by_length(trips.lengths, cut.batch_size), unit="batch", disable=None)
+    batches = progress.track(list(by_length(trips.lengths, cut.batch_size)), "next roads", "batch")
     with float32_products(device, tf32=False):  # whatever trained before in this process
         embedding = model.embed_network()
         parts = [_part(model, embedding, network, trips, index, scale, cut, device) for index in batches]

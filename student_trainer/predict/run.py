@@ -10,7 +10,7 @@ from shared import claims, files
 from shared.errors import ConfigError
 from shared.store import Store
 from student_trainer.data.network import RoadNetwork
-from student_trainer.model.device import pick_device
+from student_trainer.model.device import pick_device, use_threads
 from student_trainer.model.weights import load_model
 from student_trainer.predict.config import PredictConfig
 from student_trainer.predict.positions import accuracy_of, predict
@@ -25,6 +25,7 @@ def run(settings: PredictConfig) -> int:
 
 
 def _run(settings: PredictConfig) -> int:
+    use_threads(settings.threads)
     device = pick_device(settings.device)
     store = Store(settings.data)
     model, scale = load_model(settings.weights, store)

@@ -21,7 +21,7 @@ import torch
 from shared import claims
 from shared.errors import ConfigError
 from shared.store import Store
-from student_trainer.model.device import pick_device
+from student_trainer.model.device import pick_device, use_threads
 from student_trainer.runs.checkpoint import Checkpoint
 from student_trainer.runs.sinks import check_wandb
 from student_trainer.train.config import TrainConfig
@@ -73,8 +73,7 @@ def open_inputs(settings: TrainConfig, ranks: Ranks, claimed: contextlib.ExitSta
         CompatibilityError: OUT's run was trained on another store.
         FileFormatError: the store, or every checkpoint in OUT, is damaged.
     """
-    if settings.runtime.threads:
-        torch.set_num_threads(settings.runtime.threads)
+    use_threads(settings.runtime.threads)
     if settings.optim.batch_size < ranks.world:
         raise ConfigError(
             f"optim.batch_size {settings.optim.batch_size} is for all ranks together, and there are {ranks.world}"
