@@ -18,9 +18,13 @@ from student_trainer.prepare.config import GridConfig, PrepareConfig
 DATA = REPOSITORY.parent / "shared" / "data"
 """Where cities in HOSER format may lie beside the repository."""
 
-DEMO_GRID = GridConfig(cell_size=0.0002, vocabulary="full")
-"""More than 20,000 cells on the demo city."""
+DEMO, TINY = "bench_city", "tiny_city"
+"""Directories of the synthetic cities."""
+DEMO_GRID = GridConfig(cell_size=0.0005, vocabulary="full")
+"""More than 20,000 cells on the synthetic city of the benchmarks."""
 QUICK_TRIPS = TripCounts(train=320, val=128, test=1)
+DEMO_TRIPS = TripCounts(train=20_000, val=2000, test=2000)
+"""As many as every section asks for; a minute or two to make, once."""
 
 
 def open_store(options: Options, name: str, grid: GridConfig) -> Store:
@@ -34,6 +38,19 @@ def open_store(options: Options, name: str, grid: GridConfig) -> Store:
     with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
         prepare.run(PrepareConfig(raw=raw, out=out, grid=DEMO_GRID if is_demo else grid))
     return Store(out)
+
+
+def name(store: Store) -> str:
+    """Of the city that a store was prepared from."""
+    return Path(store.manifest["settings"]["raw"]).name
+
+
+def facts(store: Store) -> dict[str, str]:
+    """Which data figures are of: `store`, its fingerprint; `city`, its name; `data`, its size in words."""
+    roads, splits = len(store.road_token), store.manifest["splits"]
+    made = {DEMO: "synthetic, larger than `make demo`'s, ", TINY: "synthetic, for a quick look, "}.get(name(store), "")
+    data = f"{name(store)} ({made}{roads:,} roads, {splits['train']['trips']:,} training trips)"
+    return {"store": store.fingerprint, "city": name(store), "data": data}
 
 
 def raw_city(options: Options, name: str) -> tuple[Path, bool]:
@@ -70,8 +87,13 @@ def sampled_city(raw: Path, out: Path, trips: dict[str, int], seed: int) -> Path
 def _demo_city(options: Options) -> Path:
     from student_trainer.demo_city import run as demo_city
 
-    raw = options.work / "raw" / ("tiny_city" if options.quick else "demo_city")
-    config = DemoCityConfig(out=raw, columns=9, rows=9, trips=QUICK_TRIPS) if options.quick else DemoCityConfig(out=raw)
+    raw = options.work / "raw" / (TINY if options.quick else DEMO)
+    if options.quick:
+        config = DemoCityConfig(out=raw, columns=9, rows=9, trips=QUICK_TRIPS)
+    else:
+        if not raw.exists():
+            print(f"benchmarks: making a synthetic city in {raw}, once: a minute or two", file=sys.stderr)
+        config = DemoCityConfig(out=raw, columns=40, rows=40, drivers=800, trips=DEMO_TRIPS)
     with contextlib.redirect_stdout(sys.stderr):
         demo_city.run(config)
     return raw

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,24 +47,21 @@ def run(options: Options) -> Result:
     """Measures; raises `BenchmarkError` if the ways do not build the same batch."""
     size = QUICK if options.quick else Size()
     stores = [cities.open_store(options, name, GRID) for name in CITIES]
-    by_name = {_name(store): store for store in stores}
+    by_name = {cities.name(store): store for store in stores}
     figures = {
         "build": _build(stores[0], size),
         "padding": {name: _padding(store, size.buckets) for name, store in by_name.items()},
     }
     settings = {
         "store": {name: store.fingerprint for name, store in by_name.items()},
-        "built": _name(stores[0]),
+        "data": "; ".join(cities.facts(store)["data"] for store in by_name.values()),
+        "built": cities.name(stores[0]),
         "batch_size": BATCH_SIZE,
         "batch": DataConfig().model_dump(mode="json"),
         **dataclasses.asdict(size),
     }
     tables = [_build_table(figures["build"]), *(_padding_table(*item) for item in figures["padding"].items())]
     return Result("collate", "Batches: time to build, and padding", settings, figures, tables, _notes(figures, size))
-
-
-def _name(store: Store) -> str:
-    return Path(store.manifest["settings"]["raw"]).name
 
 
 def _build(store: Store, size: Size) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class Result:
     Attributes:
         section: its name.
         title: one line.
-        settings: what was measured on, and how.
+        settings: what was measured on, and how; `cities.facts` says which data that was.
         figures: every number of the tables, and their spread.
         tables: for people.
         notes: what one must know to read the tables.
@@ -89,7 +89,9 @@ class Result:
         m = self.machine
         on = f"{self.date[:10]}, {m['cpu']}, {m['cores']} cores, torch {m['torch']}, load {m['load']:.1f} at the end"
         notes = "\n".join(f"- {note}" for note in self.notes)
-        return "\n\n".join([f"# {self.title}", on, *(table.markdown() for table in self.tables), notes]) + "\n"
+        data = f"Data: {self.settings['data']}"
+        parts = [f"# {self.title}", f"{on}  \n{data}", *(table.markdown() for table in self.tables), notes]
+        return "\n\n".join(parts) + "\n"
 
     def write(self, path: Path) -> None:
         """Writes `path`.json and `path`.md."""

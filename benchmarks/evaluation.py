@@ -15,7 +15,6 @@ import dataclasses
 import resource
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,8 +83,7 @@ def run(options: Options) -> Result:
         "grown_mib": grown,
     }
     measured = {
-        "store": store.fingerprint,
-        "city": Path(store.manifest["settings"]["raw"]).name,
+        **cities.facts(store),
         "cores": provenance.cores(),
         **dataclasses.asdict(size) | {"pairs": len(real)},
         "mean_roads": float(real.lengths.mean()),

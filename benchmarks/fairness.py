@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 from benchmarks import cities, daemon, load, meters
@@ -61,8 +60,7 @@ def run(options: Options) -> Result:
             rounds.append({case: _turn(server, store, *case, size, number) for case in rotated(cases, number)})
     figures = {kind: _figures(kind, rounds) for kind in KINDS}
     settings = {
-        "store": store.fingerprint,
-        "city": Path(store.manifest["settings"]["raw"]).name,
+        **cities.facts(store),
         "cores": {"server": theirs, "clients": ours},
         **dataclasses.asdict(size),
     }

@@ -82,8 +82,7 @@ def run(options: Options) -> Result:
     overrides = [f"grid.cell_size={cities.DEMO_GRID.cell_size}", "grid.vocabulary=full"] if is_demo else []
     figures = {city.name: _measure(city, work, overrides, size) for city in (raw, large)}
     settings = {
-        "store": Store(work / large.name).fingerprint,
-        "city": raw.name,
+        **cities.facts(Store(work / large.name)),
         "batch_size": BATCH_SIZE,
         **dataclasses.asdict(size),
     }

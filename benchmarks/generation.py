@@ -106,7 +106,7 @@ def run(options: Options) -> Result:
         rounds.append(turns)
     figures = _figures(rounds)
     settings = {
-        "store": store.fingerprint,
+        **cities.facts(store),
         "search": SearchConfig().model_dump(mode="json"),
         "threads": provenance.cores(),
         **dataclasses.asdict(size),

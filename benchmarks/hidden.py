@@ -80,8 +80,7 @@ def run(options: Options) -> Result:
         rounds.append(turns)
     figures = {f"epoch {epoch + 1}": _figures(epoch, rounds) for epoch in range(EPOCHS)}
     settings = {
-        "store": store.fingerprint,
-        "city": Path(store.manifest["settings"]["raw"]).name,
+        **cities.facts(store),
         "cores": {"server": theirs, "trainer": ours},
         **dataclasses.asdict(size),
     }

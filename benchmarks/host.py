@@ -86,7 +86,7 @@ def run(options: Options) -> Result:
             for name in rotated([*checkouts], number):
                 turns[name].append(_turn(checkouts[name], store, teacher, regime, size))
         figures[regime.name] = {name: _summary(found) for name, found in turns.items()}
-    settings = {"store": store.fingerprint, "cells": CELLS, **dataclasses.asdict(size)}
+    settings = {**cities.facts(store), "cells": CELLS, **dataclasses.asdict(size)}
     settings["baseline"] = _revision(options.baseline) if options.baseline else None
     tables = [_totals(figures), *(_parts(name, found) for name, found in figures.items())]
     title = "The processor's work for a position, without the model's"
@@ -167,7 +167,7 @@ def _parts(name: str, found: dict[str, Any]) -> Table:
 
 def _notes(settings: dict[str, Any]) -> list[str]:
     return [
-        f"Trips of {CITY} unless another store is given; a teacher whose scores cost nothing, over "
+        f"Trips of {settings['city']}; a teacher whose scores cost nothing, over "
         f"{settings['cells']:,} cells. Requests of 2,048 distinct windows, or of 64 trips.",
         "Time is that of one thread on the processor, page faults included; what else the machine does shows by its "
         "share of the caches.",

@@ -6,7 +6,6 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,8 +74,7 @@ def run(options: Options) -> Result:
                 samples.append(_sample(server, now + size.every))
     figures = {**judge(samples), "samples": [dataclasses.asdict(sample) for sample in samples]}
     settings = {
-        "store": store.fingerprint,
-        "city": Path(store.manifest["settings"]["raw"]).name,
+        **cities.facts(store),
         **dataclasses.asdict(size),
     }
     return Result("memory", "Memory at full load", settings, figures, [_table(samples)], _notes(settings, figures))

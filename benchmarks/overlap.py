@@ -20,7 +20,6 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks import cities
@@ -30,6 +29,7 @@ from shared.store import Store
 from student_trainer.data.batch import build_batch
 from student_trainer.data.loader import Prefetcher
 from student_trainer.data.network import RoadNetwork
+from student_trainer.distill.config import DistillConfig
 from student_trainer.distill.query import build_query
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.device import pick_device
@@ -190,8 +190,7 @@ def run(options: Options) -> Result:
     }
     _check_losses(rounds)
     measured = {
-        "store": store.fingerprint,
-        "city": Path(store.manifest["settings"]["raw"]).name,
+        **cities.facts(store),
         "threads": TORCH_THREADS,
         "train": settings.model_dump(mode="json", include={"model", "batch", "distill", "optim", "client"}),
         **dataclasses.asdict(size),
@@ -206,6 +205,7 @@ def _train_settings(options: Options, store: Store) -> TrainConfig:
         teacher="sleeping:1",
         out=options.work / "run",
         model=ModelConfig(road_id_dim=32, road_attr_dim=8),
+        distill=DistillConfig(target="history"),  # there is nothing to fit to a teacher that only sleeps
     )
 
 

@@ -58,7 +58,7 @@ def run(options: Options) -> Result:
             for trips in size.trips:
                 found = _measure(engines, positions, window, trips, size.rounds)
                 figures[f"{n_layer} x {n_embd}, window {window}, {trips} trips"] = found
-    settings = {"store": store.fingerprint, "city": CITY, **dataclasses.asdict(size)}
+    settings = {**cities.facts(store), **dataclasses.asdict(size)}
     return Result("prefixes", "Shared prefixes", settings, figures, [_table(figures, size)], _notes(size))
 
 
@@ -111,7 +111,7 @@ def _table(figures: dict[str, Any], size: Size) -> Table:
 
 def _notes(size: Size) -> list[str]:
     return [
-        f"One thread, nothing remembered, {size.rounds} batches of fresh validation trips of {CITY} by turns; ratios "
+        f"One thread, nothing remembered, {size.rounds} batches of fresh validation trips by turns; ratios "
         "are taken batch by batch, medians.",
         "Windows above the setting are computed context by context in both, so that a ratio there is noise.",
     ]

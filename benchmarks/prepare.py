@@ -73,7 +73,7 @@ def run(options: Options) -> Result:
         whole = _whole(PrepareConfig(raw=raw, out=work / "whole", grid=grid), size.rounds)
     figures = {"some_trips": compared, "whole_city": whole}
     store = Store(work / "whole")
-    settings = {"store": store.fingerprint, "city": raw.name, **dataclasses.asdict(size)}
+    settings = {**cities.facts(store), **dataclasses.asdict(size)}
     settings["splits"] = {split: store.manifest["splits"][split]["trips"] for split in SPLITS}
     notes = _notes(figures, settings)
     shutil.rmtree(work)

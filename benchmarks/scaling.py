@@ -86,8 +86,7 @@ def run(options: Options) -> Result:
         _check_losses(turns)
     figures = {arm.name: _figures(arm, rounds, size) for arm in ARMS}
     measured = {
-        "store": store.fingerprint,
-        "city": Path(store.manifest["settings"]["raw"]).name,
+        **cities.facts(store),
         "train": _settings(store.path, BASE.threads, size).model_dump(mode="json", include={"model", "batch", "optim"}),
         **dataclasses.asdict(size),
     }

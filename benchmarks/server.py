@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import queue
 import threading
 import time
@@ -101,7 +102,7 @@ def run(options: Options) -> Result:
         for case in size.cases
         for mib in (size.cache_mib, 0)
     }
-    settings = {"store": store.fingerprint, "cells": store.tokeniser.vocabulary.cells, **dataclasses.asdict(size)}
+    settings = {**cities.facts(store), "cells": store.tokeniser.vocabulary.cells, **dataclasses.asdict(size)}
     settings["cases"] = [case.name for case in size.cases]
     return Result("server", "Behind the server", settings, figures, [_table(figures)], _notes(size))
 
@@ -141,10 +142,15 @@ def _measure(store: Store, path: Path, case: Case, size: Size, mib: int) -> dict
 
 def _requests(store: Store, case: Case, size: Size) -> Iterator[ScoreQuery]:
     """Requests about trips that nobody has asked about."""
-    positions = case.positions * case.requests * (size.blocks + 2)
-    trips = store.trips("train")
-    count = min(len(trips), 100 + positions // 20)
-    return questions.requests(questions.of_trips(store, trips, 0, count), case.positions, case.mode, size.window)
+    needed = case.requests * (size.blocks + 1)
+    asked = questions.of_trips(store, store.trips("train"))
+    found = list(itertools.islice(questions.requests(asked, case.positions, case.mode, size.window), needed))
+    if len(found) < needed:
+        raise BenchmarkError(
+            f"{store.path} has training trips for {len(found):,} requests of {case.positions:,} positions, and "
+            f"{needed:,} fresh ones are asked; name a store with more trips, or leave --store out"
+        )
+    return iter(found)
 
 
 def ask(clients: Sequence[GrpcTeacher], block: Sequence[ScoreQuery]) -> list[Float16]:

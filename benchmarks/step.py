@@ -143,8 +143,7 @@ def run(options: Options) -> Result:
         _check_losses(rounds[-1])
     figures = _figures(rounds)
     settings = {
-        "store": store.fingerprint,
-        "city": Path(store.manifest["settings"]["raw"]).name,
+        **cities.facts(store),
         "threads": TORCH_THREADS,
         **dataclasses.asdict(size),
         "model": size.model.model_dump(mode="json"),

@@ -109,8 +109,7 @@ def run(options: Options) -> Result:
             found = _measure(scorer, network, store, asked, size)
             figures[f"{teacher.name}, {_window(asked.window)}"] = found
     settings = {
-        "store": store.fingerprint,
-        "city": CITY if not options.quick and options.store is None else "other",
+        **cities.facts(store),
         "cells": store.tokeniser.vocabulary.cells,
         "cache_mib": CACHE_MIB,
         **dataclasses.asdict(size),

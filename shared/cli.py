@@ -22,8 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import shared
-from shared import config, extras, log
+from shared import completion, config, extras, log, provenance
 from shared.errors import ConfigError, ReportableError
 from shared.flags import Once
 
@@ -84,8 +83,12 @@ def main(
         extra: of the installation, needed by every job that names none; None if none is.
     """
     jobs = [job if job.extra else dataclasses.replace(job, extra=extra) for job in jobs]
-    parser = argparse.ArgumentParser(program, description=description)
-    parser.add_argument("--version", action="version", version=f"{program} {shared.__version__}")
+    parser = _Parser(program, description=description)
+    parser.add_argument("--version", action=_Version, nargs=0, help="versions, commit and devices")
+    parser.add_argument(
+        "--print-completion", choices=completion.SHELLS, action=_Completion, help="a script that completes commands"
+    )
+    parser.jobs = jobs
     commands = parser.add_subparsers(dest="job", metavar="COMMAND", required=True, parser_class=_JobParser)
     for job in jobs:
         _add_job(commands, job)
@@ -164,6 +167,35 @@ def _terminated_as_interrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+class _Parser(argparse.ArgumentParser):
+    """The parser of a program, which knows its commands."""
+
+    jobs: Sequence[Job]
+
+
+class _Version(argparse.Action):
+    """Prints what is installed, where it is from and what it can run on."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(provenance.versions(parser.prog))
+        parser.exit()
+
+
+class _Completion(argparse.Action):
+    """Prints a script for a shell."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: object, shell: Any, option: object = None) -> None:
+        assert isinstance(parser, _Parser)
+        words = {}
+        for job in parser.jobs:
+            flags = [*(flag.name for flag in job.flags), "--config", "--log-level", "--help"]
+            with contextlib.suppress(ImportError):  # the settings of a command whose extra is missing
+                flags += [f"{key}=" for key, _, _ in config.describe(_import(job.schema))]
+            words[job.name] = flags
+        print(completion.script(parser.prog, str(shell), words), end="")
+        parser.exit()
 
 
 class _JobParser(argparse.ArgumentParser):

@@ -7,8 +7,11 @@ import contextlib
 import functools
 import importlib.metadata
 import importlib.resources
+import json
 import os
 import platform
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,44 @@ def arithmetic() -> str:
     widest = next((label for flag, label in VECTORS.items() if flag in flags), "")
     parts = [f"version {shared.__version__}", f"torch {importlib.metadata.version('torch')}", name, widest]
     return ", ".join(part for part in parts if part)
+
+
+def versions(program: str) -> str:
+    """What `--version` prints: of this software, its commit, torch and the devices, a line each.
+
+    Torch is not imported, which takes seconds: its build says whether it can use an accelerator, the driver which
+    accelerators there are.
+    """
+    try:
+        torch = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        torch = "not installed"
+    lines = [f"{program} {shared.__version__}", f"commit {commit() or 'unknown'}", f"torch {torch}"]
+    return "\n".join([*lines, f"devices {', '.join([f'cpu ({cores()} cores)', *accelerators()])}"])
+
+
+def commit() -> str:
+    """The commit of a checkout, or that pip has installed from; nothing if neither is known."""
+    root = Path(shared.__file__).resolve().parent.parent
+    if (root / ".git").exists() and (git := shutil.which("git")):
+        asked = [git, "-C", str(root), "describe", "--always", "--dirty=, changed since", "--exclude=*", "--abbrev=12"]
+        found = subprocess.run(asked, capture_output=True, text=True, check=False)
+        return found.stdout.strip()
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError):
+        origin = importlib.metadata.distribution(shared.DISTRIBUTION).read_text("direct_url.json")
+        return str(json.loads(origin or "{}").get("vcs_info", {}).get("commit_id", ""))[:12]
+    return ""
+
+
+def accelerators() -> list[str]:
+    """The accelerators that NVIDIA's driver for Linux shows, by name."""
+    found = []
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        with contextlib.suppress(OSError):
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                key, _, value = line.partition(":")
+                found += [value.strip()] if key == "Model" else []
+    return found
 
 
 def cores() -> int:

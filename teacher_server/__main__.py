@@ -72,6 +72,7 @@ JOBS = (
         (
             Flag("--teacher", "teacher", "teacher file", "TEACHER"),
             Flag("--address", "address", "HOST:PORT or unix:PATH of a running server", "ADDRESS"),
+            Flag("--wait", "wait", "wait so long for a server that is loading, or not there yet", "SECONDS"),
         ),
     ),
     Job(
@@ -83,6 +84,7 @@ JOBS = (
             Flag("--address", "address", "HOST:PORT or unix:PATH of the server", "ADDRESS"),
             Flag("--history", "history", "cell tokens so far, oldest first; empty: SOT alone", "1,2,3"),
             Flag("--candidates", "candidates", "cell tokens to compare", "4,5,6"),
+            Flag("--wait", "wait", "wait so long for a server that is loading, or not there yet", "SECONDS"),
         ),
     ),
 )

@@ -35,15 +35,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def reference_path(*parts: str) -> Path:
-    """A file of the reference data beside the repository; skips the test where it is absent.
-
-    GPU_PACK names a directory that holds them instead, on a machine to which only that has travelled.
-    """
-    pack = os.environ.get("GPU_PACK")
-    path = (Path(pack) if pack else REPOSITORY.parent / "shared").joinpath(*parts)
-    if not path.exists():
-        pytest.skip(f"needs the reference data {'/'.join(parts)}, which is not part of the repository")
-    return path
+    """A file of what the public implementations computed; `tests/reference/README.md` says how they were made."""
+    return REPOSITORY.joinpath("tests", "reference", *parts)
 
 
 @pytest.fixture(scope="session")

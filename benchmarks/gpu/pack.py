@@ -3,7 +3,7 @@
 PACK/generated/   the gRPC code that `make proto` makes
 PACK/wheels/      of the packages that such a machine lacks, at the locked versions
 PACK/store/       roads of a city and some of its trips
-PACK/hoser_store/, PACK/fixtures/   reference outputs for the tests
+PACK/hoser_store/ the city of the reference outputs, for the tests
 PACK/run.sh       installs and checks: `bash PACK/run.sh OUT [SECONDS [PARTS]]`
 
 Python 3.12 on x86-64 Linux, with torch, torch-geometric, numba, scipy, safetensors, psutil and pytest there already.
@@ -41,7 +41,7 @@ WHEELS = (
 PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_28_x86_64")
 PYTHON = "312"
 GENERATED = Path("shared") / "rpc" / "teacher"
-FIXTURES = REPOSITORY.parent / "shared" / "fixtures"
+REFERENCE_CITY = REPOSITORY / "tests" / "reference" / "hoser" / "city"
 CITY, CELL_SIZE = "sf_taxi", 0.0005
 TRIPS = {"train": 20_000, "val": 500, "test": 200}
 MOST_MIB = 60
@@ -90,11 +90,7 @@ def make(pack: Path) -> int:
     _copy(generated, pack / "generated")
     _download(pack / "wheels")
     _prepare(_some_trips(), pack / "store")
-    if FIXTURES.is_dir():
-        _copy(FIXTURES, pack / "fixtures")
-        _prepare(FIXTURES / "hoser" / "city", pack / "hoser_store")
-    else:
-        print(f"{FIXTURES} is missing: the tests against reference outputs will be skipped", file=sys.stderr)
+    _prepare(REFERENCE_CITY, pack / "hoser_store")
     files.write_text(pack / "run.sh", RUN)
     size = sum(path.stat().st_size for path in pack.rglob("*") if path.is_file())
     if size > MOST_MIB * MIB:

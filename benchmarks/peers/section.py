@@ -154,8 +154,7 @@ def measure(options: Options, size: Size) -> Result:
             rounds.append(played)
     figures = {arm.name: _figures([played[arm.name] for played in rounds], size) for arm in arms}
     settings = {
-        "store": store.fingerprint,
-        "city": Path(store.manifest["settings"]["raw"]).name,
+        **cities.facts(store),
         "cells": store.tokeniser.vocabulary.cells,
         "window": rows.WINDOW,
         "n_layer": N_LAYER,

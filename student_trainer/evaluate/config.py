@@ -65,6 +65,11 @@ class EvaluateConfig(Section):
     """Trips per forward pass of the next-road predictions."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N, for the next-road predictions."""
+    threads: int = pydantic.Field(0, ge=0)
+    """Of an operation on the CPU, for the next-road predictions; 0 leaves it to torch."""
+    predictions: Path | None = None
+    """Directory where next-road predictions are kept, to be found by the same weights, store and cuts; none:
+    OUT/predictions."""
     log: SinkConfig = SinkConfig()
     """Other places for the values."""
 

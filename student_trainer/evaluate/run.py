@@ -4,6 +4,7 @@ OUT/metrics.json      every metric with its interval, histograms, the reliabilit
 OUT/pairs.parquet     what was measured of each pair
 OUT/next_road.parquet what was measured of each trip of the split, with weights
 OUT/config.yaml       settings
+OUT/predictions/      next-road predictions of the weights, unless `predictions` names another place
 
 Of trips that `sample` wrote: metrics.json, without pairs, and the settings.
 """
@@ -29,7 +30,17 @@ from shared.sinks import check_wandb
 from shared.store import SplitName, Store, Trips
 from student_trainer.data.network import RoadNetwork
 from student_trainer.data.sampled import is_sampled
-from student_trainer.evaluate import floors, generated, metrics, next_road, publish, sampled, training, trip_metrics
+from student_trainer.evaluate import (
+    floors,
+    generated,
+    metrics,
+    next_road,
+    predictions,
+    publish,
+    sampled,
+    training,
+    trip_metrics,
+)
 from student_trainer.evaluate.bootstrap import Bootstrap
 from student_trainer.evaluate.config import EvaluateConfig
 from student_trainer.evaluate.evaluation import FORMAT
@@ -74,13 +85,11 @@ def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     reason, whole = why_durations_are_left_out(store, found.split), store.trips(found.split, settings.cache)
     log.info("%d pairs of %s, %d arrived", len(found.pair), found.split, int(found.arrived.sum()))
     measured, histograms, pairs = _measure_trips(network, whole, whole.take(found.source_trip), found, settings)
-    curve = None
-    rules: dict[str, Floor] = {}
-    next_roads: pl.DataFrame | None = None
+    curve, rules, next_roads = None, dict[str, Floor](), None
     if settings.weights is not None:
-        positions = _predict(settings, store, whole)
-        bootstrap = Bootstrap(settings.bootstrap, len(whole))
-        more, curve = metrics.next_road_metrics(positions, len(whole), settings.bins, bootstrap)
+        positions = predictions.of_weights(settings, store, found.split, whole)
+        boot = Bootstrap(settings.bootstrap, len(whole))
+        more, curve = metrics.next_road_metrics(positions, len(whole), settings.bins, boot)
         measured += more
         next_roads = _next_road_table(positions, len(whole))
         rules = floors.measure(network, store.trips("train", settings.cache), whole, positions)
@@ -199,23 +208,6 @@ def _pairs_table(found: Generated, pairs: Pairs) -> pl.DataFrame:
             name: getattr(pairs.generated_measures, name),
         }
     return pl.DataFrame(columns | trip_metrics.measure(pairs)).sort("pair")
-
-
-def _predict(settings: EvaluateConfig, store: Store, trips: Trips) -> Positions:
-    from student_trainer.predict.predictor import Predictor  # torch takes seconds to import, and trips alone need none
-
-    assert settings.weights is not None
-    predictor = Predictor.load(
-        settings.weights,
-        store,
-        device=settings.device,
-        candidate_top_k=settings.candidate_top_k,
-        max_steps=settings.max_steps,
-    )
-    longer = np.flatnonzero(trips.lengths >= 2)
-    arrays = predictor.positions(trips.take(longer), settings.batch_size)
-    arrays["trip"] = longer[arrays["trip"]]
-    return next_road.positions_of(arrays, trips)
 
 
 def _next_road_table(positions: Positions, n: int) -> pl.DataFrame:

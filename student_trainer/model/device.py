@@ -95,6 +95,12 @@ def pick_device(name: str, local: int = 0, world: int = 1, setting: str = "devic
     return device
 
 
+def use_threads(count: int) -> None:
+    """Sets the threads of an operation on the CPU; 0 leaves them to torch."""
+    if count:
+        torch.set_num_threads(count)
+
+
 def share_out(name: str, number: int, devices: int) -> str:
     """The setting of one of several processes that share a machine: of several accelerators each has its own.
 

@@ -59,6 +59,8 @@ class PipelineConfig(Section):
     """Intervals."""
     significance: float = pydantic.Field(0.05, gt=0, lt=1)
     """Largest p-value, after Holm's correction, of a difference that is called real."""
+    threads: int = pydantic.Field(0, ge=0)
+    """Threads of searches and predictions; 0 for one a core. No trip depends on it."""
     map_pairs: int = pydantic.Field(200, ge=1)
     """OD pairs on a report's map."""
 

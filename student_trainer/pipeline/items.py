@@ -26,8 +26,11 @@ from student_trainer.report import run as reporting
 from student_trainer.report.config import ReportConfig
 from student_trainer.runs.layout import RunFiles
 
-PLACES = {"data", "trips", "out", "weights", "evaluations", "comparison", "runs", "replace", "name"}
-"""Settings that say where, not what: the fingerprints of what is there stand for them."""
+PLACES = {
+    *("data", "trips", "out", "weights", "evaluations", "comparison", "runs", "replace", "name"),
+    *("threads", "predictions"),
+}
+"""Settings that say where and how fast, not what: the fingerprints of what is there stand for places."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +123,7 @@ def _generate(settings: PipelineConfig, model: Model, store: Store, split: Any, 
         seed=seed,
         search=settings.search,
         candidate_top_k=settings.candidate_top_k,
+        threads=settings.threads,
         replace=True,
     )
     made_of = [generation.code_version(), store.fingerprint, model.sha256]
@@ -136,6 +140,8 @@ def _evaluate(settings: PipelineConfig, model: Model, trips: Item, place: str) -
         name=model.name,
         bootstrap=settings.bootstrap,
         candidate_top_k=settings.candidate_top_k,
+        threads=settings.threads,
+        predictions=settings.out / "predictions",
     )
     made_of = [evaluation.code_version(), model.name, model.sha256 if settings.next_road else ""]
     return _item(name, "evaluate", job, "metrics.json", (trips,), made_of, lambda: evaluation.evaluate(job))

@@ -4,6 +4,7 @@ OUT/<split>-seed<seed>/trips/<model>         `generate`
 OUT/<split>-seed<seed>/evaluations/<model>   `evaluate`
 OUT/<split>-seed<seed>/comparison            `compare`
 OUT/<split>-seed<seed>/report                `report`
+OUT/predictions/                             next-road predictions of each model, for all seeds of pairs
 OUT/state/                                   what is done, by fingerprint
 """
 
@@ -71,6 +72,7 @@ def _run(settings: PipelineConfig, places: Sequence[Place]) -> int:
 
     def do(item: Item) -> None:
         started = time.perf_counter()
+        log.info("%d of %d: %s ...", len(items) + 1, count, item.name)
         outcome, reason = _do(item, settings, outcomes)
         items.append(item)
         outcomes[item.name], reasons[item.name] = outcome, reason

@@ -69,6 +69,8 @@ class PredictConfig(CutConfig):
     """As in training: where the split is held."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    threads: int = pydantic.Field(0, ge=0)
+    """Of an operation on the CPU; 0 leaves it to torch."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> PredictConfig:

@@ -30,7 +30,7 @@ def predict(
         candidate_offsets: int64 [P + 1]; road: int64 [K]; logit, seconds,
         log1p_seconds_standardised: float32 [K].
     """
-    batches = progress.bar(by_length(trips.lengths, cut.batch_size), unit="batch")
+    batches = progress.track(list(by_length(trips.lengths, cut.batch_size)), "next roads", "batch")
     with float32_products(device, tf32=False):  # whatever trained before in this process
         embedding = model.embed_network()
         parts = [_part(model, embedding, network, trips, index, scale, cut, device) for index in batches]

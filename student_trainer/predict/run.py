@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from shared import claims, files
+from student_trainer.model.device import use_threads
 from student_trainer.predict.config import PredictConfig
 from student_trainer.predict.positions import accuracy_of
 from student_trainer.predict.predictor import Predictor
@@ -56,6 +57,7 @@ def _trip(settings: PredictConfig) -> int:
 
 
 def _load(settings: PredictConfig) -> Predictor:
+    use_threads(settings.threads)
     return Predictor.load(
         settings.weights,
         settings.data,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,10 @@ RULES = {
     "second_order_markov": "the most frequent next road after the last two",
 }
 """Of the floors in a store's manifest, those that are rules."""
+
+
+SHOWN_BINS = 40
+"""Of a histogram, up to where nearly all real values lie."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -244,8 +249,31 @@ def _averaged(runs: Sequence[Evaluation]) -> dict[str, Any]:
     found = {}
     for name, first in runs[0].document["histograms"].items():
         sides = [run.document["histograms"][name]["generated"] for run in runs]
-        found[name] = {**first, "generated": [sum(values) / len(values) for values in zip(*sides, strict=True)]}
+        mean = {**first, "generated": [sum(values) / len(values) for values in zip(*sides, strict=True)]}
+        found[name] = coarser(mean)
     return found
+
+
+def coarser(histogram: dict[str, Any]) -> dict[str, Any]:
+    """A histogram as one can read it: bins are joined until `SHOWN_BINS` hold nearly all real values.
+
+    What is left of the bins at the end joins the last value, which has no upper edge.
+    """
+    edges, real = histogram["edges"], histogram["real"]
+    needed, reached = 0.995 * sum(real), 0.0
+    used = len(edges) - 1
+    for number, share in enumerate(real[:-1]):
+        reached += share
+        if reached >= needed:
+            used = number + 1
+            break
+    width = max(1, math.ceil(used / SHOWN_BINS))
+    whole = (len(edges) - 1) // width * width
+    joined = {"edges": edges[: whole + 1 : width]}
+    for side in ("real", "generated"):
+        values = histogram[side]
+        joined[side] = [sum(values[i : i + width]) for i in range(0, whole, width)] + [sum(values[whole:])]
+    return {**histogram, **joined}
 
 
 def _curves(run: Path) -> dict[str, list[list[float]]]:

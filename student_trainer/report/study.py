@@ -65,7 +65,7 @@ def read(folder: Path) -> Study:
 def page(study: Study) -> str:
     """A document of its own, which opens offline."""
     style = importlib.resources.files("student_trainer.report.assets").joinpath("report.css").read_text("utf-8")
-    title = _text(f"Study {study.summary['study']}")
+    title = _text(titled(study.summary["study"]))
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -73,6 +73,11 @@ def page(study: Study) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}"><link rel="icon" href="data:,">'
         f'<style>{style}</style></head><body><main class="wrap"><h1>{title}</h1>{section(study)}</main></body></html>\n'
     )
+
+
+def titled(name: str) -> str:
+    """The heading of a study: its name says that it is one, or is told so."""
+    return name.capitalize() if "study" in name.lower() else f"Study {name}"
 
 
 def section(study: Study) -> str:

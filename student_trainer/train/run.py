@@ -23,7 +23,7 @@ from shared.errors import ConfigError
 from shared.sinks import check_wandb
 from shared.stop import StopSignals
 from shared.store import Store
-from student_trainer.model.device import pick_device
+from student_trainer.model.device import pick_device, use_threads
 from student_trainer.runs.checkpoint import Checkpoint
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.connect import connect, patience_seconds
@@ -74,8 +74,7 @@ def open_inputs(settings: TrainConfig, ranks: Ranks, claimed: contextlib.ExitSta
         CompatibilityError: OUT's run was trained on another store.
         FileFormatError: the store, or every checkpoint in OUT, is damaged.
     """
-    if settings.runtime.threads:
-        torch.set_num_threads(settings.runtime.threads)
+    use_threads(settings.runtime.threads)
     if settings.optim.batch_size < ranks.world:
         raise ConfigError(
             f"optim.batch_size {settings.optim.batch_size} is for all ranks together, and there are {ranks.world}"

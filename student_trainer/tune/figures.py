@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import optuna
 import plotly.graph_objects
+import plotly.offline
 from optuna.exceptions import ExperimentalWarning
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import TrialState
@@ -24,6 +25,9 @@ LABELS = {"accuracy": "validation accuracy", "nll": "validation negative log-lik
 FEWEST = 2
 """Completed trials below which there is nothing to draw."""
 
+LIBRARY = "plotly.min.js"
+"""What draws the pages, beside them."""
+
 
 def write(study: optuna.Study, folder: Path, objective: Objective, vanilla: list[float] | None) -> list[str]:
     """Writes every figure that the study has enough trials for; returns their names.
@@ -35,7 +39,7 @@ def write(study: optuna.Study, folder: Path, objective: Objective, vanilla: list
     completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(completed) < FEWEST:
         return []
-    written = []
+    written: list[str] = []
     for name, options in _figures(study, objective).items():
         try:
             with warnings.catch_warnings():
@@ -49,6 +53,8 @@ def write(study: optuna.Study, folder: Path, objective: Objective, vanilla: list
             page.add_hline(vanilla[0], line_dash="dash", annotation_text="vanilla")
             axes.axhline(vanilla[0], linestyle="--", color="black", label="vanilla")
             axes.legend()
+        if not written:
+            files.write_text(folder / LIBRARY, plotly.offline.get_plotlyjs())
         _save_page(page, folder / f"{name}.html")
         _save_picture(axes, folder / f"{name}.png")
         written.append(name)
@@ -81,8 +87,9 @@ def _first_value(trial: optuna.trial.FrozenTrial) -> float:
 
 
 def _save_page(figure: plotly.graph_objects.Figure, path: Path) -> None:
+    """A page; the library that draws it, some 4 MB, lies beside it once for all pages."""
     with files.atomic_path(path) as temporary:
-        figure.write_html(temporary, include_plotlyjs=True, full_html=True)
+        figure.write_html(temporary, include_plotlyjs=LIBRARY, full_html=True)
 
 
 def _save_picture(axes: Any, path: Path) -> None:

@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 DECIDE_QUESTIONS = ("distill.window", "batch.max_steps", "batch.candidate_top_k")
 """Settings that decide what a teacher is asked: each value in the space must be one that it can answer."""
+OPEN_QUESTION = "The final runs are not done: whether the teacher helps is open."
 LOOK_SECONDS = 1.0
 """Between two looks at the workers."""
 
@@ -83,6 +84,8 @@ def _run(settings: TuneConfig, planned: Plan, revision: str) -> int:
         for phase in found:
             folders.tidy(phase)
         findings = results.write(settings, found)
+    for sentence in (findings.get("verdict", OPEN_QUESTION), f"open {Path(findings['out']) / 'study.html'}"):
+        print(sentence, file=sys.stderr)
     print(json.dumps(findings))
     return 0
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from shared import claims
 from shared.errors import TrainingError
@@ -26,7 +25,7 @@ from shared.wire import ScoreQuery, ScoreReply
 from student_trainer.data.network import RoadNetwork
 from student_trainer.distill.teacher import Teacher
 from student_trainer.evaluate import headroom, next_road
-from student_trainer.model.device import pick_device
+from student_trainer.model.device import pick_device, use_threads
 from student_trainer.model.weights import load_model
 from student_trainer.predict.config import CutConfig
 from student_trainer.predict.positions import predict
@@ -125,8 +124,7 @@ def train(task: Task, folder: Path, report: Callable[[int, Values], bool]) -> di
     start = time.monotonic()
     store = Store(task.data)
     runs = [task.settings(folder / f"seed{seed}", seed) for seed in task.seeds]
-    if runs[0].runtime.threads:
-        torch.set_num_threads(runs[0].runtime.threads)
+    use_threads(runs[0].runtime.threads)
     device = pick_device(runs[0].runtime.device, setting="runtime.device")
     teacher = CountedTeacher(connect(runs[0], store))
     with contextlib.closing(teacher), StopSignals() as stop, contextlib.ExitStack() as claimed:

@@ -39,6 +39,8 @@ class InfoConfig(Section):
     """How to reach it."""
     timeout: float = pydantic.Field(10.0, gt=0)
     """Seconds to wait for the server's answer."""
+    wait: float = pydantic.Field(0.0, ge=0)
+    """Seconds to wait for a server that is loading its teacher, or that is not there yet."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> InfoConfig:
@@ -62,6 +64,8 @@ class QueryConfig(Section):
     """How to reach it."""
     timeout: float = pydantic.Field(10.0, gt=0)
     """Seconds to wait for the answer."""
+    wait: float = pydantic.Field(0.0, ge=0)
+    """Seconds to wait for a server that is loading its teacher, or that is not there yet."""
 
     @pydantic.field_validator("candidates")
     @classmethod

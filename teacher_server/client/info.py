@@ -13,7 +13,7 @@ from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.vocab import Tokeniser
 from shared.wire import TeacherInfo
 from teacher_server.client.config import InfoConfig
-from teacher_server.client.connect import dialled
+from teacher_server.client.connect import dialled, patiently
 
 
 def run(settings: InfoConfig) -> None:
@@ -21,9 +21,13 @@ def run(settings: InfoConfig) -> None:
     if settings.teacher is not None:
         description = describe_file(settings.teacher)
     else:
-        assert settings.address is not None  # the schema demands one of the two
-        description = describe_server(ask(settings.address, settings.timeout, settings.channel))
+        description = describe_server(patiently(lambda: _ask(settings), settings.wait))
     print(json.dumps(description, indent=2))
+
+
+def _ask(settings: InfoConfig) -> TeacherInfo:
+    assert settings.address is not None  # the schema demands it, or a file
+    return ask(settings.address, settings.timeout, settings.channel)
 
 
 def describe_file(path: Path) -> dict[str, Any]:

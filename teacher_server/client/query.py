@@ -6,9 +6,10 @@ import json
 
 import numpy as np
 
+from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.wire import HistoryMode, ScoreQuery, decode_reply, encode_query
 from teacher_server.client.config import QueryConfig
-from teacher_server.client.connect import dialled
+from teacher_server.client.connect import dialled, patiently
 
 
 def run(settings: QueryConfig) -> None:
@@ -25,10 +26,14 @@ def run(settings: QueryConfig) -> None:
         candidate_lengths=np.array([len(settings.candidates)], np.int32),
         include_candidate_mass=settings.candidate_mass,
     )
-    with dialled(settings.address, settings.channel) as (teacher, metadata):
-        request = encode_query(query, request_id=1)
-        response = teacher.Score(request, timeout=settings.timeout, metadata=metadata)
-    reply = decode_reply(response, query, request)
+    request = encode_query(query, request_id=1)
+
+    def ask() -> pb.ScoreResponse:
+        with dialled(settings.address, settings.channel) as (teacher, metadata):
+            response: pb.ScoreResponse = teacher.Score(request, timeout=settings.timeout, metadata=metadata)
+            return response
+
+    reply = decode_reply(patiently(ask, settings.wait), query, request)
     log_probs = reply.log_probs.astype(np.float64)
     answer = {
         "probabilities": np.exp(log_probs).tolist(),

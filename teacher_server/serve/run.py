@@ -141,7 +141,7 @@ async def _listening(
         await server.start()
         if exposed is not None:
             exposed.start()
-        log.info("listening on %s, loading %s", address, settings.teacher)
+        log.info("loading %s; calls to %s are refused until it is ready", settings.teacher, address)
         notify.tell(State.LOADING)
         yield address, None if exposed is None else exposed.address
     finally:
@@ -205,6 +205,7 @@ def _show(served: Served, answers: AnswerTable, metrics: Metrics) -> None:
 
 def _announce(address: Address, metrics: Address | None, served: Served) -> None:
     """One line of JSON on stdout: scripts wait for it."""
+    log.info("listening on %s", address)
     ready = {
         "listening": str(address),
         "metrics": None if metrics is None else str(metrics),

@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import daemon
+from benchmarks import cities, daemon, generation, hidden, host, server
+from benchmarks.common import Options
+from student_trainer.demo_city import run as demo_city
+from student_trainer.demo_city.config import DemoCityConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -72,6 +75,8 @@ def test_a_record_says_what_was_measured_where_and_when(results: Results, sectio
     assert {"cpu", "cores", "torch", "load"} <= record["machine"].keys()
     assert record["section"] == section
     assert record["settings"]["store"]
+    assert record["settings"]["data"].startswith("tiny_city (synthetic, for a quick look, ")
+    assert f"Data: {record['settings']['data']}" in (results.folder / "out" / f"{section}.md").read_text()
 
 
 def test_both_passes_have_their_speed_and_ratios(results: Results) -> None:
@@ -260,6 +265,31 @@ def test_a_store_that_is_none_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith(f"benchmarks: {tmp_path} is not a store")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_clone_alone_has_a_city_that_is_large_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the sections ask for at full size; that they run on it is for `make bench` itself."""
+    monkeypatch.setattr(cities, "DATA", tmp_path / "none")
+    asked: list[DemoCityConfig] = []
+    monkeypatch.setattr(demo_city, "run", asked.append)
+    raw, is_demo = cities.raw_city(Options(quick=False, store=None, work=tmp_path), "sf_taxi")
+    assert is_demo and raw.parent == tmp_path / "raw"
+    (city,) = asked
+    fewest = 15  # positions of a trip, on average: `demo-city` reports 26 and more
+    size = server.Size()
+    needed = max(case.positions * case.requests for case in size.cases) * (size.blocks + 1)
+    assert city.trips.train * fewest >= needed
+    assert city.trips.train >= max(host.Size().trips, generation.Size().train_trips, hidden.Size().trips)
+    assert city.trips.test >= generation.Size().pairs
+
+
+def test_a_store_with_too_few_trips_is_one_line(results: Results, tmp_path: Path) -> None:
+    assert results["server"]
+    store = results.folder / "work" / "tiny_city"
+    done = benchmarks("server", "--store", store, "--work", tmp_path, "--out", tmp_path)
+    assert done.returncode == 2
+    assert f"{store} has training trips for" in done.stderr and "fresh ones are asked" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_evaluation_is_compared_with_plain_loops(results: Results) -> None:

@@ -62,11 +62,36 @@ function chart(title, series, options) {
   return el("figure", {}, el("figcaption", {}, title), image, legend(series));
 }
 
+/* A row a name: its value, and its interval as a line; `lines` are values across all rows. */
+function dots(title, rows, lines, unit) {
+  const width = 460, left = 130, right = 16, top = 6, row = 24, bottom = 34, height = top + row * rows.length + bottom;
+  const all = [...rows.flatMap((r) => [r.value, r.low, r.high]), ...lines.map((l) => l.value)].filter((v) => v !== null);
+  const margin = 0.06 * (Math.max(...all) - Math.min(...all)) || 1, low = Math.min(...all) - margin, high = Math.max(...all) + margin;
+  const px = (v) => left + (width - left - right) * (v - low) / (high - low);
+  const image = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });
+  for (const value of ticks(low, high, 5)) {
+    if (value < low) continue;
+    svg("line", { x1: px(value), x2: px(value), y1: top, y2: height - bottom, stroke: "var(--line)" }, image);
+    svg("text", { x: px(value), y: height - bottom + 15, "text-anchor": "middle" }, image, format(value));
+  }
+  svg("text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, image, unit);
+  for (const line of lines) svg("line", { x1: px(line.value), x2: px(line.value), y1: top, y2: height - bottom, stroke: "var(--soft)", "stroke-dasharray": "5 4" }, image).append(svg("title", {}, null, line.name));
+  rows.forEach((r, i) => {
+    const y = top + row * (i + 0.5), short = r.name.length > 20 ? `${r.name.slice(0, 19)}…` : r.name;
+    svg("text", { x: left - 10, y: y + 4, "text-anchor": "end" }, image, short).append(svg("title", {}, null, r.name));
+    if (r.low !== null && r.high !== null) svg("line", { x1: px(r.low), x2: px(r.high), y1: y, y2: y, stroke: r.colour, "stroke-width": 2 }, image);
+    svg("circle", { cx: px(r.value), cy: y, r: 4.5, fill: r.colour }, image);
+  });
+  const marks = lines.map((line) => ({ name: line.name, colour: "var(--soft)", dash: "5 4" }));
+  return el("figure", {}, el("figcaption", {}, title), image, legend(marks));
+}
+
 function legend(series) {
   return el("div", { class: "legend" }, ...series.filter((s) => s.name !== null).map((s) => {
     const mark = el("i");
     mark.style.borderColor = s.colour;
     if (s.dash) mark.style.borderTopStyle = "dashed";
+    if (s.fill) mark.className = "area";
     return el("span", {}, mark, s.name);
   }));
 }

@@ -32,9 +32,12 @@ function shown(value, unit) {
 let map = null;
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
-  byId("theme").textContent = theme === "dark" ? "☀ Light" : "☾ Dark";
+  byId("theme").textContent = theme === "dark" ? "Light" : "Dark";
   if (map) map.draw();
 }
+/* Headings that a link leads to stand below the bar, however many lines it has. */
+const bar = document.querySelector(".top");
+new ResizeObserver(() => { document.documentElement.style.scrollPaddingTop = `${bar.offsetHeight + 12}px`; }).observe(bar);
 const media = matchMedia("(prefers-color-scheme: dark)");
 setTheme(media.matches ? "dark" : "light");
 media.addEventListener("change", (event) => setTheme(event.matches ? "dark" : "light"));
@@ -63,14 +66,38 @@ function floorsOf(name) {
 function bestFloor(name) {
   return floorsOf(name).reduce((best, f) => (best === null || f.value > best.value ? f : best), null);
 }
+/* The page begins with what one came for: three sentences and a picture of the first metric, with its intervals. */
+const headline = { arm: null, names: [] };
+if (DATA.comparison) {
+  const { metrics } = DATA.comparison, compared = ARMS.filter((arm) => Object.values(metrics).some((m) => m.comparisons[arm]));
+  if (compared.length) {
+    headline.arm = compared[0];
+    headline.names = DATA.cards.filter((name) => metrics[name] && metrics[name].comparisons[headline.arm]).slice(0, 3);
+    const item = (f) => el("li", { class: `${f.direction} ${f.level}` }, f.verdict);
+    byId("sentences").append(el("h3", {}, label(headline.arm), " against ", label(baseline)),
+      el("ul", { class: "verdicts" }, ...headline.names.map((name) => item(metrics[name].comparisons[headline.arm]))));
+  }
+}
+{
+  const name = DATA.cards.find((card) => DATA.metrics[card] && Object.keys(DATA.metrics[card].arms).length);
+  if (name) {
+    const metric = DATA.metrics[name], scale = metric.unit === "share" ? 100 : 1;
+    const rows = ARMS.filter((arm) => metric.arms[arm]).map((arm) => ({ name: arm, colour: DATA.colours[arm], value: metric.arms[arm].value, low: metric.arms[arm].low, high: metric.arms[arm].high }))
+      .filter((row) => row.value !== null && row.value !== undefined)
+      .map((row) => ({ ...row, ...Object.fromEntries(["value", "low", "high"].map((key) => [key, typeof row[key] === "number" ? scale * row[key] : null])) }));
+    const lines = floorsOf(name).map((floor) => ({ name: `floor: ${floor.label}`, value: scale * floor.value }));
+    if (rows.length) byId("picture").append(dots(metric.label, rows, lines, metric.unit === "share" ? "%" : metric.unit));
+  }
+}
 if (DATA.comparison) {
   const box = byId("verdicts"), { metrics, order } = DATA.comparison;
   for (const arm of ARMS) {
     const found = order.filter((name) => metrics[name].comparisons[arm]).map((name) => [name, metrics[name].comparisons[arm]]);
     if (!found.length) continue;
     const item = ([, f]) => el("li", { class: `${f.direction} ${f.level}` }, f.verdict);
-    const lead = found.filter(([name]) => DATA.cards.includes(name)), rest = found.filter(([name]) => !DATA.cards.includes(name));
-    box.append(el("h3", {}, label(arm), " against ", label(baseline)), el("ul", { class: "verdicts" }, ...lead.map(item)));
+    const lead = found.filter(([name]) => DATA.cards.includes(name) && !(arm === headline.arm && headline.names.includes(name))), rest = found.filter(([name]) => !DATA.cards.includes(name));
+    if (arm !== headline.arm) box.append(el("h3", {}, label(arm), " against ", label(baseline)));
+    if (lead.length) box.append(el("ul", { class: "verdicts" }, ...lead.map(item)));
     if (rest.length) box.append(el("details", {}, el("summary", {}, `${rest.length} more metrics`), el("ul", { class: "verdicts" }, ...rest.map(item))));
   }
 }
@@ -109,7 +136,12 @@ function metricCell(name, metric, arm) {
   if (found.low !== null && found.low !== undefined) cell.append(el("small", {}, `${shown(found.low, metric.unit)} to ${shown(found.high, metric.unit)}`));
   return cell;
 }
+byId("fold").textContent = `All ${Object.keys(DATA.metrics).length} metrics`;
 byId("table").append(metricsTable());
+/* Who follows the link to the table, or prints the page, wants to see it. */
+const unfold = () => { byId("folded").open = true; };
+document.querySelector('a[href="#metrics"]').addEventListener("click", unfold);
+addEventListener("beforeprint", unfold);
 
 /* ---- charts ---- */
 /* Runs of an arm share a colour and one entry of the legend. */
@@ -165,7 +197,14 @@ const notes = ["Trips that did not arrive count in every metric, but for those n
   ...(DATA.comparison ? DATA.comparison.notes : ["Nothing was compared: differences between the models may be chance."])];
 byId("notes").append(el("ul", {}, ...notes.map((note) => el("li", {}, note))));
 byId("commands").append(el("pre", {}, DATA.commands.join("\n\n")));
-byId("environment").append(el("pre", {}, JSON.stringify({ report: DATA.environment, store: DATA.store, ...DATA.environments }, null, 2)));
+{
+  /* Each environment once, under all that it is of. */
+  const found = new Map();
+  for (const [name, value] of [["report", DATA.environment], ...Object.entries(DATA.environments)])
+    found.set(JSON.stringify(value), [...(found.get(JSON.stringify(value)) || []), name]);
+  const shownOnce = Object.fromEntries([...found].map(([text, names]) => [names.join(", "), JSON.parse(text)]));
+  byId("environment").append(el("pre", {}, JSON.stringify({ store: DATA.store, ...shownOnce }, null, 2)));
+}
 
 /* ---- map ---- */
 map = new TripMap(DATA.map, colourOf);
@@ -229,11 +268,18 @@ function details(pair) {
 
 function longest() { return Math.max(...map.trips().map(duration), 1); }
 function seek(seconds) { map.setTime(seconds); byId("now").textContent = minutes(seconds); byId("clock").value = 1000 * seconds / longest(); }
-function stop() { if (playing) cancelAnimationFrame(playing.frame); playing = null; byId("play").textContent = "▶"; byId("play").setAttribute("aria-label", "Play"); }
+/* Drawn: not every font has these signs. */
+function showPlaying(is) {
+  const image = svg("svg", { viewBox: "0 0 12 12", width: 12, height: 12, "aria-hidden": "true" });
+  for (const path of is ? ["M2 1h3v10h-3z", "M7 1h3v10h-3z"] : ["M2 1l9 5l-9 5z"]) svg("path", { d: path, fill: "currentColor" }, image);
+  byId("play").replaceChildren(image);
+  byId("play").setAttribute("aria-label", is ? "Pause" : "Play");
+}
+function stop() { if (playing) cancelAnimationFrame(playing.frame); playing = null; showPlaying(false); }
 function play() {
   const from = map.time >= longest() ? 0 : map.time;
   playing = { since: performance.now(), from, frame: 0 };
-  byId("play").textContent = "⏸"; byId("play").setAttribute("aria-label", "Pause");
+  showPlaying(true);
   const step = (now) => {
     const seconds = playing.from + Number(byId("speed").value) * (now - playing.since) / 1000;
     if (seconds >= longest()) { seek(longest()); stop(); return; }

@@ -249,7 +249,7 @@ def test_every_setting_is_read(city: tuple[Store, Path], tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", ["freqs", "timeemb"])
 def test_upstream_weights_generate(tmp_path: Path, kind: str) -> None:
-    raw, weights = (reference_path("fixtures", "hoser", name) for name in ("city", f"hoser_{kind}.pth"))
+    raw, weights = (reference_path("hoser", name) for name in ("city", f"hoser_{kind}.pth"))
     prepare.run(PrepareConfig(raw=raw, out=tmp_path / "store"))
     values = {"data": tmp_path / "store", "weights": str(weights), "out": tmp_path / "out", "pairs": 20}
     summary = generate.generate(GenerateConfig.model_validate(values | {"search": {"max_steps": 60}}))

@@ -15,7 +15,7 @@ from support.random_city import write_random_store
 from shared.errors import ConfigError
 from shared.store import Store
 from student_trainer.data.network import RoadNetwork
-from student_trainer.evaluate import run as evaluation
+from student_trainer.evaluate import predictions as next_roads
 from student_trainer.model import device as devices
 from student_trainer.model import upstream
 from student_trainer.model.config import ModelConfig
@@ -148,7 +148,7 @@ def test_every_job_with_a_device_makes_it_the_current_one(
     )
     for job in (
         lambda: predict.run(PredictConfig(data=store.path, weights=weights, out=tmp_path / "a.npz", device="cuda:1")),
-        lambda: evaluation._predict(settings, store, store.trips("val")),
+        lambda: next_roads.predict(settings, store, store.trips("val")),
     ):
         with pytest.raises(Reached):
             job()

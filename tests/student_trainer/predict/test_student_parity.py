@@ -28,13 +28,13 @@ KINDS = ("freqs", "timeemb")
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     out = tmp_path_factory.mktemp("city") / "store"
-    prepare.run(PrepareConfig(raw=reference_path("fixtures", "hoser", "city"), out=out))
+    prepare.run(PrepareConfig(raw=reference_path("hoser", "city"), out=out))
     return Store(out)
 
 
 @pytest.fixture(params=KINDS)
 def reference(request: pytest.FixtureRequest) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    with np.load(reference_path("fixtures", "hoser", f"reference_{request.param}.npz")) as arrays:
+    with np.load(reference_path("hoser", f"reference_{request.param}.npz")) as arrays:
         yield request.param, dict(arrays)
 
 
@@ -81,7 +81,7 @@ def test_features(reference: tuple[str, dict[str, np.ndarray]], batch: Batch, st
 def test_embeddings_logits_and_times(reference: tuple[str, dict[str, np.ndarray]], batch: Batch, store: Store) -> None:
     kind, expected = reference
     valid, candidates = masks(expected)
-    model, _ = load_model(reference_path("fixtures", "hoser", f"hoser_{kind}.pth"), store)
+    model, _ = load_model(reference_path("hoser", f"hoser_{kind}.pth"), store)
     with torch.inference_mode():
         embedding = model.embed_network()
         output = model(batch, embedding)
@@ -102,7 +102,7 @@ def test_predict_reaches_what_upstream_measured(
     kind, expected = reference
     out = tmp_path / "p.npz"
     settings = PredictConfig(
-        data=store.path, weights=reference_path("fixtures", "hoser", f"hoser_{kind}.pth"), split="test", out=out
+        data=store.path, weights=reference_path("hoser", f"hoser_{kind}.pth"), split="test", out=out
     )
     run_predict(settings)
     with np.load(out) as file:
@@ -122,7 +122,7 @@ def test_predict_reaches_what_upstream_measured(
 def test_export_is_what_upstream_stores(reference: tuple[str, dict[str, np.ndarray]], store: Store) -> None:
     """Weights go in and come out unchanged: the same names, shapes, dtypes and values, masks included."""
     kind, _ = reference
-    path = reference_path("fixtures", "hoser", f"hoser_{kind}.pth")
+    path = reference_path("hoser", f"hoser_{kind}.pth")
     model, _ = load_model(path, store)
     theirs, ours = checkpoints.load_tensors(path), upstream.export(model)
     assert ours.keys() == theirs.keys()
@@ -132,7 +132,7 @@ def test_export_is_what_upstream_stores(reference: tuple[str, dict[str, np.ndarr
 
 
 def test_compiled_names_are_accepted(store: Store) -> None:
-    path = reference_path("fixtures", "hoser", "hoser_freqs.pth")
+    path = reference_path("hoser", "hoser_freqs.pth")
     weights = checkpoints.load_tensors(path)
     prefixed = {f"_orig_mod.{name}": tensor for name, tensor in weights.items()}
     assert upstream.normalise(prefixed).keys() == upstream.normalise(weights).keys()

@@ -35,13 +35,13 @@ def tiny_city(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def reference() -> dict[str, np.ndarray]:
-    return dict(np.load(reference_path("fixtures", "hoser", "reference_freqs.npz")))
+    return dict(np.load(reference_path("hoser", "reference_freqs.npz")))
 
 
 @pytest.fixture(scope="module")
 def city_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     out = tmp_path_factory.mktemp("prepared") / "store"
-    run(PrepareConfig(raw=reference_path("fixtures", "hoser", "city"), out=out))
+    run(PrepareConfig(raw=reference_path("hoser", "city"), out=out))
     return Store(out)
 
 
@@ -67,7 +67,7 @@ def test_target_statistics_and_zone_matrix_are_upstreams(city_store: Store, refe
     statistics = city_store.manifest["statistics"]
     assert statistics["mu"] == pytest.approx(float(reference["mu"]), rel=1e-6)
     assert statistics["sigma"] == pytest.approx(float(reference["sigma"]), rel=1e-6)
-    matrix = np.load(reference_path("fixtures", "hoser", "city", "zone_trans_mat.npy"))
+    matrix = np.load(reference_path("hoser", "city", "zone_trans_mat.npy"))
     np.testing.assert_array_equal(city_store.network("zone_transitions"), matrix)
 
 
@@ -84,7 +84,7 @@ def test_candidates_are_upstreams(city_store: Store, reference: dict[str, np.nda
 def test_store_holds_what_its_readers_expect(city_store: Store) -> None:
     network = RoadNetwork.load(city_store)
     trips = city_store.trips("val")
-    assert (network.num_roads, network.num_zones, network.num_types) == (704, 16, 4)
+    assert (network.num_roads, network.num_zones, network.num_types) == (408, 16, 5)
     assert (trips.roads.dtype, trips.times.dtype) == (np.dtype(np.int32), np.dtype(np.int64))
     assert city_store.manifest["splits"]["val"]["trips"] == len(trips) == 60
     points = city_store.network("vertex_mean")
@@ -123,7 +123,7 @@ def test_the_store_does_not_depend_on_workers_or_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
 ) -> None:
     raw = tmp_path / "raw"
-    shutil.copytree(reference_path("fixtures", "hoser", "city"), raw)
+    shutil.copytree(reference_path("hoser", "city"), raw)
     (raw / "road_network_partition").unlink()
     config = PrepareConfig(raw=raw, out=tmp_path / "store", workers=1)
     run(config)
@@ -309,7 +309,7 @@ def test_partition_is_computed_deterministically_where_there_is_none(
 ) -> None:
     raw = tmp_path / "raw"
     raw.mkdir()
-    for file in reference_path("fixtures", "hoser", "city").iterdir():
+    for file in reference_path("hoser", "city").iterdir():
         if file.name not in ("road_network_partition", "zone_trans_mat.npy"):
             (raw / file.name).write_bytes(file.read_bytes())
     zones = []
@@ -318,9 +318,9 @@ def test_partition_is_computed_deterministically_where_there_is_none(
         zones.append(Store(tmp_path / name).network("road_zone"))
     np.testing.assert_array_equal(zones[0], zones[1])
     sizes = np.bincount(zones[0])
-    assert len(sizes) == 704 // 20
+    assert len(sizes) == 408 // 20
     assert sizes.max() <= 2 * 20
-    assert capfd.readouterr().out.startswith("network   704 roads")
+    assert capfd.readouterr().out.startswith("network   408 roads")
 
 
 def test_teachers_grid_and_vocabulary_are_taken_as_they_are(tmp_path: Path, tiny_city: Path) -> None:

@@ -224,7 +224,9 @@ def test_tune_reads_all(
             plan.make(settings.model_copy(update={"pruner": PrunerConfig(name="median", startup=2, min_epochs=1)}))
             Parameter(choices=(1, 2)).grid()
             lose_one(phase_of(tune_settings(store, tmp_path / "lost")))
-        found = json.loads(capsys.readouterr().out)
+        shown = capsys.readouterr()
+        found = json.loads(shown.out)
+        ends = shown.err.splitlines()
         own = {setting for setting in settings_of(TuneConfig) if setting[0] not in names_of(RecipeConfig)}
         own |= {(schema.__name__, name) for schema in (SamplerConfig, Parameter) for name in schema.model_fields}
         assert own <= reads
@@ -234,6 +236,7 @@ def test_tune_reads_all(
             tuning.run(settings.model_copy(update={"study": "other"}))
     folder = tmp_path / "out" / "optuna_results" / "study"
     assert found["out"] == str(folder)
+    assert ends[-2:] == [found["verdict"], f"open {folder / 'study.html'}"]
     summary = json.loads((folder / "study_summary.json").read_text())
     assert [phase["filled"] for phase in summary["phases"]] == [1, 11, 2, 2]
     assert summary["generations"]["complete"] >= 1  # CMA-ES, from the study's system attributes
@@ -250,7 +253,11 @@ def test_tune_reads_all(
     assert recipe.optim.epochs == TrainConfig.model_fields["optim"].default.epochs  # the study's are 2 and 1
     assert "nothing is claimed" in (folder / "study.html").read_text()
     pictures = {path.suffix for path in (folder / "figures").iterdir()}
-    assert pictures == {".html", ".png"}
+    assert pictures == {".html", ".png", ".js"}
+    library = folder / "figures" / "plotly.min.js"
+    pages = list((folder / "figures").glob("*.html"))
+    assert all(library.name in page.read_text() for page in pages)
+    assert sum(page.stat().st_size for page in pages) < library.stat().st_size, "the library is there once"
 
 
 def lose_one(phase: Phase) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,17 @@ def test_no_such_file(tmp_path: Path) -> None:
 def test_exactly_one_of_file_and_server(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="give either --teacher FILE or --address HOST:PORT"):
         config.validate(InfoConfig, settings)
+
+
+@pytest.mark.integration
+def test_a_server_that_is_not_there_yet_is_waited_for(
+    tiny_teacher: Path, tmp_path: Path, running_teacher: TeacherStarter, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`info --wait` begins before `serve`, and is answered once the teacher is loaded."""
+    address = f"unix:{tmp_path / 'socket'}"
+    found: list[dict[str, Any]] = []
+    asking = threading.Thread(target=lambda: found.append(describe(capsys, address=address, wait=240)))
+    asking.start()
+    with running_teacher(tiny_teacher, listen=address):
+        asking.join()
+    assert found[0]["revision"] == teacher_file.read_header(tiny_teacher).revision

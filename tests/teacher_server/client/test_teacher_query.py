@@ -16,6 +16,7 @@ from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.rpc.teacher.v1 import teacher_pb2_grpc as rpc
 from shared.wire import ScoreReply, decode_query, encode_reply
 from teacher_server.__main__ import main
+from teacher_server.client import connect
 
 
 class Teacher(rpc.TeacherServiceServicer):
@@ -91,3 +92,36 @@ def test_nobody_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["query", "--address", "unix:/nonexistent.sock", "--candidates", "1", "timeout=5"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "unix:/nonexistent.sock" in line
+
+
+class Loading(Teacher):
+    """Refuses the first calls as a server does that is loading."""
+
+    def __init__(self, refusals: int) -> None:
+        self.refusals = refusals
+
+    def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:  # noqa: N802
+        self.refusals -= 1
+        if self.refusals >= 0:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the teacher is loading")
+        return super().Score(request, context)
+
+
+def test_a_loading_server_is_waited_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """By as many attempts as it takes; without --wait, and when the time has passed, it is one line."""
+    monkeypatch.setattr(connect, "PAUSE_SECONDS", 0.01)
+    server, teacher = grpc.server(futures.ThreadPoolExecutor(max_workers=1)), Loading(1)
+    rpc.add_TeacherServiceServicer_to_server(teacher, server)
+    asked = ["query", "--address", f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}", "--candidates", "64"]
+    server.start()
+    try:
+        assert main(asked) == 2
+        assert "the teacher is loading" in capsys.readouterr().err
+        teacher.refusals = 3
+        assert main([*asked, "--wait", "120"]) == 0
+        assert json.loads(capsys.readouterr().out)["log_probs"] == [-1]
+        teacher.refusals = 10**9
+        assert main([*asked, "--wait", "0.02"]) == 2
+        assert "the teacher is loading" in capsys.readouterr().err
+    finally:
+        server.stop(None).wait()

@@ -414,7 +414,7 @@ def test_what_it_says_of_itself() -> None:
 @pytest.fixture(scope="module")
 def public_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("public") / "teacher"
-    export.run(ExportConfig(checkpoint=reference_path("fixtures", "lmtad", "training_checkpoint.pt"), out=out))
+    export.run(ExportConfig(checkpoint=reference_path("lmtad", "training_checkpoint.pt"), out=out))
     return out
 
 
@@ -422,7 +422,7 @@ def public_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_parity_with_the_public_code(public_teacher: Path, window: int | None) -> None:
     """The reference's logits for WINDOW; for SEQUENCE those of the causal pass, and of the plain model."""
     scorer = engine.load(public_teacher, CPU)
-    reference = np.load(reference_path("fixtures", "lmtad", "reference.npz"))
+    reference = np.load(reference_path("lmtad", "reference.npz"))
     random = np.random.default_rng(0)
     if window is None:
         rows = [row[:n].tolist() for row, n in zip(reference["history"], reference["history_length"], strict=True)]

@@ -33,8 +33,8 @@ def run(checkpoint: Path, **settings: Any) -> teacher_file.TeacherHeader:
 @pytest.mark.parametrize("name", ["training_checkpoint", "weights_only"])
 def test_logits_are_those_of_the_public_code(name: str, tmp_path: Path) -> None:
     out = tmp_path / "teacher"
-    export.run(ExportConfig(checkpoint=reference_path("fixtures", "lmtad", f"{name}.pt"), out=out))
-    reference = np.load(reference_path("fixtures", "lmtad", "reference.npz"))
+    export.run(ExportConfig(checkpoint=reference_path("lmtad", f"{name}.pt"), out=out))
+    reference = np.load(reference_path("lmtad", "reference.npz"))
     header, weights = teacher_file.read(out)
     lmtad = model.load(header, weights)
     vocabulary = header.tokeniser.vocabulary
@@ -50,7 +50,7 @@ def test_logits_are_those_of_the_public_code(name: str, tmp_path: Path) -> None:
 
 def test_both_layouts_give_the_same_teacher(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("training_checkpoint", "weights_only"):
-        checkpoint = reference_path("fixtures", "lmtad", f"{name}.pt")
+        checkpoint = reference_path("lmtad", f"{name}.pt")
         export.run(ExportConfig(checkpoint=checkpoint, out=tmp_path / name))
     first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert first["revision"] == second["revision"]

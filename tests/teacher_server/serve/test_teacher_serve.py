@@ -94,8 +94,8 @@ def test_ready_line_names_addresses_and_model(teacher: RunningTeacher, tiny_teac
 
 
 def test_answers_those_of_the_public_implementation(tmp_path: Path, running_teacher: TeacherStarter) -> None:
-    reference = np.load(reference_path("fixtures", "lmtad", "reference.npz"))
-    checkpoint = reference_path("fixtures", "lmtad", "training_checkpoint.pt")
+    reference = np.load(reference_path("lmtad", "reference.npz"))
+    checkpoint = reference_path("lmtad", "training_checkpoint.pt")
     out = tmp_path / "teacher.safetensors"
     assert main(["export", "--checkpoint", str(checkpoint), "--out", str(out)]) == 0
 
