@@ -205,7 +205,8 @@ def _train_settings(options: Options, store: Store) -> TrainConfig:
         teacher="sleeping:1",
         out=options.work / "run",
         model=ModelConfig(road_id_dim=32, road_attr_dim=8),
-        distill=DistillConfig(target="history"),  # there is nothing to fit to a teacher that only sleeps
+        # There is nothing to fit to a teacher that only sleeps; all turns have one weight, wherever the run stands.
+        distill=DistillConfig(target="history", schedule="constant"),
     )
 
 
