@@ -132,6 +132,8 @@ class Student:
         self._session = Session(settings, store, Runtime.of(settings.runtime, self._device))
         self._settings, self.network, self.trips = settings, RoadNetwork.load(store), store.trips("train")
         self._model = copy.deepcopy(self._session.model.state_dict())
+        head = self._session.trainer.head
+        self._head = None if head is None else copy.deepcopy(head.state_dict())
         self._optimizer = copy.deepcopy(self._session.trainer.optimizer.state_dict())
 
     def plan(self, first: int, count: int) -> list[PlannedStep]:
@@ -149,6 +151,8 @@ class Student:
         """
         trainer, lookahead = self._session.trainer, self._settings.client.lookahead
         self._session.model.load_state_dict(self._model)
+        if trainer.head is not None:
+            trainer.head.load_state_dict(self._head or {})
         trainer.optimizer.load_state_dict(copy.deepcopy(self._optimizer))
         teacher = SleepingTeacher(seconds, arm.serial)
         asked = {"vanilla": None, "synchronous": AskedWhenNeeded(teacher), "overlapped": teacher}[arm.kind]

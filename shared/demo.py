@@ -26,6 +26,12 @@ from shared.flags import Once
 MARKER = ".demo"
 DISTILLED_EPOCHS = 6
 """Over labelled and sampled trips together, of which there are several times as many as labelled ones."""
+PIPELINE = "pipeline"
+"""Directory of trips, metrics, comparison and report."""
+SENTENCES = 3
+LOOK_SECONDS = 10.0
+LINE = 110
+"""Characters of a log's line that are shown."""
 READY_SECONDS = 60
 STOP_SECONDS = 20
 
@@ -51,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("demo: interrupted; every process it started has been stopped", file=sys.stderr)
         return 130
     print(_table(out, result))
+    print(_verdict(out))
     print(f"\n{time.monotonic() - start:.0f} s in all. Everything is in {out}/ (logs in {out}/logs/).")
     return 0
 
@@ -81,6 +88,8 @@ def _run(out: Path) -> dict[str, Any]:
             out, "6 distilled", "student_trainer", *train, "--teacher", address, "--out", out / "distilled",
             f"batch.sampled={out / 'sampled'}", f"optim.epochs={DISTILLED_EPOCHS}",
         )  # fmt: skip
+    pipeline = ["pipeline", "--data", store, "--models", out, "--out", out / PIPELINE, *settings]
+    _stage(out, "7 pipeline", "student_trainer", *pipeline)
     return {"pretrain": pretrained, "vanilla": vanilla, "distilled": distilled}
 
 
@@ -90,17 +99,37 @@ def _stage(out: Path, name: str, package: str, *arguments: object) -> dict[str, 
     log = out / "logs" / f"{name.replace(' ', '-')}.log"
     print(f"[{name}] {cli.command(package.replace('_', '-'), *map(str, arguments))}", flush=True)
     start = time.monotonic()
-    with log.open("w") as stream:
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=stream, text=True, check=False, env=processes.environment()
-        )
-        stream.write(done.stdout)
-    if done.returncode:
-        last = log.read_text().strip().splitlines()[-1:] or ["no output"]
-        raise StageFailed(f"{name} ended with {done.returncode}: {last[0]} (log: {log})")
+    with log.open("w") as stream, subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=stream, text=True, env=processes.environment()
+    ) as job:  # fmt: skip
+        try:
+            output = _watch(job, log, start)
+        except BaseException:
+            job.kill()
+            raise
+        stream.write(output)
+    if job.returncode:
+        raise StageFailed(f"{name} ended with {job.returncode}: {_last_line(log) or 'no output'} (log: {log})")
     print(f"    {time.monotonic() - start:.0f} s", flush=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    lines = [line for line in output.splitlines() if line.startswith("{")]
     return dict(json.loads(lines[-1])) if lines else {}
+
+
+def _watch(job: subprocess.Popen[str], log: Path, start: float) -> str:
+    """What a command has printed when it ends; meanwhile, now and then, the last line of its log."""
+    told = ""
+    while True:
+        try:
+            return job.communicate(timeout=LOOK_SECONDS)[0]
+        except subprocess.TimeoutExpired:
+            if (line := _last_line(log)) and line != told:
+                print(f"    {time.monotonic() - start:.0f} s: {line[:LINE]}", flush=True)
+                told = line
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()
+    return lines[-1].strip() if lines else ""
 
 
 @contextlib.contextmanager
@@ -155,6 +184,21 @@ def _table(out: Path, result: dict[str, Any]) -> str:
         f"runs: {out}/vanilla, {out}/distilled   teacher: {out}/teacher.safetensors   city: {out}/raw/city.svg"
     )
     return "\n".join(lines)
+
+
+def _verdict(out: Path) -> str:
+    """The first sentences of the comparison, the report, and what to do next."""
+    lines = []
+    for path in sorted((out / PIPELINE).glob("*/comparison/comparison.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        arm = next(arm["name"] for arm in found["arms"] if arm["name"] != found["baseline"])
+        compared = [found["metrics"][name]["comparisons"] for name in found["order"]]
+        sentences = [metric[arm]["verdict"] for metric in compared if arm in metric]
+        lines += ["", f"On trips of {found['split']}:", *sentences[:SENTENCES]]
+    reports = sorted((out / PIPELINE).glob("*/report/report.html"))
+    lines += ["", *(f"report: {path}" for path in reports)]
+    own = cli.command("student-trainer", "prepare", "--raw", "DIRECTORY", "--out", "runs/store")
+    return "\n".join([*lines, f"next, your own city: {own}   (docs/data.md says what DIRECTORY holds)"])
 
 
 if __name__ == "__main__":

@@ -55,6 +55,18 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {path.name: path.read_text() for path in out.rglob("*.py*")}
 
 
+@pytest.mark.parametrize("target", ["demo", "serve", "train"])
+def test_who_uses_it_installs_no_developer_tools(target: str, tmp_path: Path) -> None:
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("needs make")
+    command = [make, "--dry-run", target, f"VENV={tmp_path / 'venv'}"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    installed = [line for line in done.stdout.splitlines() if "pip install" in line]
+    assert [line.rpartition(" ")[2] for line in installed] == ["torch", "'.[report,teacher]'"]
+    assert "downloading torch" in done.stdout
+
+
 def test_the_generator_is_one_version_everywhere() -> None:
     build = {found.name: found for found in map(Requirement, PYPROJECT["build-system"]["requires"])}
     (pin,) = build["grpcio-tools"].specifier

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import types
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from shared.errors import ConfigError
 from shared.store import Store
 from student_trainer.data.network import RoadNetwork
 from student_trainer.evaluate import predictions as next_roads
+from student_trainer.evaluate.config import EvaluateConfig
 from student_trainer.model import device as devices
 from student_trainer.model import upstream
 from student_trainer.model.config import ModelConfig
@@ -143,9 +143,7 @@ def test_every_job_with_a_device_makes_it_the_current_one(
         raise Reached
 
     monkeypatch.setattr(HOSER, "to", moved)
-    settings: Any = types.SimpleNamespace(
-        device="cuda:1", weights=weights, data=store.path, out=tmp_path, candidate_top_k=0, max_steps=0, batch_size=4
-    )
+    settings = EvaluateConfig(data=store.path, trips=tmp_path, weights=weights, out=tmp_path, device="cuda:1")
     for job in (
         lambda: predict.run(PredictConfig(data=store.path, weights=weights, out=tmp_path / "a.npz", device="cuda:1")),
         lambda: next_roads.predict(settings, store, store.trips("val")),
