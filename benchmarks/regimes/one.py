@@ -56,7 +56,7 @@ class ControlTeacher:
             try:
                 found = reply.result()
                 values = self._changed(query, np.asarray(found.log_probs))
-                done.set_result(ScoreReply(values, None, found.revision, found.queue_us, found.compute_us))
+                done.set_result(ScoreReply(values, None, found.weights_revision, found.queue_us, found.compute_us))
             except Exception as error:  # handed on as it came
                 done.set_exception(error)
 
