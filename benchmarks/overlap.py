@@ -30,6 +30,7 @@ from shared.store import Store
 from student_trainer.data.batch import build_batch
 from student_trainer.data.loader import Prefetcher
 from student_trainer.data.network import RoadNetwork
+from student_trainer.distill.config import DistillConfig
 from student_trainer.distill.query import build_query
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.device import pick_device
@@ -201,11 +202,13 @@ def run(options: Options) -> Result:
 
 
 def _train_settings(options: Options, store: Store) -> TrainConfig:
+    """With the KL to the teacher's own answer alone: arms share a student, and a vanilla one has no head."""
     return TrainConfig(
         data=store.path,
         teacher="sleeping:1",
         out=options.work / "run",
         model=ModelConfig(road_id_dim=32, road_attr_dim=8),
+        distill=DistillConfig(weight=0.3, target="history", head=0, schedule="constant"),
     )
 
 
