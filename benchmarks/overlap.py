@@ -204,12 +204,13 @@ def run(options: Options) -> Result:
 
 
 def _train_settings(options: Options, store: Store) -> TrainConfig:
+    """With the KL to the teacher's own answer alone: arms share a student, and a vanilla one has no head."""
     return TrainConfig(
         data=store.path,
         teacher="sleeping:1",
         out=options.work / "run",
         model=ModelConfig(road_id_dim=32, road_attr_dim=8),
-        distill=DistillConfig(target="history"),  # there is nothing to fit to a teacher that only sleeps
+        distill=DistillConfig(weight=0.3, target="history", head=0, schedule="constant"),
     )
 
 
