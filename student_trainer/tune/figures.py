@@ -39,7 +39,7 @@ def write(study: optuna.Study, folder: Path, objective: Objective, vanilla: list
     completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(completed) < FEWEST:
         return []
-    written = []
+    written: list[str] = []
     for name, options in _figures(study, objective).items():
         try:
             with warnings.catch_warnings():
