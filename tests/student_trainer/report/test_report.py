@@ -262,4 +262,5 @@ def test_a_damaged_study_is_refused(
 
 def test_a_study_is_called_one_once_and_its_minus_is_no_hyphen() -> None:
     assert [studies.titled(name) for name in ("study", "window", "my-study")] == ["Study", "Study window", "My-study"]
-    assert studies._text("-0.5 to -.1, trial-7, 1e-05, <b>") == "\N{MINUS SIGN}0.5 to \N{MINUS SIGN}.1, trial-7, 1e-05, &lt;b&gt;"
+    minus, text = "\N{MINUS SIGN}", studies._text("-0.5 to -.1, trial-7, 1e-05, <b>")
+    assert text == f"{minus}0.5 to {minus}.1, trial-7, 1e-05, &lt;b&gt;"
