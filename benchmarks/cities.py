@@ -48,7 +48,8 @@ def name(store: Store) -> str:
 def facts(store: Store) -> dict[str, str]:
     """Which data figures are of: `store`, its fingerprint; `city`, its name; `data`, its size in words."""
     roads, splits = len(store.road_token), store.manifest["splits"]
-    made = {DEMO: "synthetic, larger than `make demo`'s, ", TINY: "synthetic, for a quick look, "}.get(name(store), "")
+    kinds = {DEMO: "synthetic, larger than `make demo`'s, ", TINY: "synthetic, for a quick look, "}
+    made = next((words for city, words in kinds.items() if name(store).startswith(city)), "")
     data = f"{name(store)} ({made}{roads:,} roads, {splits['train']['trips']:,} training trips)"
     return {"store": store.fingerprint, "city": name(store), "data": data}
 

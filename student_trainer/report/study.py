@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import html
 import importlib.resources
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -224,4 +225,5 @@ def _list(values: Sequence[Any]) -> str:
 
 
 def _text(text: str) -> str:
-    return html.escape(text)
+    """Escaped, and with a minus before a negative number, which a hyphen is too short for."""
+    return html.escape(re.sub(r"(?<![\w.-])-(?=[\d.])", "\N{MINUS SIGN}", text))

@@ -75,7 +75,8 @@ def test_a_record_says_what_was_measured_where_and_when(results: Results, sectio
     assert {"cpu", "cores", "torch", "load"} <= record["machine"].keys()
     assert record["section"] == section
     assert record["settings"]["store"]
-    assert record["settings"]["data"].startswith("tiny_city (synthetic, for a quick look, ")
+    assert record["settings"]["data"].startswith("tiny_city")
+    assert "(synthetic, for a quick look, 257 roads, " in record["settings"]["data"]
     assert f"Data: {record['settings']['data']}" in (results.folder / "out" / f"{section}.md").read_text()
 
 
@@ -279,8 +280,8 @@ def test_a_clone_alone_has_a_city_that_is_large_enough(tmp_path: Path, monkeypat
     size = server.Size()
     needed = max(case.positions * case.requests for case in size.cases) * (size.blocks + 1)
     assert city.trips.train * fewest >= needed
-    assert city.trips.train >= max(host.Size().trips, generation.Size().train_trips, hidden.Size().trips)
-    assert city.trips.test >= generation.Size().pairs
+    assert city.trips.train >= max(host.Size.trips, generation.Size.train_trips, hidden.Size.trips)
+    assert city.trips.test >= generation.Size.pairs
 
 
 def test_a_store_with_too_few_trips_is_one_line(results: Results, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ if (DATA.comparison) {
     const rows = ARMS.filter((arm) => metric.arms[arm]).map((arm) => ({ name: arm, colour: DATA.colours[arm], value: metric.arms[arm].value, low: metric.arms[arm].low, high: metric.arms[arm].high }))
       .filter((row) => row.value !== null && row.value !== undefined)
       .map((row) => ({ ...row, ...Object.fromEntries(["value", "low", "high"].map((key) => [key, typeof row[key] === "number" ? scale * row[key] : null])) }));
-    const lines = floorsOf(name).map((floor) => ({ name: `floor: ${floor.label}`, value: scale * floor.value }));
+    const lines = floorsOf(name).map((floor) => ({ name: `floor: ${floor.label}, ${shown(floor.value, metric.unit)}`, value: scale * floor.value }));
     if (rows.length) byId("picture").append(dots(metric.label, rows, lines, metric.unit === "share" ? "%" : metric.unit));
   }
 }

@@ -20,6 +20,7 @@ from support.report_city import PAIRS, call, city, report
 
 from shared.store import Store
 from student_trainer.report import figures, html
+from student_trainer.report import study as studies
 
 __all__ = ["city"]
 
@@ -257,3 +258,9 @@ def test_a_damaged_study_is_refused(
     assert report(city, tmp_path / "report", "--study", tmp_path) == 2
     assert "is damaged" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
+
+
+def test_a_study_is_called_one_once_and_its_minus_is_no_hyphen() -> None:
+    assert [studies.titled(name) for name in ("study", "window", "my-study")] == ["Study", "Study window", "My-study"]
+    minus, text = "\N{MINUS SIGN}", studies._text("-0.5 to -.1, trial-7, 1e-05, <b>")
+    assert text == f"{minus}0.5 to {minus}.1, trial-7, 1e-05, &lt;b&gt;"
