@@ -424,11 +424,13 @@ def test_files_and_functions_are_short_or_say_why(path: Path) -> None:
 
 
 TESTED_THROUGH = {
+    "shared.completion": "test_shared_completion",
     "shared.group": "test_shared_ranks",
     "shared.launch": "test_student_ranks",
     "shared.logbook": "test_student_resume",
     "student_trainer.api": "test_api",
     "student_trainer.data.kernels": "test_student_batch",
+    "student_trainer.report.curves": "test_report_arms",
     "student_trainer.demo_city.picture": "test_demo_city_run",
     "student_trainer.distill.fleet": "test_student_client",
     "student_trainer.distill.kernels": "test_student_offline",
@@ -445,7 +447,6 @@ TESTED_THROUGH = {
     "student_trainer.prepare.tokens": "test_prepare_run",
     "student_trainer.report.geojson": "test_report",
     "student_trainer.report.map_data": "test_report",
-    "student_trainer.report.study": "test_report",
     "student_trainer.runs.layout": "test_student_trainer",
     "student_trainer.train.validate": "test_student_trainer",
     "student_trainer.tune.pool": "test_tune_killed",
