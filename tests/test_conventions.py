@@ -372,6 +372,7 @@ def test_files_and_functions_are_short_or_say_why(path: Path) -> None:
 
 TESTED_THROUGH = {
     "student_trainer.data.kernels": "test_student_batch",
+    "shared.completion": "test_shared_completion",
     "student_trainer.demo_city.picture": "test_demo_city_run",
     "student_trainer.distill.fleet": "test_student_client",
     "student_trainer.distill.kernels": "test_student_offline",
@@ -394,7 +395,6 @@ TESTED_THROUGH = {
     "student_trainer.train.stop": "test_student_resume",
     "student_trainer.train.validate": "test_student_trainer",
     "student_trainer.tune.pool": "test_tune_killed",
-    "teacher_server.client.connect": "test_teacher_query",
     "teacher_server.early": "test_refusals",
     "teacher_server.engine.compiled": "test_teacher_tiler",
     "teacher_server.engine.forward": "test_teacher_engine",

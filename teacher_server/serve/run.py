@@ -101,7 +101,6 @@ async def _serve(settings: ServeConfig) -> int:
             service.open(scorer.served, batcher)
             memory.settle()
             lifecycle.enter(State.SERVING)
-            log.info("listening on %s", ports[0])
             _announce(*ports, scorer.served)
             await stop.wait()
             lifecycle.enter(State.DRAINING)
@@ -210,7 +209,8 @@ def _show(served: Served, answers: AnswerTable, metrics: Metrics) -> None:
 
 
 def _announce(address: Address, metrics: Address | None, served: Served) -> None:
-    """One line of JSON on stdout: scripts wait for it."""
+    """One line of JSON on stdout, which scripts wait for, and one in the log."""
+    log.info("listening on %s", address)
     ready = {
         "listening": str(address),
         "metrics": None if metrics is None else str(metrics),
