@@ -204,7 +204,7 @@ def _show(served: Served, answers: AnswerTable, metrics: Metrics) -> None:
 
 
 def _announce(address: Address, metrics: Address | None, served: Served) -> None:
-    """One line of JSON on stdout: scripts wait for it."""
+    """One line of JSON on stdout, which scripts wait for, and one in the log."""
     log.info("listening on %s", address)
     ready = {
         "listening": str(address),

@@ -56,7 +56,7 @@ def main() -> None:
             unpack(clone, revision, Path(name))
             weights, arrays = train(Path(name), out / "city")
         torch.save(weights, out / f"hoser_{kind}.pth")
-        np.savez_compressed(out / f"reference_{kind}.npz", **arrays)
+        np.savez_compressed(out / f"reference_{kind}.npz", **arrays)  # type: ignore[arg-type]
 
 
 def make_city(folder: Path) -> None:
