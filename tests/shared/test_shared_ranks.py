@@ -112,7 +112,7 @@ def test_ranks_that_talk_over_hosts_alone_have_no_such_limit() -> None:
 def test_heartbeats_compare_no_clocks_of_others() -> None:
     now = [0.0, 5000.0]
     meeting = FakeMeeting()
-    first, second = (Heartbeats(meeting, rank, 2, lambda rank=rank: now[rank]) for rank in range(2))
+    first, second = Heartbeats(meeting, 0, 2, lambda: now[0]), Heartbeats(meeting, 1, 2, lambda: now[1])
     for _ in range(100):
         now[0] += heartbeats.LOST_SECONDS / 2
         now[1] += 1
@@ -140,6 +140,6 @@ def test_a_meeting_place_that_has_gone_is_a_loss() -> None:
 
 def test_weights_that_differ_are_named() -> None:
     group = FakeGroup(FakeWork(1), is_asynchronous=False)
-    group.gather = lambda value, world: [value, "other"]  # type: ignore[assignment,return-value]
+    group.gather = lambda value, world: [value, "other"]  # type: ignore
     with pytest.raises(TrainingError, match=r"at step 3 the weights of ranks \[1\] differ"):
         JoinedRanks(group, patience=60).check_digests("one", "at step 3")

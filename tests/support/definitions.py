@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 
 def kl(
@@ -30,7 +32,7 @@ def cross_entropy(logits: Sequence[float], label: int, smoothing: float = 0.0) -
     return float((1 - smoothing) * -log_p[label] + smoothing * -log_p.mean())
 
 
-def split(values: Sequence[float], lengths: Sequence[int]) -> list[list[float]]:
+def split(values: npt.ArrayLike, lengths: npt.ArrayLike) -> list[list[Any]]:
     """Flat values of candidates, by position."""
-    ends = np.cumsum(lengths)
-    return [list(values[end - length : end]) for end, length in zip(ends, lengths, strict=True)]
+    flat, ends = np.asarray(values), np.cumsum(np.asarray(lengths))
+    return [list(flat[start:end]) for start, end in zip(np.append(0, ends[:-1]), ends, strict=True)]

@@ -102,7 +102,7 @@ def test_the_last_steps_of_some_trips_are_taken(numbers: list[int], seed: int) -
             trips.roads[end - 1 - steps : end],
             trips.times[end - 1 - steps : end],
             np.array([0, steps + 1]),
-            np.zeros(1),
+            np.zeros(1, np.int64),
         )
         expected.append(remaining_ways(network, length, alone).metres)
     assert np.array_equal(ways.take(index, kept), np.concatenate(expected))

@@ -50,10 +50,10 @@ def test_the_same_weights_are_asked_once(tmp_path: Path, store: Store, made: lis
     weights = weights_of(store, tmp_path / "w.pth")
     values = {"data": store.path, "trips": tmp_path / "t", "out": tmp_path / "e", "weights": weights, "threads": 1}
     settings = EvaluateConfig.model_validate(values)
-    network, trips = RoadNetwork.load(store), store.trips("val")
+    trips = store.trips("val")
 
     def positions(**other: Any) -> Any:
-        return predictions.of_weights(settings.model_copy(update=other), store, network, "val", trips)
+        return predictions.of_weights(settings.model_copy(update=other), store, "val", trips)
 
     first, again = positions(), positions(bins=3, out=settings.out)
     assert len(made) == 1
@@ -76,7 +76,7 @@ def test_threads_are_torchs(tmp_path: Path, store: Store) -> None:
     values = {"data": store.path, "trips": tmp_path / "t", "out": tmp_path / "e", "threads": before + 1}
     settings = EvaluateConfig.model_validate(values | {"weights": weights_of(store, tmp_path / "w.pth")})
     try:
-        predictions.predict(settings, store, RoadNetwork.load(store), store.trips("val"))
+        predictions.predict(settings, store, store.trips("val"))
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)

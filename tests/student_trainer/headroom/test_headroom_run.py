@@ -102,7 +102,7 @@ def test_it_is_deterministic_and_samples_by_its_seed(store: Store, fake: FakeTea
 
 
 def test_what_a_run_was_told_is_what_the_teacher_is_asked(store: Store, fake: FakeTeacher, tmp_path: Path) -> None:
-    given = {"distill": {"window": 2}, "batch": {"train_trips": 30, "sample_seed": 5}}
+    given: dict[str, Any] = {"distill": {"window": 2}, "batch": {"train_trips": 30, "sample_seed": 5}}
     weights = write_run(tmp_path / "run", store, 4, **given)
     found = job.measure(settings(store, weights))
     assert {query.window for query in fake.queries} == {2} and found["window"] == 2

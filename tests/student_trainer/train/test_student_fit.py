@@ -58,7 +58,7 @@ def test_the_same_data_settings_and_answers_give_the_same_target(store: Store, t
     """To the bit, whatever the run's own seed, its batches and its sampled trips are."""
     sampled = write_random_sample(tmp_path / "sampled", store)
     first = coefficients(start(settings_of(store, tmp_path / "a", seed=1), store))
-    others = ({"seed": 2}, {"optim": {"batch_size": 3}}, {"batch": {"sampled": sampled}})
+    others: tuple[dict[str, Any], ...] = ({"seed": 2}, {"optim": {"batch_size": 3}}, {"batch": {"sampled": sampled}})
     for number, changed in enumerate(others):
         teacher = FakeTeacher()
         session = start(settings_of(store, tmp_path / f"b{number}", **changed), store, teacher)

@@ -227,7 +227,7 @@ def test_an_epoch_whose_validation_was_interrupted_is_validated(store: Store, tm
     def interrupt(model: HOSER, head: Any) -> dict[str, float]:
         raise KeyboardInterrupt
 
-    session.validator.measure = interrupt  # type: ignore[method-assign]
+    session.validator.measure = interrupt  # type: ignore[method-assign,assignment]
     with pytest.raises(KeyboardInterrupt):
         session.train()
     resumed = train(cut.model_copy(update={"resume": True}), store)
