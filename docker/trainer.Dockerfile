@@ -40,7 +40,7 @@ RUN --mount=type=cache,target=/root/.cache/pip set -eu; \
     if [ -n "${TORCH_INDEX_URL}" ]; then \
         /opt/build/bin/pip --python /opt/venv install -c requirements.lock --no-deps --index-url "${TORCH_INDEX_URL}" torch; \
     fi; \
-    /opt/build/bin/pip --python /opt/venv install -c requirements.lock '.[report,tracing,trainer,tune,wandb]'
+    /opt/build/bin/pip --python /opt/venv install -c requirements.lock '.[convert,report,tracing,trainer,tune,wandb]'
 COPY shared/ shared/
 COPY student_trainer/ student_trainer/
 # The project is one distribution with two commands; this image holds the code of one.

@@ -16,7 +16,7 @@ from shared import extras as shared_extras
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCKERFILES = sorted((REPOSITORY / "docker").glob("*.Dockerfile"))
 PACKAGE = {"teacher": "teacher_server", "trainer": "student_trainer"}
-EXTRAS = {"teacher": {"teacher", "tracing"}, "trainer": {"report", "tracing", "trainer", "tune", "wandb"}}
+EXTRAS = {"teacher": {"teacher", "tracing"}, "trainer": {"convert", "report", "tracing", "trainer", "tune", "wandb"}}
 
 each_dockerfile = pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.stem)
 

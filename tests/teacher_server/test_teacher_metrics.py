@@ -35,6 +35,10 @@ CONTRACT = {
     ("teacher_caller_positions", "counter"),
     ("teacher_caller_limited", "counter"),
     ("teacher_model", "info"),
+    ("teacher_state", "gauge"),
+    ("teacher_build", "info"),
+    ("teacher_load_seconds", "gauge"),
+    ("teacher_certificate_expiry_timestamp_seconds", "gauge"),
 }
 CONTRACT_OF_ROWS = {
     ("teacher_positions", "counter"),

@@ -61,7 +61,9 @@ def city(done: Path, tmp_path: Path) -> Path:
 
 
 def call(root: Path, *arguments: object) -> int:
-    given = ("--data", root / "store", "--models", root / "models", *arguments, *QUICK)
+    usual = {"--data": root / "store", "--models": root / "models"}
+    places = [text for flag, place in usual.items() if flag not in arguments for text in (flag, place)]
+    given = (*places, *arguments, *QUICK)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["student-trainer", "pipeline", *map(str, given)])
         return main()

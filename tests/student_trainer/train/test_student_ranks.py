@@ -328,7 +328,7 @@ def wait_for_steps(out: Path, steps: int) -> None:
 
 def ours(err: str) -> list[str]:
     """Lines that the program has written about its end, not the launcher."""
-    return [line for line in err.splitlines() if " E " in line[:12] or line.startswith("student-trainer")]
+    return [line for line in err.splitlines() if " E " in line[:32] or line.startswith("student-trainer")]
 
 
 @pytest.mark.integration

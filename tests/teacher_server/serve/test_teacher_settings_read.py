@@ -14,8 +14,10 @@ import grpc
 import numpy as np
 import pytest
 import torch
+from conftest import TeacherStarter, write_tiny_teacher
 from prometheus_client import CollectorRegistry
 from support.certificates import Authority, reads_of_a_channel
+from support.random_city import write_random_store
 from support.setting_reads import Setting, reads_of_the_log, reads_of_tracing, recorded_reads, settings_of
 from support.teacher_files import circular_trips, write_checkpoint, write_store
 
@@ -30,6 +32,8 @@ from teacher_server.client.config import InfoConfig, QueryConfig
 from teacher_server.lmtad import export
 from teacher_server.lmtad.config import ExportConfig
 from teacher_server.metrics import Metrics
+from teacher_server.offline import run as offline
+from teacher_server.offline.config import AnswerConfig
 from teacher_server.pretrain import run as pretraining
 from teacher_server.pretrain.config import PretrainConfig
 from teacher_server.serve import run, security
@@ -50,7 +54,19 @@ def process_wide_state() -> Iterator[None]:
 
 
 def test_every_job_is_covered_here() -> None:
-    assert {job.name for job in JOBS} == {"export", "pretrain", "serve", "info", "query"}
+    assert {job.name for job in JOBS} == {"export", "pretrain", "serve", "info", "query", "answer"}
+
+
+@pytest.mark.integration
+def test_answer_reads_all(tmp_path: Path, running_teacher: TeacherStarter) -> None:
+    """The engine's settings and the channel's are those of `serve` and `info`."""
+    store = write_random_store(tmp_path / "random", trips=10)
+    write_tiny_teacher(tmp_path / "answering", tokeniser=store.tokeniser)
+    places = {"data": store.path, "out": tmp_path / "answers"}
+    with running_teacher(tmp_path / "answering") as server, recorded_reads() as reads:
+        offline.run(AnswerConfig.model_validate(places | {"teacher": tmp_path / "answering"}))
+        offline.run(AnswerConfig.model_validate(places | {"address": server.address, "overwrite": True}))
+    assert {setting for setting in settings_of(AnswerConfig) if setting[0] == "AnswerConfig"} <= reads
 
 
 def test_export_reads_all(tmp_path: Path) -> None:
