@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import reference_path
+from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -220,7 +220,10 @@ def test_counts_by_counting(seed: int, blocks: int) -> None:
 
 @pytest.mark.integration
 def test_real_city_has_its_known_floors_and_collisions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(PrepareConfig(raw=reference_path("data", "sf_taxi_core"), out=tmp_path / "store"))
+    raw = REPOSITORY.parent / "shared" / "data" / "sf_taxi_core"
+    if not raw.is_dir():
+        pytest.skip("needs the real trips of San Francisco, which are not part of the repository")
+    run(PrepareConfig(raw=raw, out=tmp_path / "store"))
     manifest = Store(tmp_path / "store").manifest
     assert list(manifest["floors"].values()) == pytest.approx([0.041, 0.750, 0.863, 0.865], abs=1e-3)
     found = {line["cell_size"]: (line["colliding"], line["ceiling"]) for line in manifest["collisions"]}
