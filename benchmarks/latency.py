@@ -69,7 +69,8 @@ def run(options: Options) -> Result:
             for batch, calls in zip(size.batches, size.calls, strict=True)
         }
     settings = {
-        "store": store.fingerprint, "city": store.path.name, "roads": predictor.network.num_roads, "threads": 1,
+        **cities.facts(store),
+        "roads": predictor.network.num_roads, "threads": 1,
         "model": ModelConfig().model_dump(mode="json"), **dataclasses.asdict(size),
         "steps_median": float(np.median([len(roads) for roads, _, _ in questions])),
     }  # fmt: skip
