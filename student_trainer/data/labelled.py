@@ -25,4 +25,9 @@ def choose(trips: Trips, wanted: int, seed: int, setting: str, kind: str) -> Int
         raise ConfigError(f"{setting} is {wanted}, but the store has {len(trips)} {kind} trips")
     if not wanted:
         return np.arange(len(trips))
-    return np.sort(np.random.default_rng(seed).permutation(len(trips))[:wanted])
+    return draw(len(trips), wanted, seed)
+
+
+def draw(count: int, wanted: int, seed: int) -> Int64:
+    """A sample of the numbers 0 to `count` - 1, at most `wanted` of them: int64, ascending."""
+    return np.sort(np.random.default_rng(seed).permutation(count)[:wanted])

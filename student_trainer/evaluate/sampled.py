@@ -13,6 +13,7 @@ import numpy as np
 
 from shared.errors import ConfigError, DataError
 from shared.store import SplitName, Store, Trips
+from student_trainer.data.labelled import draw
 from student_trainer.data.network import RoadNetwork
 from student_trainer.data.sampled import load_sampled, read_document
 from student_trainer.evaluate import metrics
@@ -67,7 +68,7 @@ def judge(settings: EvaluateConfig, store: Store, network: RoadNetwork) -> Judge
 
 
 def _draw(trips: Trips, count: int, seed: int) -> Trips:
-    return trips.take(np.sort(np.random.default_rng(seed).permutation(len(trips))[:count]))
+    return trips.take(draw(len(trips), count, seed))
 
 
 def _coverage(network: RoadNetwork, real: Trips, sampled: Trips) -> list[Metric]:

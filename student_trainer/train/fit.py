@@ -11,6 +11,7 @@ import logging
 import numpy as np
 
 from shared.arrays import Float64, Int64
+from student_trainer.data.labelled import draw
 from student_trainer.distill.conditional_logit import Choices
 from student_trainer.distill.destination import DestinationTarget, choices_of
 from student_trainer.train.config import TrainConfig
@@ -84,7 +85,7 @@ def some_of(labelled: Int64, sample_seed: int) -> Int64:
     """At most `TRIPS` of the labelled trips, ascending: int64."""
     if len(labelled) <= TRIPS:
         return labelled
-    return np.sort(np.random.default_rng(sample_seed).permutation(labelled)[:TRIPS])
+    return labelled[draw(len(labelled), TRIPS, sample_seed)]
 
 
 def labelled_choices(feed: Feed, trips: Int64) -> Choices:
