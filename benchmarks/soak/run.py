@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import itertools
 import random
+import re
 import signal
 import statistics
 import subprocess
@@ -39,6 +40,8 @@ from shared.vocab import Tokeniser, Vocabulary
 from shared.wire import HistoryMode
 
 MIB = 2**20
+ERROR_LINE = re.compile(r"\S+Z [EC] ")
+"""How a line of the daemon's log begins that tells of an error: time, level."""
 N_LAYER, N_EMBD = 2, 64
 OVERRIDES = ("engine.threads=1", "cache.mib=4", "batching.max_queued_positions=20000",
              "batching.max_request_positions=2000")  # fmt: skip
@@ -267,7 +270,8 @@ def _errors(log: IO[bytes]) -> list[str]:
     """What the daemon has logged as an error, or died of."""
     log.seek(0)
     lines = log.read().decode(errors="replace").splitlines()
-    return [f"the daemon's log: {line[:200]}" for line in lines if " E " in line[:12] or line.startswith("Traceback")]
+    bad = [line for line in lines if ERROR_LINE.match(line) or line.startswith("Traceback")]
+    return [f"the daemon's log: {line[:200]}" for line in bad]
 
 
 def judge(soaked: Soaked) -> dict[str, Any]:
@@ -293,7 +297,7 @@ def judge(soaked: Soaked) -> dict[str, Any]:
             *((name, getattr(soaked.after, name) == 0) for name in GAUGES),
         ]
     }
-    unexpected = [code for code in soaked.codes if code in ("INTERNAL", "UNKNOWN")]
+    unexpected = [code for code in ("INTERNAL", "UNKNOWN") if soaked.codes.get(code)]
     complaints = [*soaked.complaints, *(f"{soaked.codes[code]} requests ended with {code}" for code in unexpected)]
     span = judged[-1].seconds - judged[0].seconds
     return {
@@ -336,6 +340,7 @@ def report(soaked: Soaked) -> Result:
         Table("at rest", ["", "before the clients", "after", "sound"], at_rest),
     ]
     settings = {
+        "data": "none: questions drawn over the cells of a teacher with random weights",
         "seconds": soaked.seconds,
         "overrides": OVERRIDES,
         "n_layer": N_LAYER,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from benchmarks.soak import run
 from benchmarks.soak.run import Sample, Soaked
+from shared.log import TextFormatter
 
 REST = Sample(0.0, 300.0, 20, 11, 0, 0, 0, 0, 0, 0)
 BUSY = Sample(0.0, 310.0, 30, 11, 9, 400, 6, 100, 0, 0)
@@ -60,6 +62,17 @@ def test_complaints_are_not(values: dict[str, Any]) -> None:
     found = run.report(soaked(**values))
     assert not found.figures["sound"]
     assert "NOT SOUND" in found.markdown()
+
+
+def test_errors_in_the_log_are_complaints(tmp_path: Path) -> None:
+    """Lines as the daemon writes them."""
+    log = tmp_path / "log"
+    with log.open("w+b") as stream:
+        for level in (logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL):
+            record = logging.LogRecord("teacher", level, "", 1, "said E at %d", (level,), None)
+            stream.write(f"{TextFormatter().format(record)}\n".encode())
+        found = run._errors(stream)
+    assert [line[-7:] for line in found] == ["E at 40", "E at 50"]
 
 
 @pytest.mark.integration

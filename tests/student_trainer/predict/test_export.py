@@ -135,8 +135,8 @@ def test_the_file_runs_without_this_project(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.integration
 def test_public_weights_run_without_this_project(tmp_path: Path) -> None:
     """On a city with dead ends and many degrees, of the width that public HOSER has."""
-    prepare(PrepareConfig(raw=reference_path("fixtures", "hoser", "city"), out=tmp_path / "store"))
-    weights = reference_path("fixtures", "hoser", "hoser_freqs.pth")
+    prepare(PrepareConfig(raw=reference_path("hoser", "city"), out=tmp_path / "store"))
+    weights = reference_path("hoser", "hoser_freqs.pth")
     assert export(tmp_path / "store", weights, tmp_path / "student.pt2") == 0
     questions = drawn(Store.open(tmp_path / "store").trips("test"), np.random.default_rng(0), 40)
     compare(Predictor.load(weights, tmp_path / "store"), questions, run_alone(tmp_path / "student.pt2", questions)[1:])

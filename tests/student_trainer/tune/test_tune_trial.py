@@ -221,10 +221,10 @@ def test_tune_reads_all(
         )  # fmt: skip
         with recorded_reads() as reads:
             assert tuning.run(settings) == 0
+            shown = capsys.readouterr()
             plan.make(settings.model_copy(update={"pruner": PrunerConfig(name="median", startup=2, min_epochs=1)}))
             Parameter(choices=(1, 2)).grid()
             lose_one(phase_of(tune_settings(store, tmp_path / "lost")))
-        shown = capsys.readouterr()
         found = json.loads(shown.out)
         ends = shown.err.splitlines()
         own = {setting for setting in settings_of(TuneConfig) if setting[0] not in names_of(RecipeConfig)}
