@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Mapping
 from typing import Any, overload
@@ -81,8 +80,7 @@ class Student(Predictor):
         pairs = self._pairs(origin, destination, departure)
         if not len(pairs):
             return []
-        most = min(settings.batch_trips, len(pairs))  # what a lane needs grows with the network
-        searcher = Searcher(settings.model_copy(update={"batch_trips": most}), self.store, pairs, self._incremental)
+        searcher = Searcher(settings, self.store, pairs, self._incremental)
         return sorted(searcher.run(range(len(pairs))), key=lambda trip: trip.pair)
 
     def _pairs(self, origin: Integers, destination: Integers, departure: Integers) -> Pairs:
@@ -99,6 +97,5 @@ class Student(Predictor):
 
     @functools.cached_property
     def _incremental(self) -> IncrementalStudent:
-        """The model as searches have it: on the CPU, a step at a time."""
-        model = self._model if self.device.type == "cpu" else copy.deepcopy(self._model).cpu()
-        return IncrementalStudent(model, self.network, self.scale, self.candidate_top_k)
+        """The model as searches have it: a step at a time, on the student's device."""
+        return IncrementalStudent(self._model, self.network, self.scale, self.candidate_top_k)
