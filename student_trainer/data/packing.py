@@ -174,6 +174,11 @@ def together(arrays: Sequence[npt.NDArray], device: torch.device) -> list[Tensor
     """
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
+    return by_one_copy(arrays, device)
+
+
+def by_one_copy(arrays: Sequence[npt.NDArray], device: torch.device) -> list[Tensor]:
+    """As `together`, of any device."""
     is_float = [array.dtype == np.float32 for array in arrays]
     order = sorted(range(len(arrays)), key=lambda number: is_float[number])
     starts = ragged.offsets(np.array([arrays[number].size + -arrays[number].size % ALIGNMENT for number in order]))

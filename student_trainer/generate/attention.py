@@ -33,7 +33,7 @@ class Paths:
     Attributes:
         step: int [R, W] places of each path's steps in the table.
         length: int64 [R] steps of each; last: int64 [R] place of the last one.
-        distance, interval: float32 [R, W] of the last step to each step.
+        distance, interval: float32 [R, W] of the last step to each step; finite beyond a path, too.
     """
 
     step: Tensor
@@ -89,12 +89,18 @@ def attend(qkv: Tensor, keys: Tensor, values: Tensor, paths: Paths, relative: Re
         qkv: float32 [size, 3 D], query, key and value of the paths' last steps, and what pads a tile.
         keys, values: float32 [M, D] of the steps in the table; those of the last steps are put there.
     """
+    if qkv.device.type != "cpu":
+        return attend_there(qkv, keys, values, paths, relative)
+    out = qkv.new_zeros(len(qkv), keys.shape[1])
+    arrays = (out, qkv, keys, values, *paths.read, *relative.weights)
+    kernels.attend_paths(*(array.numpy() for array in arrays), relative.heads)  # type: ignore[call-arg]
+    return out
+
+
+def attend_there(qkv: Tensor, keys: Tensor, values: Tensor, paths: Paths, relative: Relative) -> Tensor:
+    """As `attend`, on an accelerator."""
     width, rows = keys.shape[1], len(paths.length)
     out = qkv.new_zeros(len(qkv), width)
-    if qkv.device.type == "cpu":
-        arrays = (out, qkv, keys, values, *paths.read, *relative.weights)
-        kernels.attend_paths(*(array.numpy() for array in arrays), relative.heads)  # type: ignore[call-arg]
-        return out
     query, key, value = qkv[:rows].split(width, dim=1)
     keys[paths.last], values[paths.last] = key, value
     if HAS_KERNELS:

@@ -343,7 +343,7 @@ class IncrementalStudent:
         """What the paths of a tile bring to their candidates' logits, [R, d]; their last steps go into the table."""
         rows, longest = path.shape
         place = path[np.arange(rows), length - 1]
-        distance, interval = np.empty((2, rows, longest), np.float32)
+        distance, interval = np.zeros((2, rows, longest), np.float32)
         point = self.network.centroid_on_sphere
         feature_kernels.fill_last_pairs(distance, interval, path, length, table.road, table.minutes, point)
         of_steps = (_filled(array, size) for array in (table.road[place], temporal, destination))
