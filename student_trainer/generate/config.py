@@ -14,6 +14,10 @@ Method = Literal["greedy", "beam", "best_first", "shortest_path"]
 Repeats = Literal["any", "never", "best"]
 Finish = Literal["normalised", "first"]
 Heuristic = Literal["none", "bound"]
+LANES, LANES_FAR = 128, 512
+"""Trips that a thread searches at once, on the CPU and with an accelerator."""
+THREADS_FAR = 2
+"""Threads with an accelerator: one prepares while it computes for the other."""
 
 
 class SearchConfig(Section):

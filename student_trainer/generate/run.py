@@ -30,7 +30,7 @@ from student_trainer.data.network import RoadNetwork
 from student_trainer.generate import records, workers
 from student_trainer.generate.beam import BeamSearch
 from student_trainer.generate.best_first import BestFirstSearch
-from student_trainer.generate.config import GenerateConfig, SearcherConfig
+from student_trainer.generate.config import LANES, LANES_FAR, THREADS_FAR, GenerateConfig, SearcherConfig
 from student_trainer.generate.found import STATUSES, Found
 from student_trainer.generate.incremental import IncrementalStudent
 from student_trainer.generate.pairs import Pairs, draw
@@ -47,10 +47,6 @@ DIGESTED = ("trips.parquet", "trips.csv")
 """Results whose SHA-256 the summary holds."""
 NOT_DECIDING = {"data", "weights", "out", "name", "batch_trips", "block_trips", "threads", "cache", "replace", "device"}
 """Settings that no trip depends on; data and weights count by their content, the device by its kind."""
-LANES, LANES_FAR = 128, 512
-"""Trips that a thread searches at once, on the CPU and with an accelerator."""
-THREADS_FAR = 2
-"""Threads with an accelerator: one prepares while it computes for the other."""
 
 
 class Search(Protocol):
