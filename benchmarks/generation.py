@@ -36,9 +36,9 @@ from student_trainer.data.network import RoadNetwork
 from student_trainer.generate import workers
 from student_trainer.generate.beam import BeamSearch
 from student_trainer.generate.config import SearchConfig
-from student_trainer.generate.incremental import IncrementalStudent
 from student_trainer.generate.pairs import Pairs, draw
 from student_trainer.model.config import ModelConfig
+from student_trainer.model.incremental import IncrementalStudent
 from student_trainer.model.weights import load_model
 from student_trainer.prepare.config import GridConfig
 from student_trainer.train import run as training

@@ -8,10 +8,10 @@ import torch
 from benchmarks.straightforward import generate as plain
 from benchmarks.straightforward.student import StraightforwardHOSER
 from student_trainer.data.network import RoadNetwork
-from student_trainer.generate.incremental import IncrementalStudent
 from student_trainer.generate.pairs import Pairs
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.hoser import HOSER
+from student_trainer.model.incremental import IncrementalStudent
 from student_trainer.model.time_scale import TimeScale
 
 SCALE = TimeScale(3.5, 0.8)
