@@ -135,15 +135,20 @@ def running_teacher() -> TeacherStarter:
 
 
 @contextlib.contextmanager
-def start_teacher(teacher: Path, *overrides: str, listen: str = "127.0.0.1:0") -> Iterator[RunningTeacher]:
-    """Runs a server on free ports until the block ends; on the CPU, unless the overrides say otherwise."""
-    command = [sys.executable, "-m", "teacher_server", "serve", "--teacher", str(teacher), "--listen", listen]
+def start_teacher(
+    teacher: Path, *overrides: str, listen: str = "127.0.0.1:0", module: str = "teacher_server"
+) -> Iterator[RunningTeacher]:
+    """Runs a server on free ports until the block ends; on the CPU, unless the overrides say otherwise.
+
+    `module` is run instead of the command: one of the tests, perhaps, that registers another teacher first.
+    """
+    command = [sys.executable, "-m", module, "serve", "--teacher", str(teacher), "--listen", listen]
     process = subprocess.Popen(
         [*command, "--metrics-listen", "127.0.0.1:0", "engine.device=cpu", *overrides],
         stdout=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY / "tests")},
     )
     assert process.stdout is not None
     try:

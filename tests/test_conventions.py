@@ -143,14 +143,15 @@ TEACHER_ROOMS: dict[str, set[str]] = {
     "lmtad": set(),
     "pretrain": {"lmtad"},
     "engine": {"scorer", "lmtad"},
+    "teachers": {"scorer", "engine"},
     "answers": {"scorer"},
     "request": set(),
     "metrics": {"answers", "address", "request"},
     "batching": {"scorer", "answers", "metrics"},
     "client": {"address"},
-    "offline": {"engine", "answers", "client"},
-    "serve": {"scorer", "address", "engine", "answers", "request", "metrics", "batching"},
-    "early": {"serve", "lmtad", "offline", "pretrain"},
+    "offline": {"teachers", "engine", "answers", "client"},
+    "serve": {"scorer", "address", "teachers", "engine", "answers", "request", "metrics", "batching"},
+    "early": {"teachers", "serve", "lmtad", "offline", "pretrain"},
     "precompile": {"engine", "answers", "lmtad"},
 }
 """Which room of the teacher knows which, or module that has no room."""

@@ -1,4 +1,4 @@
-"""A second student, as small as one can be: the next road from the last road, the mean of the roads so far, and the end.
+"""A second student, as small as one can be: the next road from the last one, the mean of all so far, and the end.
 
 A state is [2d]: the embedding of the last road, and the mean of those of all roads so far. Everything that follows is
 sums of rows, so the same lines serve whole trips, the last step and a step at a time.

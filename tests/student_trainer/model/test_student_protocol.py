@@ -153,7 +153,7 @@ def test_a_student_that_there_is_not_is_refused_and_the_known_are_named(
 
 def test_a_run_is_not_resumed_as_another_student(store: Store, run: Path) -> None:
     settings = settings_of(store, run, model={"name": "hoser", "road_id_dim": 8, "road_attr_dim": 2}, resume=True)
-    with pytest.raises(ConfigError, match="model.name is bag there, hoser here"):
+    with pytest.raises(ConfigError, match=r"model\.name is bag there, hoser here"):
         find_checkpoint(settings, store)
 
 
