@@ -24,34 +24,10 @@ import pydantic
 import yaml
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from shared import files
+from shared import files, jobs
 from shared.errors import ConfigError
 
-JOBS = frozenset(
-    {
-        "demo-city",
-        "convert",
-        "prepare",
-        "train",
-        "tune",
-        "predict",
-        "sample",
-        "export-student",
-        "headroom",
-        "generate",
-        "evaluate",
-        "compare",
-        "report",
-        "bundle",
-        "answer",
-        "pipeline",
-        "pretrain",
-        "export",
-        "serve",
-        "info",
-        "query",
-    }
-)
+JOBS = frozenset(jobs.STUDENT_TRAINER) | frozenset(jobs.TEACHER_SERVER)
 """The sections that a YAML file may have."""
 
 

@@ -128,9 +128,6 @@ class Student(Protocol):
     def train(self, mode: bool = True) -> Self:
         """Training mode, or that for answers."""
 
-    def eval(self) -> Self:
-        """The mode for answers."""
-
     def to(self, device: torch.device) -> Self:
         """Moves it to a device."""
 

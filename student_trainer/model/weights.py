@@ -43,7 +43,7 @@ def load_model(path: Path, store: Store) -> tuple[Student, TimeScale]:
     parts = students.architecture(config.name)
     model: Student = parts.build(config, network)
     parts.load(model, weights)
-    return model.eval(), scale
+    return model.train(False), scale
 
 
 def _settings_of(path: Path, settings: dict[str, Any]) -> StudentConfig:

@@ -58,7 +58,7 @@ class Predictor:
         self.store, self.network, self.scale = store, network, scale
         self.device = device or torch.device("cpu")
         self.candidate_top_k, self.max_steps = candidate_top_k, max_steps
-        self._model = model.to(self.device).eval().requires_grad_(False)
+        self._model = model.to(self.device).train(False).requires_grad_(False)
 
     @classmethod
     def load(

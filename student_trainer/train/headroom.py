@@ -45,7 +45,7 @@ def answers_of(model: Student, feed: Feed, items: Iterable[Prepared], device: to
     """
     parts, student, trip = [], [], []
     was_training = model.training
-    model.eval()
+    model.train(False)
     with float32_products(device, tf32=False):
         network = model.embed_network()
         for item in items:

@@ -58,7 +58,7 @@ class Validator:
         Raises:
             TeacherError: the teacher has failed, and `client.on_failure` is not `skip`.
         """
-        model.eval()
+        model.train(False)
         sums = Sums()
         missed = 0
         with (
