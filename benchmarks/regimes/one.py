@@ -140,6 +140,7 @@ def main() -> int:
         session.train()
         seconds = time.monotonic() - began
     best = checkpoints.load(RunFiles(given.out).best)
+    assert isinstance(session.model, HOSER)
     upstream.load_into(session.model, best.model)
     result = {
         "arm": arm.name, "trips": regime.trips, "seed": given.seed, "steps": session.progress.step,
