@@ -31,9 +31,9 @@ from student_trainer.data.loader import Prefetcher
 from student_trainer.data.network import RoadNetwork
 from student_trainer.distill.config import DistillConfig
 from student_trainer.distill.query import build_query
-from student_trainer.model.hoser import HOSER
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.device import pick_device
+from student_trainer.model.hoser import HOSER
 from student_trainer.prepare.config import GridConfig
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed
