@@ -55,8 +55,8 @@ proto: $(RPC) ## generate the gRPC code from proto/
 $(RPC): proto/teacher/v1/teacher.proto | $(READY)
 	$(BIN)/python setup.py --quiet build_grpc --inplace
 
-demo: $(USABLE) ## the main job on a synthetic city: prepare, pretrain, serve, train twice, compare, report (a few minutes)
-	$(BIN)/python -m shared.demo --out runs/demo
+demo: $(USABLE) ## the main job on a synthetic city: prepare, pretrain, serve, train twice, compare, report (minutes; SEEDS=5)
+	$(BIN)/python -m shared.demo --out runs/demo $(if $(SEEDS),--seeds $(SEEDS))
 
 test: setup ## all tests
 	$(BIN)/python -m pytest
