@@ -49,14 +49,14 @@ def key_of(run: Run) -> Key:
     return run["teacher"], run["trips"], run["arm"], run["seed"]
 
 
-def read(path: Path = RUNS) -> list[Run]:
+def read(path: Path) -> list[Run]:
     """The runs that are kept."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def gather(root: Path) -> int:
     """Adds a pool's finished runs, with the metrics of their trips where these were judged; returns how many."""
-    known = {key_of(run): run for run in read()}
+    known = {key_of(run): run for run in read(RUNS)}
     found = [json.loads(line) for line in (root / "results.jsonl").read_text().splitlines()]
     for run in found:
         out = root / run["teacher"] / str(run["trips"]) / f"{run['arm']}-{run['seed']}"
@@ -171,7 +171,7 @@ def main() -> int:
     if given.what == "gather":
         print(sum(gather(root) for root in given.runs))
         return 0
-    runs = read()
+    runs = read(RUNS)
     files.write_text(TABLE, page(runs))
     figure(runs)
     print(page(runs))
