@@ -115,10 +115,13 @@ def test_runs_are_gathered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     judged = tmp_path / "runs" / "all" / "1000" / "default-0" / "evaluation" / "metrics.json"
     judged.parent.mkdir(parents=True)
     judged.write_text(json.dumps({"metrics": {name: {"value": 0.5} for name in page.TRIPS}}))
+    found = {"ceiling": "stacked", "arms": {"stacked": {"accuracy": 0.9, "nll": 0.2, "coefficients": {}}}}
+    (judged.parent.parent / "headroom.json").write_text(json.dumps(found))
     (tmp_path / "runs" / "results.jsonl").write_text(json.dumps(run) + "\n")
     assert [page.gather(tmp_path / "runs") for _ in range(2)] == [1, 1]
     (kept,) = page.read(page.RUNS)
     assert kept["whole"]["edr"] == 0.5 and kept["best_epoch"] == 2
+    assert kept["ceiling"] == {"accuracy": 0.9, "nll": 0.2}
 
 
 def test_evaluations_are_found_by_the_names_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
