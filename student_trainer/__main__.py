@@ -14,7 +14,7 @@ def main() -> int:
     """Runs the command line; returns the exit code."""
     # gRPC's core, which reads this when it is imported, writes lines of its own; what they say is in the errors, too.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    return cli.main("student-trainer", "Trains HOSER, with a remote LM-TAD teacher or without.", JOBS, extra="trainer")
+    return cli.main("student-trainer", "Trains students, with a remote teacher or without.", JOBS, extra="trainer")
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ class Predictor:
         """Reads weights.
 
         Args:
-            weights: directory of a run (its best checkpoint), a checkpoint, or a `state_dict` as public HOSER has it.
+            weights: directory of a run (its best checkpoint), a checkpoint, or a public `state_dict` (HOSER's).
             store: what `prepare` wrote, as a path or opened.
             device: auto, cpu, cuda or cuda:N. For single questions a CPU is usually the fastest.
             candidate_top_k, max_steps: as in training, `batch.candidate_top_k` and `batch.max_steps`.

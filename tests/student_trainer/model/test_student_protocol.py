@@ -112,7 +112,7 @@ def test_its_forms_agree(store: Store, run: Path, tmp_path: Path) -> None:
     """Every position of whole trips (`predict`), the last step (`next_road`, `export`), a step at a time (searches)."""
     weights, out = run / "checkpoints" / "best.pt", tmp_path / "out.npz"
     assert command("predict", "--data", store.path, "--weights", weights, "--split", "test", "--out", out) == 0
-    arrays, trips = np.load(out), store.trips("test", "off")
+    arrays, trips = np.load(out), store.trips("test", "auto")
     student = Student.load(weights, store)
     decoder = student._decoder
     table = decoder.table()
