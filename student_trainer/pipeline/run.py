@@ -33,7 +33,7 @@ Outcome = Literal["done", "was done", "failed", "skipped", "not asked for", "to 
 
 
 def run(settings: PipelineConfig) -> int:
-    """Does what is not done; prints a table on stderr and the outcomes as JSON on stdout. 1 if anything failed.
+    """Does what is not done; prints the verdicts on stderr and the outcomes as JSON on stdout. 1 if anything failed.
 
     What failed is left out of comparisons and reports, which are made of the rest.
 

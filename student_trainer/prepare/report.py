@@ -17,7 +17,8 @@ def _sizes(manifest: dict[str, Any]) -> str:
     s = manifest["statistics"]
     lines = [
         f"network   {s['roads']} roads, {s['successor_pairs']} successor pairs (at most {s['max_out_degree']} a road), "
-        f"{s['road_edges']} road-graph edges, {_counted(s['road_types'], 'road class', 'road classes')}, {_counted(s['zones'], 'zone', 'zones')}"
+        f"{s['road_edges']} road-graph edges, {_counted(s['road_types'], 'road class', 'es')}, "
+        f"{_counted(s['zones'], 'zone', 's')}"
     ]
     for split, facts in manifest["splits"].items():
         dropped = ", ".join(f"{count} {why}" for why, count in manifest["dropped"][split].items() if count)
@@ -31,8 +32,8 @@ def _sizes(manifest: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _counted(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"
+def _counted(count: int, noun: str, plural: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else plural}"
 
 
 def _floors(manifest: dict[str, Any]) -> str:

@@ -32,9 +32,9 @@ UNSTEADY: tuple[tuple[str, str], ...] = (
     (r"version \d.*?(?=, one thread)", "VERSIONS AND PROCESSOR"),
 )
 """What differs from run to run, or from machine to machine, and what is put in its place."""
-NUMBER = r"[+−-]?(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?![\w.]*[\w/])"
+NUMBER = r"[+\u2212-]?(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?![\w.]*[\w/])"
 MEASURED: tuple[tuple[str, str], ...] = (
-    (r"[+−-]?(?<![\w.])\d[\d,]*\.\d+(?:e[+-]?\d+)?(?!\w)", "#"),
+    (r"[+\u2212-]?(?<![\w.])\d[\d,]*\.\d+(?:e[+-]?\d+)?(?!\w)", "#"),
     (rf"{NUMBER}(?= arrived| dead end| step limit| to #| times as)|(?<= to ){NUMBER}", "#"),
     (r"p [=<] [\d.#]*[\d#]", "p #"),
     (rf"(  [a-z_]+) {NUMBER}", r"\1 #"),  # an epoch's

@@ -75,7 +75,8 @@ OWN_CITY = (
     Step("student-trainer prepare --raw data/mycity --out runs/store", measured=False),
     Step("teacher-server pretrain --data runs/store --out runs/teacher.safetensors", more=SMALL),
     Step(
-        "teacher-server serve --teacher runs/teacher.safetensors --listen 127.0.0.1:50051 --metrics-listen 127.0.0.1:9464",
+        "teacher-server serve --teacher runs/teacher.safetensors "
+        "--listen 127.0.0.1:50051 --metrics-listen 127.0.0.1:9464",
         sizes=(("127.0.0.1:50051", "127.0.0.1:0"), ("127.0.0.1:9464", "127.0.0.1:0")), more=SMALL, lasts=True,
     ),
     Step(
@@ -83,7 +84,8 @@ OWN_CITY = (
         sizes=(("20000", "100"),),
     ),
     Step(
-        "student-trainer train --data runs/store --teacher 127.0.0.1:50051 --out runs/distilled batch.sampled=runs/sampled",
+        "student-trainer train --data runs/store --teacher 127.0.0.1:50051 "
+        "--out runs/distilled batch.sampled=runs/sampled",
         more=SMALL,
     ),
     Step("student-trainer train --data runs/store --teacher none --out runs/vanilla", more=SMALL),

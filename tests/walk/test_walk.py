@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+
 from walk.golden import difference
-from walk.shell import run_walk, steady
+from walk.shell import run_walk
 from walk.steps import PAGES, STEPS
 
 
