@@ -58,6 +58,8 @@ class Section(pydantic.BaseModel):
 
 
 S = TypeVar("S", bound=Section)
+REQUIRED = "required"
+"""What `describe` says instead of a default where there is none."""
 
 PATHS = frozenset({Path, PurePath})
 Kind = Literal["text", "texts", "yaml"]
@@ -160,9 +162,13 @@ def differing(values: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]
 
 
 def in_force(config: Section) -> str:
-    """All settings as they hold, defaults too, in one line that a shell would read; passwords in URLs are left out."""
-    line = shlex.join(as_overrides(config.model_dump(mode="json")))
-    return re.sub(r"(://[^:/@\s']*:)[^@\s']+@", r"\1...@", line)
+    """The settings that are not as by default, in one line that a shell would read; passwords in URLs are left out.
+
+    Read back, it gives all settings as they hold.
+    """
+    defaults = {f"{key}={value}" for key, value, _ in describe(type(config)) if value != REQUIRED}
+    given = [text for text in as_overrides(config.model_dump(mode="json")) if text not in defaults]
+    return re.sub(r"(://[^:/@\s']*:)[^@\s']+@", r"\1...@", shlex.join(given))
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -195,7 +201,13 @@ def describe(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, str
             yield from describe(section, f"{prefix}{name}.")
             continue
         value = field.get_default(call_default_factory=True)
-        default = "required" if value is PydanticUndefined else _as_override(to_jsonable_python(value))
+        if (
+            type(value) is int
+            and float in _alternatives(field.annotation)
+            and int not in _alternatives(field.annotation)
+        ):
+            value = float(value)  # as it is once it has been checked
+        default = REQUIRED if value is PydanticUndefined else _as_override(to_jsonable_python(value))
         yield prefix + name, default, " ".join((field.description or "").split())
 
 

@@ -47,6 +47,7 @@ ALLOWED = {
     "shared.extras": {"shared", "shared.errors"},
     "shared.processes": set(),
     "shared.flags": set(),
+    "shared.floors": set(),
     "shared.progress": set(),
     "shared.completion": set(),
     "shared.cli": {
@@ -64,8 +65,8 @@ ALLOWED = {
     "shared.grid": {"shared.arrays", "shared.config", "shared.errors"},
     "shared.vocab": {"shared.arrays", "shared.errors", "shared.files", "shared.grid"},
     "shared.demo": {
-        *("shared", "shared.claims", "shared.cli", "shared.errors", "shared.flags", "shared.lock"),
-        *("shared.processes", "shared.provenance"),
+        *("shared", "shared.claims", "shared.cli", "shared.errors", "shared.flags", "shared.floors", "shared.lock"),
+        *("shared.log", "shared.processes", "shared.provenance"),
     },
     "shared.address": set(),
     "shared.forecast": set(),

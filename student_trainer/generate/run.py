@@ -13,7 +13,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -97,7 +97,7 @@ def _generate(settings: GenerateConfig) -> dict[str, Any]:
     summary["files"] = {name: files.file_digest(settings.out / name) for name in DIGESTED}
     files.write_json(settings.out / "summary.json", summary)
     parts.remove()
-    log.info("wrote %s: %s", settings.out, summary["statuses"])
+    log.info("wrote %s: %s", settings.out, _counted(summary["statuses"]))
     return summary
 
 
@@ -235,7 +235,7 @@ def _search(
                 if len(block) >= settings.block_trips:
                     block.write()
                 arrived += found.status == "arrived"
-                bar.set_postfix(arrived=f"{arrived / number:.1%}", refresh=False)
+                bar.set_postfix(arrived=f"{100 * arrived / number:.1f} %", refresh=False)
                 bar.update()
         finally:
             block.write()
@@ -270,6 +270,12 @@ class _Block:
     def _state(self) -> dict[str, float]:
         calls, rows = (self._student.forward_calls, self._student.forward_rows) if self._student else (0, 0)
         return {"seconds": time.perf_counter(), "forward_calls": calls, "forward_rows": rows}
+
+
+def _counted(statuses: Mapping[str, int]) -> str:
+    """How many trips ended how, for people: those that did."""
+    ended = [f"{count} {status.replace('_', ' ')}" for status, count in statuses.items() if count]
+    return f"{sum(statuses.values())} trips: {', '.join(ended)}"
 
 
 def _summary(

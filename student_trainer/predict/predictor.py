@@ -141,7 +141,11 @@ class Predictor:
             found = self.next_road(roads[:step], times, road)
             place = np.flatnonzero(found.roads == road)
             if not len(place):
-                raise DataError(f"road {road} at place {step} is no successor of road {roads[step - 1]}; give `times`")
+                raise DataError(
+                    f"road {road} at place {step} is no successor of road {roads[step - 1]} (those are "
+                    f"{', '.join(map(str, found.roads.tolist())) or 'none'}), so nothing says when it is entered; "
+                    "mend the trip, or give the entry times, `times`"
+                )
             times.append(times[-1] + round(float(found.seconds[place[0]])))
         return np.array(times, np.int64)
 
