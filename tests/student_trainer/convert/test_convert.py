@@ -236,7 +236,7 @@ def test_odd_data_are_told_as_by_prepare(city: ConvertConfig, capsys: pytest.Cap
     assert run(city) == 0
     told = capsys.readouterr().err
     assert "warning: roadmap.geo, column length: the median of 24 roads is 0.00" in told
-    assert "train.csv: 100.0% of 24 trips begin at 00:00:00: a placeholder" in told
+    assert "train.csv: 100.0 % of 24 trips begin at 00:00:00: a placeholder" in told
 
 
 @pytest.mark.parametrize("by", ["random", "time"])
