@@ -25,34 +25,10 @@ import yaml
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from shared import files
+from shared import files, jobs
 from shared.errors import ConfigError
 
-JOBS = frozenset(
-    {
-        "demo-city",
-        "convert",
-        "prepare",
-        "train",
-        "tune",
-        "predict",
-        "sample",
-        "export-student",
-        "headroom",
-        "generate",
-        "evaluate",
-        "compare",
-        "report",
-        "bundle",
-        "answer",
-        "pipeline",
-        "pretrain",
-        "export",
-        "serve",
-        "info",
-        "query",
-    }
-)
+JOBS = frozenset(jobs.STUDENT_TRAINER) | frozenset(jobs.TEACHER_SERVER)
 """The sections that a YAML file may have."""
 
 

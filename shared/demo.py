@@ -12,6 +12,7 @@ import contextlib
 import json
 import math
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -30,6 +31,7 @@ DISTILLED_EPOCHS = 6
 PIPELINE = "pipeline"
 """Directory of trips, metrics, comparison and report."""
 SENTENCES = 3
+FIRST_SEED, MOST_SEEDS = 42, 100
 LOOK_SECONDS = 10.0
 LINE = 110
 """Characters of a log's line that are shown."""
@@ -45,12 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the demo; 0 if every stage succeeded."""
     parser = argparse.ArgumentParser("demo", description="The main job on a synthetic city, in a few minutes.")
     parser.add_argument("--out", action=Once, type=Path, help="directory, made anew each time (default runs/demo)")
-    out = parser.parse_args(argv).out or Path("runs/demo")
+    parser.add_argument("--seeds", action=Once, type=_count, help="students of each kind, each of its own seed (1)")
+    given = parser.parse_args(argv)
+    out, seeds = given.out or Path("runs/demo"), range(FIRST_SEED, FIRST_SEED + (given.seeds or 1))
     start = time.monotonic()
     try:
         with claims.directory(out):
             _start_afresh(out)
-            result = _run(out)
+            result = _run(out, seeds)
     except (StageFailed, ReportableError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
@@ -74,7 +78,19 @@ def _start_afresh(out: Path) -> None:
     (out / MARKER).touch()
 
 
-def _run(out: Path) -> dict[str, Any]:
+def _count(text: str) -> int:
+    count = int(text)
+    if not 1 <= count <= MOST_SEEDS:
+        raise argparse.ArgumentTypeError(f"from 1 to {MOST_SEEDS}, not {text}")
+    return count
+
+
+def _name(kind: str, seed: int) -> str:
+    """Of a run's directory."""
+    return kind if seed == FIRST_SEED else f"{kind}-{seed}"
+
+
+def _run(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
     raw, store, teacher = out / "raw", out / "store", out / "teacher.safetensors"
     settings = ["--config", "config/demo.yaml"]
     _stage(out, "1 city", "student_trainer", "demo-city", "--out", raw, *settings)
@@ -82,13 +98,21 @@ def _run(out: Path) -> dict[str, Any]:
     pretrained = _stage(out, "3 pretrain", "teacher_server", "pretrain", "--data", store, "--out", teacher, *settings)
     train = ["train", "--data", store, *settings]
     with _teacher_daemon(out, teacher) as address:
-        vanilla = _stage(out, "4 vanilla", "student_trainer", *train, "--out", out / "vanilla")
         asked = ["--teacher", address, *settings]
+        vanilla = [
+            _stage(out, f"4 {_name('vanilla', seed)}", "student_trainer", *train, "--out", out / _name("vanilla", seed),
+                   f"seed={seed}")
+            for seed in seeds
+        ]  # fmt: skip
         _stage(out, "5 sample", "student_trainer", "sample", "--data", store, *asked, "--out", out / "sampled")
-        distilled = _stage(
-            out, "6 distilled", "student_trainer", *train, "--teacher", address, "--out", out / "distilled",
-            f"batch.sampled={out / 'sampled'}", f"optim.epochs={DISTILLED_EPOCHS}",
-        )  # fmt: skip
+        distilled = [
+            _stage(
+                out, f"6 {_name('distilled', seed)}", "student_trainer", *train, "--teacher", address,
+                "--out", out / _name("distilled", seed), f"seed={seed}", f"batch.sampled={out / 'sampled'}",
+                f"optim.epochs={DISTILLED_EPOCHS}",
+            )
+            for seed in seeds
+        ]  # fmt: skip
     pipeline = ["pipeline", "--data", store, "--models", out, "--out", out / PIPELINE, *settings]
     _stage(out, "7 pipeline", "student_trainer", *pipeline)
     return {"pretrain": pretrained, "vanilla": vanilla, "distilled": distilled}
@@ -165,26 +189,36 @@ def _teacher_daemon(out: Path, teacher: Path) -> Iterator[str]:
 def _table(out: Path, result: dict[str, Any]) -> str:
     manifest = json.loads((out / "store" / "store.json").read_text())
     floors = manifest["floors"]
-    vanilla, distilled = result["vanilla"]["best"], result["distilled"]["best"]
-    positions = vanilla["positions"]
-    noise = 100 * math.sqrt(vanilla["accuracy"] * (1 - vanilla["accuracy"]) / positions)
-    rows = [
-        *((RULES[name], floors[name], None, None) for name in ("nearest_to_destination", "second_order_markov")),
-        ("teacher alone, on the candidates", distilled["teacher_accuracy"], None, None),
-        ("HOSER, vanilla", vanilla["accuracy"], vanilla["nll"], vanilla["time_error"]),
-        ("HOSER, distilled", distilled["accuracy"], distilled["nll"], distilled["time_error"]),
-    ]
-    lines = [f"\n{'validation, best epoch':48}{'accuracy %':>11}{'NLL':>9}{'time error':>12}"]
-    for name, accuracy, nll, error in rows:
-        rest = "" if nll is None else f"{nll:9.4f}{error:12.4f}"
-        lines.append(f"{name:48}{100 * accuracy:11.2f}{rest}")
+    best = {kind: [run["best"] for run in result[kind]] for kind in ("vanilla", "distilled")}
+    positions, seeds = best["vanilla"][0]["positions"], len(best["vanilla"])
+    accuracy = statistics.mean(of["accuracy"] for of in best["vanilla"])
+    noise = 100 * math.sqrt(accuracy * (1 - accuracy) / positions)
+    wide = 10 if seeds > 1 else 0  # for ± a standard deviation
+    titles = (("accuracy %", 11), ("NLL", 9), ("time error", 12))
+    lines = [f"\n{'validation, best epoch':48}" + "".join(f"{title:>{width + wide}}" for title, width in titles)]
+    for name, floor in (
+        *((RULES[name], floors[name]) for name in ("nearest_to_destination", "second_order_markov")),
+        ("teacher alone, on the candidates", best["distilled"][0]["teacher_accuracy"]),
+    ):
+        lines.append(f"{name:48}{100 * floor:11.2f}")
+    for kind, found in best.items():
+        cells = (("accuracy", 100, 2, 11), ("nll", 1, 4, 9), ("time_error", 1, 4, 12))
+        row = [_cell([scale * of[name] for of in found], digits, width) for name, scale, digits, width in cells]
+        lines.append(f"{f'HOSER, {kind}':48}{''.join(row)}")
+    of_seeds = "one seed each" if seeds == 1 else f"{seeds} seeds each, mean ± standard deviation"
     lines.append(
-        f"\none seed each; the sampling error of an accuracy over {positions} positions is about ±{noise:.2f} points.\n"
+        f"\n{of_seeds}; the sampling error of an accuracy over {positions} positions is about ±{noise:.2f} points.\n"
         f"The last digits are those of {provenance.arithmetic()}, one thread a job: the same gives them again;\n"
         "another processor, torch or number of threads rounds sums otherwise, and accuracies differ by tenths.\n"
         f"runs: {out}/vanilla, {out}/distilled   teacher: {out}/teacher.safetensors   city: {out}/raw/city.svg"
     )
     return "\n".join(lines)
+
+
+def _cell(values: Sequence[float], digits: int, width: int) -> str:
+    """Their mean and, of several, the standard deviation."""
+    text = f"{statistics.mean(values):{width}.{digits}f}"
+    return text if len(values) == 1 else f"{text} ± {statistics.stdev(values):<7.{digits}f}"
 
 
 def _verdict(out: Path) -> str:

@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from typing import Any, overload
 
 import numpy as np
+import torch
 
 from shared import config
 from shared.arrays import Integers
 from shared.errors import DataError
 from student_trainer.generate.config import Method, SearcherConfig
 from student_trainer.generate.found import Found
-from student_trainer.generate.incremental import IncrementalStudent
 from student_trainer.generate.pairs import Pairs
 from student_trainer.generate.run import Searcher
+from student_trainer.model import students
+from student_trainer.model.student import Decoder
 from student_trainer.predict.predictor import Predictor
 
 
@@ -82,7 +84,7 @@ class Student(Predictor):
         if not len(pairs):
             return []
         most = min(settings.batch_trips, len(pairs))  # what a lane needs grows with the network
-        searcher = Searcher(settings.model_copy(update={"batch_trips": most}), self.store, pairs, self._incremental)
+        searcher = Searcher(settings.model_copy(update={"batch_trips": most}), self.store, pairs, self._decoder)
         return sorted(searcher.run(range(len(pairs))), key=lambda trip: trip.pair)
 
     def _pairs(self, origin: Integers, destination: Integers, departure: Integers) -> Pairs:
@@ -98,7 +100,7 @@ class Student(Predictor):
         return Pairs(number, number, start, end, np.array(departure, np.int64))
 
     @functools.cached_property
-    def _incremental(self) -> IncrementalStudent:
+    def _decoder(self) -> Decoder:
         """The model as searches have it: on the CPU, a step at a time."""
-        model = self._model if self.device.type == "cpu" else copy.deepcopy(self._model).cpu()
-        return IncrementalStudent(model, self.network, self.scale, self.candidate_top_k)
+        model = self._model if self.device.type == "cpu" else copy.deepcopy(self._model).to(torch.device("cpu"))
+        return students.architecture_of(model).decoder(model, self.network, self.scale, self.candidate_top_k)

@@ -30,10 +30,11 @@ from student_trainer.generate.beam import BeamSearch
 from student_trainer.generate.best_first import BestFirstSearch
 from student_trainer.generate.config import GenerateConfig, SearcherConfig
 from student_trainer.generate.found import STATUSES, Found
-from student_trainer.generate.incremental import IncrementalStudent
 from student_trainer.generate.pairs import Pairs, draw
 from student_trainer.generate.records import Parts
 from student_trainer.generate.shortest import ShortestPathSearch, class_paces
+from student_trainer.model import students
+from student_trainer.model.student import Decoder
 from student_trainer.model.weights import load_model
 
 log = logging.getLogger(__name__)
@@ -166,11 +167,12 @@ def _name(settings: GenerateConfig) -> str:
     return settings.name or settings.out.resolve().name
 
 
-def _student(settings: GenerateConfig, store: Store) -> IncrementalStudent | None:
+def _student(settings: GenerateConfig, store: Store) -> Decoder | None:
     if not settings.has_weights:
         return None
     model, scale = load_model(Path(settings.weights), store)
-    return IncrementalStudent(model, RoadNetwork.load(store), scale, settings.candidate_top_k)
+    parts = students.architecture_of(model)
+    return parts.decoder(model, RoadNetwork.load(store), scale, settings.candidate_top_k)
 
 
 class Searcher:
@@ -180,9 +182,7 @@ class Searcher:
         student: the model, if there is one.
     """
 
-    def __init__(
-        self, settings: SearcherConfig, store: Store, pairs: Pairs, student: IncrementalStudent | None
-    ) -> None:
+    def __init__(self, settings: SearcherConfig, store: Store, pairs: Pairs, student: Decoder | None) -> None:
         """Without a student the only method is shortest_path."""
         self._pairs, self._has_choice, self.student = pairs, settings.method != "shortest_path", student
         network = RoadNetwork.load(store) if student is None else student.network
@@ -245,7 +245,7 @@ def _search(
 class _Block:
     """Finished trips that are not on disk yet, and what they have taken."""
 
-    def __init__(self, parts: Parts, pairs: Pairs, student: IncrementalStudent | None) -> None:
+    def __init__(self, parts: Parts, pairs: Pairs, student: Decoder | None) -> None:
         self._parts, self._pairs, self._student = parts, pairs, student
         self._found: list[Found] = []
         self._start = self._state()

@@ -14,14 +14,14 @@ from student_trainer.data.loader import by_length
 from student_trainer.data.network import RoadNetwork
 from student_trainer.data.packing import to_device
 from student_trainer.model.device import float32_products
-from student_trainer.model.hoser import HOSER, NetworkEmbedding
+from student_trainer.model.student import NetworkEmbedding, Student
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.predict.config import CutConfig
 
 
 @torch.inference_mode()
 def predict(
-    model: HOSER, network: RoadNetwork, trips: Trips, scale: TimeScale, cut: CutConfig, device: torch.device
+    model: Student, network: RoadNetwork, trips: Trips, scale: TimeScale, cut: CutConfig, device: torch.device
 ) -> dict[str, npt.NDArray]:
     """Predictions of P positions with K candidates, in the split's order; products of float32 without TF32.
 
@@ -38,7 +38,7 @@ def predict(
 
 
 def _part(
-    model: HOSER,
+    model: Student,
     embedding: NetworkEmbedding,
     network: RoadNetwork,
     trips: Trips,

@@ -20,7 +20,7 @@ from student_trainer.evaluate import headroom
 from student_trainer.evaluate.config import BootstrapConfig
 from student_trainer.evaluate.headroom import Answers
 from student_trainer.model.device import float32_products
-from student_trainer.model.hoser import HOSER
+from student_trainer.model.student import Student
 from student_trainer.train.feed import Feed, Prepared
 from student_trainer.train.validate import Validator
 
@@ -34,7 +34,7 @@ SEED = 0
 
 
 @torch.no_grad()
-def answers_of(model: HOSER, feed: Feed, items: Iterable[Prepared], device: torch.device) -> Answers:
+def answers_of(model: Student, feed: Feed, items: Iterable[Prepared], device: torch.device) -> Answers:
     """What a student and the teacher say about batches of the feed's trips, by ascending trip.
 
     Products are of float32 without TF32, as in `predict`.
@@ -45,7 +45,7 @@ def answers_of(model: HOSER, feed: Feed, items: Iterable[Prepared], device: torc
     """
     parts, student, trip = [], [], []
     was_training = model.training
-    model.eval()
+    model.train(False)
     with float32_products(device, tf32=False):
         network = model.embed_network()
         for item in items:
@@ -64,7 +64,7 @@ def answers_of(model: HOSER, feed: Feed, items: Iterable[Prepared], device: torc
 
 
 def of_run(
-    model: HOSER, feed: Feed, validator: Validator, device: torch.device, labelled_trips: int
+    model: Student, feed: Feed, validator: Validator, device: torch.device, labelled_trips: int
 ) -> dict[str, Any] | None:
     """The headroom of a finished run, as JSON; None, and a warning why, if it cannot be measured.
 

@@ -3,7 +3,7 @@
 OUT/config.yaml           resolved settings
 OUT/checkpoints/last.pt   where to go on from; last.1.pt the one before it
 OUT/checkpoints/best.pt   highest validation accuracy
-OUT/hoser.pth             weights of best.pt as public HOSER loads them
+OUT/hoser.pth             weights of best.pt as public HOSER loads them; other students: `students.Entry.published`
 OUT/metrics.jsonl, tensorboard/, wandb/, wandb_run.json
 OUT/summary.json          result of a finished run
 OUT/profile.json, trace.json   where its time went, if `profile` is set

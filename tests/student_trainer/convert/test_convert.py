@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.lattice_city import NODES, WAYS, feature, metres, walk, write_network, write_trips
-from support.setting_reads import recorded_reads, settings_of
+from support.setting_reads import reads_all_of, recorded_reads, settings_of
 
 from shared.errors import ConfigError, DataError
 from shared.store import Store, Trips
@@ -67,6 +67,7 @@ def test_a_converted_city_is_prepared_as_it_is(city: ConvertConfig, capsys: pyte
     assert len(Store(city.out.parent / "store").trips("train")) == 24
 
 
+@reads_all_of("convert")
 def test_convert_reads_all(city: ConvertConfig) -> None:
     """But the classes of OpenStreetMap's roads, which `test_openstreetmap_files_are_read` sees at work."""
     with recorded_reads() as reads:
