@@ -289,6 +289,13 @@ def test_nothing_banned_is_written(path: Path) -> None:
 
 
 @each_module
+def test_percentages_have_a_blank(path: Path) -> None:
+    """As everywhere else that people read them: 12.3 %."""
+    formats = (node for node in ast.walk(tree_of(path)) if isinstance(node, ast.FormattedValue) and node.format_spec)
+    assert not [ast.unparse(node) for node in formats if "%" in ast.unparse(node.format_spec or node)]
+
+
+@each_module
 def test_numba_is_used_through_one_module(path: Path) -> None:
     """Which decides where what it compiles is kept, and what of it is trusted."""
     assert name_of(path) == "shared.compiled" or not {name.partition(".")[0] for name in imports_of(path)} & {"numba"}
