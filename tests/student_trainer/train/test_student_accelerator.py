@@ -29,7 +29,7 @@ from student_trainer.data.batch import build_batch
 from student_trainer.data.network import RoadNetwork
 from student_trainer.data.packing import Packed
 from student_trainer.model import device as devices
-from student_trainer.model import upstream
+from student_trainer.model import hoser_parts, upstream
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.history_head import HistoryHead
 from student_trainer.model.hoser import HOSER
@@ -93,7 +93,7 @@ def start(
     settings = TrainConfig.model_validate({"data": store.path, "out": out, "teacher": "fake:1", **SMALL, **changed})
     network = RoadNetwork.load(store)
     model, head = HOSER(widths_of(settings.model), network), HistoryHead(widths_of(settings.model))
-    monkeypatch.setattr(sessions, "HOSER", lambda *_: model)  # made of real tensors; fakes cannot be moved
+    monkeypatch.setattr(hoser_parts, "HOSER", lambda *_: model)  # made of real tensors; fakes cannot be moved
     monkeypatch.setattr(sessions, "HistoryHead", lambda *_: head)
     monkeypatch.setattr(sessions, "give_target", on_the_host)
     with there:
