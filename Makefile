@@ -16,6 +16,7 @@ MINUTES ?= 30
 BUF := npx --yes @bufbuild/buf@1.75.0
 GPU_OUT ?= runs/gpu
 GPU_SECONDS ?= 470
+WORKERS ?= logical
 # Tests reach into modules (`module.time`), call what has no types, and write `[f(x) for x in xs]` for what returns nothing.
 TYPE_TESTS := MYPYPATH=tests $(BIN)/mypy --cache-dir .mypy_cache/tests --implicit-reexport --allow-untyped-calls \
   --no-warn-unused-ignores --no-warn-return-any --disable-error-code func-returns-value
@@ -55,17 +56,17 @@ proto: $(RPC) ## generate the gRPC code from proto/
 $(RPC): proto/teacher/v1/teacher.proto | $(READY)
 	$(BIN)/python setup.py --quiet build_grpc --inplace
 
-demo: $(USABLE) ## the main job on a synthetic city: prepare, pretrain, serve, train twice, compare, report (a few minutes)
-	$(BIN)/python -m shared.demo --out runs/demo
+demo: $(USABLE) ## the main job on a synthetic city: prepare, pretrain, serve, train twice, compare, report (minutes; SEEDS=5)
+	$(BIN)/python -m shared.demo --out runs/demo $(if $(SEEDS),--seeds $(SEEDS))
 
-test: setup ## all tests
-	$(BIN)/python -m pytest
+test: setup ## all tests, on all cores (make test WORKERS=0: one after another)
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
 test-images: setup ## build and run the images with Buildah, runc and mmdebstrap (root; downloads 2 GB; some 10 minutes)
 	TEST_IMAGES=1 $(BIN)/python -m pytest tests/docker/test_docker_build.py
 
 test-fast: setup ## the tests that start no servers and train nothing
-	$(BIN)/python -m pytest -m 'not integration'
+	$(BIN)/python -m pytest -m 'not integration' -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
 chaos: setup ## the matrix of faults, and a trainer killed and resumed 20 times (half an hour; CHAOS='--only fault=reset')
 	$(BIN)/python -m tests.chaos $(CHAOS)

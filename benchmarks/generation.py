@@ -36,8 +36,8 @@ from student_trainer.data.network import RoadNetwork
 from student_trainer.generate import workers
 from student_trainer.generate.beam import BeamSearch
 from student_trainer.generate.config import SearchConfig
-from student_trainer.generate.incremental import IncrementalStudent
 from student_trainer.generate.pairs import Pairs, draw
+from student_trainer.model import students
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.weights import load_model
 from student_trainer.prepare.config import GridConfig
@@ -266,7 +266,7 @@ Search = Callable[[Sequence[int]], Iterator[tuple[int, list[int]]]]
 
 def _ours(store: Store, weights: Path, pairs: Pairs, size: Size, alone: bool = False) -> Search:
     model, scale = load_model(weights, store)
-    student = IncrementalStudent(model, RoadNetwork.load(store), scale, TOP_K)
+    student = students.architecture_of(model).decoder(model, RoadNetwork.load(store), scale, TOP_K)
     lanes, threads = (1, 1) if alone else (size.lanes, provenance.cores())
 
     def search(todo: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
@@ -281,6 +281,7 @@ def _straightforward(store: Store, weights: Path, pairs: Pairs, _: Size, togethe
     torch.set_num_threads(provenance.cores())
     ours, scale = load_model(weights, store)
     network = RoadNetwork.load(store)
+    assert isinstance(ours.config, ModelConfig)
     model = StraightforwardHOSER(ours.config, network)
     model.load_state_dict(ours.state_dict())
     student = plain.Student(model.eval(), network, scale, TOP_K)

@@ -28,7 +28,8 @@ from shared.store import Store, Trips
 from student_trainer.data.batch import build_batch
 from student_trainer.data.network import RoadNetwork
 from student_trainer.model.config import ModelConfig
-from student_trainer.model.hoser import HOSER, NetworkEmbedding
+from student_trainer.model.hoser import HOSER
+from student_trainer.model.student import NetworkEmbedding
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.predict.export import portable, trace
 from student_trainer.predict.predictor import Predictor

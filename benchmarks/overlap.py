@@ -33,6 +33,7 @@ from student_trainer.distill.config import DistillConfig
 from student_trainer.distill.query import build_query
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.device import pick_device
+from student_trainer.model.hoser import HOSER
 from student_trainer.prepare.config import GridConfig
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed
@@ -150,6 +151,7 @@ class Student:
             size: how many steps.
         """
         trainer, lookahead = self._session.trainer, self._settings.client.lookahead
+        assert isinstance(self._session.model, HOSER)
         self._session.model.load_state_dict(self._model)
         if trainer.head is not None:
             trainer.head.load_state_dict(self._head or {})

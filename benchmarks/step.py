@@ -33,6 +33,7 @@ from benchmarks.straightforward.student import PaddedTensors, StraightforwardHOS
 from shared.store import Store
 from student_trainer.data.network import RoadNetwork
 from student_trainer.model.config import ModelConfig
+from student_trainer.model.hoser import HOSER
 from student_trainer.prepare.config import GridConfig
 from student_trainer.train.config import OptimConfig, TrainConfig
 from student_trainer.train.optim import build_optimizer, learning_rate
@@ -260,12 +261,14 @@ def _our_steps(session: Session, plan: Sequence[PlannedStep]) -> tuple[nn.Module
 
         return step
 
+    assert isinstance(session.model, HOSER)
     return session.model, [make(planned) for planned in plan]
 
 
 def _straightforward_steps(session: Session, plan: Sequence[PlannedStep]) -> tuple[nn.Module, list[Step]]:
     settings, total = session.settings, session.schedule.total_steps
     network, trips = RoadNetwork.load(session.store), session.store.trips("train")
+    assert isinstance(settings.model, ModelConfig)
     model = StraightforwardHOSER(settings.model, network)
     model.load_state_dict(session.model.state_dict())
     optimizer = build_optimizer(settings.optim, model)

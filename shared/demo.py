@@ -12,6 +12,7 @@ import contextlib
 import json
 import math
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -19,9 +20,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared import claims, cli, lock, processes, provenance
+from shared import claims, cli, lock, log, processes, provenance
 from shared.errors import ReportableError
 from shared.flags import Once
+from shared.floors import RULES
 
 MARKER = ".demo"
 DISTILLED_EPOCHS = 6
@@ -29,6 +31,7 @@ DISTILLED_EPOCHS = 6
 PIPELINE = "pipeline"
 """Directory of trips, metrics, comparison and report."""
 SENTENCES = 3
+FIRST_SEED, MOST_SEEDS = 42, 100
 LOOK_SECONDS = 10.0
 LINE = 110
 """Characters of a log's line that are shown."""
@@ -44,12 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the demo; 0 if every stage succeeded."""
     parser = argparse.ArgumentParser("demo", description="The main job on a synthetic city, in a few minutes.")
     parser.add_argument("--out", action=Once, type=Path, help="directory, made anew each time (default runs/demo)")
-    out = parser.parse_args(argv).out or Path("runs/demo")
+    parser.add_argument("--seeds", action=Once, type=_count, help="students of each kind, each of its own seed (1)")
+    given = parser.parse_args(argv)
+    out, seeds = given.out or Path("runs/demo"), range(FIRST_SEED, FIRST_SEED + (given.seeds or 1))
     start = time.monotonic()
     try:
         with claims.directory(out):
             _start_afresh(out)
-            result = _run(out)
+            result = _run(out, seeds)
     except (StageFailed, ReportableError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
@@ -73,7 +78,19 @@ def _start_afresh(out: Path) -> None:
     (out / MARKER).touch()
 
 
-def _run(out: Path) -> dict[str, Any]:
+def _count(text: str) -> int:
+    count = int(text)
+    if not 1 <= count <= MOST_SEEDS:
+        raise argparse.ArgumentTypeError(f"from 1 to {MOST_SEEDS}, not {text}")
+    return count
+
+
+def _name(kind: str, seed: int) -> str:
+    """Of a run's directory."""
+    return kind if seed == FIRST_SEED else f"{kind}-{seed}"
+
+
+def _run(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
     raw, store, teacher = out / "raw", out / "store", out / "teacher.safetensors"
     settings = ["--config", "config/demo.yaml"]
     _stage(out, "1 city", "student_trainer", "demo-city", "--out", raw, *settings)
@@ -81,13 +98,21 @@ def _run(out: Path) -> dict[str, Any]:
     pretrained = _stage(out, "3 pretrain", "teacher_server", "pretrain", "--data", store, "--out", teacher, *settings)
     train = ["train", "--data", store, *settings]
     with _teacher_daemon(out, teacher) as address:
-        vanilla = _stage(out, "4 vanilla", "student_trainer", *train, "--out", out / "vanilla")
         asked = ["--teacher", address, *settings]
+        vanilla = [
+            _stage(out, f"4 {_name('vanilla', seed)}", "student_trainer", *train, "--out", out / _name("vanilla", seed),
+                   f"seed={seed}")
+            for seed in seeds
+        ]  # fmt: skip
         _stage(out, "5 sample", "student_trainer", "sample", "--data", store, *asked, "--out", out / "sampled")
-        distilled = _stage(
-            out, "6 distilled", "student_trainer", *train, "--teacher", address, "--out", out / "distilled",
-            f"batch.sampled={out / 'sampled'}", f"optim.epochs={DISTILLED_EPOCHS}",
-        )  # fmt: skip
+        distilled = [
+            _stage(
+                out, f"6 {_name('distilled', seed)}", "student_trainer", *train, "--teacher", address,
+                "--out", out / _name("distilled", seed), f"seed={seed}", f"batch.sampled={out / 'sampled'}",
+                f"optim.epochs={DISTILLED_EPOCHS}",
+            )
+            for seed in seeds
+        ]  # fmt: skip
     pipeline = ["pipeline", "--data", store, "--models", out, "--out", out / PIPELINE, *settings]
     _stage(out, "7 pipeline", "student_trainer", *pipeline)
     return {"pretrain": pretrained, "vanilla": vanilla, "distilled": distilled}
@@ -96,40 +121,41 @@ def _run(out: Path) -> dict[str, Any]:
 def _stage(out: Path, name: str, package: str, *arguments: object) -> dict[str, Any]:
     """Runs a command; returns the JSON of the last line that it printed."""
     command = processes.command(package, *map(str, arguments))
-    log = out / "logs" / f"{name.replace(' ', '-')}.log"
+    path = out / "logs" / f"{name.replace(' ', '-')}.log"
     print(f"[{name}] {cli.command(package.replace('_', '-'), *map(str, arguments))}", flush=True)
     start = time.monotonic()
-    with log.open("w") as stream, subprocess.Popen(
+    with path.open("w") as stream, subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=stream, text=True, env=processes.environment()
     ) as job:  # fmt: skip
         try:
-            output = _watch(job, log, start)
+            output = _watch(job, path, start)
         except BaseException:
             job.kill()
             raise
         stream.write(output)
     if job.returncode:
-        raise StageFailed(f"{name} ended with {job.returncode}: {_last_line(log) or 'no output'} (log: {log})")
+        raise StageFailed(f"stage {name} ended with {job.returncode}: {_last_line(path) or 'no output'} (log: {path})")
     print(f"    {time.monotonic() - start:.0f} s", flush=True)
     lines = [line for line in output.splitlines() if line.startswith("{")]
     return dict(json.loads(lines[-1])) if lines else {}
 
 
-def _watch(job: subprocess.Popen[str], log: Path, start: float) -> str:
+def _watch(job: subprocess.Popen[str], path: Path, start: float) -> str:
     """What a command has printed when it ends; meanwhile, now and then, the last line of its log."""
     told = ""
     while True:
         try:
             return job.communicate(timeout=LOOK_SECONDS)[0]
         except subprocess.TimeoutExpired:
-            if (line := _last_line(log)) and line != told:
+            if (line := _last_line(path)) and line != told:
                 print(f"    {time.monotonic() - start:.0f} s: {line[:LINE]}", flush=True)
                 told = line
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()
-    return lines[-1].strip() if lines else ""
+def _last_line(path: Path) -> str:
+    """Its message, without the time, the level and the part of the program that say less than the stage's name."""
+    lines = path.read_text(errors="replace").replace("\r", "\n").strip().splitlines()
+    return log.message_of(lines[-1].strip()) if lines else ""
 
 
 @contextlib.contextmanager
@@ -138,8 +164,8 @@ def _teacher_daemon(out: Path, teacher: Path) -> Iterator[str]:
     arguments = ["serve", "--teacher", str(teacher), "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
     arguments += ["--config", "config/demo.yaml"]
     print(f"[serve] {cli.command('teacher-server', *arguments)}", flush=True)
-    log = out / "logs" / "serve.log"
-    with log.open("w") as stream, subprocess.Popen(
+    path = out / "logs" / "serve.log"
+    with path.open("w") as stream, subprocess.Popen(
         processes.command("teacher_server", *arguments),
         stdout=subprocess.PIPE, stderr=stream, text=True, env=processes.environment(),
     ) as daemon:  # fmt: skip
@@ -147,7 +173,7 @@ def _teacher_daemon(out: Path, teacher: Path) -> Iterator[str]:
             assert daemon.stdout is not None
             ready = daemon.stdout.readline()  # printed once it serves; empty if it ended instead
             if not ready.startswith("{"):
-                raise StageFailed(f"the teacher daemon did not start (log: {log})")
+                raise StageFailed(f"the teacher daemon did not start (log: {path})")
             state = json.loads(ready)
             print(f"    listening on {state['listening']}, metrics on {state['metrics']}", flush=True)
             yield str(state["listening"])
@@ -163,27 +189,36 @@ def _teacher_daemon(out: Path, teacher: Path) -> Iterator[str]:
 def _table(out: Path, result: dict[str, Any]) -> str:
     manifest = json.loads((out / "store" / "store.json").read_text())
     floors = manifest["floors"]
-    vanilla, distilled = result["vanilla"]["best"], result["distilled"]["best"]
-    positions = vanilla["positions"]
-    noise = 100 * math.sqrt(vanilla["accuracy"] * (1 - vanilla["accuracy"]) / positions)
-    rows = [
-        ("nearest to the destination", floors["nearest_to_destination"], None, None),
-        ("second-order Markov", floors["second_order_markov"], None, None),
-        ("teacher alone, on the candidates", distilled["teacher_accuracy"], None, None),
-        ("HOSER, vanilla", vanilla["accuracy"], vanilla["nll"], vanilla["time_error"]),
-        ("HOSER, distilled", distilled["accuracy"], distilled["nll"], distilled["time_error"]),
-    ]
-    lines = [f"\n{'validation, best epoch':34}{'accuracy %':>11}{'NLL':>9}{'time error':>12}"]
-    for name, accuracy, nll, error in rows:
-        rest = "" if nll is None else f"{nll:9.4f}{error:12.4f}"
-        lines.append(f"{name:34}{100 * accuracy:11.2f}{rest}")
+    best = {kind: [run["best"] for run in result[kind]] for kind in ("vanilla", "distilled")}
+    positions, seeds = best["vanilla"][0]["positions"], len(best["vanilla"])
+    accuracy = statistics.mean(of["accuracy"] for of in best["vanilla"])
+    noise = 100 * math.sqrt(accuracy * (1 - accuracy) / positions)
+    wide = 10 if seeds > 1 else 0  # for ± a standard deviation
+    titles = (("accuracy %", 11), ("NLL", 9), ("time error", 12))
+    lines = [f"\n{'validation, best epoch':48}" + "".join(f"{title:>{width + wide}}" for title, width in titles)]
+    for name, floor in (
+        *((RULES[name], floors[name]) for name in ("nearest_to_destination", "second_order_markov")),
+        ("teacher alone, on the candidates", best["distilled"][0]["teacher_accuracy"]),
+    ):
+        lines.append(f"{name:48}{100 * floor:11.2f}")
+    for kind, found in best.items():
+        cells = (("accuracy", 100, 2, 11), ("nll", 1, 4, 9), ("time_error", 1, 4, 12))
+        row = [_cell([scale * of[name] for of in found], digits, width) for name, scale, digits, width in cells]
+        lines.append(f"{f'HOSER, {kind}':48}{''.join(row)}")
+    of_seeds = "one seed each" if seeds == 1 else f"{seeds} seeds each, mean ± standard deviation"
     lines.append(
-        f"\none seed each; the sampling error of an accuracy over {positions} positions is about ±{noise:.2f} points.\n"
+        f"\n{of_seeds}; the sampling error of an accuracy over {positions} positions is about ±{noise:.2f} points.\n"
         f"The last digits are those of {provenance.arithmetic()}, one thread a job: the same gives them again;\n"
         "another processor, torch or number of threads rounds sums otherwise, and accuracies differ by tenths.\n"
         f"runs: {out}/vanilla, {out}/distilled   teacher: {out}/teacher.safetensors   city: {out}/raw/city.svg"
     )
     return "\n".join(lines)
+
+
+def _cell(values: Sequence[float], digits: int, width: int) -> str:
+    """Their mean and, of several, the standard deviation."""
+    text = f"{statistics.mean(values):{width}.{digits}f}"
+    return text if len(values) == 1 else f"{text} ± {statistics.stdev(values):<7.{digits}f}"
 
 
 def _verdict(out: Path) -> str:
@@ -194,7 +229,7 @@ def _verdict(out: Path) -> str:
         arm = next(arm["name"] for arm in found["arms"] if arm["name"] != found["baseline"])
         compared = [found["metrics"][name]["comparisons"] for name in found["order"]]
         sentences = [metric[arm]["verdict"] for metric in compared if arm in metric]
-        lines += ["", f"On trips of {found['split']}:", *sentences[:SENTENCES]]
+        lines += ["", f"On {found['split']} trips:", *sentences[:SENTENCES]]
     reports = sorted((out / PIPELINE).glob("*/report/report.html"))
     lines += ["", *(f"report: {path}" for path in reports)]
     own = cli.command("student-trainer", "prepare", "--raw", "DIRECTORY", "--out", "runs/store")

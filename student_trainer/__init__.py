@@ -1,4 +1,4 @@
-"""The student: data preparation, HOSER, and its training against a remote teacher."""
+"""The student: data preparation, the models, and their training against a remote teacher."""
 
 from __future__ import annotations
 

@@ -13,9 +13,10 @@ from shared.arrays import Integers
 from shared.errors import DataError
 from student_trainer.generate.config import Method, SearcherConfig
 from student_trainer.generate.found import Found
-from student_trainer.generate.incremental import IncrementalStudent
 from student_trainer.generate.pairs import Pairs
 from student_trainer.generate.run import Searcher
+from student_trainer.model import students
+from student_trainer.model.student import Decoder
 from student_trainer.predict.predictor import Predictor
 
 
@@ -80,7 +81,7 @@ class Student(Predictor):
         pairs = self._pairs(origin, destination, departure)
         if not len(pairs):
             return []
-        searcher = Searcher(settings, self.store, pairs, self._incremental)
+        searcher = Searcher(settings, self.store, pairs, self._decoder)
         return sorted(searcher.run(range(len(pairs))), key=lambda trip: trip.pair)
 
     def _pairs(self, origin: Integers, destination: Integers, departure: Integers) -> Pairs:
@@ -96,6 +97,7 @@ class Student(Predictor):
         return Pairs(number, number, start, end, np.array(departure, np.int64))
 
     @functools.cached_property
-    def _incremental(self) -> IncrementalStudent:
+    def _decoder(self) -> Decoder:
         """The model as searches have it: a step at a time, on the student's device."""
-        return IncrementalStudent(self._model, self.network, self.scale, self.candidate_top_k)
+        parts = students.architecture_of(self._model)
+        return parts.decoder(self._model, self.network, self.scale, self.candidate_top_k)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from shared import claims, teacher_file
+from shared import claims
 from shared.launch import is_one_of_several
 from shared.store import Store
+from teacher_server import teachers
 from teacher_server.lmtad.config import OVERWRITE, ExportConfig
 from teacher_server.offline import config as offline
 from teacher_server.offline import questions
@@ -35,11 +36,10 @@ def check_answer(settings: AnswerConfig) -> None:
     claims.check_file(settings.out, settings.overwrite, offline.OVERWRITE)
     store = Store(settings.data)
     if settings.teacher is not None:
-        header = teacher_file.read_header(settings.teacher)
-        longest = int(header.architecture["block_size"]) - 1
-        questions.check_teacher(header.tokeniser, longest, str(settings.teacher), store, settings.windows)
+        header = teachers.read_header(settings.teacher)
+        questions.check_teacher(header.tokeniser, header.block_size - 1, str(settings.teacher), store, settings.windows)
 
 
 def check_serve(settings: ServeConfig) -> None:
-    """Raises `FileFormatError` if there is no teacher file."""
-    teacher_file.read_header(settings.teacher)
+    """Raises `FileFormatError` if there is no teacher file, or it is of a model that is not known here."""
+    teachers.read_header(settings.teacher)

@@ -1,6 +1,7 @@
 """What the serving side knows of the model: a scorer of batches of contexts.
 
-`engine/engine.py` makes the real one; tests of the batcher and the service use small fakes.
+`teachers` chooses one by the model that a teacher file names: `engine/engine.py` makes the LM-TAD's. Tests of the
+batcher and the service use small fakes.
 
     Batch --assemble (any thread)--> ready for the device --score (model thread)--> Scores
 
@@ -97,7 +98,7 @@ class Served:
     @property
     def longest(self) -> int:
         """Tokens of the longest context without SOT."""
-        return int(self.header.architecture["block_size"]) - 1
+        return self.header.block_size - 1
 
 
 ReadyT = TypeVar("ReadyT")

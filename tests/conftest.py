@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+# Of several processes that test side by side each has a core; threads would wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # How long an example takes is the machine's load.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
@@ -135,15 +139,20 @@ def running_teacher() -> TeacherStarter:
 
 
 @contextlib.contextmanager
-def start_teacher(teacher: Path, *overrides: str, listen: str = "127.0.0.1:0") -> Iterator[RunningTeacher]:
-    """Runs a server on free ports until the block ends; on the CPU, unless the overrides say otherwise."""
-    command = [sys.executable, "-m", "teacher_server", "serve", "--teacher", str(teacher), "--listen", listen]
+def start_teacher(
+    teacher: Path, *overrides: str, listen: str = "127.0.0.1:0", module: str = "teacher_server"
+) -> Iterator[RunningTeacher]:
+    """Runs a server on free ports until the block ends; on the CPU, unless the overrides say otherwise.
+
+    `module` is run instead of the command: one of the tests, perhaps, that registers another teacher first.
+    """
+    command = [sys.executable, "-m", module, "serve", "--teacher", str(teacher), "--listen", listen]
     process = subprocess.Popen(
         [*command, "--metrics-listen", "127.0.0.1:0", "engine.device=cpu", *overrides],
         stdout=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY / "tests")},
     )
     assert process.stdout is not None
     try:

@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, start_teacher, write_tiny_teacher
+from support.command_lines import ending_of, every_job, needed_flags
 from support.generated_trips import write_generated
 from support.lattice_city import walk, write_network, write_trips
 from support.random_city import write_random_store
 from support.tiny_city import write_tiny_city
 
 from shared import claims, cli, files, teacher_file
+from shared.cli import Job
 from shared.errors import ConfigError
 from student_trainer.__main__ import JOBS as STUDENT
 from student_trainer.runs import checkpoint as checkpoints
@@ -33,30 +35,42 @@ pytestmark = pytest.mark.integration
 SMALL = "model.road_id_dim=8 model.road_attr_dim=2 optim.batch_size=8 runtime.threads=1 log.tensorboard=false"
 TRAIN = f"train --data {{store}} --teacher none --out {{out}} optim.epochs=1 {SMALL}"
 RECIPE = "train={model: {road_id_dim: 8, road_attr_dim: 2}, optim: {batch_size: 8}, runtime: {threads: 1}}"
-JOBS = {
-    "demo-city": "demo-city --out {out} columns=9 rows=9 trips.train=50 trips.val=10 trips.test=10",
-    "convert": "convert --roads {streets} --trips {walks} --out {out} network.id=u,v,key",
-    "prepare": "prepare --raw {raw} --out {out}",
-    "train": TRAIN,
-    "train --resume": f"{TRAIN} --resume",
-    "predict": "predict --data {store} --weights {weights} --out {out}.npz",
-    "sample": "sample --data {store} --teacher unix:{socket} --out {out} trips=20 max_roads=30 replace=true",
-    "export-student": "export --data {store} --weights {weights} --out {out}.pt2",
-    "generate": "generate --data {store} --weights {weights} --out {out} pairs=6",
-    "evaluate": "evaluate --data {store} --trips {trips} --out {out} bootstrap.draws=100",
-    "compare": "compare --evaluations {one},{other} --out {out} bootstrap.draws=100",
-    "report": "report --data {store} --evaluations {one},{other} --out {out}",
-    "bundle": "bundle --report {report} --out {out}.zip",
-    "pipeline": "pipeline --data {store} --models {models} --out {out} pairs=6 bootstrap.draws=100 splits=test "
-    "search.max_steps=20",
-    "tune": "tune --data {store} --teacher none --out {out} skip=1,2,3 workers=1 epochs=1",
-    "pretrain": "pretrain --data {store} --out {out}.safetensors n_layer=1 n_head=1 n_embd=8 max_steps=2",
-    "export": "export --checkpoint {upstream} --out {out}.safetensors n_head=2 grid_rows=4 grid_cols=4",
+INPUTS = {
+    "--data": "{store}", "--raw": "{raw}", "--weights": "{weights}", "--trips": "{trips}", "--roads": "{streets}",
+    "--teacher": "unix:{socket}", "--evaluations": "{one},{other}", "--report": "{report}", "--models": "{models}",
+    "--checkpoint": "{upstream}", "convert --trips": "{walks}",
+}  # fmt: skip
+"""What a flag is given, in a job or in any."""
+SETTINGS = {
+    "demo-city": "columns=9 rows=9 trips.train=50 trips.val=10 trips.test=10",
+    "convert": "network.id=u,v,key",
+    "train": f"optim.epochs=1 {SMALL}",
+    "sample": "trips=20 max_roads=30 replace=true",
+    "generate": "weights={weights} pairs=6",
+    "evaluate": "bootstrap.draws=100",
+    "compare": "bootstrap.draws=100",
+    "pipeline": "pairs=6 bootstrap.draws=100 splits=test search.max_steps=20",
+    "tune": "skip=1,2,3 workers=1 epochs=1",
+    "pretrain": "n_layer=1 n_head=1 n_embd=8 max_steps=2",
+    "export": "n_head=2 grid_rows=4 grid_cols=4",
+    "answer": "teacher={teacher}",
 }
-SUFFIX = {"predict": ".npz", "export-student": ".pt2", "bundle": ".zip"} | dict.fromkeys(
-    ("pretrain", "export"), ".safetensors"
-)
+"""What keeps a job small, or it cannot do without."""
+WRITERS = {job.yaml_section: (program, job) for program, job in every_job() if "--out" in {f.name for f in job.flags}}
+SUFFIX = {name: ending for name, (_, job) in WRITERS.items() if (ending := ending_of(job)) is not None}
 """Of jobs that write a file."""
+
+
+def line_of(name: str, job: Job) -> str:
+    """A command of the job, small."""
+    given = {flag.name: INPUTS.get(f"{name} {flag.name}", INPUTS.get(flag.name, "")) for flag in needed_flags(job)}
+    given["--out"] = f"{{out}}{SUFFIX.get(name, '')}"
+    assert all(given.values()), f"INPUTS says nothing for one of {given}"
+    return " ".join([job.name, *(f"{flag} {value}" for flag, value in given.items()), SETTINGS.get(name, "")])
+
+
+JOBS = {name: line_of(name, job) for name, (_, job) in WRITERS.items()}
+JOBS["train --resume"] = f"{TRAIN} --resume"
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +86,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     state = {n: torch.from_numpy(a.copy()) for n, a in teacher_file.read(room / "teacher.safetensors")[1].items()}
     torch.save({"model": state, "model_config": {"n_head": 2}}, room / "upstream.pt")
     paths = {name: room / name for name in ("store", "trips", "one", "other", "report", "models", "socket")}
+    paths |= {"teacher": room / "teacher.safetensors"}
     paths |= {"raw": write_tiny_city(room / "raw"), "upstream": room / "upstream.pt"}
     walks = [walk(np.random.default_rng(seed), 4) for seed in range(5)]
     paths |= {"streets": write_network(room / "streets.geojson"), "walks": write_trips(room / "walks.csv", walks)}
@@ -86,7 +101,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
 
 
 def command(job: str, paths: dict[str, Path], *more: str) -> int:
-    program, jobs = ("teacher-server", TEACHER) if job in ("pretrain", "export") else ("student-trainer", STUDENT)
+    program = WRITERS[job.partition(" ")[0]][0]
+    jobs = TEACHER if program == "teacher-server" else STUDENT
     recipe = [RECIPE] if job == "tune" else []
     return cli.main(program, "", jobs, [*(word.format(**paths) for word in JOBS[job].split()), *recipe, *more])
 
@@ -147,7 +163,8 @@ def test_a_job_writes_where_a_link_leads(job: str, made: dict[str, Path], tmp_pa
     link.parent.mkdir()
     real.parent.mkdir()
     link.symlink_to(Path("..") / "big" / real.name)
-    again = ["overwrite=true"] if job in ("pretrain", "export") else []
+    schema = cli._import(WRITERS[job.partition(" ")[0]][1].schema)
+    again = ["overwrite=true"] if "overwrite" in schema.model_fields else []
     passes = [(True, list[str]())] + [(False, again)] * (job != "tune")  # whose processes take their time
     for is_first, more in passes:
         if job == "train" and not is_first:

@@ -18,6 +18,9 @@ import yaml
 from conftest import REPOSITORY
 from support.command_lines import PACKAGES, parsed_settings
 
+from student_trainer.__main__ import JOBS as STUDENT_JOBS
+from teacher_server.__main__ import JOBS as TEACHER_JOBS
+
 ROOTS = ("shared", "teacher_server", "student_trainer")
 GENERATED = REPOSITORY / "shared" / "rpc" / "teacher"
 MODULES = sorted(
@@ -39,10 +42,12 @@ ALLOWED = {
     "shared.files": {"shared.errors", "shared.lock"},
     "shared.claims": {"shared.errors", "shared.files", "shared.lock"},
     "shared.torch_archive": {"shared.errors"},
-    "shared.config": {"shared", "shared.errors", "shared.files"},
+    "shared.jobs": set(),
+    "shared.config": {"shared", "shared.errors", "shared.files", "shared.jobs"},
     "shared.extras": {"shared", "shared.errors"},
     "shared.processes": set(),
     "shared.flags": set(),
+    "shared.floors": set(),
     "shared.progress": set(),
     "shared.completion": set(),
     "shared.cli": {
@@ -60,8 +65,8 @@ ALLOWED = {
     "shared.grid": {"shared.arrays", "shared.config", "shared.errors"},
     "shared.vocab": {"shared.arrays", "shared.errors", "shared.files", "shared.grid"},
     "shared.demo": {
-        *("shared", "shared.claims", "shared.cli", "shared.errors", "shared.flags", "shared.lock"),
-        *("shared.processes", "shared.provenance"),
+        *("shared", "shared.claims", "shared.cli", "shared.errors", "shared.flags", "shared.floors", "shared.lock"),
+        *("shared.log", "shared.processes", "shared.provenance"),
     },
     "shared.address": set(),
     "shared.forecast": set(),
@@ -77,65 +82,18 @@ ALLOWED = {
 }
 """All that some modules of `shared` may import of it; what lies below does not know what lies above."""
 
-LAYERS = (
-    "student_trainer.demo_city",
-    "student_trainer.convert",
-    "student_trainer.prepare",
-    "student_trainer.data",
-    "student_trainer.runs",
-    "student_trainer.model",
-    "student_trainer.distill",
-    "student_trainer.predict",
-    "student_trainer.sample",
-    "student_trainer.train",
-    "student_trainer.generate",
-    "student_trainer.evaluate",
-    "student_trainer.headroom",
-    "student_trainer.report",
-    "student_trainer.pipeline",
-)
-MAY_IMPORT = {
-    "student_trainer.demo_city": {"student_trainer.data"},
-    "student_trainer.convert": {"student_trainer.data", "student_trainer.prepare"},
-    "student_trainer.prepare": {"student_trainer.data"},
-    "student_trainer.data": set(),
-    "student_trainer.runs": set(),
-    "student_trainer.model": {"student_trainer.data", "student_trainer.runs"},
-    "student_trainer.predict": {"student_trainer.data", "student_trainer.model"},
-    "student_trainer.distill": {"student_trainer.data", "student_trainer.model"},
-    "student_trainer.sample": {"student_trainer.data", "student_trainer.distill"},
-    "student_trainer.train": {
-        "student_trainer.data",
-        "student_trainer.runs",
-        "student_trainer.model",
-        "student_trainer.distill",
-        "student_trainer.evaluate",
-    },
-    "student_trainer.generate": {"student_trainer.data", "student_trainer.model"},
-    "student_trainer.evaluate": {
-        "student_trainer.runs",
-        "student_trainer.data",
-        "student_trainer.model",
-        "student_trainer.distill",
-        "student_trainer.predict",
-    },
-    "student_trainer.headroom": {
-        "student_trainer.data",
-        "student_trainer.runs",
-        "student_trainer.model",
-        "student_trainer.distill",
-        "student_trainer.train",
-        "student_trainer.evaluate",
-    },
-    "student_trainer.report": {"student_trainer.data", "student_trainer.runs", "student_trainer.evaluate"},
-    "student_trainer.pipeline": {
-        "student_trainer.runs",
-        "student_trainer.generate",
-        "student_trainer.evaluate",
-        "student_trainer.report",
-    },
-}
-"""Which part of the trainer knows which: data flows one way."""
+
+def drawn_rooms(package: str) -> dict[str, set[str]]:
+    """Which room may import which, as a table of docs/architecture.md says."""
+    (table,) = re.findall(
+        rf"^\| `{package}` \|.*\n\|[ -|]+\n((?:\|.*\n)+)", (DOCS / "architecture.md").read_text("utf-8"), re.MULTILINE
+    )
+    rows = [[re.findall(r"`(\w+)[/.\w]*`", cell) for cell in row.split(" | ")] for row in table.splitlines()]
+    return {f"{package}.{room}": {f"{package}.{name}" for name in row[-1]} for row in rows for room in row[0]}
+
+
+MAY_IMPORT = drawn_rooms("student_trainer")
+"""Which part of the trainer knows which, as docs/architecture.md draws it: data flows one way."""
 
 TEACHER_ROOMS: dict[str, set[str]] = {
     "scorer": set(),
@@ -143,14 +101,15 @@ TEACHER_ROOMS: dict[str, set[str]] = {
     "lmtad": set(),
     "pretrain": {"lmtad"},
     "engine": {"scorer", "lmtad"},
+    "teachers": {"scorer", "engine"},
     "answers": {"scorer"},
     "request": set(),
     "metrics": {"answers", "address", "request"},
     "batching": {"scorer", "answers", "metrics"},
     "client": {"address"},
-    "offline": {"engine", "answers", "client"},
-    "serve": {"scorer", "address", "engine", "answers", "request", "metrics", "batching"},
-    "early": {"serve", "lmtad", "offline", "pretrain"},
+    "offline": {"teachers", "engine", "answers", "client"},
+    "serve": {"scorer", "address", "teachers", "engine", "answers", "request", "metrics", "batching"},
+    "early": {"teachers", "serve", "lmtad", "offline", "pretrain"},
     "precompile": {"engine", "answers", "lmtad"},
 }
 """Which room of the teacher knows which, or module that has no room."""
@@ -205,7 +164,7 @@ def imports_of(path: Path) -> set[str]:
 
 def part_of(name: str) -> str:
     """The layer that a module of the trainer belongs to; the module itself if it is on its own."""
-    return next((layer for layer in LAYERS if name == layer or name.startswith(f"{layer}.")), name)
+    return next((layer for layer in MAY_IMPORT if name == layer or name.startswith(f"{layer}.")), name)
 
 
 each_module = pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -253,20 +212,14 @@ def test_every_module_of_the_teacher_has_its_room_in_the_table() -> None:
     } == TEACHER_ROOMS.keys()
 
 
-def drawn_rooms(package: str) -> dict[str, set[str]]:
-    """Which room may import which, as a table of docs/architecture.md says."""
-    (table,) = re.findall(
-        rf"^\| `{package}` \|.*\n\|[ -|]+\n((?:\|.*\n)+)", (DOCS / "architecture.md").read_text("utf-8"), re.MULTILINE
-    )
-    rows = [[re.findall(r"`(\w+)[/.\w]*`", cell) for cell in row.split(" | ")] for row in table.splitlines()]
-    return {f"{package}.{room}": {f"{package}.{name}" for name in row[-1]} for row in rows for room in row[0]}
-
-
-def test_the_rooms_of_the_trainer_are_drawn() -> None:
-    drawn = drawn_rooms("student_trainer")
-    assert {room: drawn[room] for room in MAY_IMPORT} == MAY_IMPORT
+def test_the_rooms_of_the_trainer_are_drawn_and_in_no_circle() -> None:
     packages = {name_of(path) for path in (REPOSITORY / "student_trainer").glob("*/__init__.py")}
-    assert drawn.keys() == packages
+    assert MAY_IMPORT.keys() == packages
+    left = dict(MAY_IMPORT)
+    while leaves := [room for room, imported in left.items() if not imported & left.keys()]:
+        for room in leaves:
+            del left[room]
+    assert not left, "these import each other in a circle, or are imported by one"
 
 
 def test_no_module_imports_itself_through_others() -> None:
@@ -336,6 +289,13 @@ def test_nothing_banned_is_written(path: Path) -> None:
 
 
 @each_module
+def test_percentages_have_a_blank(path: Path) -> None:
+    """As everywhere else that people read them: 12.3 %."""
+    formats = (node for node in ast.walk(tree_of(path)) if isinstance(node, ast.FormattedValue) and node.format_spec)
+    assert not [ast.unparse(node) for node in formats if "%" in ast.unparse(node.format_spec or node)]
+
+
+@each_module
 def test_numba_is_used_through_one_module(path: Path) -> None:
     """Which decides where what it compiles is kept, and what of it is trusted."""
     assert name_of(path) == "shared.compiled" or not {name.partition(".")[0] for name in imports_of(path)} & {"numba"}
@@ -359,34 +319,11 @@ def test_only_commands_print(path: Path) -> None:
     assert not prints or name_of(path) in PRINTERS
 
 
-PRINTERS = {
-    "shared.cli",
-    "shared.demo",
-    "student_trainer.demo_city.run",
-    "student_trainer.convert.run",
-    "student_trainer.evaluate.compare",
-    "student_trainer.evaluate.run",
-    "student_trainer.report.bundle",
-    "student_trainer.report.run",
-    "student_trainer.generate.run",
-    "student_trainer.headroom.run",
-    "student_trainer.pipeline.run",
-    "student_trainer.predict.export",
-    "student_trainer.predict.run",
-    "student_trainer.prepare.run",
-    "student_trainer.sample.run",
-    "student_trainer.train.run",
-    "student_trainer.tune.run",
-    "student_trainer.tune.worker",
-    "teacher_server.client.healthcheck",
-    "teacher_server.client.info",
-    "teacher_server.client.query",
-    "teacher_server.lmtad.export",
-    "teacher_server.pretrain.run",
-    "teacher_server.offline.run",
-    "teacher_server.precompile",
-    "teacher_server.serve.run",
+PRINTERS = {job.run.partition(":")[0] for job in (*STUDENT_JOBS, *TEACHER_JOBS)} | {
+    *("shared.cli", "shared.demo", "student_trainer.tune.worker"),
+    *("teacher_server.client.healthcheck", "teacher_server.precompile"),
 }
+"""What runs a job, and other programs."""
 
 
 LONGEST_FILE, LONGEST_FUNCTION = 300, 40
@@ -400,7 +337,6 @@ LONG_FILES = {
     "teacher_server.engine.compiled": "one pass over a batch's tokens, in phases that share their arrays",
     "teacher_server.engine.engine": "two ways to compute, which must be the same but for the device",
     "teacher_server.lmtad.model": "one architecture",
-    "student_trainer.generate.incremental": "one model's step, with what it remembers",
     "student_trainer.generate.run": "one job",
     "student_trainer.prepare.raw": "one format",
     "student_trainer.train.graphs": "a recorded step, and what it falls back to",
@@ -441,8 +377,11 @@ TESTED_THROUGH = {
     "student_trainer.evaluate.publish": "test_evaluate_run",
     "student_trainer.generate.kernels": "test_generate_search",
     "student_trainer.generate.lanes": "test_generate_search",
+    "student_trainer.model.hoser_parts": "test_student_trainer",
+    "student_trainer.model.last_step": "test_next_road",
     "student_trainer.model.navigator": "test_student_parity",
     "student_trainer.model.road_tables": "test_next_road",
+    "student_trainer.model.step_kernels": "test_generate_incremental",
     "student_trainer.pipeline.items": "test_pipeline",
     "student_trainer.prepare.tokens": "test_prepare_run",
     "student_trainer.report.geojson": "test_report",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shlex
@@ -16,7 +15,7 @@ import pytest
 from conftest import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
-from support.command_lines import PACKAGES, parsed_settings
+from support.command_lines import PACKAGES, every_job, needed_settings, parsed_settings
 
 from shared import cli, config
 from shared.cli import Job
@@ -37,11 +36,7 @@ for line in sys.stdin.read().splitlines():
 """
 """Commands, one a line, in one process: exit code, what each has imported first, and what it says."""
 Answer = list[Any]
-JOBS: list[tuple[str, Job]] = [
-    (program, job)
-    for program, package in PACKAGES.items()
-    for job in importlib.import_module(f"{package}.__main__").JOBS
-]
+JOBS = every_job()
 each_job = pytest.mark.parametrize(("program", "job"), JOBS, ids=lambda value: getattr(value, "name", value))
 
 
@@ -153,13 +148,6 @@ def test_every_flag_may_be_given_once(program: str, job: Job, capsys: pytest.Cap
         assert f"{flag.name}: given twice" in capsys.readouterr().err
 
 
-REQUIRED = {
-    "out": "o", "raw": "r", "data": "d", "weights": "w", "trips": "t", "evaluations": "a,b", "report": "r",
-    "models": "m", "checkpoint": "c", "teacher": "host:1", "address": "host:1", "candidates": "1,2",
-    "roads": "r.geojson",
-}  # fmt: skip
-
-
 def replayed(program: str, job: Job, values: dict[str, Any]) -> Any:
     line = cli.command(program, job.name, *config.as_overrides(values))
     with pytest.MonkeyPatch.context() as patch:
@@ -169,13 +157,7 @@ def replayed(program: str, job: Job, values: dict[str, Any]) -> Any:
 @each_job
 def test_every_commands_settings_are_replayed_exactly(program: str, job: Job) -> None:
     schema = cli._import(job.schema)
-    needed = {name for name, field in schema.model_fields.items() if field.is_required()}
-    needed |= {"info": {"teacher"}, "answer": {"teacher"}, "generate": {"weights"}, "predict": {"out"}}.get(
-        job.name, set()
-    )
-    ending = {"predict": ".npz", "export-student": ".pt2"}.get(job.yaml_section, "")
-    given = {name: REQUIRED[name] + (ending if name == "out" else "") for name in needed}
-    settings = config.load(schema, job.yaml_section, [], [f"{name}={value}" for name, value in given.items()])
+    settings = config.load(schema, job.yaml_section, [], needed_settings(job))
     assert replayed(program, job, settings.model_dump(mode="json")) == settings
 
 

@@ -23,11 +23,11 @@ from student_trainer.generate import workers
 from student_trainer.generate.beam import BeamSearch
 from student_trainer.generate.config import LANES, LANES_FAR, THREADS_FAR, SearchConfig
 from student_trainer.generate.found import Found
-from student_trainer.generate.incremental import IncrementalStudent
 from student_trainer.generate.pairs import Pairs, draw
 from student_trainer.model import device as devices
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.hoser import HOSER
+from student_trainer.model.incremental import IncrementalStudent
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.model.weights import load_model
 from student_trainer.predict.config import CutConfig

@@ -170,6 +170,7 @@ def _straightforward(task: Task, store: Store, precision: str, record: Record, f
     session, device, name = _session(task, store, precision), task.device, f"straightforward {precision}"
     settings = session.settings
     network, trips = RoadNetwork.load(store), store.trips("train")
+    assert isinstance(settings.model, ModelConfig)
     model = StraightforwardHOSER(settings.model, network)
     weights = {name: tensor.cpu() for name, tensor in session.model.state_dict().items()}
     model.load_state_dict(weights)
@@ -234,10 +235,12 @@ def _host(task: Task, store: Store, record: Record) -> None:
     batch = batches[-1]
     read = np.concatenate([ids.numpy() for ids in batch.roads_read])
     (index,) = planned[-1].micro_batches
+    graph = session.model.graph
+    assert graph is not None
     shape = Shape.shared([Shape.of(batch)], most_candidates(network, settings.batch.candidate_top_k))
     parts: dict[str, Callable[[], Any]] = {
         "host: batch": lambda: build_batch(network, trips, index, settings.batch.candidate_top_k),
-        "host: field": lambda: session.model.graph.field(read),
+        "host: field": lambda: graph.field(read),
         "host: query": lambda: build_query(batch, network, settings.distill),
         "host: packing": lambda: Packed.of(batch, shape, pinned=task.device.type == "cuda"),
         "host: all of a step": lambda: session._prepare(planned[-1]),

@@ -31,9 +31,11 @@ def run(task: Task, record: Record) -> None:
     log.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "tests/cuda", "-m", "cuda", "-q", "-p", "benchmarks.gpu.outcomes"]
     command += ["-p", "no:cacheprovider", "-o", "filterwarnings=default", f"--timeout={TEST_SECONDS}"]
-    if importlib.util.find_spec("xdist") is not None:
+    if task.device.type == "cuda" and importlib.util.find_spec("xdist") is not None:
         command += ["-n", str(PROCESSES)]
-    environment = os.environ | {outcomes.VARIABLE: str(log)}
+    outer = {name for name in os.environ if name.startswith("PYTEST_XDIST_")}  # of tests of this part itself
+    environment = {name: value for name, value in os.environ.items() if name not in outer}
+    environment[outcomes.VARIABLE] = str(log)
     with (task.work / "pytest.log").open("w") as output:
         process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT)
         try:

@@ -40,8 +40,19 @@ from student_trainer.train.session import Session
 BINS = 15
 
 
+def _mixed(values: Any) -> Any:
+    """Hashes of whole numbers: uint64 (the finaliser of splitmix64)."""
+    mixed = np.asarray(values).astype(np.uint64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
 class ControlTeacher:
-    """A teacher whose answers are made worthless: even, or shuffled among the candidates of each position."""
+    """A teacher whose answers are made worthless: even, or shuffled among the candidates of each position.
+
+    The same candidates are shuffled in the same way each time: what is asked again is answered as before.
+    """
 
     def __init__(self, teacher: Teacher, control: arms.Control) -> None:
         self._teacher, self._control = teacher, control
@@ -67,9 +78,10 @@ class ControlTeacher:
         length = query.candidate_lengths.astype(np.int64)
         if self._control == "uniform":
             return np.repeat(-np.log(np.maximum(length, 1)), length).astype(np.float16)
-        row = ragged.rows(length)  # the same shuffle whenever a question is asked again
-        seed = int(np.uint32(np.sum(query.candidate_tokens.astype(np.int64) * 2654435761 % 2**31)))
-        return log_probs[np.lexsort((np.random.default_rng(seed).random(len(row)), row))]
+        row = ragged.rows(length)
+        candidates = np.bincount(row, _mixed(query.candidate_tokens) >> np.uint64(40), len(length)).astype(np.uint64)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length)
+        return log_probs[np.lexsort((_mixed(256 * candidates[row] + place.astype(np.uint64)), row))]
 
     def close(self) -> None:
         """See `Teacher`."""
@@ -140,6 +152,7 @@ def main() -> int:
         session.train()
         seconds = time.monotonic() - began
     best = checkpoints.load(RunFiles(given.out).best)
+    assert isinstance(session.model, HOSER)
     upstream.load_into(session.model, best.model)
     result = {
         "arm": arm.name, "trips": regime.trips, "seed": given.seed, "steps": session.progress.step,

@@ -49,14 +49,14 @@ def key_of(run: Run) -> Key:
     return run["teacher"], run["trips"], run["arm"], run["seed"]
 
 
-def read(path: Path = RUNS) -> list[Run]:
+def read(path: Path) -> list[Run]:
     """The runs that are kept."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def gather(root: Path) -> int:
     """Adds a pool's finished runs, with the metrics of their trips where these were judged; returns how many."""
-    known = {key_of(run): run for run in read()}
+    known = {key_of(run): run for run in read(RUNS)}
     found = [json.loads(line) for line in (root / "results.jsonl").read_text().splitlines()]
     for run in found:
         out = root / run["teacher"] / str(run["trips"]) / f"{run['arm']}-{run['seed']}"
@@ -64,8 +64,13 @@ def gather(root: Path) -> int:
         if metrics.exists():
             measured = json.loads(metrics.read_text())["metrics"]
             run["whole"] = {name: measured[name]["value"] for name in TRIPS}
+        bound = out / "headroom.json"
+        if bound.exists():
+            found_bound = json.loads(bound.read_text())
+            run["ceiling"] = found_bound["arms"][found_bound["ceiling"]]
+            run["ceiling"] = {name: run["ceiling"][name] for name in ("accuracy", "nll")}
         kept = {name: run[name] for name in ("teacher", "trips", "arm", "seed", "steps", "device", "test", "target")}
-        kept |= {"best_epoch": run["best"]["epoch"]} | {name: run[name] for name in ("whole",) if name in run}
+        kept |= {"best_epoch": run["best"]["epoch"]} | {name: run[name] for name in ("whole", "ceiling") if name in run}
         known[key_of(run)] = kept
     lines = [json.dumps(known[key]) for key in sorted(known, key=lambda key: (key[0], key[1], key[2], key[3]))]
     files.write_text(RUNS, "\n".join(lines) + "\n")
@@ -136,23 +141,25 @@ def figure(runs: Sequence[Run]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = {
-        "vanilla": ("labels alone", "#767676", "o"),
-        "former": ("KL to the teacher's answer", "#c7651a", "s"),
-        "default": ("this method", "#0b62a4", "D"),
-    }
+    shown: list[tuple[str, str, str, dict[str, Any]]] = [
+        ("vanilla", "ceiling", "ceiling (headroom)", {"color": "#3b7d3b", "linestyle": ":"}),
+        ("default", "test", "this method", {"color": "#0b62a4", "marker": "D"}),
+        ("former", "test", "KL to the teacher's answer", {"color": "#c7651a", "marker": "s"}),
+        ("vanilla", "test", "labels alone", {"color": "#767676", "marker": "o"}),
+    ]
     drawing, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for panel, (name, label) in zip(panels, (("accuracy", "next road, %"), ("nll", "NLL, nats")), strict=True):
-        for arm, (text, colour, marker) in shown.items():
-            mine = [run for run in runs if run["arm"] == arm and run["teacher"] == "all"]
+        of_all = [run for run in runs if run["teacher"] == "all"]
+        for arm, part, text, style in shown:
+            mine = [run for run in of_all if run["arm"] == arm and part in run]
             points = []
             for trips in sorted({run["trips"] for run in mine}):
-                of = np.array([run["test"][name] for run in mine if run["trips"] == trips])
+                of = np.array([run[part][name] for run in mine if run["trips"] == trips])
                 points.append((trips, of.mean(), of.std(ddof=1) if len(of) > 1 else math.nan))
             if points:
                 x, y, spread = map(np.array, zip(*points, strict=True))
                 scale = 100 if name == "accuracy" else 1
-                panel.errorbar(x, scale * y, scale * np.nan_to_num(spread), label=text, color=colour, marker=marker)
+                panel.errorbar(x, scale * y, scale * np.nan_to_num(spread), label=text, **style)
         panel.set(xscale="log", xlabel="labelled trips", ylabel=label)
         panel.set_xticks([regime.trips for regime in arms.REGIMES], [f"{regime.trips:,}" for regime in arms.REGIMES])
         panel.minorticks_off()
@@ -171,7 +178,7 @@ def main() -> int:
     if given.what == "gather":
         print(sum(gather(root) for root in given.runs))
         return 0
-    runs = read()
+    runs = read(RUNS)
     files.write_text(TABLE, page(runs))
     figure(runs)
     print(page(runs))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import os
@@ -108,12 +109,27 @@ class Pool:
         if self._run(generate, log):
             self._run(evaluate, log)
 
-    def _run(self, command: list[str], log: Path) -> bool:
+    def bound(self, task: Task) -> None:
+        """Estimates what its teacher can still teach a finished run: out/headroom.json."""
+        out = task.out(self._root)
+        if (out / "headroom.json").exists():
+            return
+        command = [sys.executable, "-m", "student_trainer", "headroom", "--data", str(self._data)]
+        command += ["--teacher", task.place.teacher, "--weights", str(out / "checkpoints" / "best.pt")]
+        command += ["--split", "test", "--trips", "0", f"train_trips={task.regime.trips}", f"device={self._device}"]
+        made = out / "headroom.part"
+        if self._run(command, out.parent / f"{out.name}.log", made):
+            made.rename(out / "headroom.json")
+
+    def _run(self, command: list[str], log: Path, result: Path | None = None) -> bool:
+        """Whether it succeeded in time; what it prints goes to the log, or its result to a file of its own."""
         if time.monotonic() >= self._until:
             return False
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as stream:
-            process = subprocess.Popen(command, stdout=stream, stderr=stream, env=ENVIRONMENT)
+        with contextlib.ExitStack() as stack:
+            stream = stack.enter_context(log.open("ab"))
+            printed = stream if result is None else stack.enter_context(result.open("wb"))
+            process = subprocess.Popen(command, stdout=printed, stderr=stream, env=ENVIRONMENT)
         with self._lock:
             self._running.add(process)
         try:
@@ -176,6 +192,8 @@ def main() -> int:
             task = done.result()
             if task is not None and task.arm.whole_trips:
                 judged.append(judging.submit(pool.judge, task))
+            if task is not None and task.arm.name == "vanilla":
+                judged.append(judging.submit(pool.bound, task))
     for one in judged:
         one.result()
     return 0

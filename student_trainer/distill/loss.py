@@ -25,7 +25,7 @@ from student_trainer.data.batch import IGNORED_LABEL, Batch
 from student_trainer.distill.config import DistillConfig
 from student_trainer.distill.kl import TeacherTarget, forward_kl, teacher_diagnostics
 from student_trainer.model.device import to_device
-from student_trainer.model.hoser import StudentOutput
+from student_trainer.model.student import StudentOutput
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

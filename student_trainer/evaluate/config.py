@@ -48,7 +48,7 @@ class EvaluateConfig(Section):
     out: Path
     """Directory to write."""
     weights: Path | None = None
-    """A checkpoint or a `state_dict` of public HOSER: its next-road predictions on the split are measured, too."""
+    """A checkpoint or a public `state_dict`: its next-road predictions on the split are measured, too."""
     name: str = ""
     """What the report calls it; empty: as the generated trips are called."""
     bootstrap: BootstrapConfig = BootstrapConfig()

@@ -12,6 +12,7 @@ import pydantic
 from shared import config
 from shared.config import Section
 from shared.errors import ReportableError
+from student_trainer.model import students
 from student_trainer.runs.layout import BEST, RunFiles
 
 UNDECIDING = (
@@ -63,7 +64,7 @@ def read(weights: Path) -> Training | None:
     from student_trainer.runs import checkpoint as checkpoints  # torch takes seconds to import
 
     run = RunFiles(weights.parent)
-    candidates = [weights, run.best] if weights.name == run.exported.name else [weights]
+    candidates = [weights, run.best] if is_published(weights) else [weights]
     for path in candidates:
         try:
             values = checkpoints.load_tensors(path)
@@ -71,10 +72,15 @@ def read(weights: Path) -> Training | None:
                 return _of_checkpoint(values)
         except ReportableError:
             continue
-    folder = weights.parent if weights.name == run.exported.name else None
+    folder = weights.parent if is_published(weights) else None
     if weights.parts[-2:-1] == BEST.parts[:1]:
         folder = weights.parent.parent
     return None if folder is None else of_run(folder)
+
+
+def is_published(weights: Path) -> bool:
+    """Whether a file is called as what `train` writes beside a run's checkpoints: the best weights in public form."""
+    return weights.name in {entry.published for entry in students.STUDENTS.values()}
 
 
 def of_run(folder: Path) -> Training | None:

@@ -18,9 +18,9 @@ from shared.arrays import Float64, Int64
 from student_trainer.generate import kernels
 from student_trainer.generate.config import SearchConfig
 from student_trainer.generate.found import Found
-from student_trainer.generate.incremental import IncrementalStudent
 from student_trainer.generate.lanes import Lanes
 from student_trainer.generate.pairs import Pairs
+from student_trainer.model.student import Decoder
 
 Finished = tuple[float, Int64, Int64, float]
 """Score, roads, times, log-probability."""
@@ -31,7 +31,7 @@ RULES = {"any": kernels.ANY, "never": kernels.NEVER, "best": kernels.BEST}
 class BeamSearch:
     """Searches for many trips at once, one depth of each in every round."""
 
-    def __init__(self, student: IncrementalStudent, pairs: Pairs, settings: SearchConfig, lanes: int) -> None:
+    def __init__(self, student: Decoder, pairs: Pairs, settings: SearchConfig, lanes: int) -> None:
         self._student, self._pairs, self._settings = student, pairs, settings
         self._count = lanes
 

@@ -25,12 +25,13 @@ from shared.arrays import Float64, Int64
 from student_trainer.data import graph
 from student_trainer.generate.config import SearchConfig
 from student_trainer.generate.found import Found
-from student_trainer.generate.incremental import IncrementalStudent, StepTable
 from student_trainer.generate.lanes import NOWHERE, Lanes
 from student_trainer.generate.pairs import Pairs
+from student_trainer.model.steps import StepTable
+from student_trainer.model.student import Decoder
 
 TABLE_STEPS = 200_000
-"""No further trip starts while so many steps are kept: with HOSER's widths some 4 KiB each."""
+"""No further trip starts while so many steps are kept: with a HOSER of the default widths some 4 KiB each."""
 
 ROUNDING = 1e-5
 """By how much the bound is lowered, relatively and absolutely, so that it holds for rounded logits too."""
@@ -42,7 +43,7 @@ Open = tuple[float, int, float, int, int, int]
 class BestFirstSearch:
     """Searches for many trips at once; each goes on from one path a round."""
 
-    def __init__(self, student: IncrementalStudent, pairs: Pairs, settings: SearchConfig, lanes: int) -> None:
+    def __init__(self, student: Decoder, pairs: Pairs, settings: SearchConfig, lanes: int) -> None:
         self._student, self._pairs, self._settings = student, pairs, settings
         self._count = lanes
 

@@ -70,7 +70,7 @@ class GenerateConfig(SearcherConfig):
     data: Path
     """Store that `prepare` wrote."""
     weights: str = "none"
-    """A run's checkpoint, or a `state_dict` of public HOSER; none for shortest_path with times by road class."""
+    """A run's checkpoint, or a public `state_dict`; none for shortest_path with times by road class."""
     out: Path
     """Directory to write: trips.parquet, trips.csv, summary.json, config.yaml."""
     name: str | None = None

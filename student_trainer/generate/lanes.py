@@ -12,8 +12,8 @@ from student_trainer.data import geometry
 from student_trainer.data.network import RoadNetwork
 from student_trainer.generate import kernels
 from student_trainer.generate.found import Found, Status
-from student_trainer.generate.incremental import StepTable
 from student_trainer.generate.pairs import Pairs
+from student_trainer.model.steps import StepTable
 
 NOWHERE = -1
 

@@ -14,7 +14,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,11 +32,12 @@ from student_trainer.generate.beam import BeamSearch
 from student_trainer.generate.best_first import BestFirstSearch
 from student_trainer.generate.config import LANES, LANES_FAR, THREADS_FAR, GenerateConfig, SearcherConfig
 from student_trainer.generate.found import STATUSES, Found
-from student_trainer.generate.incremental import IncrementalStudent
 from student_trainer.generate.pairs import Pairs, draw
 from student_trainer.generate.records import Parts
 from student_trainer.generate.shortest import ShortestPathSearch, class_paces
 from student_trainer.model import device as devices
+from student_trainer.model import students
+from student_trainer.model.student import Decoder
 from student_trainer.model.weights import load_model
 
 log = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ def _generate(settings: GenerateConfig) -> dict[str, Any]:
     summary["files"] = {name: files.file_digest(settings.out / name) for name in DIGESTED}
     files.write_json(settings.out / "summary.json", summary)
     parts.remove()
-    log.info("wrote %s, searched on %s: %s", settings.out, summary["device"], summary["statuses"])
+    log.info("wrote %s, searched on %s: %s", settings.out, summary["device"], _counted(summary["statuses"]))
     return summary
 
 
@@ -172,11 +173,12 @@ def _name(settings: GenerateConfig) -> str:
     return settings.name or settings.out.resolve().name
 
 
-def _student(settings: GenerateConfig, store: Store, device: torch.device) -> IncrementalStudent | None:
+def _student(settings: GenerateConfig, store: Store, device: torch.device) -> Decoder | None:
     if not settings.has_weights:
         return None
     model, scale = load_model(Path(settings.weights), store)
-    return IncrementalStudent(model.to(device), RoadNetwork.load(store), scale, settings.candidate_top_k)
+    parts = students.architecture_of(model)
+    return parts.decoder(model.to(device), RoadNetwork.load(store), scale, settings.candidate_top_k)
 
 
 class Searcher:
@@ -186,9 +188,7 @@ class Searcher:
         student: the model, if there is one.
     """
 
-    def __init__(
-        self, settings: SearcherConfig, store: Store, pairs: Pairs, student: IncrementalStudent | None
-    ) -> None:
+    def __init__(self, settings: SearcherConfig, store: Store, pairs: Pairs, student: Decoder | None) -> None:
         """Without a student the only method is shortest_path; the others compute on the student's device."""
         self._device = torch.device("cpu") if student is None else student.device
         is_far = self._device.type != "cpu"
@@ -251,7 +251,7 @@ def _search(
                 if len(block) >= settings.block_trips:
                     block.write()
                 arrived += found.status == "arrived"
-                bar.set_postfix(arrived=f"{arrived / number:.1%}", refresh=False)
+                bar.set_postfix(arrived=f"{100 * arrived / number:.1f} %", refresh=False)
                 bar.update()
         finally:
             block.write()
@@ -261,7 +261,7 @@ def _search(
 class _Block:
     """Finished trips that are not on disk yet, and what they have taken."""
 
-    def __init__(self, parts: Parts, pairs: Pairs, student: IncrementalStudent | None) -> None:
+    def __init__(self, parts: Parts, pairs: Pairs, student: Decoder | None) -> None:
         self._parts, self._pairs, self._student = parts, pairs, student
         self._found: list[Found] = []
         self._start = self._state()
@@ -286,6 +286,12 @@ class _Block:
     def _state(self) -> dict[str, float]:
         calls, rows = (self._student.forward_calls, self._student.forward_rows) if self._student else (0, 0)
         return {"seconds": time.perf_counter(), "forward_calls": calls, "forward_rows": rows}
+
+
+def _counted(statuses: Mapping[str, int]) -> str:
+    """How many trips ended how, for people: those that did."""
+    ended = [f"{count} {status.replace('_', ' ')}" for status, count in statuses.items() if count]
+    return f"{sum(statuses.values())} trips: {', '.join(ended)}"
 
 
 def _summary(

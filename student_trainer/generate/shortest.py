@@ -12,9 +12,9 @@ from shared.store import Trips
 from student_trainer.data import graph
 from student_trainer.data.network import RoadNetwork
 from student_trainer.generate.found import Found
-from student_trainer.generate.incremental import IncrementalStudent
 from student_trainer.generate.lanes import Lanes
 from student_trainer.generate.pairs import Pairs
+from student_trainer.model.student import Decoder
 
 
 def class_paces(network: RoadNetwork, length: Float64, trips: Trips) -> Float64:
@@ -45,7 +45,7 @@ class ShortestPathSearch:
         length: Float64,
         pairs: Pairs,
         seconds: Float64,
-        student: IncrementalStudent | None,
+        student: Decoder | None,
         lanes: int,
     ) -> None:
         """
@@ -74,7 +74,7 @@ class ShortestPathSearch:
             times = self._pairs.departure[pair] + np.rint(passed).astype(np.int64)
             yield Found(pair, "arrived", roads, times, None, 0)
 
-    def _follow(self, student: IncrementalStudent, ways: dict[int, Int64]) -> Iterator[Found]:
+    def _follow(self, student: Decoder, ways: dict[int, Int64]) -> Iterator[Found]:
         table = student.table()
         lanes = Lanes(len(ways), self._pairs, ways, student.network)
         lane, place, steps = np.empty((3, 0), np.int64)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 
 from student_trainer.generate.found import Found
-from student_trainer.generate.incremental import one_thread
+from student_trainer.model.device import one_thread
 
 Run = Callable[[Iterable[int]], Iterator[Found]]
 """A search's `run`, to be called once."""

@@ -21,7 +21,7 @@ class HeadroomConfig(Section):
     teacher: TeachersText
     """As for train."""
     weights: Path
-    """A run's directory or checkpoint, or a `state_dict` of public HOSER."""
+    """A run's directory or checkpoint, or a public `state_dict`."""
     split: SplitName = "val"
     """train, val or test: trips that the student has not been trained on."""
     trips: int = pydantic.Field(2_000, ge=0)

@@ -1,4 +1,4 @@
-"""The architecture of HOSER as settings."""
+"""Settings of students: what all have, and HOSER's. They import nothing slow."""
 
 from __future__ import annotations
 
@@ -12,9 +12,18 @@ TemporalEncoding = Literal["freqs", "time_emb"]
 """Fourier features with learnt frequencies (current upstream) or cos(W t + b) (older upstream)."""
 
 
-class ModelConfig(Section):
-    """Widths and depths; the defaults are those of the public HOSER."""
+class StudentConfig(Section):
+    """What the settings of every student have; a class of its own for each architecture (`students`)."""
 
+    name: str
+    """The architecture."""
+
+
+class ModelConfig(StudentConfig):
+    """HOSER's widths and depths; the defaults are those of the public HOSER."""
+
+    name: Literal["hoser"] = "hoser"
+    """The architecture of the student: hoser. Another one has settings of its own beside its name."""
     road_id_dim: int = pydantic.Field(64, ge=1)
     """Width of the road id embedding."""
     road_attr_dim: int = pydantic.Field(16, ge=1)
@@ -38,6 +47,11 @@ class ModelConfig(Section):
     def road_dim(self) -> int:
         """d: width of road, zone and temporal embeddings."""
         return self.road_id_dim + 4 * self.road_attr_dim
+
+    @property
+    def state_dim(self) -> int:
+        """2d: width of the trip encoder, and of a position's state."""
+        return 2 * self.road_dim
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> ModelConfig:

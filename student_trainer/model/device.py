@@ -112,6 +112,17 @@ def use_threads(count: int) -> None:
         torch.set_num_threads(count)
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for the operations of torch in this thread, so that sums have one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def share_out(name: str, number: int, devices: int) -> str:
     """The setting of one of several processes that share a machine: of several accelerators each has its own.
 

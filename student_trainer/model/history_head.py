@@ -8,13 +8,26 @@ Shapes: P positions, K candidates of all positions, d road width.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
 from student_trainer.data.batch import Batch
-from student_trainer.model.config import ModelConfig
 from student_trainer.model.device import rows
-from student_trainer.model.hoser import NetworkEmbedding, StudentOutput
+from student_trainer.model.student import NetworkEmbedding, StudentOutput
+
+
+class Widths(Protocol):
+    """What the head must know of a student, or of its settings."""
+
+    @property
+    def road_dim(self) -> int:
+        """d: width of a road's embedding."""
+
+    @property
+    def state_dim(self) -> int:
+        """Width of a position's state."""
 
 
 class HistoryHead(nn.Module):
@@ -22,10 +35,10 @@ class HistoryHead(nn.Module):
     destination: logit = v . tanh(W_q state + b + W_k road); the learned vector b stands where the destination's zone
     does there."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, student: Widths) -> None:
         super().__init__()
-        dim = config.road_dim
-        self.q_proj = nn.Linear(2 * dim, dim)
+        dim = student.road_dim
+        self.q_proj = nn.Linear(student.state_dim, dim)
         self.k_proj = nn.Linear(dim, dim, bias=False)
         self.v_proj = nn.Linear(dim, 1, bias=False)
 

@@ -1,11 +1,9 @@
-"""HOSER: network encoder -> trip encoder -> navigator.
+"""HOSER: network encoder -> trip encoder -> navigator; a `Student`.
 
 Shapes: B trips, T steps, P positions, K candidates, C most candidates of a position.
 """
 
 from __future__ import annotations
-
-import dataclasses
 
 import torch
 from torch import Tensor, nn
@@ -17,58 +15,12 @@ from student_trainer.model.device import rows
 from student_trainer.model.navigator import Navigator
 from student_trainer.model.road_graph import Field, RoadGraph
 from student_trainer.model.roads import RoadNetworkEncoder
+from student_trainer.model.student import NetworkEmbedding, StudentOutput
 from student_trainer.model.trajectory import TrajectoryEncoder
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class NetworkEmbedding:
-    """Embeddings of the roads of a field, [M, d], and of all zones, [Z, d].
-
-    Attributes:
-        row: int64 [N], each road's row of `road`; None where it is the road's number; see `Field`.
-    """
-
-    road: Tensor
-    zone: Tensor
-    row: Tensor | None
-
-    def roads(self, ids: Tensor) -> Tensor:
-        """Embeddings of roads, [..., d]; a road outside the field is an `IndexError`."""
-        row = ids.flatten()
-        return rows(self.road, row if self.row is None else self.row[row]).view(*ids.shape, -1)
-
-    def zones(self, ids: Tensor) -> Tensor:
-        """Embeddings of zones, [..., d]."""
-        return rows(self.zone, ids.flatten()).view(*ids.shape, -1)
-
-    def detach(self) -> NetworkEmbedding:
-        """The same values as leaves that collect gradients of their own."""
-        return NetworkEmbedding(self.road.detach().requires_grad_(), self.zone.detach().requires_grad_(), self.row)
-
-    def backward(self, leaves: NetworkEmbedding) -> None:
-        """Passes on the gradients that `leaves`, made by `detach`, have collected."""
-        for own, leaf in ((self.road, leaves.road), (self.zone, leaves.zone)):
-            if leaf.grad is not None:
-                own.backward(leaf.grad)  # type: ignore[no-untyped-call]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class StudentOutput:
-    """What one forward pass gives.
-
-    Attributes:
-        logits: float32 [P, C], -inf beyond a position's candidates.
-        state: [P, 2d] trip state at each position.
-        history_logits: those of a destination-free head, float32 [P, C], in training with one (`history_head`).
-    """
-
-    logits: Tensor
-    state: Tensor
-    history_logits: Tensor | None = None
-
-
 class HOSER(nn.Module):
-    """The student; parameters and buffers are named as in public HOSER weights."""
+    """Parameters and buffers are named as in public HOSER weights."""
 
     road2zone: Tensor
 
@@ -84,6 +36,21 @@ class HOSER(nn.Module):
     def graph(self) -> RoadGraph:
         """The road graph; tells the field of a set of roads."""
         return self.road_network_encoder.graph
+
+    @property
+    def road_dim(self) -> int:
+        """d: width of a road's embedding."""
+        return self.config.road_dim
+
+    @property
+    def state_dim(self) -> int:
+        """2d: width of a position's state."""
+        return self.config.state_dim
+
+    def compile_parts(self) -> None:
+        """Has `torch.compile` translate trip encoder and navigator."""
+        self.trajectory_encoder.compile(dynamic=True)
+        self.navigator.compile(dynamic=True)
 
     def embed_network(self, field: Field | None = None) -> NetworkEmbedding:
         """Embeds the roads of a field (on the model's device), or all, and all zones; with gradients."""

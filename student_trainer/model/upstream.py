@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from shared.errors import CompatibilityError, FileFormatError
+from student_trainer.model import fitting
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.hoser import HOSER
 
@@ -70,17 +71,7 @@ def load_into(model: HOSER, state_dict: Mapping[str, Tensor]) -> None:
     for name in _GRAPH_BUFFERS:
         if (graph := weights.get(f"road_network_encoder.{name}")) is not None:
             setattr(model.road_network_encoder, name, torch.empty_like(graph, device=model.road2zone.device))
-    ours = model.state_dict()
-    wrong = [f"{n} is missing" for n in ours.keys() - weights.keys()]
-    wrong += [f"{n} is unknown" for n in weights.keys() - ours.keys()]
-    wrong += [
-        f"{n} has shape {tuple(weights[n].shape)}, expected {tuple(ours[n].shape)}"
-        for n in ours.keys() & weights.keys()
-        if weights[n].shape != ours[n].shape
-    ]
-    if wrong:
-        raise CompatibilityError(f"the weights do not fit: {'; '.join(sorted(wrong)[:4])}")
-    model.load_state_dict(weights)
+    fitting.load(model, weights)
 
 
 def export(model: HOSER) -> dict[str, Tensor]:

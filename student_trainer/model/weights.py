@@ -1,4 +1,4 @@
-"""A student with the weights of a file: a run's checkpoint, or a `state_dict` of public HOSER."""
+"""A student with the weights of a file: a run's checkpoint, or a bare `state_dict` as others publish it."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ import pydantic
 from shared.errors import CompatibilityError, FileFormatError
 from shared.store import Store
 from student_trainer.data.network import RoadNetwork
-from student_trainer.model import upstream
-from student_trainer.model.config import ModelConfig
-from student_trainer.model.hoser import HOSER
+from student_trainer.model import students
+from student_trainer.model.config import StudentConfig
+from student_trainer.model.student import Student
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.runs.layout import weights_in
 
 
-def load_model(path: Path, store: Store) -> tuple[HOSER, TimeScale]:
-    """A model with the weights of a file, ours or upstream's, or the best of a run, on the store's network.
+def load_model(path: Path, store: Store) -> tuple[Student, TimeScale]:
+    """A student with the weights of a file, ours or others', or the best of a run, on the store's network.
 
-    Upstream's `state_dict` does not know how travel times were standardised; the store's
-    training split does.
+    A bare `state_dict` does not know how travel times were standardised; the store's training split does.
 
     Raises:
-        FileFormatError: the file cannot be read.
+        FileFormatError: the file cannot be read, or is of no student that there is.
         CompatibilityError: the weights are of another network, or the checkpoint of another store.
     """
     network, path = RoadNetwork.load(store), weights_in(path)
@@ -37,17 +36,35 @@ def load_model(path: Path, store: Store) -> tuple[HOSER, TimeScale]:
             raise CompatibilityError(
                 f"{path} was trained on another store than {store.path}; prepare it as it was then"
             )
-        config = _model_config(path, loaded.config)
+        config = _settings_of(path, loaded.config)
         weights, scale = loaded.model, TimeScale(loaded.mu, loaded.sigma)
     else:
-        weights, config = values, upstream.infer_config(values)
-    model = HOSER(config, network)
-    upstream.load_into(model, weights)
-    return model.eval(), scale
+        weights, config = values, _published(values)
+    parts = students.architecture(config.name)
+    model: Student = parts.build(config, network)
+    parts.load(model, weights)
+    return model.train(False), scale
 
 
-def _model_config(path: Path, settings: dict[str, Any]) -> ModelConfig:
+def _settings_of(path: Path, settings: dict[str, Any]) -> StudentConfig:
+    """The student's, in those of a run."""
     try:
-        return ModelConfig.model_validate(settings.get("model"))
+        found: StudentConfig = students.settings_from(settings.get("model"))
+        return found
     except pydantic.ValidationError as error:
         raise FileFormatError(f"{path} is damaged: its settings of the model: {error.errors()[0]['msg']}") from None
+    except ValueError as error:
+        raise FileFormatError(f"{path}: its settings of the model: {error}") from None
+
+
+def _published(weights: dict[str, Any]) -> StudentConfig:
+    """The settings of the student that a bare `state_dict` is of."""
+    reasons = []
+    for name in filter(students.published, students.STUDENTS):
+        public = students.architecture(name).public
+        assert public is not None, f"{name} has a name for the file"
+        try:
+            return public.settings_of(weights)
+        except FileFormatError as error:
+            reasons.append(str(error))
+    raise FileFormatError("; ".join(reasons))

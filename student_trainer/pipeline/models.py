@@ -12,7 +12,7 @@ from shared.store import Store
 from student_trainer.evaluate import arms, training
 from student_trainer.evaluate.arms import Arm
 from student_trainer.evaluate.training import Training
-from student_trainer.runs.layout import BEST, RunFiles
+from student_trainer.runs.layout import BEST
 
 TRIALS = "optuna_trials"
 """Where `tune` keeps the runs of its trials."""
@@ -63,7 +63,7 @@ class Found:
         told = []
         for arm in self.arms:
             known = [str(seed) for seed in arm.seeds if seed is not None]
-            seeds = f", seeds {' '.join(known)}" if known else ""
+            seeds = f", seed{'s' if len(known) > 1 else ''} {' '.join(known)}" if known else ""
             told.append(f"arm {arm.name}: {', '.join(arm.models)}{seeds}")
         return [*told, arms.sentence(self.arms[0]), *self.left_out]
 
@@ -81,8 +81,8 @@ def find(folder: Path, store: Store, baseline: str, shortest_path: bool) -> Foun
     runs = [run for run in every if TRIALS not in run.relative_to(folder).parts]
     left_out = [f"left out: {len(every) - len(runs)} trials of studies"] if len(runs) < len(every) else []
     candidates: list[tuple[str, Path, Path | None]] = [(_name(run, folder), run / BEST, run) for run in runs]
-    exported = [RunFiles(run).exported for run in runs]  # of the same weights
-    candidates += [(path.stem, path, None) for path in sorted(folder.glob("*.pth")) if path not in exported]
+    public = [path for path in sorted(folder.glob("*.pth")) if path.parent in runs and training.is_published(path)]
+    candidates += [(path.stem, path, None) for path in sorted(folder.glob("*.pth")) if path not in public]
     models: dict[str, Model] = {}
     for name, path, run in candidates:
         if name in models:

@@ -53,7 +53,7 @@ class PredictConfig(CutConfig):
     data: Path
     """Store that `prepare` wrote."""
     weights: Path
-    """A run's checkpoint, or a `state_dict` of public HOSER."""
+    """A run's checkpoint, or a public `state_dict`."""
     split: SplitName = "val"
     """train, val or test."""
     out: Path | None = None
@@ -97,7 +97,7 @@ class ExportConfig(Section):
     data: Path
     """Store that `prepare` wrote."""
     weights: Path
-    """A run's checkpoint, or a `state_dict` of public HOSER."""
+    """A run's checkpoint, or a public `state_dict`."""
     out: Path
     """The .pt2 file to write, for `torch.export.load`."""
     candidate_top_k: int = pydantic.Field(64, ge=0)

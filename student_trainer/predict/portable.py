@@ -20,7 +20,6 @@ from student_trainer.data.geometry import EARTH_RADIUS_M
 from student_trainer.data.kernels import DISTANCE_CLIP_M, INTERVAL_CLIP_MIN
 from student_trainer.data.network import RoadNetwork
 from student_trainer.model.time_scale import TimeScale
-from student_trainer.predict.next_road import LastStep
 
 NO_ROAD = -1
 """Stands where a road has fewer successors than another."""
@@ -34,7 +33,7 @@ class PortableStudent(nn.Module):
     point: Tensor
     end_vertex: Tensor
 
-    def __init__(self, last_step: LastStep, network: RoadNetwork, scale: TimeScale, top_k: int) -> None:
+    def __init__(self, last_step: nn.Module, network: RoadNetwork, scale: TimeScale, top_k: int) -> None:
         """Takes what a `Predictor` has, on the CPU."""
         super().__init__()
         degree = np.diff(network.successor_offsets)

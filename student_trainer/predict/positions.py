@@ -16,7 +16,7 @@ from student_trainer.data.loader import Prefetcher, by_length, one_late
 from student_trainer.data.network import RoadNetwork
 from student_trainer.data.packing import Packed
 from student_trainer.model.device import Fetching, float32_products
-from student_trainer.model.hoser import HOSER, NetworkEmbedding
+from student_trainer.model.student import NetworkEmbedding, Student
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.predict.config import CutConfig
 
@@ -26,7 +26,7 @@ LOOKAHEAD = 2
 
 @torch.inference_mode()
 def predict(
-    model: HOSER, network: RoadNetwork, trips: Trips, scale: TimeScale, cut: CutConfig, device: torch.device
+    model: Student, network: RoadNetwork, trips: Trips, scale: TimeScale, cut: CutConfig, device: torch.device
 ) -> dict[str, npt.NDArray]:
     """Predictions of P positions with K candidates, in the split's order; products of float32 without TF32.
 
@@ -69,7 +69,7 @@ class _Built:
         return self.batch if self.packed is None else self.packed.to(device).unpack()
 
 
-def answers(model: HOSER, embedding: NetworkEmbedding, batch: Batch) -> Fetching:
+def answers(model: Student, embedding: NetworkEmbedding, batch: Batch) -> Fetching:
     """Logits and standardised log1p seconds of a batch's candidates, float32 [2, K], on their way to the host."""
     output = model(batch, embedding)
     logits = output.logits[batch.layout.position, batch.layout.column]

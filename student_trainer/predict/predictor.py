@@ -10,6 +10,7 @@ from typing import Any, Self, overload
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from shared.arrays import Int64, Integers
 from shared.errors import DataError
@@ -17,12 +18,13 @@ from shared.store import Store, Trips
 from student_trainer.data.loader import by_length
 from student_trainer.data.network import RoadNetwork
 from student_trainer.data.partial import UnderWay, build_partial
+from student_trainer.model import students
 from student_trainer.model.device import fetch, float32_products, pick_device
-from student_trainer.model.hoser import HOSER
+from student_trainer.model.student import Student
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.model.weights import load_model
 from student_trainer.predict.config import CutConfig
-from student_trainer.predict.next_road import LastStep, NextRoad, next_road_of
+from student_trainer.predict.next_road import NextRoad, next_road_of
 from student_trainer.predict.positions import predict
 
 GROUP = 16
@@ -43,7 +45,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: HOSER,
+        model: Student,
         store: Store,
         network: RoadNetwork,
         scale: TimeScale,
@@ -56,7 +58,7 @@ class Predictor:
         self.store, self.network, self.scale = store, network, scale
         self.device = device or torch.device("cpu")
         self.candidate_top_k, self.max_steps = candidate_top_k, max_steps
-        self._model = model.to(self.device).eval().requires_grad_(False)
+        self._model = model.to(self.device).train(False).requires_grad_(False)
 
     @classmethod
     def load(
@@ -71,7 +73,7 @@ class Predictor:
         """Reads weights.
 
         Args:
-            weights: directory of a run (its best checkpoint), a checkpoint, or a `state_dict` of public HOSER.
+            weights: directory of a run (its best checkpoint), a checkpoint, or a public `state_dict` (HOSER's).
             store: what `prepare` wrote, as a path or opened.
             device: auto, cpu, cuda or cuda:N. For single questions a CPU is usually the fastest.
             candidate_top_k, max_steps: as in training, `batch.candidate_top_k` and `batch.max_steps`.
@@ -139,15 +141,19 @@ class Predictor:
             found = self.next_road(roads[:step], times, road)
             place = np.flatnonzero(found.roads == road)
             if not len(place):
-                raise DataError(f"road {road} at place {step} is no successor of road {roads[step - 1]}; give `times`")
+                raise DataError(
+                    f"road {road} at place {step} is no successor of road {roads[step - 1]} (those are "
+                    f"{', '.join(map(str, found.roads.tolist())) or 'none'}), so nothing says when it is entered; "
+                    "mend the trip, or give the entry times, `times`"
+                )
             times.append(times[-1] + round(float(found.seconds[place[0]])))
         return np.array(times, np.int64)
 
     @functools.cached_property
-    def last_step(self) -> LastStep:
-        """The model that answers single questions; made when it is first needed."""
+    def last_step(self) -> nn.Module:
+        """The student as it answers single questions, see `Architecture.last_step`; made when it is first needed."""
         with float32_products(self.device, tf32=False):
-            return LastStep(self._model)
+            return students.architecture_of(self._model).last_step(self._model)
 
     def _next_roads(self, trips: UnderWay) -> list[NextRoad]:
         found: dict[int, NextRoad] = {}

@@ -44,11 +44,6 @@ class RunFiles:
         return self.folder / BEST
 
     @property
-    def exported(self) -> Path:
-        """The weights of `best` as public HOSER loads them."""
-        return self.folder / "hoser.pth"
-
-    @property
     def metrics(self) -> Path:
         """One JSON record a line: training metrics, and validation after each epoch."""
         return self.folder / "metrics.jsonl"

@@ -15,6 +15,7 @@ from shared.store import Cache
 from shared.tracing import TracingConfig
 from student_trainer.distill.config import ClientConfig, DistillConfig
 from student_trainer.model.config import ModelConfig
+from student_trainer.model.students import StudentSettings
 from student_trainer.runs.prometheus import PlaceText
 
 
@@ -122,7 +123,7 @@ class LogConfig(Section):
 class RecipeConfig(Section):
     """How a student is trained, wherever its data and its teacher are."""
 
-    model: ModelConfig = ModelConfig()
+    model: StudentSettings = ModelConfig()
     """Architecture."""
     batch: DataConfig = DataConfig()
     """Data."""

@@ -33,7 +33,7 @@ from student_trainer.data.packing import Packed, Shape
 from student_trainer.distill.loss import Answer
 from student_trainer.model import device as devices
 from student_trainer.model.history_head import HistoryHead
-from student_trainer.model.hoser import HOSER, NetworkEmbedding
+from student_trainer.model.student import NetworkEmbedding, Student
 from student_trainer.train.config import RuntimeConfig
 from student_trainer.train.objective import Divisors, Objective, forward
 from student_trainer.train.runtime import Runtime
@@ -177,7 +177,7 @@ class StepGraphs:
 
     def __init__(
         self,
-        model: HOSER,
+        model: Student,
         head: HistoryHead | None,
         optimizer: torch.optim.Optimizer,
         objective: Objective,

@@ -22,7 +22,7 @@ from student_trainer.evaluate import headroom
 from student_trainer.evaluate.config import BootstrapConfig
 from student_trainer.evaluate.headroom import Answers
 from student_trainer.model.device import Fetching, float32_products
-from student_trainer.model.hoser import HOSER, NetworkEmbedding
+from student_trainer.model.student import NetworkEmbedding, Student
 from student_trainer.train.feed import Feed, Prepared
 from student_trainer.train.validate import Validator
 
@@ -36,7 +36,7 @@ SEED = 0
 
 
 @torch.no_grad()
-def answers_of(model: HOSER, feed: Feed, items: Iterable[Prepared], device: torch.device) -> Answers:
+def answers_of(model: Student, feed: Feed, items: Iterable[Prepared], device: torch.device) -> Answers:
     """What a student and the teacher say about batches of the feed's trips, by ascending trip.
 
     Products are of float32 without TF32, as in `predict`.
@@ -47,7 +47,7 @@ def answers_of(model: HOSER, feed: Feed, items: Iterable[Prepared], device: torc
     """
     parts, student, trip = [], [], []
     was_training = model.training
-    model.eval()
+    model.train(False)
     with float32_products(device, tf32=False):
         network = model.embed_network()
         asked = ((item, _logits(model, network, item.on(device))) for item in items)
@@ -65,13 +65,13 @@ def answers_of(model: HOSER, feed: Feed, items: Iterable[Prepared], device: torc
     return Answers(Choices.joined(parts), np.concatenate(student).astype(np.float64), number)
 
 
-def _logits(model: HOSER, network: NetworkEmbedding, batch: Batch) -> Fetching:
+def _logits(model: Student, network: NetworkEmbedding, batch: Batch) -> Fetching:
     """Of the candidates, float32 [K], on their way to the host."""
     return Fetching(model(batch, network).logits[batch.layout.position, batch.layout.column])
 
 
 def of_run(
-    model: HOSER, feed: Feed, validator: Validator, device: torch.device, labelled_trips: int
+    model: Student, feed: Feed, validator: Validator, device: torch.device, labelled_trips: int
 ) -> dict[str, Any] | None:
     """The headroom of a finished run, as JSON; None, and a warning why, if it cannot be measured.
 

@@ -12,7 +12,7 @@ from student_trainer.data.batch import IGNORED_LABEL, Batch
 from student_trainer.distill.config import DistillConfig
 from student_trainer.distill.loss import Answer, Comparison, Distillation
 from student_trainer.model.history_head import HistoryHead
-from student_trainer.model.hoser import HOSER, NetworkEmbedding, StudentOutput
+from student_trainer.model.student import NetworkEmbedding, Student, StudentOutput
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.train import loss as losses
 
@@ -47,7 +47,7 @@ class Outcome:
 
 
 def forward(
-    model: HOSER, head: HistoryHead | None, batch: Batch, network: NetworkEmbedding
+    model: Student, head: HistoryHead | None, batch: Batch, network: NetworkEmbedding
 ) -> tuple[StudentOutput, Tensor]:
     """What student and head answer, and the standardised log1p seconds to each true next road, float32 [P]."""
     output = model(batch, network)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,14 @@ from student_trainer.model import device as devices
 from student_trainer.train.config import OptimConfig, RuntimeConfig
 
 
-def build_optimizer(config: OptimConfig, *modules: nn.Module) -> torch.optim.AdamW:
+class Learner(Protocol):
+    """What has parameters."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All of them."""
+
+
+def build_optimizer(config: OptimConfig, *modules: Learner) -> torch.optim.AdamW:
     """AdamW over everything that learns, as upstream has it: no groups without decay."""
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)

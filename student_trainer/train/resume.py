@@ -15,7 +15,7 @@ from shared.errors import CompatibilityError, ConfigError, FileFormatError
 from shared.restoring import restore_optimizer, restore_scaler
 from shared.store import Store
 from student_trainer.distill.destination import FEATURES, DestinationTarget
-from student_trainer.model import upstream
+from student_trainer.model import students
 from student_trainer.model.history_head import HistoryHead
 from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.runs.checkpoint import Checkpoint
@@ -76,6 +76,12 @@ def _check_resumable(settings: TrainConfig, store: Store, found: Checkpoint) -> 
     if found.store != store.fingerprint:
         raise CompatibilityError(f"the run in {settings.out} was trained on another store than {store.path}")
     before, now = found.config, settings.model_dump(mode="json")
+    ours, theirs = (_value(values, "model.name") for values in (now, before))
+    if ours != theirs:  # hardly another setting of theirs means anything then
+        raise ConfigError(
+            f"cannot resume {settings.out} with another student: model.name is {theirs} there, {ours} here. Give it "
+            f"model.name={theirs}, or begin a run in another --out"
+        )
     changed = [key for key in config.differing(now, before) if not _is_free(key, now, before)]
     epochs = int(before["optim"]["epochs"])
     if settings.continue_to:
@@ -151,7 +157,7 @@ def restore(trainer: Trainer, found: Checkpoint, revision: str) -> None:
             f"the teacher serves {revision or 'none'}; serve the same teacher file to resume"
         )
     runtime = trainer.runtime
-    upstream.load_into(trainer.model, found.model)
+    students.architecture_of(trainer.model).load(trainer.model, found.model)
     _restore_head(trainer.head, found.distillation)
     restore_optimizer(trainer.optimizer, found.optimizer)
     restore_scaler(runtime.precision.scaler, found.scaler)

@@ -79,7 +79,7 @@ class Schedule:
 
 
 def prepare_step(
-    feed: Feed, graph: RoadGraph, plan: PlannedStep, ranks: Ranks = ALONE, tracer: Tracer | None = None
+    feed: Feed, graph: RoadGraph | None, plan: PlannedStep, ranks: Ranks = ALONE, tracer: Tracer | None = None
 ) -> Step:
     """Builds a rank's batches of a step and asks the teacher; runs ahead of the loop."""
     if tracer is None:
@@ -89,10 +89,10 @@ def prepare_step(
         return dataclasses.replace(_prepare(feed, graph, plan, ranks), span=span)
 
 
-def _prepare(feed: Feed, graph: RoadGraph, plan: PlannedStep, ranks: Ranks) -> Step:
+def _prepare(feed: Feed, graph: RoadGraph | None, plan: PlannedStep, ranks: Ranks) -> Step:
     shares = [ranks.share(index, feed.lengths(index)) for index in plan.micro_batches]
     micro_batches = feed.rounded([feed.prepare(share) for share in shares if len(share)])
-    if feed.embeds_all:
+    if feed.embeds_all or graph is None:
         return Step(plan, micro_batches, None)
     roads = [ids.numpy() for item in micro_batches for ids in item.batch.roads_read]
     return Step(plan, micro_batches, graph.field(np.concatenate([np.zeros(0, np.int64), *roads])))

@@ -17,9 +17,9 @@ from shared.store import Store
 from student_trainer.data.loader import Prefetcher
 from student_trainer.data.network import RoadNetwork
 from student_trainer.distill.teacher import FailureStats, NullTeacher, Teacher
-from student_trainer.model import upstream
+from student_trainer.model import students
 from student_trainer.model.history_head import HistoryHead
-from student_trainer.model.hoser import HOSER
+from student_trainer.model.student import Student
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.runs.checkpoint import Checkpoint, Progress
@@ -206,7 +206,8 @@ class Session:
         metrics = self.validator.measure(self.model, self.trainer.head)
         epoch = self.progress.step // self.schedule.steps_per_epoch
         self._check_ranks()
-        log.info("epoch %d: %s", epoch, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        told = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        log.info("epoch %d/%d: %s", epoch, self.settings.optim.epochs, told)
         with self.runtime.stop.shield():
             if logbook is not None:
                 logbook.write(self.progress.step, {f"val/{name}": value for name, value in metrics.items()})
@@ -230,8 +231,11 @@ class Session:
 
     def _export_best(self) -> None:
         best = checkpoints.load(RunFiles(self.settings.out).best)
-        upstream.load_into(self.model, best.model)
-        checkpoints.save_tensors(RunFiles(self.settings.out).exported, upstream.export(self.model))
+        parts = students.architecture_of(self.model)
+        parts.load(self.model, best.model)
+        if (file := students.published(self.settings.model.name)) is not None:
+            assert parts.public is not None, "what has a name for the file has its form"
+            checkpoints.save_tensors(self.settings.out / file, parts.public.of(self.model))
 
     def write_summary(self, seconds: float) -> dict[str, Any]:
         """Writes and returns the result of a finished run, which took so long, with its `headroom`."""
@@ -262,15 +266,16 @@ class Session:
         }
 
 
-def _new_student(settings: TrainConfig, network: RoadNetwork, device: torch.device) -> tuple[HOSER, HistoryHead | None]:
+def _new_student(
+    settings: TrainConfig, network: RoadNetwork, device: torch.device
+) -> tuple[Student, HistoryHead | None]:
     """With the initial weights that the run's seed gives, which are the same on every device, and its head, if any."""
     torch.manual_seed(settings.seed)
-    model = HOSER(settings.model, network).to(device)
-    head = HistoryHead(settings.model).to(device) if settings.distils and settings.distill.head > 0 else None
+    model: Student = students.architecture(settings.model.name).build(settings.model, network).to(device)
+    head = HistoryHead(model).to(device) if settings.distils and settings.distill.head > 0 else None
     if settings.runtime.compile:
         use_own_directory()
-        model.trajectory_encoder.compile(dynamic=True)
-        model.navigator.compile(dynamic=True)
+        model.compile_parts()
     return model, head
 
 

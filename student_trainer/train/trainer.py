@@ -27,7 +27,7 @@ from shared.errors import TrainingError, Unavailable
 from shared.wire import ScoreReply
 from student_trainer.distill.loss import answer_of
 from student_trainer.model.history_head import HistoryHead
-from student_trainer.model.hoser import HOSER, NetworkEmbedding
+from student_trainer.model.student import NetworkEmbedding, Student
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.runs.checkpoint import Progress
 from student_trainer.train import graphs
@@ -57,7 +57,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: HOSER,
+        model: Student,
         head: HistoryHead | None,
         settings: TrainConfig,
         scale: TimeScale,
@@ -67,7 +67,7 @@ class Trainer:
     ) -> None:
         """At the first step of the schedule, whose trips are sampled ones from the number `first_sampled` on."""
         self.model, self.head, self.settings, self.scale, self.runtime = model, head, settings, scale, runtime
-        self.optimizer = build_optimizer(settings.optim, *filter(None, (model, head)))
+        self.optimizer = build_optimizer(settings.optim, model, *([] if head is None else [head]))
         self.progress = Progress()
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._objective = Objective(

@@ -13,7 +13,7 @@ from shared.wire import ScoreReply
 from student_trainer.data.loader import Prefetcher, by_length
 from student_trainer.distill.loss import Comparison, Distillation, answer_of
 from student_trainer.model.history_head import HistoryHead
-from student_trainer.model.hoser import HOSER, NetworkEmbedding
+from student_trainer.model.student import NetworkEmbedding, Student
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.train import loss as losses
 from student_trainer.train.config import RecipeConfig
@@ -41,7 +41,7 @@ class Validator:
         self._replies: dict[int, ScoreReply] = {}
 
     @torch.no_grad()
-    def measure(self, model: HOSER, head: HistoryHead | None = None) -> dict[str, float]:
+    def measure(self, model: Student, head: HistoryHead | None = None) -> dict[str, float]:
         """Means over all valid positions of the split; with the head that is trained beside the model, if there is one.
 
         Returns:
@@ -58,7 +58,7 @@ class Validator:
         Raises:
             TeacherError: the teacher has failed, and `client.on_failure` is not `skip`.
         """
-        model.eval()
+        model.train(False)
         sums = Sums()
         missed = 0
         with (
@@ -100,7 +100,7 @@ class Validator:
     def _add(
         self,
         sums: Sums,
-        model: HOSER,
+        model: Student,
         head: HistoryHead | None,
         network: NetworkEmbedding,
         item: Prepared,

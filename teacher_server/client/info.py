@@ -35,6 +35,7 @@ def describe_file(path: Path) -> dict[str, Any]:
     header = teacher_file.read_header(path)
     return {
         "teacher": str(path),
+        "model": header.model,
         "revision": header.revision,
         **_describe_tokeniser(header.tokeniser),
         "architecture": header.architecture,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from shared import teacher_file
 from shared.errors import FileFormatError
 from shared.teacher_file import TeacherHeader, Weights
 
@@ -324,8 +325,10 @@ def load(header: TeacherHeader, weights: Weights) -> LMTAD:
     """The model of a teacher file.
 
     Raises:
-        FileFormatError: architecture, vocabulary and weights do not fit together.
+        FileFormatError: it is of another model, or architecture, vocabulary and weights do not fit together.
     """
+    if header.model != teacher_file.LMTAD:
+        raise FileFormatError(f"the teacher file holds a {header.model}, no LM-TAD")
     architecture = Architecture.from_dict(header.architecture)
     if architecture.vocab_size != header.tokeniser.vocabulary.size:
         raise FileFormatError(

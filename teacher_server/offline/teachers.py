@@ -16,6 +16,7 @@ from shared.errors import CompatibilityError, TeacherError, from_status
 from shared.rpc.teacher.v1 import teacher_pb2 as pb
 from shared.vocab import Tokeniser
 from shared.wire import ScoreQuery, decode_reply, encode_query
+from teacher_server import teachers
 from teacher_server.client.connect import dialled
 from teacher_server.offline.config import AnswerConfig
 
@@ -108,11 +109,10 @@ def retried(ask: Callable[[], Float16], seconds: float) -> Float16:
 
 
 def _loaded(settings: AnswerConfig) -> Opened:
-    from teacher_server.answers.table import AnswerTable  # numba and torch take seconds to import
-    from teacher_server.engine import engine
+    from teacher_server.answers.table import AnswerTable  # numba takes seconds to import
 
     assert settings.teacher is not None
-    scorer = engine.load(settings.teacher, settings.engine)
+    scorer = teachers.load(settings.teacher, settings.engine)
     served = scorer.served
     scorer.warm_up()
     table = AnswerTable(0, scorer.costs, served.header.tokeniser.vocabulary.sot)

@@ -16,7 +16,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
 import prometheus_client
 import psutil
@@ -24,14 +24,15 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 import shared
-from shared import config, provenance, teacher_file, tracing
+from shared import config, provenance, tracing
 from shared.channel import Tokens
 from shared.tracing import Tracer
+from teacher_server import teachers
 from teacher_server.address import Address
 from teacher_server.answers.table import AnswerTable, warm_up
 from teacher_server.batching.batcher import Batcher
 from teacher_server.metrics import Metrics
-from teacher_server.scorer import Served
+from teacher_server.scorer import Scorer, Served
 from teacher_server.serve import access, exposition, limits, memory, notify, security
 from teacher_server.serve.config import ServeConfig
 from teacher_server.serve.exposition import Exposition
@@ -42,9 +43,6 @@ from teacher_server.serve.lifecycle import Lifecycle, State
 from teacher_server.serve.limits import FewRecords
 from teacher_server.serve.server import build
 from teacher_server.serve.service import TeacherService
-
-if TYPE_CHECKING:
-    from teacher_server.engine.engine import Engine
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +75,7 @@ async def _serve(settings: ServeConfig, tracer: Tracer | None) -> int:
     _quieten_grpc()
     tokens = Tokens(settings.tokens)
     security.check(settings, tokens)
-    header = teacher_file.read_header(settings.teacher)
-    settings = settings.of_teacher(header.architecture["block_size"])
+    settings = settings.of_teacher(teachers.read_header(settings.teacher).block_size)
     metrics, lifecycle = _introduce(settings)
     service = TeacherService(settings, metrics, tracer)
     model_thread = ThreadPoolExecutor(1, "model")
@@ -171,13 +168,11 @@ def _quieten_grpc() -> None:
         handler.addFilter(few)
 
 
-async def _load(settings: ServeConfig, model_thread: Executor) -> tuple[Engine, AnswerTable, Keeper]:
+async def _load(settings: ServeConfig, model_thread: Executor) -> tuple[Scorer[Any], AnswerTable, Keeper]:
     """Loads and warms up on the model's own thread, while the loop answers that it is loading."""
 
-    def load() -> tuple[Engine, AnswerTable, Keeper]:
-        from teacher_server.engine import engine  # torch takes seconds to import
-
-        scorer = engine.load(settings.teacher, settings.engine)
+    def load() -> tuple[Scorer[Any], AnswerTable, Keeper]:
+        scorer = teachers.load(settings.teacher, settings.engine)
         sot = scorer.served.header.tokeniser.vocabulary.sot
         answers = AnswerTable(settings.cache.mib * 2**20, scorer.costs, sot)
         if settings.warm_up:

@@ -183,10 +183,10 @@ def describe(served: Served, settings: ServeConfig) -> TeacherInfo:
     return TeacherInfo(
         weights_revision=served.header.revision,
         tokeniser=served.header.tokeniser,
-        n_layer=architecture["n_layer"],
-        n_head=architecture["n_head"],
-        n_embd=architecture["n_embd"],
-        block_size=architecture["block_size"],
+        n_layer=int(architecture.get("n_layer", 0)),
+        n_head=int(architecture.get("n_head", 0)),
+        n_embd=int(architecture.get("n_embd", 0)),
+        block_size=served.header.block_size,
         parameters=served.parameters,
         limits=Limits(
             max_window=served.longest,

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.random_city import random_network, random_trips, write_random_store
+from support.students import hoser_of, widths_of
 
 from benchmarks.common import BenchmarkError
 from benchmarks.straightforward import student
@@ -73,7 +74,7 @@ def session_of(store: Store, out: Path, **model: Any) -> Session:
         }
     )
     session = Session(settings, store, Runtime.of(settings.runtime, torch.device("cpu")))
-    session.model.double()
+    hoser_of(session.model).double()
     return session
 
 
@@ -91,7 +92,7 @@ def test_losses_and_gradients_agree(store: Store, tmp_path: Path, temporal: str,
     """Of every parameter, in float64: only the logits and times pass through float32, in the trainer's model."""
     session = session_of(store, tmp_path / "run", temporal=temporal, num_graph_layers=layers)
     network, trips, index = RoadNetwork.load(store), store.trips("train"), np.arange(24)
-    plain = StraightforwardHOSER(session.settings.model, network).double()
+    plain = StraightforwardHOSER(widths_of(session.settings.model), network).double()
     plain.load_state_dict(session.model.state_dict())
     batch = PaddedTensors.of(build_padded(network, trips, index, matrices_by_pair), torch.float64)
     logits, times = plain(batch)
@@ -106,7 +107,7 @@ def test_losses_and_gradients_agree(store: Store, tmp_path: Path, temporal: str,
     assert metrics["train/loss_next_road"] == pytest.approx(next_road.item(), rel=1e-6)
     assert metrics["train/loss_time"] == pytest.approx(time.item(), rel=1e-6)
     expected = dict(plain.named_parameters())
-    for name, parameter in session.model.named_parameters():
+    for name, parameter in hoser_of(session.model).named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, name
             grad = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
@@ -116,7 +117,7 @@ def test_losses_and_gradients_agree(store: Store, tmp_path: Path, temporal: str,
 def test_logits_agree(store: Store, tmp_path: Path) -> None:
     session = session_of(store, tmp_path / "run")
     network, trips, index = RoadNetwork.load(store), store.trips("val"), np.arange(8)
-    plain = StraightforwardHOSER(session.settings.model, network).double()
+    plain = StraightforwardHOSER(widths_of(session.settings.model), network).double()
     plain.load_state_dict(session.model.state_dict())
     padded = PaddedTensors.of(build_padded(network, trips, index, matrices_by_pair), torch.float64)
     batch = doubled(build_batch(network, trips, index))

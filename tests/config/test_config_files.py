@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support.command_lines import PACKAGES, parsed_settings
+from support.command_lines import PACKAGES, every_job, needed_settings, parsed_settings
 
 from shared import config
 from student_trainer.distill.config import DistillConfig
@@ -18,8 +18,9 @@ from student_trainer.tune.space import POINTS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILES = sorted((REPOSITORY / "config").glob("*.yaml"))
-PER_JOB = {"demo-city", "prepare", "pretrain", "serve", "train", "distill", "predict", "sample", "tune"}
-PER_JOB |= {"generate", "evaluate", "compare", "report", "bundle", "pipeline", "convert", "document", "headroom"}
+JOBS = {job.yaml_section: (program, job) for program, job in every_job()}
+PER_JOB = JOBS.keys() - {"export-student", "export", "answer", "info", "query"} | {"distill", "document"}
+"""All jobs but those whose flags say everything; a distilled run and the design document's have files of their own."""
 PER_DATA_SET = {"beijing", "porto", "san_francisco"}
 
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -51,30 +52,11 @@ def test_there_is_a_file_for_every_job_and_data_set() -> None:
 def test_the_schemas_take_every_setting_of_every_section(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the real command line, so that a key that no schema has is an error, and every value arrives."""
     monkeypatch.chdir(REPOSITORY)
-    paths_of = {
-        "demo-city": ["--out", "o"],
-        "convert": ["--roads", "r", "--trips", "t", "--out", "o"],
-        "prepare": ["--raw", "r", "--out", "o"],
-        "train": ["--data", "d", "--out", "o"],
-        "sample": ["--data", "d", "--teacher", "host:1", "--out", "o"],
-        "headroom": ["--data", "d", "--teacher", "host:1", "--weights", "w"],
-        "tune": ["--data", "d", "--out", "o"],
-        "predict": ["--data", "d", "--weights", "w", "--out", "o.npz"],
-        "evaluate": ["--data", "d", "--trips", "t", "--out", "o"],
-        "compare": ["--evaluations", "a,b", "--out", "o"],
-        "report": ["--data", "d", "--evaluations", "a,b", "--out", "o"],
-        "bundle": ["--report", "r", "--out", "o.zip"],
-        "pipeline": ["--data", "d", "--models", "m", "--out", "o"],
-        "generate": ["--data", "d", "--weights", "w", "--out", "o"],
-        "pretrain": ["--data", "d", "--out", "o"],
-        "export": ["--checkpoint", "c", "--out", "o"],
-        "serve": ["--teacher", "t"],
-    }
     sections = yaml.safe_load(path.read_text())
     assert sections
     for job, values in sections.items():
-        program = "teacher-server" if job in {"pretrain", "export", "serve"} else "student-trainer"
-        settings = parsed_settings(program, [job, *paths_of[job], "--config", str(path)], monkeypatch)
+        program, known = JOBS[job]
+        settings = parsed_settings(program, [known.name, "--config", str(path), *needed_settings(known)], monkeypatch)
         resolved = leaves(settings.model_dump(mode="json"))
         for key, value in leaves(values).items():
             assert resolved[key] == value, f"{job}.{key}"

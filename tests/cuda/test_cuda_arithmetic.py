@@ -12,6 +12,7 @@ import torch
 from conftest import reference_path
 from support.accelerator import session_of, settings_of
 from support.random_city import write_random_store
+from support.students import hoser_of
 
 from benchmarks.gpu import teachers
 from benchmarks.gpu.size import TOY
@@ -119,7 +120,7 @@ def test_an_overflow_skips_the_update(accelerator: torch.device, store: Store, t
     assert session.progress.bad_steps == 0
     session.runtime.precision.scaler = torch.amp.GradScaler(accelerator.type)
     session.trainer.train_step(prepare_step(session.feed, session.model.graph, next(steps)))
-    after = session.model.navigator.q_proj.weight
+    after = hoser_of(session.model).navigator.q_proj.weight
     assert not torch.equal(before["navigator.q_proj.weight"], after)
 
 

@@ -16,9 +16,9 @@ from student_trainer.generate.beam import BeamSearch
 from student_trainer.generate.best_first import BestFirstSearch
 from student_trainer.generate.config import SearchConfig
 from student_trainer.generate.found import Found
-from student_trainer.generate.incremental import IncrementalStudent
 from student_trainer.model import device as devices
 from student_trainer.model.graph_attention import HAS_KERNELS
+from student_trainer.model.incremental import IncrementalStudent
 from student_trainer.predict.config import CutConfig
 from student_trainer.predict.positions import predict
 

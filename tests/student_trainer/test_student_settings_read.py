@@ -10,11 +10,20 @@ import pytest
 import torch
 from conftest import TeacherStarter, write_tiny_teacher
 from support.certificates import reads_of_a_channel
+from support.command_lines import every_job
 from support.fake_wandb import FakeWandb
 from support.generated_trips import write_generated
 from support.random_city import write_random_sample, write_random_store
 from support.report_city import city
-from support.setting_reads import Setting, reads_of_the_log, reads_of_tracing, recorded_reads, settings_of
+from support.setting_reads import (
+    Setting,
+    jobs_with_a_test,
+    reads_all_of,
+    reads_of_the_log,
+    reads_of_tracing,
+    recorded_reads,
+    settings_of,
+)
 from support.tiny_city import write_tiny_city
 from support.trained_runs import write_run
 
@@ -56,11 +65,8 @@ from student_trainer.train.run import run as run_train
 __all__ = ["city"]
 
 
-def test_every_job_is_covered_here() -> None:
-    covered = {"demo-city", "prepare", "train", "sample", "headroom", "predict", "export"}
-    covered |= {"generate", "evaluate", "compare", "report", "bundle", "pipeline"}
-    covered |= {"tune", "convert"}  # in test_tune_trial and test_convert
-    assert {job.name for job in JOBS} == covered
+def test_every_job_of_both_programs_has_such_a_test() -> None:
+    assert sorted(jobs_with_a_test()) == sorted(job.yaml_section for _, job in every_job())
 
 
 def test_a_read_is_an_attribute_and_no_dump() -> None:
@@ -75,6 +81,7 @@ def test_a_read_is_an_attribute_and_no_dump() -> None:
         assert reads == {("TrainConfig", "distill"), ("DistillConfig", "window")}
 
 
+@reads_all_of("demo-city")
 def test_demo_city_reads_all(tmp_path: Path) -> None:
     counts = {"train": 4, "val": 2, "test": 3}
     small = {"out": tmp_path / "raw", "columns": 9, "rows": 9, "drivers": 3, "weeks": 1, "trips": counts}
@@ -87,6 +94,7 @@ def test_demo_city_reads_all(tmp_path: Path) -> None:
     assert reads == settings_of(DemoCityConfig)
 
 
+@reads_all_of("prepare")
 def test_prepare_reads_all(tmp_path: Path) -> None:
     raw = write_tiny_city(tmp_path / "raw")
     settings = PrepareConfig.model_validate(
@@ -142,6 +150,7 @@ def reads_of_a_run_that_diverges(data: Path, out: Path) -> set[Setting]:
 
 
 @pytest.mark.integration
+@reads_all_of("train", "predict", "export-student")
 def test_train_and_predict_read_all(tmp_path: Path, running_teacher: TeacherStarter, wandb: dict[str, Any]) -> None:
     store = write_random_store(tmp_path / "store", trips=30)
     write_tiny_teacher(tmp_path / "teacher", tokeniser=store.tokeniser)
@@ -186,6 +195,7 @@ def test_train_and_predict_read_all(tmp_path: Path, running_teacher: TeacherStar
 
 
 @pytest.mark.integration
+@reads_all_of("sample")
 def test_sample_reads_all(tmp_path: Path, running_teacher: TeacherStarter) -> None:
     """But for what only on_failure=skip reads, which it refuses."""
     store = write_random_store(tmp_path / "store", trips=30)
@@ -203,6 +213,7 @@ def test_sample_reads_all(tmp_path: Path, running_teacher: TeacherStarter) -> No
 
 
 @pytest.mark.integration
+@reads_all_of("headroom")
 def test_headroom_reads_all(tmp_path: Path, running_teacher: TeacherStarter) -> None:
     """But for what only on_failure=skip reads, which it refuses."""
     store = write_random_store(tmp_path / "store", trips=60)
@@ -218,6 +229,7 @@ def test_headroom_reads_all(tmp_path: Path, running_teacher: TeacherStarter) -> 
     assert settings_of(HeadroomConfig) - reads == {("ClientConfig", "max_skipped_share")}
 
 
+@reads_all_of("evaluate", "compare")
 def test_evaluate_and_compare_read_all(tmp_path: Path, wandb: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     store = write_random_store(tmp_path / "store", trips=30)
     weights = tmp_path / "weights.pth"
@@ -247,6 +259,7 @@ def test_evaluate_and_compare_read_all(tmp_path: Path, wandb: dict[str, Any], mo
     assert settings_of(CompareConfig) <= reads
 
 
+@reads_all_of("report", "bundle")
 def test_report_and_bundle_read_all(city: Path, tmp_path: Path) -> None:
     """Of the city that the report's own tests have."""
     given: dict[str, Any] = {"evaluations": [city / "first", city / "second"], "runs": [city / "run"]}
@@ -259,6 +272,7 @@ def test_report_and_bundle_read_all(city: Path, tmp_path: Path) -> None:
     assert settings_of(BundleConfig) <= reads
 
 
+@reads_all_of("pipeline")
 def test_pipeline_reads_all(city: Path, tmp_path: Path) -> None:
     store = Store(city / "store")
     model = HOSER(ModelConfig(road_id_dim=8, road_attr_dim=2, mask_size=64), RoadNetwork.load(store))

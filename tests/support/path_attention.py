@@ -10,8 +10,8 @@ import json
 import torch
 from torch import Tensor
 
-from student_trainer.generate.attention import Paths, Relative, attend, attend_gathered
-from student_trainer.generate.attention_kernels import attend_table
+from student_trainer.model.path_attention import Paths, Relative, attend, attend_gathered
+from student_trainer.model.path_attention_kernels import attend_table
 
 CASES = ((2, 8, 5), (3, 15, 1), (1, 6, 7))
 """Heads, width and steps of the longest path: widths of a head that are powers of two, and that are not."""

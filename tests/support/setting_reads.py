@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
@@ -16,6 +18,26 @@ from shared.tracing import TracingConfig
 
 Setting = tuple[str, str]
 """Name of a section's class, and of a field in it."""
+
+
+Test = TypeVar("Test", bound=Callable[..., None])
+
+
+def reads_all_of(*sections: str) -> Callable[[Test], Test]:
+    """Marks the test which shows that all settings of these jobs, by their sections of YAML files, are read."""
+    return lambda test: test
+
+
+def jobs_with_a_test() -> list[str]:
+    """The sections that tests are marked with, in any module of the tests."""
+    found: list[str] = []
+    for path in Path(__file__).parents[1].rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                marks = [mark for mark in node.decorator_list if isinstance(mark, ast.Call)]
+                marks = [mark for mark in marks if ast.unparse(mark.func) == reads_all_of.__name__]
+                found += [ast.literal_eval(section) for mark in marks for section in mark.args]
+    return found
 
 
 @contextlib.contextmanager

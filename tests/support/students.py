@@ -8,13 +8,26 @@ import torch
 from benchmarks.straightforward import generate as plain
 from benchmarks.straightforward.student import StraightforwardHOSER
 from student_trainer.data.network import RoadNetwork
-from student_trainer.generate.incremental import IncrementalStudent
 from student_trainer.generate.pairs import Pairs
-from student_trainer.model.config import ModelConfig
+from student_trainer.model.config import ModelConfig, StudentConfig
 from student_trainer.model.hoser import HOSER
+from student_trainer.model.incremental import IncrementalStudent
+from student_trainer.model.student import Student
 from student_trainer.model.time_scale import TimeScale
 
 SCALE = TimeScale(3.5, 0.8)
+
+
+def hoser_of(student: Student) -> HOSER:
+    """A student that is one, to look into."""
+    assert isinstance(student, HOSER)
+    return student
+
+
+def widths_of(settings: StudentConfig) -> ModelConfig:
+    """The settings of one."""
+    assert isinstance(settings, ModelConfig)
+    return settings
 
 
 def random_model(network: RoadNetwork, seed: int = 0, gain: float = 4.0, **config: object) -> HOSER:

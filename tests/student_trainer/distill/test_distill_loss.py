@@ -22,7 +22,7 @@ from student_trainer.distill import loss as terms
 from student_trainer.distill.config import DistillConfig
 from student_trainer.distill.kl import forward_kl
 from student_trainer.distill.loss import Answer, Comparison, Distillation, Term, answer_of
-from student_trainer.model.hoser import StudentOutput
+from student_trainer.model.student import StudentOutput
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed, Prepared
 from student_trainer.train.runtime import Runtime

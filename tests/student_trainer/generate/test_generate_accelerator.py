@@ -20,15 +20,17 @@ from support.students import SCALE, random_model, random_pairs
 
 from student_trainer.data import graph, packing
 from student_trainer.data.network import RoadNetwork
-from student_trainer.generate import attention, incremental
 from student_trainer.generate.beam import BeamSearch
 from student_trainer.generate.best_first import BestFirstSearch
 from student_trainer.generate.config import SearchConfig
 from student_trainer.generate.found import Found
-from student_trainer.generate.incremental import IncrementalStudent, one_thread
 from student_trainer.generate.pairs import Pairs
 from student_trainer.generate.shortest import ShortestPathSearch
 from student_trainer.model import device as devices
+from student_trainer.model import incremental
+from student_trainer.model import path_attention as attention
+from student_trainer.model.device import one_thread
+from student_trainer.model.incremental import IncrementalStudent
 
 TILE = incremental.TILE * incremental.FAR
 

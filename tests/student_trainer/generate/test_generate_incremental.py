@@ -14,9 +14,10 @@ from shared.errors import DataError
 from shared.store import Trips
 from student_trainer.data.batch import build_batch, is_weekend
 from student_trainer.data.network import RoadNetwork
-from student_trainer.generate import incremental
-from student_trainer.generate.incremental import IncrementalStudent, StepTable, one_thread
+from student_trainer.model import incremental
+from student_trainer.model.device import one_thread
 from student_trainer.model.hoser import HOSER
+from student_trainer.model.incremental import HoserSteps, IncrementalStudent
 
 Steps = list[tuple[np.ndarray, np.ndarray]]
 """Of each step: log-probabilities of its candidates, and seconds to the next road of the trip."""
@@ -135,7 +136,7 @@ def test_absurd_times_stay_whole_and_not_negative(pred: float) -> None:
 def test_a_table_grows_and_reuses_what_no_path_needs() -> None:
     network, _ = random_network()
     model: HOSER = random_model(network)
-    table = StepTable(model.config.num_layers, 8, 4, capacity=4)
+    table = HoserSteps(model.config.num_layers, 8, 4, capacity=4)
     first = table.take(3)
     table.parent[first] = [-1, first[0], first[0]]
     table.road[first], table.keys[0][first] = [7, 8, 9], 1

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import reference_path
 from support.random_city import random_network, write_random_store
-from support.setting_reads import recorded_reads, settings_of
+from support.setting_reads import reads_all_of, recorded_reads, settings_of
 from support.students import random_model
 
 from shared.cli import main
@@ -241,6 +241,7 @@ def test_bad_input_is_explained(city: tuple[Store, Path], tmp_path: Path, capsys
         assert not shown.out
 
 
+@reads_all_of("generate")
 def test_every_setting_is_read(city: tuple[Store, Path], tmp_path: Path) -> None:
     with recorded_reads() as reads:
         generate.run(settings(city, tmp_path / "beam"))

@@ -24,9 +24,10 @@ from student_trainer.generate.beam import BeamSearch
 from student_trainer.generate.best_first import BestFirstSearch
 from student_trainer.generate.config import SearchConfig
 from student_trainer.generate.found import Found
-from student_trainer.generate.incremental import IncrementalStudent, one_thread
 from student_trainer.generate.pairs import Pairs
+from student_trainer.model.device import one_thread
 from student_trainer.model.hoser import HOSER
+from student_trainer.model.incremental import IncrementalStudent
 
 Kind = type[BeamSearch] | type[BestFirstSearch]
 

@@ -16,7 +16,8 @@ from student_trainer.distill.config import DistillConfig
 from student_trainer.distill.loss import Answer, Comparison, Distillation
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.history_head import HistoryHead
-from student_trainer.model.hoser import HOSER, StudentOutput
+from student_trainer.model.hoser import HOSER
+from student_trainer.model.student import StudentOutput
 from student_trainer.train.objective import forward
 
 NETWORK, _ = random_network()

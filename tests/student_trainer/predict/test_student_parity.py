@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import reference_path
+from support.students import hoser_of
 
 from shared.store import Store
 from student_trainer.data.batch import Batch, build_batch
@@ -124,7 +125,7 @@ def test_export_is_what_upstream_stores(reference: tuple[str, dict[str, np.ndarr
     kind, _ = reference
     path = reference_path("hoser", f"hoser_{kind}.pth")
     model, _ = load_model(path, store)
-    theirs, ours = checkpoints.load_tensors(path), upstream.export(model)
+    theirs, ours = checkpoints.load_tensors(path), upstream.export(hoser_of(model))
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert tensor.dtype == ours[name].dtype, name

@@ -16,6 +16,7 @@ from support.fake_cuda import CUDA, META, FakeCuda, HostWaits, Reads, Watch, len
 from support.fakes import FakeTeacher
 from support.random_city import write_random_store
 from support.recorders import Kept
+from support.students import hoser_of, widths_of
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -28,7 +29,7 @@ from student_trainer.data import partial
 from student_trainer.data.network import RoadNetwork
 from student_trainer.evaluate import next_road
 from student_trainer.model import device as devices
-from student_trainer.model import upstream
+from student_trainer.model import hoser_parts, upstream
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.history_head import HistoryHead
 from student_trainer.model.hoser import HOSER
@@ -93,8 +94,8 @@ def start(
     monkeypatch.setattr(sessions, "random_state", lambda _: {})
     settings = TrainConfig.model_validate({"data": store.path, "out": out, "teacher": "fake:1", **SMALL, **changed})
     network = RoadNetwork.load(store)
-    model, head = HOSER(settings.model, network), HistoryHead(settings.model)
-    monkeypatch.setattr(sessions, "HOSER", lambda *_: model)  # made of real tensors; fakes cannot be moved
+    model, head = HOSER(widths_of(settings.model), network), HistoryHead(widths_of(settings.model))
+    monkeypatch.setattr(hoser_parts, "HOSER", lambda *_: model)  # made of real tensors; fakes cannot be moved
     monkeypatch.setattr(sessions, "HistoryHead", lambda *_: head)
     monkeypatch.setattr(sessions, "give_target", on_the_host)
     with there:
@@ -164,7 +165,7 @@ def test_a_step_on_cuda_waits_once(
     step = planned(session)  # as the prefetching thread does
     assert len(step.micro_batches) == 2
     with cuda.here(watched=False):
-        session.model.graph.whole_on(CUDA)  # copied once, before the first step
+        hoser_of(session.model).graph.whole_on(CUDA)  # copied once, before the first step
     with cuda.here(), without_backward(session.trainer, monkeypatch):
         session.trainer.train_step(step)
         assert reads.by == ["Sums.read"]
@@ -199,7 +200,7 @@ def test_a_recorded_step_on_cuda_copies_twice_and_reads_once(
 
     monkeypatch.setattr(optimizer, "step", update)
     with cuda.here(watched=False):
-        session.model.graph.whole_on(CUDA)
+        hoser_of(session.model).graph.whole_on(CUDA)
     with cuda.here(), without_backward(session.trainer, monkeypatch):
         session.trainer.train_step(step)
         assert reads.by == ["_Recorded.read"] * 3  # single operations, their recording, the step

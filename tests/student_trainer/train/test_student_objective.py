@@ -17,7 +17,7 @@ from student_trainer.data.batch import Batch, build_batch
 from student_trainer.data.mixed import MixedTrips
 from student_trainer.distill.config import DistillConfig
 from student_trainer.distill.loss import Answer
-from student_trainer.model.hoser import StudentOutput
+from student_trainer.model.student import StudentOutput
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.train.config import RecipeConfig, TrainConfig
 from student_trainer.train.feed import Feed

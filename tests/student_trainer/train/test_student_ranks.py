@@ -25,6 +25,7 @@ from support.fakes import FakeTeacher
 from support.random_city import write_random_store
 from support.recipes import variants
 from support.runs import assert_same_runs, records
+from support.students import hoser_of
 from support.thread_ranks import build_together, run_together, thread_ranks
 from torch import nn
 
@@ -156,7 +157,8 @@ def test_ranks_learn_what_one_learns(store: Store, tmp_path: Path, world: int, v
     for name in one:  # the first session holds the best weights by now, the others the last
         assert all(torch.equal(session.model.state_dict()[name], last[name]) for session in several[1:]), name
     learned = [
-        torch.cat([weights[name].flatten() for name, _ in alone.model.named_parameters()]) for weights in (one, last)
+        torch.cat([weights[name].flatten() for name, _ in hoser_of(alone.model).named_parameters()])
+        for weights in (one, last)
     ]
     assert (learned[0] - learned[1]).norm() < 1e-4 * learned[0].norm()
 
@@ -250,7 +252,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_counts_on_all(store: Store, tmp_p
 def test_weights_that_differ_between_ranks_end_the_run(store: Store, tmp_path: Path) -> None:
     ranks = thread_ranks(3)
     made = sessions(settings_of(store, tmp_path / "run"), store, ranks)
-    weight = made[2].model.navigator.q_proj.weight
+    weight = hoser_of(made[2].model).navigator.q_proj.weight
     weight.data[0, 0] = torch.nextafter(weight.data[0, 0], torch.tensor(9.0))
     for result in run_together([session.train for session in made], ranks):
         assert isinstance(result, TrainingError) and "ranks [2] differ" in str(result)

@@ -13,6 +13,7 @@ import torch
 from support.fakes import FakeTeacher
 from support.random_city import write_random_store
 from support.recipes import variants
+from support.students import hoser_of
 
 from shared.errors import CompatibilityError, ConfigError, TrainingError
 from shared.store import Store
@@ -89,11 +90,11 @@ def test_every_parameter_learns_in_every_step(store: Store, tmp_path: Path) -> N
         session.trainer.train_step(prepare_step(session.feed, session.model.graph, next(steps)))
         assert session.trainer.head is not None
         head = [(f"head.{name}", parameter) for name, parameter in session.trainer.head.named_parameters()]
-        for name, parameter in [*session.model.named_parameters(), *head]:
+        for name, parameter in [*hoser_of(session.model).named_parameters(), *head]:
             if parameter.requires_grad:
                 assert parameter.grad is not None, name
                 assert not torch.equal(before[name], parameter), name
-    frozen = [name for name, p in session.model.named_parameters() if not p.requires_grad]
+    frozen = [name for name, p in hoser_of(session.model).named_parameters() if not p.requires_grad]
     assert all(name.startswith("navigator.time_estimator.") for name in frozen)  # dead in upstream, too
 
 
@@ -154,7 +155,7 @@ def test_same_seed_same_bits(store: Store, tmp_path: Path, variant: str) -> None
     runs = [train(settings_of(store, tmp_path / name, **changed), store) for name in ("a", "b")]
     assert_same_bits(weights(runs[0]), weights(runs[1]))
     vanilla = train(settings_of(store, tmp_path / "c", teacher="none"), store)
-    navigators = [run.model.navigator.q_proj.weight for run in (vanilla, runs[0])]
+    navigators = [hoser_of(run.model).navigator.q_proj.weight for run in (vanilla, runs[0])]
     assert not torch.equal(*navigators)
 
 
@@ -241,8 +242,8 @@ def test_a_step_learns_what_the_whole_network_would_teach(store: Store, tmp_path
     plan = next(iter(session.schedule.from_step(0)))
     step = prepare_step(session.feed, session.model.graph, plan)
     assert session.trainer.compute_gradients(step, Sums())
-    found = {name: p.grad.clone() for name, p in session.model.named_parameters() if p.grad is not None}
-    session.model.zero_grad()
+    found = {name: p.grad.clone() for name, p in hoser_of(session.model).named_parameters() if p.grad is not None}
+    hoser_of(session.model).zero_grad()
     batch = step.micro_batches[0].batch
     network = session.model.embed_network()
     output = session.model(batch, network)
@@ -250,7 +251,7 @@ def test_a_step_learns_what_the_whole_network_would_teach(store: Store, tmp_path
     labels = int((batch.label >= 0).sum())
     objective = Objective(session.settings.distill, session.settings.optim.time_weight, session.scale)
     objective.of(batch, output, times, None, Divisors(batch.positions, labels, labels)).loss.backward()
-    expected = {name: p.grad for name, p in session.model.named_parameters() if p.grad is not None}
+    expected = {name: p.grad for name, p in hoser_of(session.model).named_parameters() if p.grad is not None}
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
@@ -316,7 +317,7 @@ def test_too_many_bad_batches_stop_the_run(store: Store, tmp_path: Path) -> None
 
 def test_non_finite_gradient_leaves_the_weights(store: Store, tmp_path: Path) -> None:
     session = start(settings_of(store, tmp_path / "run"), store)
-    parameter = session.model.navigator.v_proj.weight
+    parameter = hoser_of(session.model).navigator.v_proj.weight
     parameter.register_hook(lambda gradient: gradient * torch.nan)
     before = weights(session)
     session.trainer.train_step(
@@ -399,8 +400,8 @@ def test_mixed_precision_trains_with_losses_in_float32(store: Store, tmp_path: P
 def test_compile_compiles(store: Store, tmp_path: Path) -> None:
     session = start(settings_of(store, tmp_path / "run", runtime={"compile": True}), store)
     plain = start(settings_of(store, tmp_path / "plain"), store)
-    assert session.model.trajectory_encoder._compiled_call_impl is not None
-    assert plain.model.trajectory_encoder._compiled_call_impl is None
+    assert hoser_of(session.model).trajectory_encoder._compiled_call_impl is not None
+    assert hoser_of(plain.model).trajectory_encoder._compiled_call_impl is None
     item, reference = session.feed.prepare(np.arange(4)), plain.feed.prepare(np.arange(4))
     with torch.no_grad():
         logits = session.model(item.batch, session.model.embed_network()).logits

@@ -7,6 +7,7 @@ from typing import Any
 
 import optuna
 import pytest
+from support.students import widths_of
 
 from shared import config
 from shared.errors import ConfigError
@@ -169,7 +170,7 @@ def test_the_best_setting_does_not_carry_the_budget_of_its_search(tmp_path: Path
         plain.batch.sample_seed, plain.runtime, plain.log, plain.client,
     )  # fmt: skip
     assert (found.distill.weight, found.distill.window, found.optim.batch_size) == (2.5, 6, 32)
-    assert (found.model.road_id_dim, found.batch.max_steps) == (32, 50)
+    assert (widths_of(found.model).road_id_dim, found.batch.max_steps) == (32, 50)
     assert "# Found with 2 epochs of 500 training trips; its final runs had 3 epochs." in path.read_text()
     searched = results.best_params(given, {"batch.train_trips": 200})  # no budget, but what was looked for
     path.write_text(searched)

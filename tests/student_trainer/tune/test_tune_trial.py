@@ -14,7 +14,7 @@ from conftest import TeacherStarter, write_tiny_teacher
 from optuna.trial import TrialState
 from support.random_city import write_random_store
 from support.runs import assert_same_runs
-from support.setting_reads import recorded_reads, settings_of
+from support.setting_reads import reads_all_of, recorded_reads, settings_of
 from support.trials import SMALL, phase_of, run_one, tune_settings
 
 from shared import config
@@ -207,6 +207,7 @@ class InProcess:
 
 
 @pytest.mark.integration
+@reads_all_of("tune")
 def test_tune_reads_all(
     tmp_path: Path, store: Store, running_teacher: TeacherStarter, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

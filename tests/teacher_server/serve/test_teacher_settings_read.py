@@ -18,7 +18,7 @@ from conftest import TeacherStarter, write_tiny_teacher
 from prometheus_client import CollectorRegistry
 from support.certificates import Authority, reads_of_a_channel
 from support.random_city import write_random_store
-from support.setting_reads import Setting, reads_of_the_log, reads_of_tracing, recorded_reads, settings_of
+from support.setting_reads import Setting, reads_all_of, reads_of_the_log, reads_of_tracing, recorded_reads, settings_of
 from support.teacher_files import circular_trips, write_checkpoint, write_store
 
 from shared import wire
@@ -53,11 +53,8 @@ def process_wide_state() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def test_every_job_is_covered_here() -> None:
-    assert {job.name for job in JOBS} == {"export", "pretrain", "serve", "info", "query", "answer"}
-
-
 @pytest.mark.integration
+@reads_all_of("answer")
 def test_answer_reads_all(tmp_path: Path, running_teacher: TeacherStarter) -> None:
     """The engine's settings and the channel's are those of `serve` and `info`."""
     store = write_random_store(tmp_path / "random", trips=10)
@@ -69,6 +66,7 @@ def test_answer_reads_all(tmp_path: Path, running_teacher: TeacherStarter) -> No
     assert {setting for setting in settings_of(AnswerConfig) if setting[0] == "AnswerConfig"} <= reads
 
 
+@reads_all_of("export")
 def test_export_reads_all(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "c.pt", 15)
     shape = {"grid_rows": 3, "grid_cols": 4, "bounds": [10.0, 20.0, 10.25, 20.35], "cell_size": 0.1}
@@ -80,6 +78,7 @@ def test_export_reads_all(tmp_path: Path) -> None:
     assert settings_of(ExportConfig) <= reads
 
 
+@reads_all_of("pretrain")
 def test_pretrain_reads_all(tmp_path: Path) -> None:
     store = write_store(tmp_path / "store", {"train": circular_trips(20, 0), "val": circular_trips(5, 1)})
     (tmp_path / "teacher").touch()
@@ -148,6 +147,7 @@ def reads_of_a_socket(path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.integration
+@reads_all_of("serve", "info", "query")
 def test_serve_info_and_query_read_all(tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ServeConfig.model_validate(
         {

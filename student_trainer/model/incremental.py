@@ -1,4 +1,4 @@
-"""The student, one step at a time, of many paths at once.
+"""HOSER, one step at a time, of many paths at once: its `Decoder`.
 
 A path is a list of steps; steps lie in a table with what later steps read of them: keys and values of every block,
 and what the time estimator makes of the state. Paths that branch share the steps before, so nothing is copied when
@@ -11,7 +11,7 @@ row the same bits as the largest one wherever in the tile it lies. That is tried
 layers: the order of summation does not depend on the data. Attention is computed path by path. For all this torch must
 have one thread in the threads that use a student; `workers` has.
 
-The model computes where its weights are, by the same operations; `attention` says what differs. On an accelerator what
+The model computes where its weights are, by the same operations; `path_attention` says what differs. On an accelerator what
 later steps read stays there, and tiles are larger. The host finds paths, features and candidates, sends what a tile
 needs as one array, and reads once a step: logits and travel times of all candidates, of which it keeps the times, for a
 search asks for some of them later.
@@ -21,9 +21,8 @@ Shapes: R paths, W most steps of a path, M steps in the table, D = 2d width, N r
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -38,11 +37,13 @@ from student_trainer.data import kernels as feature_kernels
 from student_trainer.data.batch import Candidates, candidates_of, minutes_of_day, time_of_day
 from student_trainer.data.network import RoadNetwork
 from student_trainer.data.packing import together
-from student_trainer.generate import kernels
-from student_trainer.generate.attention import Paths, Relative, attend
 from student_trainer.model import device as devices
+from student_trainer.model import step_kernels
+from student_trainer.model.device import one_thread
 from student_trainer.model.hoser import HOSER
+from student_trainer.model.path_attention import Paths, Relative, attend
 from student_trainer.model.road_tables import RoadTables
+from student_trainer.model.steps import StepTable
 from student_trainer.model.time_scale import TimeScale
 
 T = TypeVar("T")
@@ -58,18 +59,19 @@ FAR = 8
 CPU = torch.device("cpu")
 
 
-class StepTable:
-    """Steps of paths and what later steps read of them; grows as needed.
+class HoserSteps(StepTable):
+    """Steps with what later steps of HOSER read of them.
 
     Attributes:
-        parent: int64 [M] the step before, -1 for none.
-        road, time: int64 [M]; log_prob: float64 [M] of the path up to the step.
         minutes: float32 [M] time of day, as `minutes_of_day`.
         candidate: int32 [M, C] candidates whose times are kept, -1 for none; C is 0 where none are.
         standardised: float32 [M, C] these times.
         time_part: float32 [M, 64], the state as the time estimator's first layer has it, on the student's device.
         keys, values: float32 [M, D] of each block, there, too.
     """
+
+    COLUMNS = (*StepTable.COLUMNS, "minutes", "candidate", "standardised", "time_part")
+    LISTS = ("keys", "values")
 
     def __init__(
         self,
@@ -80,86 +82,13 @@ class StepTable:
         device: torch.device = CPU,
         candidates: int = 0,
     ) -> None:
-        self.parent, self.road, self.time = np.zeros((3, capacity), np.int64)
-        self.log_prob = np.zeros(capacity)
+        super().__init__(capacity)
         self.minutes = np.zeros(capacity, np.float32)
         self.candidate = np.zeros((capacity, candidates), np.int32)
         self.standardised = np.zeros((capacity, candidates), np.float32)
         self.time_part = torch.zeros(capacity, time_width, device=device)
         self.keys = [torch.zeros(capacity, width, device=device) for _ in range(layers)]
         self.values = [torch.zeros(capacity, width, device=device) for _ in range(layers)]
-        self._free = np.arange(capacity)[::-1]
-        self._count = capacity
-
-    @property
-    def capacity(self) -> int:
-        """M."""
-        return len(self.road)
-
-    @property
-    def free(self) -> int:
-        """How many more steps there is room for."""
-        return self._count
-
-    @property
-    def used(self) -> int:
-        """Steps that are kept."""
-        return self.capacity - self._count
-
-    def take(self, count: int) -> Int64:
-        """Places for new steps."""
-        if count > self._count:
-            self._grow(count - self._count)
-        self._count -= count
-        return self._free[self._count : self._count + count].copy()
-
-    def paths(self, place: Int64, length: Int64) -> Int32:
-        """The steps of the paths that end at places [R] and have so many: int32 [R, W]."""
-        path = np.zeros((len(place), int(length.max())), np.int32)
-        kernels.trace(path, self.parent, place, length)
-        return path
-
-    def roads_and_times(self, place: int) -> tuple[Int64, Int64]:
-        """Of the path that ends at a place."""
-        steps = []
-        while place >= 0:
-            steps.append(place)
-            place = int(self.parent[place])
-        return self.road[steps[::-1]], self.time[steps[::-1]]
-
-    def release(self, places: Int64) -> None:
-        """Gives places back."""
-        self._free[self._count : self._count + len(places)] = places
-        self._count += len(places)
-
-    def keep(self, *places: Int64) -> None:
-        """Gives back all places but those of the paths that end at these; -1 is none."""
-        alive = np.zeros(self.capacity, np.bool_)
-        for ends in places:
-            kernels.mark(alive, self.parent, ends)
-        free = np.flatnonzero(~alive)[::-1]
-        self._free[: len(free)] = free
-        self._count = len(free)
-
-    def _grow(self, missing: int) -> None:
-        old = self.capacity
-        more = max(old, missing)
-
-        def grown(array: npt.NDArray) -> npt.NDArray:
-            return np.concatenate([array, np.zeros((more, *array.shape[1:]), array.dtype)])
-
-        def grown_there(tensor: Tensor) -> Tensor:
-            return torch.cat([tensor, tensor.new_zeros(more, tensor.shape[1])])
-
-        for name in ("parent", "road", "time", "log_prob", "minutes", "candidate", "standardised"):
-            setattr(self, name, grown(getattr(self, name)))
-        self.time_part = grown_there(self.time_part)
-        for layers in (self.keys, self.values):
-            layers[:] = [grown_there(layer) for layer in layers]
-        free = np.empty(old + more, np.int64)
-        free[:more] = np.arange(old + more - 1, old - 1, -1)
-        free[more : more + self._count] = self._free[: self._count]
-        self._free, self._count = free, self._count + more
 
 
 class IncrementalStudent:
@@ -221,14 +150,14 @@ class IncrementalStudent:
             products += [block.attn.c_attn(block.ln_1(x)), block.attn.c_proj(x), block.mlp(block.ln_2(x))]
         return products
 
-    def table(self) -> StepTable:
+    def table(self) -> HoserSteps:
         """An empty table of steps."""
         config, time_width = self._model.config, self._roads.time.shape[1]
         sizes = (config.num_layers, 2 * config.road_dim, time_width)
-        return StepTable(*sizes, device=self.device, candidates=self._times_kept)
+        return HoserSteps(*sizes, device=self.device, candidates=self._times_kept)
 
     def advance(
-        self, table: StepTable, place: Int64, length: Int64, weekend: Bool, destination: Int64
+        self, table: HoserSteps, place: Int64, length: Int64, weekend: Bool, destination: Int64
     ) -> tuple[Candidates, Float64]:
         """Computes the last step of every path; all steps before have been computed.
 
@@ -269,10 +198,10 @@ class IncrementalStudent:
         if not np.isfinite(logit).all():
             raise DataError("the weights give logits that are not finite: they are damaged, or training diverged")
         log_prob = np.empty(len(logit))
-        kernels.log_softmax(log_prob, logit, candidates.length)
+        step_kernels.log_softmax(log_prob, logit, candidates.length)
         return candidates, log_prob
 
-    def seconds(self, table: StepTable, place: Int64, road: Int64) -> Int64:
+    def seconds(self, table: HoserSteps, place: Int64, road: Int64) -> Int64:
         """Travel times from computed steps [R] to the entry of roads [R]: whole seconds, not negative, int64 [R].
 
         Rounded to the nearest second (halves to even), as upstream does; the steps that follow read the rounded time,
@@ -331,14 +260,14 @@ class IncrementalStudent:
         return together([_filled(array, size) for array in arrays], self.device)
 
     @torch.inference_mode()
-    def _times(self, table: StepTable, place: Int64, road: Int64, size: int) -> Tensor:
+    def _times(self, table: HoserSteps, place: Int64, road: Int64, size: int) -> Tensor:
         """Standardised times from steps to roads, [R]."""
         of, to = self._filled(size, place, road)
         return self._model.navigator.times_of(table.time_part[of], self._roads.time[to])[: len(road)]
 
     @torch.inference_mode()
     def _queries(
-        self, table: StepTable, path: Int32, length: Int64, temporal: Float32, destination: Int64, size: int
+        self, table: HoserSteps, path: Int32, length: Int64, temporal: Float32, destination: Int64, size: int
     ) -> Tensor:
         """What the paths of a tile bring to their candidates' logits, [R, d]; their last steps go into the table."""
         rows, longest = path.shape
@@ -360,7 +289,7 @@ class IncrementalStudent:
         return navigator.queries(x, self._roads.zone[goal])[:rows]
 
     def _answers(
-        self, table: StepTable, place: Int64, query: Tensor, candidates: Candidates
+        self, table: HoserSteps, place: Int64, query: Tensor, candidates: Candidates
     ) -> tuple[Float32, Float32]:
         """Logits of the candidates of the steps at places [R], and their standardised times where these are kept."""
         row = np.repeat(np.arange(len(place)), candidates.length)
@@ -384,17 +313,6 @@ class IncrementalStudent:
 
 MOST_LOG_SECONDS = 20.0
 """Some 15 years: what keeps an untrained model's times within the range of whole numbers."""
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread for the operations of torch in this thread, so that sums have one order."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _filled(values: npt.NDArray, size: int) -> npt.NDArray:

@@ -1,6 +1,6 @@
 """`RelativeAttention` of the last steps of paths whose other steps lie in a table: keys and values stay where they are.
 
-    kernels.attend_paths   compiled loops: CPU
+    step_kernels.attend_paths   compiled loops: CPU
     attend_table           a Triton kernel, one program a path and head: CUDA, where Triton is installed
     attend_gathered        torch operations over the paths' keys and values side by side: other accelerators
 
@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from student_trainer.generate import kernels
+from student_trainer.model import step_kernels
 from student_trainer.model.graph_attention import HAS_KERNELS
 from student_trainer.model.trajectory import RelativeAttention
 
@@ -93,7 +93,7 @@ def attend(qkv: Tensor, keys: Tensor, values: Tensor, paths: Paths, relative: Re
         return attend_there(qkv, keys, values, paths, relative)
     out = qkv.new_zeros(len(qkv), keys.shape[1])
     arrays = (out, qkv, keys, values, *paths.read, *relative.weights)
-    kernels.attend_paths(*(array.numpy() for array in arrays), relative.heads)  # type: ignore[call-arg]
+    step_kernels.attend_paths(*(array.numpy() for array in arrays), relative.heads)  # type: ignore[call-arg]
     return out
 
 
@@ -104,7 +104,7 @@ def attend_there(qkv: Tensor, keys: Tensor, values: Tensor, paths: Paths, relati
     query, key, value = qkv[:rows].split(width, dim=1)
     keys[paths.last], values[paths.last] = key, value
     if HAS_KERNELS:
-        from student_trainer.generate.attention_kernels import attend_table  # Triton takes a second to import
+        from student_trainer.model.path_attention_kernels import attend_table  # Triton takes a second to import
 
         out[:rows] = attend_table(query, keys, values, *paths.read, *relative.weights, relative.heads)
         return out

@@ -1,0 +1,136 @@
+"""The regimes' runs: what arms are told, what controls answer, what tables say."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.regimes import arms, page, pairs
+from benchmarks.regimes.one import ControlTeacher
+from shared import config, ragged
+from shared.wire import HistoryMode, ScoreQuery, ScoreReply
+from student_trainer.distill.teacher import FailureStats
+from student_trainer.train.config import TrainConfig
+
+
+class Counting:
+    """Answers each candidate with its place in the request."""
+
+    def __init__(self) -> None:
+        self.revision, self.failure_stats = "r", FailureStats()
+
+    def submit(self, query: ScoreQuery) -> Future[ScoreReply]:
+        done: Future[ScoreReply] = Future()
+        values = -np.arange(len(query.candidate_tokens), dtype=np.float16)
+        done.set_result(ScoreReply(values, None, "r", 1, 1))
+        return done
+
+    def close(self) -> None: ...
+
+
+def query(lengths: list[int], seed: int = 0) -> ScoreQuery:
+    candidates = np.random.default_rng(seed).integers(0, 3000, sum(lengths)).astype(np.int32)
+    rows = np.ones(len(lengths), np.int32)
+    return ScoreQuery(HistoryMode.WINDOW, rows, rows, candidates, np.array(lengths, np.int32))
+
+
+def answered(control: arms.Control, asked: ScoreQuery) -> np.ndarray:
+    return np.asarray(ControlTeacher(Counting(), control).submit(asked).result(1).log_probs)
+
+
+LENGTHS = [3, 1, 4, 2, 5] * 40
+
+
+def test_shuffled_answers_are_those_of_the_position_in_another_order() -> None:
+    asked = query(LENGTHS)
+    found, row = answered("shuffled", asked), ragged.rows(np.array(LENGTHS))
+    before = -np.arange(len(row), dtype=np.float16)
+    assert [sorted(found[row == i]) for i in range(len(LENGTHS))] == [
+        sorted(before[row == i]) for i in range(len(LENGTHS))
+    ]
+    moved = [bool((found[row == i] != before[row == i]).any()) for i in range(len(LENGTHS)) if LENGTHS[i] == 5]
+    assert np.mean(moved) > 0.9  # 1 of 120 orders is the first
+    swapped = np.diff(answered("shuffled", query([2] * 1000)).reshape(-1, 2)) > 0
+    assert 0.45 < swapped.mean() < 0.55
+
+
+def test_shuffled_answers_are_the_same_whenever_asked() -> None:
+    """Alone, or behind others."""
+    asked = query([4, 5])
+    both = np.concatenate([query([3, 3]).candidate_tokens, asked.candidate_tokens])
+    rows = np.ones(4, np.int32)
+    behind = answered("shuffled", ScoreQuery(asked.mode, rows, rows, both, np.array([3, 3, 4, 5], np.int32)))
+    np.testing.assert_array_equal(behind[6:] + 6, answered("shuffled", asked))
+
+
+def test_even_answers_are_even() -> None:
+    found, row = np.exp(answered("uniform", query(LENGTHS)).astype(np.float64)), ragged.rows(np.array(LENGTHS))
+    np.testing.assert_allclose(np.bincount(row, weights=found), 1, atol=2e-3)
+    np.testing.assert_allclose(found, 1 / np.array(LENGTHS)[row], atol=1e-3)
+
+
+@pytest.mark.parametrize("regime", arms.REGIMES, ids=lambda regime: str(regime.trips))
+def test_every_arm_is_a_recipe(regime: arms.Regime) -> None:
+    for arm in (*arms.ARMS, *arms.VARIANTS):
+        told = [*arms.overrides(arm, regime, 3), "data=d", "out=o"]
+        given = [*told, "teacher=h:1"] if arm.teaches else told
+        found = config.load(TrainConfig, "train", [], [*given, *(["batch.sampled=s"] if arm.samples else [])])
+        assert (found.seed, found.batch.train_trips) == (3, regime.trips)
+
+
+def test_equal_steps_are_equal() -> None:
+    """To less than an epoch on labelled trips."""
+    for regime in arms.REGIMES:
+        steps = []
+        for name, extra in (("default", arms.SAMPLED_TRIPS), ("long", 0)):
+            found = dict(text.split("=") for text in arms.overrides(arms.arm(name), regime, 0))
+            per_epoch = -(-(regime.trips + extra) // int(found["optim.batch_size"]))
+            steps.append(int(found["optim.epochs"]) * per_epoch)
+        assert abs(steps[0] - steps[1]) <= -(-regime.trips // regime.batch_size) / 2
+
+
+def run_of(arm: str, seed: int, accuracy: float) -> dict[str, Any]:
+    test = {"accuracy": accuracy, "nll": 0.3, "ece": 0.01, "time_error": 0.1}
+    return {"teacher": "all", "trips": 1000, "arm": arm, "seed": seed, "steps": 320, "device": "cpu", "test": test}
+
+
+def test_the_table_says_what_differs() -> None:
+    runs = [run_of("vanilla", seed, value) for seed, value in enumerate((0.80, 0.82, 0.81))]
+    runs += [run_of("default", seed, value) for seed, value in enumerate((0.85, 0.871, 0.859))]
+    runs += [run_of("head", seed, value) for seed, value in enumerate((0.79, 0.84, 0.81))]
+    rows = {line.split("|")[1].strip(): line for line in page.table(runs, "all", 1000)[2:]}
+    assert "| 81.00 ± 1.00 |" in rows["labels alone"]
+    assert "| **86.00 ± 1.05** |" in rows[arms.arm("default").text]
+    assert "| 81.33 ± 2.52 |" in rows[arms.arm("head").text]
+
+
+def test_runs_are_gathered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "RUNS", tmp_path / "regimes.jsonl")
+    run = run_of("default", 0, 0.85) | {"target": None, "best": {"epoch": 2}}
+    judged = tmp_path / "runs" / "all" / "1000" / "default-0" / "evaluation" / "metrics.json"
+    judged.parent.mkdir(parents=True)
+    judged.write_text(json.dumps({"metrics": {name: {"value": 0.5} for name in page.TRIPS}}))
+    found = {"ceiling": "stacked", "arms": {"stacked": {"accuracy": 0.9, "nll": 0.2, "coefficients": {}}}}
+    (judged.parent.parent / "headroom.json").write_text(json.dumps(found))
+    (tmp_path / "runs" / "results.jsonl").write_text(json.dumps(run) + "\n")
+    assert [page.gather(tmp_path / "runs") for _ in range(2)] == [1, 1]
+    (kept,) = page.read(page.RUNS)
+    assert kept["whole"]["edr"] == 0.5 and kept["best_epoch"] == 2
+    assert kept["ceiling"] == {"accuracy": 0.9, "nll": 0.2}
+
+
+def test_evaluations_are_found_by_the_names_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "read", lambda path: path)
+    for root, name in (("a", "default-0"), ("b", "default-0"), ("b", "default-shuffled-12"), ("b", "another-1")):
+        (tmp_path / root / "all" / "1000" / name / "evaluation").mkdir(parents=True)
+    found = pairs.found([tmp_path / "a", tmp_path / "b"])
+    where = {key: {s: str(path.relative_to(tmp_path)) for s, path in of.by_seed.items()} for key, of in found.items()}  # type: ignore[attr-defined]
+    assert where == {
+        ("all", 1000, "default"): {0: "a/all/1000/default-0/evaluation"},
+        ("all", 1000, "default-shuffled"): {12: "b/all/1000/default-shuffled-12/evaluation"},
+    }
