@@ -11,10 +11,10 @@ row the same bits as the largest one wherever in the tile it lies. That is tried
 layers: the order of summation does not depend on the data. Attention is computed path by path. For all this torch must
 have one thread in the threads that use a student; `workers` has.
 
-The model computes where its weights are, by the same operations; `path_attention` says what differs. On an accelerator what
-later steps read stays there, and tiles are larger. The host finds paths, features and candidates, sends what a tile
-needs as one array, and reads once a step: logits and travel times of all candidates, of which it keeps the times, for a
-search asks for some of them later.
+The model computes where its weights are, by the same operations; `path_attention` says what differs. On an accelerator
+what later steps read stays there, and tiles are larger. The host finds paths, features and candidates, sends what a
+tile needs as one array, and reads once a step: logits and travel times of all candidates, of which it keeps the times,
+for a search asks for some of them later.
 
 Shapes: R paths, W most steps of a path, M steps in the table, D = 2d width, N roads, K candidates.
 """
@@ -41,9 +41,9 @@ from student_trainer.model import device as devices
 from student_trainer.model import step_kernels
 from student_trainer.model.device import one_thread
 from student_trainer.model.hoser import HOSER
+from student_trainer.model.hoser_steps import HoserSteps
 from student_trainer.model.path_attention import Paths, Relative, attend
 from student_trainer.model.road_tables import RoadTables
-from student_trainer.model.steps import StepTable
 from student_trainer.model.time_scale import TimeScale
 
 T = TypeVar("T")
@@ -56,39 +56,6 @@ TILE = 256
 UNIT = 16
 """Tiles are of multiples of so many rows; on an accelerator of `FAR` times as many."""
 FAR = 8
-CPU = torch.device("cpu")
-
-
-class HoserSteps(StepTable):
-    """Steps with what later steps of HOSER read of them.
-
-    Attributes:
-        minutes: float32 [M] time of day, as `minutes_of_day`.
-        candidate: int32 [M, C] candidates whose times are kept, -1 for none; C is 0 where none are.
-        standardised: float32 [M, C] these times.
-        time_part: float32 [M, 64], the state as the time estimator's first layer has it, on the student's device.
-        keys, values: float32 [M, D] of each block, there, too.
-    """
-
-    COLUMNS = (*StepTable.COLUMNS, "minutes", "candidate", "standardised", "time_part")
-    LISTS = ("keys", "values")
-
-    def __init__(
-        self,
-        layers: int,
-        width: int,
-        time_width: int,
-        capacity: int = 1024,
-        device: torch.device = CPU,
-        candidates: int = 0,
-    ) -> None:
-        super().__init__(capacity)
-        self.minutes = np.zeros(capacity, np.float32)
-        self.candidate = np.zeros((capacity, candidates), np.int32)
-        self.standardised = np.zeros((capacity, candidates), np.float32)
-        self.time_part = torch.zeros(capacity, time_width, device=device)
-        self.keys = [torch.zeros(capacity, width, device=device) for _ in range(layers)]
-        self.values = [torch.zeros(capacity, width, device=device) for _ in range(layers)]
 
 
 class IncrementalStudent:

@@ -17,7 +17,8 @@ from student_trainer.data.network import RoadNetwork
 from student_trainer.model import incremental
 from student_trainer.model.device import one_thread
 from student_trainer.model.hoser import HOSER
-from student_trainer.model.incremental import HoserSteps, IncrementalStudent
+from student_trainer.model.hoser_steps import HoserSteps
+from student_trainer.model.incremental import IncrementalStudent
 
 Steps = list[tuple[np.ndarray, np.ndarray]]
 """Of each step: log-probabilities of its candidates, and seconds to the next road of the trip."""
