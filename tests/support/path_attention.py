@@ -28,9 +28,10 @@ def example(heads: int, width: int, longest: int) -> tuple[Tensor, Tensor, Tenso
     step[torch.isin(step, last)] = 0 if 0 not in last else int((~torch.isin(torch.arange(table), last)).nonzero()[0])
     step[torch.arange(rows), length - 1] = last
     pairs = torch.rand(2, rows, longest, generator=generator)
-    weights = (torch.randn(size, generator=generator) for size in ((2, width // heads),) * 2 + ((width // heads,),))
+    key, value = (torch.randn((2, width // heads), generator=generator) for _ in range(2))
+    relative = Relative(key, value, torch.randn((width // heads,), generator=generator), heads)
     qkv, keys, values = (torch.randn(size, generator=generator) for size in ((rows, 3 * width), *((table, width),) * 2))
-    return qkv, keys, values, Paths(step, length, last, *pairs), Relative(*weights, heads)
+    return qkv, keys, values, Paths(step, length, last, *pairs), relative
 
 
 def expected(qkv: Tensor, keys: Tensor, values: Tensor, paths: Paths, relative: Relative) -> Tensor:

@@ -305,8 +305,10 @@ def test_answers_for_the_headroom_are_read_one_batch_late(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda, arrivals: list[str]
 ) -> None:
     session = start(store, tmp_path, cuda.here(watched=False), CUDA, monkeypatch, **VARIANTS["float32"])
+    graph = session.model.graph
+    assert graph is not None
     with cuda.here(watched=False):
-        session.model.graph.whole_on(CUDA)
+        graph.whole_on(CUDA)
     index = np.arange(6)
     items = [session.feed.prepare(part) for part in np.split(index, 3)]
     with cuda.here():
