@@ -123,6 +123,7 @@ def _generate(settings: PipelineConfig, model: Model, store: Store, split: Any, 
         seed=seed,
         search=settings.search,
         candidate_top_k=settings.candidate_top_k,
+        device=settings.search_device,
         threads=settings.threads,
         replace=True,
     )

@@ -26,6 +26,7 @@ from student_trainer.distill import loss as terms
 from student_trainer.distill.kl import TeacherTarget
 from student_trainer.distill.loss import Comparison, Term
 from student_trainer.model import device as devices
+from student_trainer.model import hoser_parts
 from student_trainer.model.history_head import HistoryHead
 from student_trainer.model.hoser import HOSER
 from student_trainer.train import feed, graphs, trainer
@@ -86,7 +87,7 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     narrow, unpack, of, apart = torch.Tensor.float, Packed.unpack, TeacherTarget.of, TeacherTarget.apart
     monkeypatch.setattr(torch.Tensor, "float", lambda t: t if t.dtype == torch.float64 else narrow(t))
-    monkeypatch.setattr(sessions, "HOSER", lambda *arguments: HOSER(*arguments).double())
+    monkeypatch.setattr(hoser_parts, "HOSER", lambda *arguments: HOSER(*arguments).double())
     monkeypatch.setattr(sessions, "HistoryHead", lambda *arguments: HistoryHead(*arguments).double())
     monkeypatch.setattr(Packed, "unpack", lambda packed: wide(unpack(packed)))
     monkeypatch.setattr(trainer, "learning_rate", lambda *given: float(np.float32(learning_rate(*given))))
