@@ -102,7 +102,7 @@ def _generate(settings: GenerateConfig) -> dict[str, Any]:
     summary["files"] = {name: files.file_digest(settings.out / name) for name in DIGESTED}
     files.write_json(settings.out / "summary.json", summary)
     parts.remove()
-    log.info("wrote %s, searched on %s: %s", settings.out, summary["device"], _counted(summary["statuses"]))
+    log.info("wrote %s (searched on %s): %s", settings.out, summary["device"], _counted(summary["statuses"]))
     return summary
 
 

@@ -118,7 +118,7 @@ class _Daemon:
         self._reader.join()
 
     def stopped(self) -> str:
-        """Ends it as Ctrl-C in its terminal does; returns all that it printed."""
+        """Ends it as a supervisor does, so that it drains; returns all that it printed."""
         self.process.terminate()
         code = self.process.wait(STEP_SECONDS)
         self._reader.join()
