@@ -369,7 +369,6 @@ TESTED_THROUGH = {
     "student_trainer.evaluate.publish": "test_evaluate_run",
     "student_trainer.generate.kernels": "test_generate_search",
     "student_trainer.generate.lanes": "test_generate_search",
-    "student_trainer.model.hoser_parts": "test_student_trainer",
     "student_trainer.model.last_step": "test_next_road",
     "student_trainer.model.navigator": "test_student_parity",
     "student_trainer.model.road_tables": "test_next_road",
