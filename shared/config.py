@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar
 
 import pydantic
 import yaml
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from shared import files, jobs
@@ -58,6 +59,8 @@ class Section(pydantic.BaseModel):
 
 
 S = TypeVar("S", bound=Section)
+REQUIRED = "required"
+"""What `describe` says instead of a default where there is none."""
 
 PATHS = frozenset({Path, PurePath})
 Kind = Literal["text", "texts", "yaml"]
@@ -160,9 +163,32 @@ def differing(values: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]
 
 
 def in_force(config: Section) -> str:
-    """All settings as they hold, defaults too, in one line that a shell would read; passwords in URLs are left out."""
-    line = shlex.join(as_overrides(config.model_dump(mode="json")))
-    return re.sub(r"(://[^:/@\s']*:)[^@\s']+@", r"\1...@", line)
+    """The settings that are not as by default, in one line that a shell would read; passwords in URLs are left out.
+
+    Read back, it gives all settings as they hold.
+    """
+    defaults = set(_defaults(type(config)))
+    given = [text for text in as_overrides(config.model_dump(mode="json")) if text not in defaults]
+    return re.sub(r"(://[^:/@\s']*:)[^@\s']+@", r"\1...@", shlex.join(given))
+
+
+def _defaults(schema: type[Section], prefix: str = "") -> Iterator[str]:
+    """What `as_overrides` gives of settings that need not be told: in sections that are there if nothing is said."""
+    for name, field in schema.model_fields.items():
+        section, default = _section_of(field.annotation), field.get_default(call_default_factory=True)
+        if isinstance(default, Section) and section is not None:
+            whole = set(as_overrides({prefix + name: default.model_dump(mode="json")}))
+            yield from (text for text in _defaults(section, f"{prefix}{name}.") if text in whole)
+        elif default is not PydanticUndefined and section is None:
+            yield f"{prefix}{name}={_default_text(field)}"
+
+
+def _default_text(field: FieldInfo) -> str:
+    """The default as one would type it, and as it is once it has been checked."""
+    value, kinds = field.get_default(call_default_factory=True), _alternatives(field.annotation)
+    if type(value) is int and float in kinds and int not in kinds:
+        value = float(value)
+    return REQUIRED if value is PydanticUndefined else _as_override(to_jsonable_python(value))
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -194,9 +220,7 @@ def describe(schema: type[Section], prefix: str = "") -> Iterator[tuple[str, str
         if section is not None:
             yield from describe(section, f"{prefix}{name}.")
             continue
-        value = field.get_default(call_default_factory=True)
-        default = "required" if value is PydanticUndefined else _as_override(to_jsonable_python(value))
-        yield prefix + name, default, " ".join((field.description or "").split())
+        yield prefix + name, _default_text(field), " ".join((field.description or "").split())
 
 
 def kind_of(schema: type[Section], key: str) -> Kind:

@@ -20,9 +20,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from shared import claims, cli, lock, processes, provenance
+from shared import claims, cli, lock, log, processes, provenance
 from shared.errors import ReportableError
 from shared.flags import Once
+from shared.floors import RULES
 
 MARKER = ".demo"
 DISTILLED_EPOCHS = 6
@@ -120,40 +121,41 @@ def _run(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
 def _stage(out: Path, name: str, package: str, *arguments: object) -> dict[str, Any]:
     """Runs a command; returns the JSON of the last line that it printed."""
     command = processes.command(package, *map(str, arguments))
-    log = out / "logs" / f"{name.replace(' ', '-')}.log"
+    path = out / "logs" / f"{name.replace(' ', '-')}.log"
     print(f"[{name}] {cli.command(package.replace('_', '-'), *map(str, arguments))}", flush=True)
     start = time.monotonic()
-    with log.open("w") as stream, subprocess.Popen(
+    with path.open("w") as stream, subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=stream, text=True, env=processes.environment()
     ) as job:  # fmt: skip
         try:
-            output = _watch(job, log, start)
+            output = _watch(job, path, start)
         except BaseException:
             job.kill()
             raise
         stream.write(output)
     if job.returncode:
-        raise StageFailed(f"{name} ended with {job.returncode}: {_last_line(log) or 'no output'} (log: {log})")
+        raise StageFailed(f"stage {name} ended with {job.returncode}: {_last_line(path) or 'no output'} (log: {path})")
     print(f"    {time.monotonic() - start:.0f} s", flush=True)
     lines = [line for line in output.splitlines() if line.startswith("{")]
     return dict(json.loads(lines[-1])) if lines else {}
 
 
-def _watch(job: subprocess.Popen[str], log: Path, start: float) -> str:
+def _watch(job: subprocess.Popen[str], path: Path, start: float) -> str:
     """What a command has printed when it ends; meanwhile, now and then, the last line of its log."""
     told = ""
     while True:
         try:
             return job.communicate(timeout=LOOK_SECONDS)[0]
         except subprocess.TimeoutExpired:
-            if (line := _last_line(log)) and line != told:
+            if (line := _last_line(path)) and line != told:
                 print(f"    {time.monotonic() - start:.0f} s: {line[:LINE]}", flush=True)
                 told = line
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()
-    return lines[-1].strip() if lines else ""
+def _last_line(path: Path) -> str:
+    """Its message, without the time, the level and the part of the program that say less than the stage's name."""
+    lines = path.read_text(errors="replace").replace("\r", "\n").strip().splitlines()
+    return log.message_of(lines[-1].strip()) if lines else ""
 
 
 @contextlib.contextmanager
@@ -162,8 +164,8 @@ def _teacher_daemon(out: Path, teacher: Path) -> Iterator[str]:
     arguments = ["serve", "--teacher", str(teacher), "--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
     arguments += ["--config", "config/demo.yaml"]
     print(f"[serve] {cli.command('teacher-server', *arguments)}", flush=True)
-    log = out / "logs" / "serve.log"
-    with log.open("w") as stream, subprocess.Popen(
+    path = out / "logs" / "serve.log"
+    with path.open("w") as stream, subprocess.Popen(
         processes.command("teacher_server", *arguments),
         stdout=subprocess.PIPE, stderr=stream, text=True, env=processes.environment(),
     ) as daemon:  # fmt: skip
@@ -171,7 +173,7 @@ def _teacher_daemon(out: Path, teacher: Path) -> Iterator[str]:
             assert daemon.stdout is not None
             ready = daemon.stdout.readline()  # printed once it serves; empty if it ended instead
             if not ready.startswith("{"):
-                raise StageFailed(f"the teacher daemon did not start (log: {log})")
+                raise StageFailed(f"the teacher daemon did not start (log: {path})")
             state = json.loads(ready)
             print(f"    listening on {state['listening']}, metrics on {state['metrics']}", flush=True)
             yield str(state["listening"])
@@ -193,17 +195,16 @@ def _table(out: Path, result: dict[str, Any]) -> str:
     noise = 100 * math.sqrt(accuracy * (1 - accuracy) / positions)
     wide = 10 if seeds > 1 else 0  # for ± a standard deviation
     titles = (("accuracy %", 11), ("NLL", 9), ("time error", 12))
-    lines = [f"\n{'validation, best epoch':34}" + "".join(f"{title:>{width + wide}}" for title, width in titles)]
+    lines = [f"\n{'validation, best epoch':48}" + "".join(f"{title:>{width + wide}}" for title, width in titles)]
     for name, floor in (
-        ("nearest to the destination", floors["nearest_to_destination"]),
-        ("second-order Markov", floors["second_order_markov"]),
+        *((RULES[name], floors[name]) for name in ("nearest_to_destination", "second_order_markov")),
         ("teacher alone, on the candidates", best["distilled"][0]["teacher_accuracy"]),
     ):
-        lines.append(f"{name:34}{100 * floor:11.2f}")
+        lines.append(f"{name:48}{100 * floor:11.2f}")
     for kind, found in best.items():
         cells = (("accuracy", 100, 2, 11), ("nll", 1, 4, 9), ("time_error", 1, 4, 12))
         row = [_cell([scale * of[name] for of in found], digits, width) for name, scale, digits, width in cells]
-        lines.append(f"{f'HOSER, {kind}':34}{''.join(row)}")
+        lines.append(f"{f'HOSER, {kind}':48}{''.join(row)}")
     of_seeds = "one seed each" if seeds == 1 else f"{seeds} seeds each, mean ± standard deviation"
     lines.append(
         f"\n{of_seeds}; the sampling error of an accuracy over {positions} positions is about ±{noise:.2f} points.\n"
@@ -228,7 +229,7 @@ def _verdict(out: Path) -> str:
         arm = next(arm["name"] for arm in found["arms"] if arm["name"] != found["baseline"])
         compared = [found["metrics"][name]["comparisons"] for name in found["order"]]
         sentences = [metric[arm]["verdict"] for metric in compared if arm in metric]
-        lines += ["", f"On trips of {found['split']}:", *sentences[:SENTENCES]]
+        lines += ["", f"On {found['split']} trips:", *sentences[:SENTENCES]]
     reports = sorted((out / PIPELINE).glob("*/report/report.html"))
     lines += ["", *(f"report: {path}" for path in reports)]
     own = cli.command("student-trainer", "prepare", "--raw", "DIRECTORY", "--out", "runs/store")

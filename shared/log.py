@@ -48,6 +48,16 @@ def fields(**values: Any) -> dict[str, Any]:
     return {"fields": values}
 
 
+TEXT_LINE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z [A-Z] (?:rank \d+ )?[\w.]+: (.*)")
+"""A line of `TextFormatter`."""
+
+
+def message_of(line: str) -> str:
+    """What a line of text says, without when and where; a line that is none of ours as it is."""
+    found = TEXT_LINE.fullmatch(line)
+    return found[1] if found else line
+
+
 def _fields_of(record: logging.LogRecord) -> Mapping[str, Any]:
     return getattr(record, "fields", {})
 

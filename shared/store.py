@@ -190,8 +190,9 @@ def read_trips(folder: Path, cache: Cache = "auto", mend: str = PREPARE) -> Trip
     size = sum(path.stat().st_size for path in paths.values() if path.is_file())
     free = psutil.virtual_memory().available
     mmap = cache == "mmap" or (cache == "auto" and size > RAM_SHARE * free)
-    log.info(
-        "%s: %.1f MiB, %.0f MiB of memory free -> %s (cache=%s)",
+    log.log(
+        logging.INFO if mmap and cache == "auto" else logging.DEBUG,  # slower than people expect: worth a line
+        "%s: %.1f MiB, %.0f MiB of memory free: %s (cache=%s)",
         folder.name, size / 2**20, free / 2**20, "memory-mapped" if mmap else "held in memory", cache,
     )  # fmt: skip
     return _checked(folder, Trips(**{name: _load(path, mmap, mend) for name, path in paths.items()}), mend)

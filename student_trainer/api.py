@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Mapping
 from typing import Any, overload
 
 import numpy as np
-import torch
 
 from shared import config
 from shared.arrays import Integers
@@ -83,8 +81,7 @@ class Student(Predictor):
         pairs = self._pairs(origin, destination, departure)
         if not len(pairs):
             return []
-        most = min(settings.batch_trips, len(pairs))  # what a lane needs grows with the network
-        searcher = Searcher(settings.model_copy(update={"batch_trips": most}), self.store, pairs, self._decoder)
+        searcher = Searcher(settings, self.store, pairs, self._decoder)
         return sorted(searcher.run(range(len(pairs))), key=lambda trip: trip.pair)
 
     def _pairs(self, origin: Integers, destination: Integers, departure: Integers) -> Pairs:
@@ -101,6 +98,6 @@ class Student(Predictor):
 
     @functools.cached_property
     def _decoder(self) -> Decoder:
-        """The model as searches have it: on the CPU, a step at a time."""
-        model = self._model if self.device.type == "cpu" else copy.deepcopy(self._model).to(torch.device("cpu"))
-        return students.architecture_of(model).decoder(model, self.network, self.scale, self.candidate_top_k)
+        """The model as searches have it: a step at a time, on the student's device."""
+        parts = students.architecture_of(self._model)
+        return parts.decoder(self._model, self.network, self.scale, self.candidate_top_k)

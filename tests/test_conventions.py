@@ -47,6 +47,7 @@ ALLOWED = {
     "shared.extras": {"shared", "shared.errors"},
     "shared.processes": set(),
     "shared.flags": set(),
+    "shared.floors": set(),
     "shared.progress": set(),
     "shared.completion": set(),
     "shared.cli": {
@@ -64,8 +65,8 @@ ALLOWED = {
     "shared.grid": {"shared.arrays", "shared.config", "shared.errors"},
     "shared.vocab": {"shared.arrays", "shared.errors", "shared.files", "shared.grid"},
     "shared.demo": {
-        *("shared", "shared.claims", "shared.cli", "shared.errors", "shared.flags", "shared.lock"),
-        *("shared.processes", "shared.provenance"),
+        *("shared", "shared.claims", "shared.cli", "shared.errors", "shared.flags", "shared.floors", "shared.lock"),
+        *("shared.log", "shared.processes", "shared.provenance"),
     },
     "shared.address": set(),
     "shared.forecast": set(),
@@ -285,6 +286,13 @@ def test_nothing_banned_is_written(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     found = [pattern for pattern in BANNED if re.search(pattern, text)]
     assert found == ([r"pickle\.loads?\("] if name_of(path) in UNPICKLES else [])
+
+
+@each_module
+def test_percentages_have_a_blank(path: Path) -> None:
+    """As everywhere else that people read them: 12.3 %."""
+    formats = (node for node in ast.walk(tree_of(path)) if isinstance(node, ast.FormattedValue) and node.format_spec)
+    assert not [ast.unparse(node) for node in formats if "%" in ast.unparse(node.format_spec or node)]
 
 
 @each_module

@@ -23,7 +23,10 @@ from shared import files
 from shared.errors import ReportableError
 from shared.store import Store
 
-SHARES = {"machine": 30, "tests": 120, "teacher": 100, "compiled": 45, "daemon": 75, "student": 80, "train": 100}
+SHARES = {
+    "machine": 30, "tests": 120, "teacher": 100, "compiled": 45, "daemon": 75, "student": 80, "train": 100,
+    "generate": 40,
+}  # fmt: skip
 """Of the time that is left, a part may take its share among the parts that are left."""
 LOG_CHARACTERS = 20_000
 

@@ -22,6 +22,7 @@ PARTS = {
     "daemon": "daemon:run",
     "student": "student:run",
     "train": "train:run",
+    "generate": "generate:run",
 }
 """Module and function of each part, in the order in which they run."""
 

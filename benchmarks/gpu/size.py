@@ -30,6 +30,7 @@ class Size:
         train_steps: of a training run.
         val_trips: that it validates on.
         log_every: steps of a record of it.
+        pairs: that trips are generated for.
         road_id_dim, road_attr_dim: of the student.
     """
 
@@ -57,6 +58,7 @@ class Size:
     train_steps: int = 120
     val_trips: int = 64
     log_every: int = 20
+    pairs: int = 2_000
     road_id_dim: int = 64
     road_attr_dim: int = 16
 
@@ -86,6 +88,7 @@ TOY = Size(
     train_steps=4,
     val_trips=4,
     log_every=1,
+    pairs=12,
     road_id_dim=8,
     road_attr_dim=2,
 )

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from shared import claims, files
+from shared import claims, cli, files
 from shared.arrays import Int64
 from shared.errors import ConfigError, DataError
 from shared.store import SPLITS, Trips
@@ -51,6 +51,7 @@ def run(config: ConvertConfig) -> int:
     for sentence in findings:
         print(f"warning: {sentence}", file=sys.stderr)
     print(json.dumps({"out": str(config.out), **summary}))
+    log.info("next: %s", cli.command("student-trainer", "prepare", "--raw", str(config.out), "--out", "runs/store"))
     return 0
 
 

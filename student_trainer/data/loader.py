@@ -86,6 +86,15 @@ def by_length(lengths: Int64, batch_size: int) -> list[Int64]:
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
+def one_late(made: Iterable[Item]) -> Iterator[Item]:
+    """The same items, each after the next has been made: a device computes that while the host reads this one."""
+    before: list[Item] = []
+    for item in made:
+        yield from before
+        before = [item]
+    yield from before
+
+
 class Prefetcher(Generic[Item, Result]):
     """Iterates `function(item)` for every item, computed in order by one thread up to `depth` ahead.
 

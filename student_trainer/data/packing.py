@@ -18,9 +18,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from shared import ragged
 from shared.arrays import Int32
 from student_trainer.data.batch import IGNORED_LABEL, Batch, CandidateLayout
 
@@ -161,6 +163,37 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
     return Packed.of(batch, pinned=device.type == "cuda").to(device).unpack()
+
+
+def together(arrays: Sequence[npt.NDArray], device: torch.device) -> list[Tensor]:
+    """The host's arrays on a device: there by one copy, which the host does not wait for on CUDA.
+
+    Args:
+        arrays: of whole numbers below 2^31, which are int64 there, or of float32.
+        device: on the CPU tensors share the arrays' memory, and have their types.
+    """
+    if device.type == "cpu":
+        return [torch.from_numpy(array) for array in arrays]
+    return by_one_copy(arrays, device)
+
+
+def by_one_copy(arrays: Sequence[npt.NDArray], device: torch.device) -> list[Tensor]:
+    """As `together`, of any device."""
+    is_float = [array.dtype == np.float32 for array in arrays]
+    order = sorted(range(len(arrays)), key=lambda number: is_float[number])
+    starts = ragged.offsets(np.array([arrays[number].size + -arrays[number].size % ALIGNMENT for number in order]))
+    values = np.empty(starts[-1], np.int32)
+    for number, start in zip(order, starts, strict=False):
+        part = values[start : start + arrays[number].size]
+        (part.view(np.float32) if is_float[number] else part)[:] = arrays[number].reshape(-1)
+    array = torch.from_numpy(values)
+    there = (array.pin_memory() if device.type == "cuda" else array).to(device, non_blocking=True)
+    integers = there[: starts[is_float.count(False)]].long()
+    found: dict[int, Tensor] = {}
+    for number, start in zip(order, starts, strict=False):
+        source = there.view(torch.float32) if is_float[number] else integers
+        found[number] = source[start : start + arrays[number].size].view(arrays[number].shape)
+    return [found[number] for number in range(len(arrays))]
 
 
 def _fill(array: Int32, batch: Batch, own: Shape, shape: Shape) -> None:

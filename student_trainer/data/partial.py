@@ -20,6 +20,7 @@ from shared.arrays import Bool, Float32, Int64, Integers
 from shared.errors import DataError
 from student_trainer.data.batch import candidates_of, is_weekend, pairs_of, time_of_day
 from student_trainer.data.network import RoadNetwork
+from student_trainer.data.packing import together
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,9 +136,9 @@ class PartialBatch:
     candidate_length: Int64
 
     def tensors(self, device: torch.device) -> tuple[Tensor, ...]:
-        """All but the number of candidates, in order, on a device."""
+        """All but the number of candidates, in order, on a device: there by one copy."""
         fields = [getattr(self, field.name) for field in dataclasses.fields(self)]
-        return tuple(tensor.to(device) for tensor in fields if isinstance(tensor, Tensor))
+        return tuple(together([tensor.numpy() for tensor in fields if isinstance(tensor, Tensor)], device))
 
 
 def build_partial(network: RoadNetwork, trips: UnderWay, top_k: int = 0, max_steps: int = 0) -> PartialBatch:

@@ -63,8 +63,8 @@ class Outage:
         while True:
             await asyncio.sleep(REMINDER_SECONDS)
             log.warning(
-                "still waiting for the teacher, %.0f s so far, %d requests; %s",
-                time.monotonic() - self._since, self._waiting, self._reason,
+                "still waiting for the teacher, %.0f s so far, %d request%s; %s",
+                time.monotonic() - self._since, self._waiting, "" if self._waiting == 1 else "s", self._reason,
             )  # fmt: skip
 
     def _end(self, is_answered: bool) -> None:

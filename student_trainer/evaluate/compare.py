@@ -21,6 +21,9 @@ from student_trainer.evaluate.evaluation import Evaluation, check_names, check_s
 FORMAT = "hoser-comparison/2"
 """2: of arms rather than of models."""
 
+LEADING = 3
+"""Sentences about an arm that are told where few are."""
+
 
 def run(settings: CompareConfig) -> int:
     """Compares, writes, prints the verdicts on stderr and where the file is as JSON on stdout."""
@@ -40,6 +43,16 @@ def verdicts_of(document: Mapping[str, Any]) -> list[str]:
         for name in document["order"]
         if arm["name"] in (metric := document["metrics"][name])["comparisons"]
     ]
+
+
+def leading(document: Mapping[str, Any]) -> list[str]:
+    """What people want to know first: the first sentences about each arm."""
+    found = []
+    for arm in document["arms"]:
+        metrics = (document["metrics"][name]["comparisons"] for name in document["order"])
+        sentences = [metric[arm["name"]]["verdict"] for metric in metrics if arm["name"] in metric]
+        found += sentences[:LEADING]
+    return found
 
 
 def references_of(document: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shared import ragged
+from shared.floors import RULES
 from shared.store import Trips
 from student_trainer.data import geometry
 from student_trainer.data.network import RoadNetwork
@@ -48,16 +49,13 @@ def measure(network: RoadNetwork, train: Trips, trips: Trips, positions: Positio
     destination = trips.roads[trips.offsets[positions.trip + 1] - 1].astype(np.int64)
     first = _most_frequent(network, train)
     chosen = {
-        "nearest_to_destination": ("the candidate nearest to the destination", _nearest(network, road, destination)),
-        "first_order_markov": ("the most frequent next road", first[road]),
-        "second_order_markov": (
-            "the most frequent next road after the last two",
-            _second_order(network, train, before, road, first),
-        ),
+        "nearest_to_destination": _nearest(network, road, destination),
+        "first_order_markov": first[road],
+        "second_order_markov": _second_order(network, train, before, road, first),
     }
     return {
-        name: Floor(label, _accuracies(roads == following, positions.has_choice))
-        for name, (label, roads) in chosen.items()
+        name: Floor(RULES[name], _accuracies(roads == following, positions.has_choice))
+        for name, roads in chosen.items()
     }
 
 

@@ -263,11 +263,12 @@ def _told(found: Mapping[str, Estimate]) -> str:
     return (
         f"{100 * points.value:+.1f} points ({100 * points.low:.1f} to {100 * points.high:.1f}) and "
         f"{nats.value:+.3f} nats ({nats.low:.3f} to {nats.high:.3f})"
-    )
+    ).replace("-", "\N{MINUS SIGN}")
 
 
 def _short(found: Mapping[str, Estimate]) -> str:
-    return f"{100 * found['accuracy'].value:+.1f} points and {found['nll'].value:+.3f} nats"
+    told = f"{100 * found['accuracy'].value:+.1f} points and {found['nll'].value:+.3f} nats"
+    return told.replace("-", "\N{MINUS SIGN}")
 
 
 def _values(arm: Judged) -> dict[str, Any]:

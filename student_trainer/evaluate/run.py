@@ -249,7 +249,14 @@ def table(document: dict[str, Any]) -> str:
             for metric, value in floor["values"].items()
             if value is not None
         ]
-    header = ("", "metric", "value", "unit", f"{document['settings']['bootstrap']['confidence']:.0%} interval", "n")
+    header = (
+        "",
+        "metric",
+        "value",
+        "unit",
+        f"{100 * document['settings']['bootstrap']['confidence']:g} % interval",
+        "n",
+    )
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines, group = [], ""
     for row in [header, *rows]:

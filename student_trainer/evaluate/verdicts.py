@@ -101,8 +101,8 @@ def sentence(question: Question, trips: OverTrips, seeds: OverSeeds | None) -> s
         return f"{question.label}: nothing to compare, for {question.other} or {question.baseline} has no value."
     if seeds is not None and level(question, trips, seeds) == "seeds":
         found = (
-            f"{_is(question, seeds.difference)}, {_values(question, trips, seeds.difference)}, over {_runs(seeds)} "
-            f"({_interval(question, seeds.low, seeds.high)}, exact {_p(seeds.p_adjusted)})."
+            f"{_is(question, seeds.difference)} over {_runs(seeds)}, {_values(question, trips, seeds.difference)}; "
+            f"{_interval(question, seeds.low, seeds.high)}, exact {_p(seeds.p_adjusted)}."
         )
         against = trips.is_apart and (trips.difference > 0) != (seeds.difference > 0)
         return f"{question.label}: {found}" + (" The trips say the opposite." if against else "")
@@ -113,21 +113,21 @@ def _over_trips(question: Question, trips: OverTrips) -> str:
     facts = f"{_interval(question, trips.low, trips.high)} over {trips.n:,} trips, {_p(trips.p_holm)}"
     is_small = trips.p_holm <= question.significance
     if is_small and trips.is_apart:
-        return f"{_is(question, trips.difference)} on these trips, {_values(question, trips)} ({facts})."
+        return f"{_is(question, trips.difference)} on these trips, {_values(question, trips)}; {facts}."
     if is_small:
         most = question.direction(trips.leaning)
         return (
             f"{question.other} is a little {most} on most trips that differ than {question.baseline}, yet its mean is "
-            f"not shown to be: {_values(question, trips)} ({facts}). A few trips with large differences decide the "
+            f"not shown to be: {_values(question, trips)}; {facts}. A few trips with large differences decide the "
             "mean; the test weighs ranks, so it sees the many small ones."
         )
     nothing = f"no difference between {question.other} and {question.baseline} is shown, {_values(question, trips)}"
     if trips.is_apart:
         return (
-            f"{nothing} ({facts}). The interval alone leaves out 0: a few trips with large differences move the mean, "
+            f"{nothing}; {facts}. The interval alone leaves out 0: a few trips with large differences move the mean, "
             f"or the correction for {question.family} metrics takes it away."
         )
-    return f"{nothing} ({facts})."
+    return f"{nothing}; {facts}."
 
 
 def _caution(question: Question, trips: OverTrips, seeds: OverSeeds | None) -> str:
@@ -171,7 +171,7 @@ def _interval(question: Question, low: float, high: float) -> str:
     if not math.isfinite(low) or not math.isfinite(high):
         return "no interval"
     ends = (question.amount(value).removesuffix(" points").removesuffix(f" {question.unit}") for value in (low, high))
-    return f"{question.confidence:.0%} interval {' to '.join(ends)}"
+    return f"{100 * question.confidence:g} % interval {' to '.join(ends)}"
 
 
 def _runs(seeds: OverSeeds) -> str:

@@ -14,6 +14,10 @@ Method = Literal["greedy", "beam", "best_first", "shortest_path"]
 Repeats = Literal["any", "never", "best"]
 Finish = Literal["normalised", "first"]
 Heuristic = Literal["none", "bound"]
+LANES, LANES_FAR = 128, 512
+"""Trips that a thread searches at once, on the CPU and with an accelerator."""
+THREADS_FAR = 2
+"""Threads with an accelerator: one prepares while it computes for the other."""
 
 
 class SearchConfig(Section):
@@ -51,10 +55,11 @@ class SearcherConfig(Section):
     entered roads: the baseline that needs no model)."""
     search: SearchConfig = SearchConfig()
     """Search."""
-    batch_trips: int = pydantic.Field(128, ge=1)
-    """Trips that a thread searches at once. No trip depends on it."""
+    batch_trips: int = pydantic.Field(0, ge=0)
+    """Trips that a thread searches at once; 0 for 128 on the CPU, 512 on an accelerator. No trip depends on it."""
     threads: int = pydantic.Field(0, ge=0)
-    """Threads of the search; 0 for one a core. No trip depends on it."""
+    """Threads of the search; 0 for one a core, and two where an accelerator computes: one finds paths and candidates
+    while it computes for the other. No trip depends on it."""
     cache: Cache = "auto"
     """As in training: where the split is held."""
 
@@ -70,6 +75,11 @@ class GenerateConfig(SearcherConfig):
     """Directory to write: trips.parquet, trips.csv, summary.json, config.yaml."""
     name: str | None = None
     """What reports call these trips; none for the name of OUT."""
+    device: str = "cpu"
+    """Where the model computes: cpu, cuda, cuda:N, or auto for the first accelerator if there is one. The CPU unless
+    asked for: there a trip has the same bits whatever is beside it and on every run, every core searches, and nobody
+    has measured yet from how many pairs on an accelerator is faster. Between devices a choice of nearly equal paths may
+    fall either way."""
     split: SplitName = "test"
     """train, val or test: where OD pairs and departure times come from."""
     pairs: int = pydantic.Field(1000, ge=0)

@@ -9,16 +9,18 @@ OUT/parts/          finished trips of a run that was stopped: the same command g
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
+import torch
 
 from shared import claims, config, files, progress, provenance
 from shared.errors import ConfigError, FileFormatError
@@ -28,11 +30,12 @@ from student_trainer.data.network import RoadNetwork
 from student_trainer.generate import records, workers
 from student_trainer.generate.beam import BeamSearch
 from student_trainer.generate.best_first import BestFirstSearch
-from student_trainer.generate.config import GenerateConfig, SearcherConfig
+from student_trainer.generate.config import LANES, LANES_FAR, THREADS_FAR, GenerateConfig, SearcherConfig
 from student_trainer.generate.found import STATUSES, Found
 from student_trainer.generate.pairs import Pairs, draw
 from student_trainer.generate.records import Parts
 from student_trainer.generate.shortest import ShortestPathSearch, class_paces
+from student_trainer.model import device as devices
 from student_trainer.model import students
 from student_trainer.model.student import Decoder
 from student_trainer.model.weights import load_model
@@ -43,8 +46,8 @@ FORMAT = "hoser-generated/1"
 RESULTS = ("summary.json", "trips.parquet", "trips.csv", "config.yaml")
 DIGESTED = ("trips.parquet", "trips.csv")
 """Results whose SHA-256 the summary holds."""
-NOT_DECIDING = {"data", "weights", "out", "name", "batch_trips", "block_trips", "threads", "cache", "replace"}
-"""Settings that no trip depends on; data and weights count by their content."""
+NOT_DECIDING = {"data", "weights", "out", "name", "batch_trips", "block_trips", "threads", "cache", "replace", "device"}
+"""Settings that no trip depends on; data and weights count by their content, the device by its kind."""
 
 
 class Search(Protocol):
@@ -77,27 +80,29 @@ def _generate(settings: GenerateConfig) -> dict[str, Any]:
     store = Store(settings.data)
     parts = Parts(settings.out)
     weights = _weights(settings)
-    fingerprint = _fingerprint(settings, store, weights)
+    device = devices.pick_device(settings.device if settings.has_weights else "cpu")
+    fingerprint = _fingerprint(settings, store, weights, device)
     if (done := _finished(settings, fingerprint)) is not None:
         return done
     _check_target(settings, parts, fingerprint)
     trips = store.trips(settings.split, settings.cache)
     pairs = draw(trips, settings.pairs, settings.seed, settings.split)
-    searcher = Searcher(settings, store, pairs, _student(settings, store))  # before anything is written
+    searcher = Searcher(settings, store, pairs, _student(settings, store, device))  # before anything is written
     if parts.fingerprint != fingerprint:
         parts.remove()
         for name in RESULTS:  # nobody may take what is replaced for what is asked
             files.remove(settings.out / name)
         parts.start(fingerprint)
     found, took = _search(settings, searcher, pairs, parts)
-    summary = _summary(settings, store, weights, found, took) | {"fingerprint": fingerprint}
+    summary = _summary(settings, store, weights, found, took)
+    summary |= {"device": devices.describe(device), "fingerprint": fingerprint}
     config.save(settings, "generate", settings.out / "config.yaml")
     records.write_csv(settings.out / "trips.csv", found)
     records.write_parquet(settings.out / "trips.parquet", found)
     summary["files"] = {name: files.file_digest(settings.out / name) for name in DIGESTED}
     files.write_json(settings.out / "summary.json", summary)
     parts.remove()
-    log.info("wrote %s: %s", settings.out, summary["statuses"])
+    log.info("wrote %s, searched on %s: %s", settings.out, summary["device"], _counted(summary["statuses"]))
     return summary
 
 
@@ -111,11 +116,12 @@ def _weights(settings: GenerateConfig) -> dict[str, str] | None:
         raise FileFormatError(f"cannot read the weights {settings.weights}: {error.strerror}") from None
 
 
-def _fingerprint(settings: GenerateConfig, store: Store, weights: dict[str, str] | None) -> str:
+def _fingerprint(settings: GenerateConfig, store: Store, weights: dict[str, str] | None, device: torch.device) -> str:
     """Digest of all that decides the trips; places and pace do not."""
     values = settings.model_dump(mode="json", exclude=NOT_DECIDING)
     sha = weights and weights["sha256"]
-    return files.digest(json.dumps([FORMAT, code_version(), store.fingerprint, sha, values], sort_keys=True))
+    decides = [FORMAT, code_version(), store.fingerprint, sha, device.type, values]
+    return files.digest(json.dumps(decides, sort_keys=True))
 
 
 def code_version() -> str:
@@ -167,12 +173,12 @@ def _name(settings: GenerateConfig) -> str:
     return settings.name or settings.out.resolve().name
 
 
-def _student(settings: GenerateConfig, store: Store) -> Decoder | None:
+def _student(settings: GenerateConfig, store: Store, device: torch.device) -> Decoder | None:
     if not settings.has_weights:
         return None
     model, scale = load_model(Path(settings.weights), store)
     parts = students.architecture_of(model)
-    return parts.decoder(model, RoadNetwork.load(store), scale, settings.candidate_top_k)
+    return parts.decoder(model.to(device), RoadNetwork.load(store), scale, settings.candidate_top_k)
 
 
 class Searcher:
@@ -183,12 +189,17 @@ class Searcher:
     """
 
     def __init__(self, settings: SearcherConfig, store: Store, pairs: Pairs, student: Decoder | None) -> None:
-        """Without a student the only method is shortest_path."""
+        """Without a student the only method is shortest_path; the others compute on the student's device."""
+        self._device = torch.device("cpu") if student is None else student.device
+        is_far = self._device.type != "cpu"
+        usual = settings.batch_trips or (LANES_FAR if is_far else LANES)
+        self._lanes = min(usual, len(pairs))  # what a lane needs grows with the network
         self._pairs, self._has_choice, self.student = pairs, settings.method != "shortest_path", student
         network = RoadNetwork.load(store) if student is None else student.network
         self._here = pairs.origin == pairs.destination
         self._open = graph.reachable(network, pairs.origin, pairs.destination)
-        threads = (settings.threads or provenance.cores()) if self.student is not None else 1
+        usual = settings.threads or (THREADS_FAR if is_far else provenance.cores())
+        threads = usual if self.student is not None else 1
         self._searches = [self._make(settings, store, network) for _ in range(threads)]
 
     def _make(self, settings: SearcherConfig, store: Store, network: RoadNetwork) -> Search:
@@ -198,14 +209,14 @@ class Searcher:
             seconds = np.zeros(network.num_roads)
             if student is None:
                 seconds = length * class_paces(network, length, store.trips("train", settings.cache))
-            return ShortestPathSearch(network, length, pairs, seconds, student, settings.batch_trips)
+            return ShortestPathSearch(network, length, pairs, seconds, student, self._lanes)
         assert student is not None
         if settings.method == "best_first":
-            return BestFirstSearch(student, pairs, settings.search, settings.batch_trips)
+            return BestFirstSearch(student, pairs, settings.search, self._lanes)
         search = settings.search
         if settings.method == "greedy":
             search = search.model_copy(update={"width": 1, "finish": "first"})
-        return BeamSearch(student, pairs, search, settings.batch_trips)
+        return BeamSearch(student, pairs, search, self._lanes)
 
     def run(self, todo: Sequence[int]) -> Iterator[Found]:
         """The trips of these pairs; those that begin where they end, and those without a way, need no search."""
@@ -214,8 +225,13 @@ class Searcher:
             if self._here[pair] or not self._open[pair]:
                 roads, times = self._pairs.origin[[pair]], self._pairs.departure[[pair]]
                 yield Found(pair, "arrived" if self._here[pair] else "unreachable", roads, times, log_prob, 0)
-        runs = [search.run for search in self._searches]
-        yield from workers.search(runs, [pair for pair in todo if self._open[pair] and not self._here[pair]])
+        runs = [functools.partial(self._search_there, search) for search in self._searches]
+        with devices.float32_products(self._device, tf32=False):
+            yield from workers.search(runs, [pair for pair in todo if self._open[pair] and not self._here[pair]])
+
+    def _search_there(self, search: Search, todo: Iterable[int]) -> Iterator[Found]:
+        devices.make_current(self._device)  # of a worker's thread
+        yield from search.run(todo)
 
 
 def _search(
@@ -235,7 +251,7 @@ def _search(
                 if len(block) >= settings.block_trips:
                     block.write()
                 arrived += found.status == "arrived"
-                bar.set_postfix(arrived=f"{arrived / number:.1%}", refresh=False)
+                bar.set_postfix(arrived=f"{100 * arrived / number:.1f} %", refresh=False)
                 bar.update()
         finally:
             block.write()
@@ -270,6 +286,12 @@ class _Block:
     def _state(self) -> dict[str, float]:
         calls, rows = (self._student.forward_calls, self._student.forward_rows) if self._student else (0, 0)
         return {"seconds": time.perf_counter(), "forward_calls": calls, "forward_rows": rows}
+
+
+def _counted(statuses: Mapping[str, int]) -> str:
+    """How many trips ended how, for people: those that did."""
+    ended = [f"{count} {status.replace('_', ' ')}" for status, count in statuses.items() if count]
+    return f"{sum(statuses.values())} trips: {', '.join(ended)}"
 
 
 def _summary(

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -90,9 +91,19 @@ def pick_device(name: str, local: int = 0, world: int = 1, setting: str = "devic
         ConfigError: there is no such device here.
     """
     device = choose(name, Seen.here(), local, world, setting)
-    if device.index is not None:
-        torch.cuda.set_device(device)
+    make_current(device)
     return device
+
+
+def describe(device: torch.device) -> str:
+    """The device as people know it: cpu, or cuda:N with the card's name."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def make_current(device: torch.device) -> None:
+    """Makes a CUDA device this thread's current one; every thread has its own."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def use_threads(count: int) -> None:
@@ -152,6 +163,34 @@ def read(tensor: Tensor) -> list[Any]:
     """
     numbers: list[Any] = tensor.tolist()
     return numbers
+
+
+def fetch(tensor: Tensor) -> npt.NDArray:
+    """The values of a tensor on the host, which waits for the accelerator; on the CPU the tensor's own memory.
+
+    The only place where a search does so: once a step, for the answers about all its paths.
+    """
+    values: npt.NDArray = tensor.cpu().numpy()
+    return values
+
+
+class Fetching:
+    """A tensor on its way to the host, which does not wait until it asks for the values."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        """Starts the copy behind what the device has been given to do so far."""
+        self._values, self._done = tensor, None
+        if tensor.device.type == "cuda":
+            self._values = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._values.copy_(tensor, non_blocking=True)
+            self._done = torch.cuda.Event()
+            self._done.record()
+
+    def values(self) -> npt.NDArray:
+        """The values, waited for."""
+        if self._done is not None:
+            self._done.synchronize()
+        return fetch(self._values)
 
 
 @contextlib.contextmanager

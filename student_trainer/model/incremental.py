@@ -9,7 +9,12 @@ A step's numbers do not depend, not by a bit, on the steps that are computed wit
 of a few fixed numbers of rows, each row of which is summed by itself; of these sizes only those are used that give a
 row the same bits as the largest one wherever in the tile it lies. That is tried out at the start with the model's own
 layers: the order of summation does not depend on the data. Attention is computed path by path. For all this torch must
-have one thread in the threads that use a student; `workers` has. All runs on the CPU: attention follows pointers.
+have one thread in the threads that use a student; `workers` has.
+
+The model computes where its weights are, by the same operations; `path_attention` says what differs. On an accelerator what
+later steps read stays there, and tiles are larger. The host finds paths, features and candidates, sends what a tile
+needs as one array, and reads once a step: logits and travel times of all candidates, of which it keeps the times, for a
+search asks for some of them later.
 
 Shapes: R paths, W most steps of a path, M steps in the table, D = 2d width, N roads, K candidates.
 """
@@ -31,13 +36,15 @@ from shared.errors import DataError
 from student_trainer.data import kernels as feature_kernels
 from student_trainer.data.batch import Candidates, candidates_of, minutes_of_day, time_of_day
 from student_trainer.data.network import RoadNetwork
+from student_trainer.data.packing import together
+from student_trainer.model import device as devices
 from student_trainer.model import step_kernels
 from student_trainer.model.device import one_thread
 from student_trainer.model.hoser import HOSER
+from student_trainer.model.path_attention import Paths, Relative, attend
 from student_trainer.model.road_tables import RoadTables
 from student_trainer.model.steps import StepTable
 from student_trainer.model.time_scale import TimeScale
-from student_trainer.model.trajectory import Block
 
 T = TypeVar("T")
 
@@ -45,9 +52,11 @@ PAIRS = 65_536
 """Pairs of candidates that are compared at once."""
 
 TILE = 256
-"""Rows of the largest tile."""
+"""Rows of the largest tile; on an accelerator, which one tile should keep busy, `FAR` times as many."""
 UNIT = 16
-"""Tiles are of multiples of so many rows."""
+"""Tiles are of multiples of so many rows; on an accelerator of `FAR` times as many."""
+FAR = 8
+CPU = torch.device("cpu")
 
 
 class HoserSteps(StepTable):
@@ -55,19 +64,31 @@ class HoserSteps(StepTable):
 
     Attributes:
         minutes: float32 [M] time of day, as `minutes_of_day`.
-        time_part: float32 [M, 64], the state as the time estimator's first layer has it.
-        keys, values: float32 [M, D] of each block.
+        candidate: int32 [M, C] candidates whose times are kept, -1 for none; C is 0 where none are.
+        standardised: float32 [M, C] these times.
+        time_part: float32 [M, 64], the state as the time estimator's first layer has it, on the student's device.
+        keys, values: float32 [M, D] of each block, there, too.
     """
 
-    COLUMNS = (*StepTable.COLUMNS, "minutes", "time_part")
+    COLUMNS = (*StepTable.COLUMNS, "minutes", "candidate", "standardised", "time_part")
     LISTS = ("keys", "values")
 
-    def __init__(self, layers: int, width: int, time_width: int, capacity: int = 1024) -> None:
+    def __init__(
+        self,
+        layers: int,
+        width: int,
+        time_width: int,
+        capacity: int = 1024,
+        device: torch.device = CPU,
+        candidates: int = 0,
+    ) -> None:
         super().__init__(capacity)
         self.minutes = np.zeros(capacity, np.float32)
-        self.time_part = np.zeros((capacity, time_width), np.float32)
-        self.keys = [np.zeros((capacity, width), np.float32) for _ in range(layers)]
-        self.values = [np.zeros((capacity, width), np.float32) for _ in range(layers)]
+        self.candidate = np.zeros((capacity, candidates), np.int32)
+        self.standardised = np.zeros((capacity, candidates), np.float32)
+        self.time_part = torch.zeros(capacity, time_width, device=device)
+        self.keys = [torch.zeros(capacity, width, device=device) for _ in range(layers)]
+        self.values = [torch.zeros(capacity, width, device=device) for _ in range(layers)]
 
 
 class IncrementalStudent:
@@ -75,6 +96,7 @@ class IncrementalStudent:
 
     Attributes:
         network: the road network.
+        device: where the model computes.
         forward_calls, forward_rows: passes through the trip encoder so far, and steps computed in them.
         tiles: sizes of tile, ascending.
     """
@@ -83,7 +105,7 @@ class IncrementalStudent:
         """Embeds the network.
 
         Args:
-            model: on the CPU.
+            model: on the device where it is to compute.
             network: the store's.
             scale: how travel times were standardised.
             top_k: candidates per position, as for `build_batch`.
@@ -91,10 +113,14 @@ class IncrementalStudent:
         self.network = network
         self.forward_calls = self.forward_rows = 0
         self._model, self._scale, self._top_k = model, scale, top_k
+        self.device = model.road2zone.device
         self._blocks = model.trajectory_encoder.blocks
-        self._relative = [_relative_weights(block) for block in self._blocks]
+        self._relative = [Relative.of(block.attn) for block in self._blocks]
         self._lock = threading.Lock()
-        with one_thread():
+        most = int(np.diff(network.successor_offsets).max())
+        self._times_kept = 0 if self.device.type == "cpu" else min(most, top_k or most)
+        self._largest, self._unit = (size * (1 if self.device.type == "cpu" else FAR) for size in (TILE, UNIT))
+        with one_thread(), devices.float32_products(self.device, tf32=False):
             self._roads = RoadTables.of(model)
             self.tiles = self._exact_tiles()
 
@@ -102,15 +128,16 @@ class IncrementalStudent:
     def _exact_tiles(self) -> tuple[int, ...]:
         """Sizes of tile, ascending, that give each row the bits that it has in the largest one."""
         random = torch.Generator().manual_seed(0)
-        x, z = (torch.randn(TILE, self._roads.spatial.shape[1] * width, generator=random) for width in (2, 1))
+        largest, width = self._largest, self._roads.spatial.shape[1]
+        x, z = (torch.randn(largest, n * width, generator=random).to(self.device) for n in (2, 1))
         expected = self._products(x, z)
         sizes = []
-        for size in range(UNIT, TILE + 1, UNIT):
-            rows = torch.randperm(TILE, generator=random)[:size]
+        for size in range(self._unit, largest + 1, self._unit):
+            rows = torch.randperm(largest, generator=random)[:size].to(self.device)
             found = self._products(x[rows], z[rows])
             if all(torch.equal(ours, theirs[rows]) for ours, theirs in zip(found, expected, strict=True)):
                 sizes.append(size)
-        return (*(size for size in sizes if size < TILE), TILE)
+        return (*(size for size in sizes if size < largest), largest)
 
     def _products(self, x: Tensor, z: Tensor) -> list[Tensor]:
         """Everything whose bits could depend on the number of rows, of random states [R, D] and keys [R, d]."""
@@ -125,8 +152,9 @@ class IncrementalStudent:
 
     def table(self) -> HoserSteps:
         """An empty table of steps."""
-        config = self._model.config
-        return HoserSteps(config.num_layers, 2 * config.road_dim, self._roads.time.shape[1])
+        config, time_width = self._model.config, self._roads.time.shape[1]
+        sizes = (config.num_layers, 2 * config.road_dim, time_width)
+        return HoserSteps(*sizes, device=self.device, candidates=self._times_kept)
 
     def advance(
         self, table: HoserSteps, place: Int64, length: Int64, weekend: Bool, destination: Int64
@@ -162,7 +190,11 @@ class IncrementalStudent:
         )
         no_label = np.full(rows, -1, np.int32)
         candidates = candidates_of(self.network, road, no_label, destination, self._top_k)
-        logit = self._logits(query, candidates)
+        logit, times = self._answers(table, place, query, candidates)
+        if self._times_kept:
+            most = self._times_kept
+            table.candidate[place] = ragged.pad(candidates.road.astype(np.int32), candidates.length, most, -1)
+            table.standardised[place] = ragged.pad(times, candidates.length, most, 0)
         if not np.isfinite(logit).all():
             raise DataError("the weights give logits that are not finite: they are damaged, or training diverged")
         log_prob = np.empty(len(logit))
@@ -175,10 +207,17 @@ class IncrementalStudent:
         Rounded to the nearest second (halves to even), as upstream does; the steps that follow read the rounded time,
         and training too has read whole seconds.
         """
-        parts = self._in_parts(
-            lambda part, size: self._times(table.time_part[place[part]], road[part], size), len(place)
-        )
-        standardised = np.concatenate([np.empty(0, np.float32), *parts])
+        standardised = np.empty(len(place), np.float32)
+        rest = np.arange(len(place))
+        if self._times_kept:  # of a road that `top_k` has cut off none is
+            is_road = table.candidate[place] == road[:, None]
+            standardised = table.standardised[place, is_road.argmax(1)]
+            rest = np.flatnonzero(~is_road.any(1))
+        if len(rest):
+            parts = self._in_parts(
+                lambda part, size: self._times(table, place[rest[part]], road[rest[part]], size), len(rest)
+            )
+            standardised[rest] = devices.fetch(torch.cat(parts))
         log1p = np.minimum(standardised.astype(np.float64) * self._scale.sigma + self._scale.mu, MOST_LOG_SECONDS)
         return np.asarray(np.rint(np.expm1(log1p).clip(min=0)), np.int64)
 
@@ -194,82 +233,86 @@ class IncrementalStudent:
         roads = np.arange(self.network.num_roads)
         no_label = np.full(len(roads), -1, np.int32)
         candidates = candidates_of(self.network, roads, no_label, np.full(len(roads), destination), self._top_k)
-        metrics = (torch.from_numpy(metric) for metric in (candidates.distance, candidates.angle))
         navigator = self._model.navigator
-        key = navigator.keys(self._roads.key[torch.from_numpy(candidates.road)], *metrics)
+        road, *metrics = together((candidates.road, candidates.distance, candidates.angle), self.device)
+        key = navigator.keys(self._roads.key[road], *metrics)
         weight = 2 * navigator.v_proj.weight.abs().squeeze(0)
         others = np.repeat(candidates.length, candidates.length)
         first = np.repeat(ragged.offsets(candidates.length)[:-1], candidates.length)
         one, other = ragged.rows(others), ragged.slices(first, others)
-        likeness = np.zeros(len(one))
+        likeness = [key.new_empty(0)]
         for start in range(0, len(one), PAIRS):
             part = slice(start, start + PAIRS)
-            apart = key[torch.from_numpy(one[part])] - key[torch.from_numpy(other[part])]
-            likeness[part] = torch.exp(-torch.tanh(apart.abs() / 2) @ weight).numpy()
-        return candidates, np.log(np.bincount(one, weights=likeness, minlength=len(others)))
+            left, right = together((one[part], other[part]), self.device)
+            likeness.append(torch.exp(-torch.tanh((key[left] - key[right]).abs() / 2) @ weight))
+        weights = devices.fetch(torch.cat(likeness)).astype(np.float64)
+        return candidates, np.log(np.bincount(one, weights=weights, minlength=len(others)))
 
     def _in_parts(self, function: Callable[[slice, int], T], count: int) -> list[T]:
         """What a function gives for each tile: which of so many rows it holds, and its size."""
-        parts = [slice(first, min(first + TILE, count)) for first in range(0, count, TILE)]
+        tile = self._largest
+        parts = [slice(first, min(first + tile, count)) for first in range(0, count, tile)]
         sizes = [next(size for size in self.tiles if size >= part.stop - part.start) for part in parts]
         return [function(part, size) for part, size in zip(parts, sizes, strict=True)]
 
+    def _filled(self, size: int, *arrays: npt.NDArray) -> list[Tensor]:
+        """The rows of a tile and what fills it up, on the device."""
+        return together([_filled(array, size) for array in arrays], self.device)
+
     @torch.inference_mode()
-    def _times(self, time_part: Float32, road: Int64, size: int) -> Float32:
-        state = torch.from_numpy(_filled(time_part, size))
-        of_road = self._roads.time[torch.from_numpy(_filled(road, size))]
-        return self._model.navigator.times_of(state, of_road)[: len(road)].numpy()
+    def _times(self, table: HoserSteps, place: Int64, road: Int64, size: int) -> Tensor:
+        """Standardised times from steps to roads, [R]."""
+        of, to = self._filled(size, place, road)
+        return self._model.navigator.times_of(table.time_part[of], self._roads.time[to])[: len(road)]
 
     @torch.inference_mode()
     def _queries(
         self, table: HoserSteps, path: Int32, length: Int64, temporal: Float32, destination: Int64, size: int
     ) -> Tensor:
         """What the paths of a tile bring to their candidates' logits, [R, d]; their last steps go into the table."""
-        rows = len(length)
+        rows, longest = path.shape
         place = path[np.arange(rows), length - 1]
-        longest = int(length.max())
-        distance, interval = np.empty((2, rows, longest), np.float32)
+        distance, interval = np.zeros((2, rows, longest), np.float32)
         point = self.network.centroid_on_sphere
         feature_kernels.fill_last_pairs(distance, interval, path, length, table.road, table.minutes, point)
+        of_steps = (_filled(array, size) for array in (table.road[place], temporal, destination))
+        road, time, goal, *of_paths = together((*of_steps, path, length, place, distance, interval), self.device)
+        paths = Paths(*of_paths)
         encoder, navigator = self._model.trajectory_encoder, self._model.navigator
-        road = torch.from_numpy(_filled(table.road[place], size))
-        time = encoder.temporal_encoder(torch.from_numpy(_filled(temporal, size)))
-        x = torch.cat([self._roads.spatial[road], time], dim=-1)
-        attended = torch.zeros_like(x)
+        x = torch.cat([self._roads.spatial[road], encoder.temporal_encoder(time)], dim=-1)
         for layer, block in enumerate(self._blocks):
-            step_kernels.attend_paths(
-                attended.numpy(), block.attn.c_attn(block.ln_1(x)).numpy(), table.keys[layer], table.values[layer],
-                path, length, distance, interval, *self._relative[layer], block.attn.num_heads,
-            )  # fmt: skip
+            qkv = block.attn.c_attn(block.ln_1(x))
+            attended = attend(qkv, table.keys[layer], table.values[layer], paths, self._relative[layer])
             x = x + block.attn.c_proj(attended)
             x = x + block.mlp(block.ln_2(x))
-        table.time_part[place] = navigator.time_estimator_linear_1(x)[:rows].numpy()
-        goal = torch.from_numpy(_filled(destination, size))
+        table.time_part[paths.last] = navigator.time_estimator_linear_1(x)[:rows]
         return navigator.queries(x, self._roads.zone[goal])[:rows]
 
-    def _logits(self, query: Tensor, candidates: Candidates) -> Float32:
-        row = np.repeat(np.arange(len(candidates.length)), candidates.length)
-        arrays = (row, candidates.road, candidates.distance, candidates.angle)
+    def _answers(
+        self, table: HoserSteps, place: Int64, query: Tensor, candidates: Candidates
+    ) -> tuple[Float32, Float32]:
+        """Logits of the candidates of the steps at places [R], and their standardised times where these are kept."""
+        row = np.repeat(np.arange(len(place)), candidates.length)
+        arrays = (row, place[row], candidates.road, candidates.distance, candidates.angle)
 
         @torch.inference_mode()
-        def logits(part: slice, size: int) -> Float32:
-            of, road, distance, angle = (torch.from_numpy(_filled(array[part], size)) for array in arrays)
-            found = self._model.navigator.logits(query[of], self._roads.key[road], distance, angle)
-            return found[: part.stop - part.start].numpy()
+        def answers(part: slice, size: int) -> Tensor:
+            of, at, road, distance, angle = self._filled(size, *(array[part] for array in arrays))
+            navigator = self._model.navigator
+            found = [navigator.logits(query[of], self._roads.key[road], distance, angle)]
+            if self._times_kept:
+                found.append(navigator.times_of(table.time_part[at], self._roads.time[road]))
+            return torch.stack(found)[:, : part.stop - part.start]
 
-        return np.concatenate([np.empty(0, np.float32), *self._in_parts(logits, len(row))])
+        parts = self._in_parts(answers, len(row))
+        if not parts:
+            return np.empty(0, np.float32), np.empty(0, np.float32)
+        found = devices.fetch(torch.cat(parts, dim=1))
+        return found[0], found[-1]
 
 
 MOST_LOG_SECONDS = 20.0
 """Some 15 years: what keeps an untrained model's times within the range of whole numbers."""
-
-
-def _relative_weights(block: Block) -> tuple[Float32, Float32, Float32]:
-    attention = block.attn
-    key, value = attention.relative_position_emb_k, attention.relative_position_emb_v
-    weights = (key.weight.T.contiguous(), value.weight.T.contiguous(), value.bias)
-    of_key, of_value, bias = (weight.detach().numpy() for weight in weights)
-    return of_key, of_value, bias
 
 
 def _filled(values: npt.NDArray, size: int) -> npt.NDArray:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from shared.arrays import Int32, Int64
 from student_trainer.model import step_kernels
@@ -20,9 +21,9 @@ class StepTable:
     """
 
     COLUMNS: ClassVar[tuple[str, ...]] = ("parent", "road", "time", "log_prob")
-    """Names of the arrays [M, ...]; a student whose steps leave more behind adds its own."""
+    """Names of the arrays or tensors [M, ...]; a student whose steps leave more behind adds its own."""
     LISTS: ClassVar[tuple[str, ...]] = ()
-    """Names of lists of such arrays."""
+    """Names of lists of such."""
 
     def __init__(self, capacity: int = 1024) -> None:
         self.parent, self.road, self.time = np.zeros((3, capacity), np.int64)
@@ -84,7 +85,9 @@ class StepTable:
         old = self.capacity
         more = max(old, missing)
 
-        def grown(array: npt.NDArray) -> npt.NDArray:
+        def grown(array: Any) -> Any:
+            if isinstance(array, Tensor):
+                return torch.cat([array, array.new_zeros(more, *array.shape[1:])])
             return np.concatenate([array, np.zeros((more, *array.shape[1:]), array.dtype)])
 
         for name in self.COLUMNS:

@@ -142,16 +142,18 @@ class Student(Protocol):
 
 
 class Decoder(Protocol):
-    """A student that goes on from what it knows of a path; on the CPU, in threads with one torch thread each.
+    """A student that goes on from what it knows of a path, in threads with one torch thread each.
 
     A step's numbers do not depend, not by a bit, on the steps that are computed with it: no trip depends on the trips
-    that are searched beside it.
+    that are searched beside it. On an accelerator `advance` waits for the device once.
 
     Attributes:
+        device: where it computes; all else is on the host.
         network: the road network.
         forward_calls, forward_rows: passes so far, and steps computed in them.
     """
 
+    device: torch.device
     network: RoadNetwork
     forward_calls: int
     forward_rows: int
@@ -218,10 +220,10 @@ class Architecture(Protocol[StudentT]):
         """Loads what `state_dict` or `public` gave; raises `CompatibilityError` if it is of another student."""
 
     def decoder(self, student: StudentT, network: RoadNetwork, scale: TimeScale, top_k: int) -> Decoder:
-        """The student on the CPU as a search has it.
+        """The student as a search has it.
 
         Args:
-            student: on the CPU.
+            student: on the device where it is to compute.
             network: the store's.
             scale: how travel times were standardised.
             top_k: candidates per position, as for `build_batch`.

@@ -61,6 +61,8 @@ class PipelineConfig(Section):
     """Largest p-value, after Holm's correction, of a difference that is called real."""
     threads: int = pydantic.Field(0, ge=0)
     """Threads of searches and predictions; 0 for one a core. No trip depends on it."""
+    search_device: str = "cpu"
+    """Where trips are generated, as `device` of generate; next-road predictions take the first accelerator."""
     map_pairs: int = pydantic.Field(200, ge=1)
     """OD pairs on a report's map."""
 

@@ -123,6 +123,7 @@ def _generate(settings: PipelineConfig, model: Model, store: Store, split: Any, 
         seed=seed,
         search=settings.search,
         candidate_top_k=settings.candidate_top_k,
+        device=settings.search_device,
         threads=settings.threads,
         replace=True,
     )
@@ -173,7 +174,7 @@ def _report(
         comparison=settings.out / compared[0].name if compared else None,
         runs=runs,
         out=settings.out / name,
-        title=f"Generated trips: {place.replace('-', ', ')}",
+        title=f"Generated trips: {place.replace('-seed', ' split, seed ')}",
         map_pairs=settings.map_pairs,
     )
     source = provenance.source_digest("student_trainer.report.run", assets="student_trainer.report.assets")

@@ -63,7 +63,7 @@ class Found:
         told = []
         for arm in self.arms:
             known = [str(seed) for seed in arm.seeds if seed is not None]
-            seeds = f", seeds {' '.join(known)}" if known else ""
+            seeds = f", seed{'s' if len(known) > 1 else ''} {' '.join(known)}" if known else ""
             told.append(f"arm {arm.name}: {', '.join(arm.models)}{seeds}")
         return [*told, arms.sentence(self.arms[0]), *self.left_out]
 

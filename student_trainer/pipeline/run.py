@@ -14,13 +14,15 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from shared import claims, config, files
 from shared.errors import ReportableError
 from shared.store import Store
+from student_trainer.evaluate import compare
 from student_trainer.pipeline import models
 from student_trainer.pipeline.config import PipelineConfig
 from student_trainer.pipeline.items import Item, Place, plan
@@ -31,7 +33,7 @@ Outcome = Literal["done", "was done", "failed", "skipped", "not asked for", "to 
 
 
 def run(settings: PipelineConfig) -> int:
-    """Does what is not done; prints a table on stderr and the outcomes as JSON on stdout. 1 if anything failed.
+    """Does what is not done; prints the verdicts on stderr and the outcomes as JSON on stdout. 1 if anything failed.
 
     What failed is left out of comparisons and reports, which are made of the rest.
 
@@ -88,10 +90,26 @@ def _run(settings: PipelineConfig, places: Sequence[Place]) -> int:
             do(item)
             if broken and outcomes[item.name].endswith("done"):
                 reasons[item.name] = f"without {', '.join(sorted(one.name.rpartition('/')[2] for one in broken))}"
-    print(_table(items, outcomes, reasons), file=sys.stderr)
-    reports = [str(item.result) for item in items if item.phase == "report" and outcomes[item.name].endswith("done")]
+    usable = [item for item in items if outcomes[item.name].endswith("done")]
+    told = [item for item in items if item not in usable or reasons[item.name]]  # the log has told of all others
+    counts = Counter(outcomes.values())
+    lines = [_table(told, outcomes, reasons)] if told else []
+    lines += [", ".join(f"{count} {outcome}" for outcome, count in counts.items()), *_verdicts(usable)]
+    print("\n".join(lines), file=sys.stderr)
+    reports = [str(item.result) for item in usable if item.phase == "report"]
     print(json.dumps({"out": str(settings.out), "outcomes": outcomes, "reports": reports}))
     return 1 if {"failed", "skipped"} & set(outcomes.values()) else 0
+
+
+def _verdicts(items: Sequence[Item]) -> Iterator[str]:
+    """What a user has waited for: the first sentences of each comparison, and where the reports are."""
+    for item in items:
+        if item.phase == "compare":
+            document = json.loads(item.result.read_text(encoding="utf-8"))
+            if sentences := compare.leading(document):
+                yield f"{item.name}, {document['pairs']} pairs of {document['split']}:"
+                yield from (f"  {sentence}" for sentence in sentences)
+    yield from (f"open {item.result}" for item in items if item.phase == "report")
 
 
 def _do(item: Item, settings: PipelineConfig, outcomes: dict[str, Outcome]) -> tuple[Outcome, str]:

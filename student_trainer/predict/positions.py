@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -10,13 +12,16 @@ from shared import progress, ragged
 from shared.arrays import Int64
 from shared.store import Trips
 from student_trainer.data.batch import Batch, build_batch
-from student_trainer.data.loader import by_length
+from student_trainer.data.loader import Prefetcher, by_length, one_late
 from student_trainer.data.network import RoadNetwork
-from student_trainer.data.packing import to_device
-from student_trainer.model.device import float32_products
+from student_trainer.data.packing import Packed
+from student_trainer.model.device import Fetching, float32_products
 from student_trainer.model.student import NetworkEmbedding, Student
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.predict.config import CutConfig
+
+LOOKAHEAD = 2
+"""Batches that a thread builds ahead."""
 
 
 @torch.inference_mode()
@@ -30,43 +35,58 @@ def predict(
         candidate_offsets: int64 [P + 1]; road: int64 [K]; logit, seconds,
         log1p_seconds_standardised: float32 [K].
     """
-    batches = progress.track(list(by_length(trips.lengths, cut.batch_size)), "next roads", "batch")
-    with float32_products(device, tf32=False):  # whatever trained before in this process
+    batches = list(by_length(trips.lengths, cut.batch_size))
+
+    def build(index: Int64) -> _Built:
+        batch = build_batch(network, trips, index, cut.candidate_top_k, cut.max_steps)
+        packed = None if device.type == "cpu" else Packed.of(batch, pinned=device.type == "cuda")
+        return _Built(_known(batch, trips, index), batch, packed)
+
+    parts = []
+    with (
+        float32_products(device, tf32=False),  # whatever trained before in this process
+        Prefetcher(build, batches, LOOKAHEAD) as built,
+    ):
         embedding = model.embed_network()
-        parts = [_part(model, embedding, network, trips, index, scale, cut, device) for index in batches]
+        asked = one_late((item.known, answers(model, embedding, item.on(device))) for item in built)
+        for _, (known, fetching) in zip(progress.track(batches, "next roads", "batch"), asked, strict=True):
+            logit, times = fetching.values()
+            found = {"logit": logit, "seconds": scale.seconds(times), "log1p_seconds_standardised": times}
+            parts.append(known | found)
     return _in_order({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 
-def _part(
-    model: Student,
-    embedding: NetworkEmbedding,
-    network: RoadNetwork,
-    trips: Trips,
-    index: Int64,
-    scale: TimeScale,
-    cut: CutConfig,
-    device: torch.device,
-) -> dict[str, npt.NDArray]:
-    """The predictions of some trips, in their order."""
-    batch = build_batch(network, trips, index, cut.candidate_top_k, cut.max_steps)
-    moved = to_device(batch, device)
-    output = model(moved, embedding)
-    times = model.candidate_times(moved, embedding, output).cpu().numpy()
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Built:
+    """A batch on the host, what is known of its positions, and the batch as it travels to an accelerator."""
+
+    known: dict[str, npt.NDArray]
+    batch: Batch
+    packed: Packed | None
+
+    def on(self, device: torch.device) -> Batch:
+        """The batch there, which the host does not wait for."""
+        return self.batch if self.packed is None else self.packed.to(device).unpack()
+
+
+def answers(model: Student, embedding: NetworkEmbedding, batch: Batch) -> Fetching:
+    """Logits and standardised log1p seconds of a batch's candidates, float32 [2, K], on their way to the host."""
+    output = model(batch, embedding)
+    logits = output.logits[batch.layout.position, batch.layout.column]
+    return Fetching(torch.stack([logits, model.candidate_times(batch, embedding, output)]))
+
+
+def _known(batch: Batch, trips: Trips, index: Int64) -> dict[str, npt.NDArray]:
+    """Where the positions of some trips are, and what may follow, in the batch's order."""
+    kept = batch.length.numpy()
+    first_step = trips.lengths[index] - 1 - kept
     return {
-        **_places(batch, trips, index),
+        "trip": np.repeat(index, kept),
+        "step": ragged.positions(kept) + np.repeat(first_step, kept),
         "candidate_length": batch.candidate_length.numpy(),
         "label": batch.label.numpy(),
         "road": batch.candidate_road.numpy(),
-        "logit": output.logits.cpu().numpy()[batch.layout.exists.numpy()],
-        "seconds": scale.seconds(times),
-        "log1p_seconds_standardised": times,
     }
-
-
-def _places(batch: Batch, trips: Trips, index: Int64) -> dict[str, npt.NDArray]:
-    kept = batch.length.numpy()
-    first_step = trips.lengths[index] - 1 - kept
-    return {"trip": np.repeat(index, kept), "step": ragged.positions(kept) + np.repeat(first_step, kept)}
 
 
 def _in_order(arrays: dict[str, npt.NDArray]) -> dict[str, npt.NDArray]:

@@ -19,7 +19,7 @@ from student_trainer.data.loader import by_length
 from student_trainer.data.network import RoadNetwork
 from student_trainer.data.partial import UnderWay, build_partial
 from student_trainer.model import students
-from student_trainer.model.device import float32_products, pick_device
+from student_trainer.model.device import fetch, float32_products, pick_device
 from student_trainer.model.student import Student
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.model.weights import load_model
@@ -141,7 +141,11 @@ class Predictor:
             found = self.next_road(roads[:step], times, road)
             place = np.flatnonzero(found.roads == road)
             if not len(place):
-                raise DataError(f"road {road} at place {step} is no successor of road {roads[step - 1]}; give `times`")
+                raise DataError(
+                    f"road {road} at place {step} is no successor of road {roads[step - 1]} (those are "
+                    f"{', '.join(map(str, found.roads.tolist())) or 'none'}), so nothing says when it is entered; "
+                    "mend the trip, or give the entry times, `times`"
+                )
             times.append(times[-1] + round(float(found.seconds[place[0]])))
         return np.array(times, np.int64)
 
@@ -161,7 +165,7 @@ class Predictor:
     def _answer(self, trips: UnderWay) -> list[NextRoad]:
         batch = build_partial(self.network, trips, self.candidate_top_k, self.max_steps)
         with float32_products(self.device, tf32=False):
-            logits, times = (part.float().cpu().numpy() for part in self.last_step(*batch.tensors(self.device)))
+            logits, times = fetch(torch.stack(self.last_step(*batch.tensors(self.device))).float())
         roads, seconds = batch.candidate_road.numpy(), self.scale.seconds(times)
         return [
             next_road_of(roads[row, :count], logits[row, :count], seconds[row, :count])

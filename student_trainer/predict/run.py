@@ -44,8 +44,9 @@ def _trip(settings: PredictConfig) -> int:
     assert settings.destination is not None  # the schema demands it with a trip
     if len(times) < len(settings.trip):
         times = tuple(predictor.entry_times(settings.trip, times[0] if times else int(time.time())).tolist())
-        log.info("times (the first %s, the others as the student says): %s",
-                 "as given" if settings.times else "now", ",".join(map(str, times)))  # fmt: skip
+        clock = [f"{moment}Z" for moment in np.array(times, "M8[s]").astype(str)]
+        log.info("the trip begins %s, and its roads are entered when the student expects it: times=%s",
+                 "as given" if settings.times else "now, in UTC", ",".join(clock))  # fmt: skip
     found = predictor.next_road(settings.trip, times, settings.destination)
     answer = {
         "roads": found.roads.tolist(),

@@ -57,8 +57,8 @@ class Clock:
             value, share = found
             placeholders.append(DEPARTURES)
             findings.append(
-                f"{split}.csv: {share:.1%} of {count} trips begin at {_time_of_day(value)}: a placeholder rather than "
-                "a time. The hour and the weekday teach a student nothing"
+                f"{split}.csv: {100 * share:.1f} % of {count} trips begin at {_time_of_day(value)}: a placeholder "
+                "rather than a time. The hour and the weekday teach a student nothing"
             )
         for values, unit in ((self.steps, "steps from road to road"), (self.trips, "trips")):
             if count >= FEWEST and DURATIONS not in placeholders and (found := _commonest(values)) is not None:
@@ -66,8 +66,8 @@ class Clock:
                 placeholders.append(DURATIONS)
                 so = "Travel times that students learn mean nothing" if split == "train" else LEFT_OUT.format(split)
                 findings.append(
-                    f"{split}.csv: {share:.1%} of {values.total()} {unit} take {value} s: a placeholder rather than a "
-                    f"duration. {so}"
+                    f"{split}.csv: {100 * share:.1f} % of {values.total()} {unit} take {value} s: a "
+                    f"placeholder rather than a duration. {so}"
                 )
         return {"placeholders": placeholders, "findings": findings}
 

@@ -83,12 +83,13 @@ def advise(table: Sequence[Collisions], floors: Mapping[str, float]) -> Advice:
     fine = [line for line in table if line.cell_size <= CELL_SIZE] or [min(table, key=lambda line: line.cell_size)]
     enough = [line for line in fine if line.ceiling >= best + MARGIN]
     found = max(enough or fine, key=lambda line: line.cell_size if enough else -line.cell_size)
-    points = f"{100 * (found.ceiling - best):+.1f}".replace("-", "\N{MINUS SIGN}")
-    above = f"its ceiling of {found.ceiling:.1%} is {points} points from the best floor"
+    points = 100 * (found.ceiling - best)
+    side = "above" if points >= 0 else "below"
+    above = f"its ceiling of {100 * found.ceiling:.1f} % is {abs(points):.1f} points {side} the best floor"
     if not enough:
         rule = f"the finest measured: none clears the best floor by {100 * MARGIN:g} points"
     elif found.cell_size == CELL_SIZE:
         rule = f"the usual size, and enough: it must clear the best floor by {100 * MARGIN:g} points"
     else:
         rule = f"the coarsest up to the usual {CELL_SIZE:g} that clears the best floor by {100 * MARGIN:g} points"
-    return Advice(found.cell_size, f"{rule}; {above} ({best:.1%})")
+    return Advice(found.cell_size, f"{rule}; {above} ({100 * best:.1f} %)")

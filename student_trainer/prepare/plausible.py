@@ -134,9 +134,9 @@ def _lengths(roads: Roads) -> list[str]:
         if _spread(other) * FITS_BETTER < spread:
             found.append(
                 "roadmap.geo, column coordinates: lengths fit the lines much better if latitude and longitude are "
-                f"exchanged (median deviation {_spread(other):.1%} instead of {spread:.1%}); points are [longitude, "
-                f"latitude], and now the first road begins at latitude {roads.vertices[0, 0]:g}, longitude "
-                f"{roads.vertices[0, 1]:g}"
+                f"exchanged (median deviation {100 * _spread(other):.1f} % instead of {100 * spread:.1f} %); "
+                "points are [longitude, latitude], and now the first road begins at latitude "
+                f"{roads.vertices[0, 0]:g}, longitude {roads.vertices[0, 1]:g}"
             )
             ratio = other
     return found + _units(float(np.median(ratio)), int(known.sum()))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from shared.floors import RULES
+
 
 def render(manifest: dict[str, Any]) -> str:
     """The text, without a trailing newline."""
@@ -15,7 +17,8 @@ def _sizes(manifest: dict[str, Any]) -> str:
     s = manifest["statistics"]
     lines = [
         f"network   {s['roads']} roads, {s['successor_pairs']} successor pairs (at most {s['max_out_degree']} a road), "
-        f"{s['road_edges']} road-graph edges, {s['road_types']} road classes, {s['zones']} zones"
+        f"{s['road_edges']} road-graph edges, {_counted(s['road_types'], 'road class', 'es')}, "
+        f"{_counted(s['zones'], 'zone', 's')}"
     ]
     for split, facts in manifest["splits"].items():
         dropped = ", ".join(f"{count} {why}" for why, count in manifest["dropped"][split].items() if count)
@@ -25,19 +28,18 @@ def _sizes(manifest: dict[str, Any]) -> str:
         )
     v = manifest["vocabulary"]
     lines.append(f"tokens    {v['cells']} cells ({v['kind']}), PAD {v['pad']}, EOT {v['eot']}, SOT {v['sot']}")
-    lines.append(f"seconds   log1p: mean {s['mu']:.6f}, deviation {s['sigma']:.6f}")
+    lines.append(f"times     log(1 + seconds a step): mean {s['mu']:.3f}, standard deviation {s['sigma']:.3f}")
     return "\n".join(lines)
 
 
+def _counted(count: int, noun: str, plural: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else plural}"
+
+
 def _floors(manifest: dict[str, Any]) -> str:
-    names = {
-        "single_successor": "steps without a choice",
-        "nearest_to_destination": "nearest to the destination",
-        "first_order_markov": "most frequent successor",
-        "second_order_markov": "most frequent after two roads",
-    }
+    names = {"single_successor": "steps without a choice", **RULES}
     lines = ["floors: next-road accuracy on validation without a model"]
-    return "\n".join(lines + [f"  {names[key]:<30} {100 * value:5.1f} %" for key, value in manifest["floors"].items()])
+    return "\n".join(lines + [f"  {names[key]:<46} {100 * value:5.1f} %" for key, value in manifest["floors"].items()])
 
 
 def _findings(manifest: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import shared
-from shared import claims, files
+from shared import claims, cli, files
 from shared.errors import DataError
 from shared.store import FORMAT, SPLITS
 from student_trainer.prepare import parts, report
@@ -49,8 +49,17 @@ def run(config: PrepareConfig) -> int:
         ConfigError: `out` is something else than a store, or another job writes there.
         CompatibilityError: the teacher's grid does not fit the roads.
     """
-    print(report.render(prepare(config).manifest))
+    print(report.render(prepare(config).manifest), flush=True)
+    log.info("next: %s", _next(config))
     return 0
+
+
+def _next(config: PrepareConfig) -> str:
+    """The command that a new user needs: to train a teacher for the store, or to serve the one whose grid it has."""
+    if config.grid.teacher is not None:
+        return cli.command("teacher-server", "serve", "--teacher", str(config.grid.teacher))
+    teacher = config.out.parent / "teacher.safetensors"
+    return cli.command("teacher-server", "pretrain", "--data", str(config.out), "--out", str(teacher))
 
 
 def prepare(config: PrepareConfig) -> Prepared:

@@ -9,6 +9,7 @@ from typing import Any
 
 from shared import cli, config, provenance
 from shared.errors import CompatibilityError
+from shared.floors import RULES
 from shared.store import Store, Trips
 from student_trainer.evaluate import arms, compare, evaluation, generated, next_road, trip_metrics
 from student_trainer.evaluate.arms import Arm, Model
@@ -23,14 +24,6 @@ CURVES_WITH_CEILING = {"val/accuracy": "accuracy", "val/nll": "nll"}
 """Records whose ceiling a run's headroom tells, and what it is called there."""
 CURVE_WITH_FLOOR = "val/accuracy"
 """The record that `prepare`'s floors are of."""
-RULES = {
-    "nearest_to_destination": "the candidate nearest to the destination",
-    "first_order_markov": "the most frequent next road",
-    "second_order_markov": "the most frequent next road after the last two",
-}
-"""Of the floors in a store's manifest, those that are rules."""
-
-
 SHOWN_BINS = 40
 """Of a histogram, up to where nearly all real values lie."""
 

@@ -61,7 +61,7 @@ class Ends:
         factors = np.exp(self.shift[np.abs(self.shift) < LARGEST / 2])
         often = f"{factors.min():.2g} to {factors.max():.2g} times as often" if len(factors) else "as never seen"
         is_never = bool(self.shift[0] < -LARGEST / 2) and len(self.after) > 0
-        return often + (f", never before {self.after[0] + 1} roads" if is_never else "")
+        return often + (f" (never before {self.after[0] + 1} roads)" if is_never else "")
 
 
 AS_THE_TEACHER_SAYS = Ends(np.zeros(0, np.int64), np.zeros(1))

@@ -171,7 +171,7 @@ def _policy(
     ends = AS_THE_TEACHER_SAYS
     if settings.ends == "calibrated":
         ends = fit_ends(teacher, scene.labelled, choices, network.road_token, window, size, requests)
-        log.info("trips end %s as the teacher says in a window of %d", ends, window)
+        log.info("with a window of %d, in comparison with what the teacher says, trips end %s", window, ends)
     return HistoryPolicy(choices, ends, origin, settings.seed), {"ends": ends.as_dict()}
 
 

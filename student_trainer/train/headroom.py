@@ -14,13 +14,15 @@ import numpy as np
 import torch
 
 from shared.errors import TeacherError, TrainingError
+from student_trainer.data.batch import Batch
+from student_trainer.data.loader import one_late
 from student_trainer.distill.conditional_logit import Choices
 from student_trainer.distill.destination import choices_of, features_at_hand
 from student_trainer.evaluate import headroom
 from student_trainer.evaluate.config import BootstrapConfig
 from student_trainer.evaluate.headroom import Answers
-from student_trainer.model.device import float32_products
-from student_trainer.model.student import Student
+from student_trainer.model.device import Fetching, float32_products
+from student_trainer.model.student import NetworkEmbedding, Student
 from student_trainer.train.feed import Feed, Prepared
 from student_trainer.train.validate import Validator
 
@@ -48,19 +50,24 @@ def answers_of(model: Student, feed: Feed, items: Iterable[Prepared], device: to
     model.train(False)
     with float32_products(device, tf32=False):
         network = model.embed_network()
-        for item in items:
+        asked = ((item, _logits(model, network, item.on(device))) for item in items)
+        for item, fetching in one_late(asked):
             reply = item.answer("wait")
             assert reply is not None, "the feed asks"
-            logits = model(item.on(device), network).logits.cpu()
             features = feed.features(item.batch) if feed.has_ways else features_at_hand(item.batch)
             parts.append(choices_of(item.batch, features, reply.log_probs))
-            student.append(logits[item.batch.layout.exists])
+            student.append(fetching.values())
             trip.append(np.repeat(item.batch.trips.numpy(), item.batch.length.numpy()))
     model.train(was_training)
     if not parts:
         raise TrainingError("there are no trips to measure the headroom on")
     _, number = np.unique(np.concatenate(trip), return_inverse=True)
-    return Answers(Choices.joined(parts), torch.cat(student).double().numpy(), number)
+    return Answers(Choices.joined(parts), np.concatenate(student).astype(np.float64), number)
+
+
+def _logits(model: Student, network: NetworkEmbedding, batch: Batch) -> Fetching:
+    """Of the candidates, float32 [K], on their way to the host."""
+    return Fetching(model(batch, network).logits[batch.layout.position, batch.layout.column])
 
 
 def of_run(

@@ -91,7 +91,7 @@ def table(summary: Mapping[str, Mapping[str, float]]) -> str:
     lines = [f"{'stage':24}{'mean ms':>10}{'p50':>10}{'p95':>10}{'share':>9}"]
     for stage, row in summary.items():
         name = STAGES.get(stage, {"other": "everything else", "step": "step"}.get(stage, stage))
-        figures = f"{row['mean_ms']:10.1f}{row['p50_ms']:10.1f}{row['p95_ms']:10.1f}{row['share']:9.1%}"
+        figures = f"{row['mean_ms']:10.1f}{row['p50_ms']:10.1f}{row['p95_ms']:10.1f}{100 * row['share']:7.1f} %"
         lines.append(f"{name:24}{figures}")
     return "\n".join(lines)
 

@@ -14,15 +14,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import time
 
 import torch
 
-from shared import claims, tracing
+from shared import claims, cli, tracing
 from shared.errors import ConfigError
 from shared.sinks import check_wandb
 from shared.stop import StopSignals
 from shared.store import Store
+from student_trainer.evaluate.headroom import left
 from student_trainer.model.device import pick_device, use_threads
 from student_trainer.runs.checkpoint import Checkpoint
 from student_trainer.train.config import TrainConfig
@@ -31,6 +33,8 @@ from student_trainer.train.ranks import Ranks, join
 from student_trainer.train.resume import extended, find_checkpoint
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.session import Session
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Inputs:
 
 
 def run(settings: TrainConfig) -> int:
-    """Trains, alone or as one of the ranks that `torchrun` started; rank 0 prints the summary as JSON on stdout."""
+    """Trains, alone or as one of the ranks that `torchrun` started; rank 0 prints a summary as JSON on stdout."""
     settings = extended(settings)
     with join(patience_seconds(settings.client)) as ranks, contextlib.ExitStack() as claimed:
         start = time.monotonic()
@@ -62,8 +66,16 @@ def run(settings: TrainConfig) -> int:
             session = Session(settings, inputs.store, runtime, teacher, resumed)
             session.train()
             if ranks.is_first:
-                print(json.dumps(session.write_summary(time.monotonic() - start)))
+                summary = session.write_summary(time.monotonic() - start)
+                print(json.dumps(summary | {"headroom": summary["headroom"] and left(summary["headroom"])}), flush=True)
+                log.info("next: %s", _next(settings))
     return 0
+
+
+def _next(settings: TrainConfig) -> str:
+    beside = settings.out.parent
+    places = ("--data", str(settings.data), "--models", str(beside), "--out", str(beside / "pipeline"))
+    return cli.command("student-trainer", "pipeline", *places)
 
 
 def open_inputs(settings: TrainConfig, ranks: Ranks, claimed: contextlib.ExitStack) -> Inputs:

@@ -206,7 +206,8 @@ class Session:
         metrics = self.validator.measure(self.model, self.trainer.head)
         epoch = self.progress.step // self.schedule.steps_per_epoch
         self._check_ranks()
-        log.info("epoch %d: %s", epoch, "  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        told = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        log.info("epoch %d/%d: %s", epoch, self.settings.optim.epochs, told)
         with self.runtime.stop.shield():
             if logbook is not None:
                 logbook.write(self.progress.step, {f"val/{name}": value for name, value in metrics.items()})

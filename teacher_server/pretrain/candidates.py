@@ -18,12 +18,10 @@ from torch import Tensor
 from shared import ragged
 from shared.arrays import Float64, Int32, Int64
 from shared.errors import FileFormatError
+from shared.floors import RULES
 from shared.store import Store, Trips
 from teacher_server.lmtad.model import LMTAD
 from teacher_server.pretrain.corpus import make_batches
-
-FLOORS = ("nearest_to_destination", "first_order_markov", "second_order_markov")
-"""Of the floors in a store's manifest, those that are rules."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -176,4 +174,4 @@ def measure(
 def floors_of(store: Store) -> dict[str, float]:
     """What rules without a model reach on the store's validation steps; empty where `prepare` has not measured it."""
     known = store.manifest.get("floors", {})
-    return {name: float(known[name]) for name in FLOORS if name in known}
+    return {name: float(known[name]) for name in RULES if name in known}

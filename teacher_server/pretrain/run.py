@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 import shared
-from shared import claims, config, files, generations, teacher_file
+from shared import claims, cli, config, files, generations, teacher_file
 from shared.errors import CompatibilityError, ConfigError, FileFormatError
+from shared.floors import RULES
 from shared.ranks import Ranks
 from shared.sinks import check_tensorboard, check_wandb
 from shared.stop import StopSignals
@@ -67,6 +68,10 @@ class Inputs:
     finished: dict[str, Any] | None = None
 
 
+ADDRESSES = ("--listen", "127.0.0.1:50051", "--metrics-listen", "127.0.0.1:9464")
+"""Of the daemon that is started next."""
+
+
 def run(settings: PretrainConfig) -> int:
     """Trains, alone or as one of the ranks that `torchrun` started; rank 0 writes the teacher file and prints one line
     of JSON."""
@@ -85,6 +90,7 @@ def run(settings: PretrainConfig) -> int:
                 result = publish(settings, inputs, session, time.monotonic() - started)
         if ranks.is_first:
             print(json.dumps(result))
+            log.info("next: %s", cli.command("teacher-server", "serve", "--teacher", str(settings.out), *ADDRESSES))
     return 0
 
 
@@ -210,5 +216,5 @@ def _told(accuracies: dict[str, float | None], floors: dict[str, float]) -> str:
     """Accuracies of the teacher beside those of rules, for people."""
     names = {window: f"window {window}" if int(window) else "whole history" for window in accuracies}
     told = [f"{names[w]} {100 * value:.1f} %" for w, value in accuracies.items() if value is not None]
-    rules = [f"{name.replace('_', ' ')} {100 * value:.1f} %" for name, value in floors.items()]
+    rules = [f"{RULES[name]} {100 * value:.1f} %" for name, value in floors.items()]
     return "teacher: " + (", ".join(told) or "no step") + (f"; rules: {', '.join(rules)}" if rules else "")

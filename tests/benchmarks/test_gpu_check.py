@@ -59,6 +59,7 @@ def test_all_parts_run_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert figures[name]["value"] is True
     assert figures["tests/skipped"]["value"] > 0 and figures["tests/failed"]["value"] == 0
     assert figures["train/cold ÷ vanilla, time of a step"]["value"] > 0
+    assert figures["generate/trips of the same roads"]["value"] == 1
     assert (out / "gpu.md").read_text() in done.stdout
 
 

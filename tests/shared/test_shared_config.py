@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from shared import config
@@ -286,6 +287,23 @@ def test_settings_as_overrides_are_read_back_as_they_were(outer: Outer) -> None:
     overrides = config.as_overrides(outer.model_dump(mode="json"))
     assert config.load(Outer, "train", [], overrides) == outer
     assert not any("\n" in override for override in overrides if override.startswith(("tags=", "inner.", "spare")))
+
+
+@given(outers)
+def test_what_is_not_as_by_default_says_all(outer: Outer) -> None:
+    """A log's line leaves out what is as by default, and read back it gives the same settings."""
+    line = config.in_force(outer)
+    assume("://" not in line)  # passwords in it are left out
+    assert config.load(Outer, "train", [], shlex.split(line)) == outer
+
+
+def test_a_line_of_settings_holds_no_defaults() -> None:
+    class Paced(config.Section):
+        seconds: float = 60
+        name: str = "x"
+
+    assert config.in_force(Paced()) == ""
+    assert config.in_force(Paced(seconds=5, name="y")) == "seconds=5.0 name=y"
 
 
 def test_no_text_is_none_where_that_is_allowed(tmp_path: Path) -> None:

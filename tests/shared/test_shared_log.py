@@ -38,6 +38,15 @@ def test_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z W prepare: 3 roads\n", captured.err)
 
 
+def test_a_line_is_read_back_as_its_message(capsys: pytest.CaptureFixture[str]) -> None:
+    log.setup()
+    logging.getLogger("student_trainer.pipeline.run").info("7 of 8: test-seed42/report ...")
+    line = capsys.readouterr().err.rstrip()
+    assert line.endswith("run: 7 of 8: test-seed42/report ...")
+    assert log.message_of(line) == "7 of 8: test-seed42/report ..."
+    assert log.message_of("student-trainer demo-city: bad") == "student-trainer demo-city: bad"
+
+
 def test_level_decides_what_is_worth_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     log.setup("warning")
     logging.getLogger("a").info("quiet")

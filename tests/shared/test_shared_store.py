@@ -110,10 +110,12 @@ def test_what_does_not_fit_is_memory_mapped(
     monkeypatch.setattr(store, "RAM_SHARE", 0.5)
     available = {"just enough": 2 * size, "a byte too little": 2 * size - 2}.get(str(free), free)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(available=available))
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG):
         trips = Store(path).trips("train", cache)
     assert all(isinstance(array, np.memmap) is mapped for array in vars(trips).values())
     assert ("memory-mapped" if mapped else "held in memory") in caplog.text
+    told = [record for record in caplog.records if record.levelno >= logging.INFO]
+    assert bool(told) == (mapped and cache == "auto"), "only what nobody asked for is worth a line"
     np.testing.assert_array_equal(trips.roads, make_trips(LENGTHS).roads)
     assert trips.roads.flags.writeable is not mapped
 

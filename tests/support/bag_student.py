@@ -121,6 +121,8 @@ class BagSteps(StepTable):
 class BagDecoder:
     """Implements `Decoder`: every row by itself, in float64."""
 
+    device = torch.device("cpu")
+
     def __init__(self, bag: Bag, network: RoadNetwork, scale: TimeScale, top_k: int) -> None:
         self.network, self.forward_calls, self.forward_rows = network, 0, 0
         self._bag, self._scale, self._top_k = copy.deepcopy(bag).double(), scale, top_k

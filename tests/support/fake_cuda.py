@@ -15,12 +15,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
+
+from student_trainer.data.network import RoadNetwork
+from student_trainer.model.hoser import HOSER
+from student_trainer.model.road_graph import RoadGraph
 
 CUDA, META = torch.device("cuda", 0), torch.device("meta")
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
@@ -66,6 +72,9 @@ class Watch(TorchDispatchMode):
     ) -> Any:
         """Looks at the devices of what goes in and comes out."""
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled() and function.namespace == "aten" and function._can_decompose():
+            with self:  # operations come whole there: `.to` rather than the copy that it makes
+                return function.decompose(*args, **kwargs)
         given = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
         if function not in COPIES:
             kinds = {tensor.device.type for tensor in given if tensor.dim() or tensor.device.type != "cpu"}
@@ -102,6 +111,15 @@ def lend_device_guard() -> None:
     torch._C._ensureCUDADeviceGuardSet()  # which lets go of ours
 
 
+_numpy = torch.Tensor.numpy
+
+
+def numpy_of(tensor: Tensor) -> npt.NDArray:
+    """Stands in for `Tensor.numpy`, which makes a fake of the host's real tensor first."""
+    with unset_fake_temporarily():
+        return _numpy(tensor)
+
+
 class FakeCuda:
     """A `cuda:0` whose tensors are fake.
 
@@ -114,6 +132,7 @@ class FakeCuda:
         lend_device_guard()
         locked = PageLocked()
         monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: locked.pin(tensor))
+        monkeypatch.setattr(torch.Tensor, "numpy", numpy_of)
         monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
         self._mode, self.watch = FakeTensorMode(allow_non_fake_inputs=True), Watch(None if from_pageable else locked)
@@ -141,3 +160,9 @@ class Reads:
         assert tensor.device.type != "cpu"
         self.by.append(sys._getframe(1).f_code.co_qualname)
         return [self._value] * len(tensor)
+
+
+def lend_graph(model: HOSER, network: RoadNetwork) -> None:
+    """The road graph, which a model derives from its buffers once, for one whose buffers have no values."""
+    edges, attr = (torch.from_numpy(np.array(array)) for array in (network.road_edge_index, network.intersection_attr))
+    model.road_network_encoder._graph = RoadGraph(edges, attr, network.num_roads, model.config.num_graph_layers)

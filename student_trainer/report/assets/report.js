@@ -25,7 +25,7 @@ function precise(value) {
 
 function shown(value, unit) {
   if (value === null || value === undefined) return "–";
-  return minus(unit === "share" ? `${precise(100 * value)} %` : precise(value));
+  return minus(unit === "share" ? `${(100 * value).toFixed(2)} %` : precise(value));
 }
 
 /* ---- theme ---- */
@@ -181,7 +181,7 @@ if (!byId("curves").children.length) byId("training").remove();
 /* ---- search ---- */
 {
   const kinds = Object.keys(DATA.search[first].statuses);
-  const head = el("tr", {}, ...["Model", "Method", ...kinds.map((kind) => kind.replace(/_/g, " ")), "roads expanded a trip", "forward rows", "trips/s"].map((text) => el("th", {}, text)));
+  const head = el("tr", {}, ...["Model", "Method", ...kinds.map((kind) => kind.replace(/_/g, " ")), "roads expanded a trip", "rows through the model", "trips/s"].map((text) => el("th", {}, text[0].toUpperCase() + text.slice(1))));
   const rows = DATA.names.map((name) => {
     const found = DATA.search[name], each = found.search.expanded / found.pairs;
     return el("tr", {}, el("td", {}, modelLabel(name)), el("td", {}, found.method.replace(/_/g, " ")), ...kinds.map((kind) => el("td", {}, format(found.statuses[kind] || 0))),

@@ -115,8 +115,8 @@ def test_one_run_each_covers_trips_alone() -> None:
     found = trips(0.01, 0.03, 1e-300)
     assert verdicts.level(asked(), found, None) == "trips"
     assert verdicts.sentence(asked(), found, None) == (
-        "Next road right: distilled is better than vanilla on these trips, +2.00 points (52.00 % against 50.00 %) "
-        "(95% interval +1.00 to +3.00 over 1,000 trips, p < 0.0001). This covers chance in the trips, not in training "
+        "Next road right: distilled is better than vanilla on these trips, +2.00 points (52.00 % against 50.00 %); "
+        "95 % interval +1.00 to +3.00 over 1,000 trips, p < 0.0001. This covers chance in the trips, not in training "
         "(one run each)."
     )
 
@@ -133,8 +133,8 @@ def test_enough_seeds_decide() -> None:
     question, found = asked((6, 6)), trips(0.01, 0.03, 1e-9)
     assert verdicts.level(question, found, seeds(6, 0.01, 0.03, 0.031)) == "seeds"
     assert verdicts.sentence(question, found, seeds(6, 0.01, 0.03, 0.031)) == (
-        "Next road right: distilled is better than vanilla, +2.00 points (52.00 % against 50.00 %), over 6 seeds "
-        "(95% interval +1.00 to +3.00, exact p = 0.031)."
+        "Next road right: distilled is better than vanilla over 6 seeds, +2.00 points (52.00 % against 50.00 %); "
+        "95 % interval +1.00 to +3.00, exact p = 0.031."
     )
     assert verdicts.level(question, found, seeds(6, -0.01, 0.05, 0.2)) == "trips"
     assert "Other seeds may not repeat it" in verdicts.sentence(question, found, seeds(6, -0.01, 0.05, 0.2))

@@ -27,6 +27,7 @@ from student_trainer.generate import records, workers
 from student_trainer.generate import run as generate
 from student_trainer.generate.config import GenerateConfig
 from student_trainer.generate.found import STATUSES, Found
+from student_trainer.model import device as devices
 from student_trainer.model import upstream
 from student_trainer.prepare import run as prepare
 from student_trainer.prepare.config import PrepareConfig
@@ -256,3 +257,25 @@ def test_upstream_weights_generate(tmp_path: Path, kind: str) -> None:
     summary = generate.generate(GenerateConfig.model_validate(values | {"search": {"max_steps": 60}}))
     assert sum(summary["statuses"].values()) == 20
     assert summary["weights"]["file"] == str(weights) and len(summary["weights"]["sha256"]) == 64
+
+
+def test_the_device_is_told_and_its_kind_decides(city: tuple[Store, Path], tmp_path: Path, caplog: Any) -> None:
+    caplog.set_level("INFO")
+    summary = generate.generate(settings(city, tmp_path / "out", device="cpu"))
+    assert summary["device"] == "cpu" and "searched on cpu" in caplog.text
+    assert generate.generate(settings(city, tmp_path / "out", device="cpu", batch_trips=3)) == summary  # up to date
+    store, weights = city[0], {"sha256": "0"}
+    places = [(name, torch.device(where)) for name, where in (("cpu", "cpu"), ("cuda", "cuda:0"), ("cuda:1", "cuda:1"))]
+    prints = [generate._fingerprint(settings(city, tmp_path, device=name), store, weights, at) for name, at in places]
+    assert prints[0] != prints[1] == prints[2]
+
+
+def test_a_device_that_is_not_there_is_refused(
+    city: tuple[Store, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices.Seen, "here", lambda: devices.Seen(1))
+    with pytest.raises(ConfigError, match="device=cuda:3 is not here: torch sees one CUDA device"):
+        generate.generate(settings(city, tmp_path / "out", device="cuda:3"))
+    assert not (tmp_path / "out" / "parts").exists()
+    monkeypatch.setattr(devices.Seen, "here", lambda: devices.Seen(0))
+    assert generate.generate(settings(city, tmp_path / "out", device="auto"))["device"] == "cpu"

@@ -221,7 +221,7 @@ def test_trips_at_noon_are_found_by_prepare(tmp_path: Path, capsys: pytest.Captu
     rows = "".join(f'"0,1","2020-01-{day:02}T12:00:00Z,2020-01-{day:02}T12:00:{day:02}Z"\n' for day in range(1, 31))
     raw = write_tiny_city(tmp_path / "raw", test__csv=f"rid_list,time_list\n{rows}")
     (sentence,) = found(raw, tmp_path / "store", capsys)
-    assert sentence.startswith("test.csv: 100.0% of 30 trips begin at 12:00:00: a placeholder rather than a time")
+    assert sentence.startswith("test.csv: 100.0 % of 30 trips begin at 12:00:00: a placeholder rather than a time")
     splits = Store(tmp_path / "store").manifest["splits"]
     assert {name: facts["placeholders"] for name, facts in splits.items()} == {
         "train": [], "val": [], "test": ["departures"],

@@ -123,8 +123,8 @@ def test_advice_is_the_usual_size_unless_a_finer_one_is_needed() -> None:
     usual = collisions.advise(table, {"a": 0.1, "b": 0.87})
     assert usual.cell_size == 0.0005
     assert usual.reason == (
-        "the usual size, and enough: it must clear the best floor by 2 points; its ceiling of 94.0% is +7.0 points "
-        "from the best floor (87.0%)"
+        "the usual size, and enough: it must clear the best floor by 2 points; its ceiling of 94.0 % is 7.0 points "
+        "above the best floor (87.0 %)"
     )
     assert collisions.advise(table, {"b": 0.5}).cell_size == 0.0005  # though 0.002 were enough: one rule, one default
     finer = collisions.advise(table, {"b": 0.95})
@@ -132,7 +132,7 @@ def test_advice_is_the_usual_size_unless_a_finer_one_is_needed() -> None:
     assert "the coarsest up to the usual 0.0005 that clears" in finer.reason
     none = collisions.advise(table, {"b": 0.99})
     assert none.cell_size == 0.00025
-    assert "none clears" in none.reason and "\N{MINUS SIGN}1.0 points" in none.reason
+    assert "none clears" in none.reason and "1.0 points below the best floor" in none.reason
     assert collisions.advise(table[:2], {"b": 0.5}).cell_size == 0.001  # finer grids do not fit over such bounds
 
 

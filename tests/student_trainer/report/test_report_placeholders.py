@@ -43,7 +43,7 @@ def test_no_metric_of_placeholders_reaches_the_report(tmp_path: Path, capsys: py
     manifest = prepare(PrepareConfig.model_validate(settings)).manifest
     assert [facts["placeholders"] for facts in manifest["splits"].values()] == [[], ["durations"], []]
     (finding,) = manifest["findings"]
-    assert finding.startswith("val.csv: 100.0% of ") and "take 1 s: a placeholder rather than a duration" in finding
+    assert finding.startswith("val.csv: 100.0 % of ") and "take 1 s: a placeholder rather than a duration" in finding
 
     store = Store(tmp_path / "store")
     for name, spoiled in (("one", 0.1), ("two", 0.6)):

@@ -272,5 +272,5 @@ def test_ends_are_asked_in_the_walkers_words(store: Store) -> None:
     other = ends.fit_ends(WeighingTeacher(vocabulary.size), trips, choices, network.road_token, 2, 1000, 1)
     assert isinstance(one, Ends) and one.as_dict() == other.as_dict()
     assert (
-        str(Ends(np.array([2, 9]), np.array([-20.0, 0.0, np.log(3)]))) == "1 to 3 times as often, never before 3 roads"
+        str(Ends(np.array([2, 9]), np.array([-20.0, 0.0, np.log(3)]))) == "1 to 3 times as often (never before 3 roads)"
     )

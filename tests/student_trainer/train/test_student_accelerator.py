@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.fake_cuda import CUDA, META, FakeCuda, HostWaits, Reads, Watch
+from support.fake_cuda import CUDA, META, FakeCuda, HostWaits, Reads, Watch, lend_graph
 from support.fakes import FakeTeacher
 from support.random_city import write_random_store
 from support.recorders import Kept
@@ -25,16 +25,18 @@ from torch._subclasses.fake_tensor import (
 
 from shared.restoring import restore_optimizer
 from shared.store import Store
-from student_trainer.data.batch import build_batch
+from student_trainer.data import partial
 from student_trainer.data.network import RoadNetwork
-from student_trainer.data.packing import Packed
+from student_trainer.evaluate import next_road
 from student_trainer.model import device as devices
 from student_trainer.model import hoser_parts, upstream
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.history_head import HistoryHead
 from student_trainer.model.hoser import HOSER
-from student_trainer.model.road_graph import RoadGraph
-from student_trainer.train import graphs
+from student_trainer.model.time_scale import TimeScale
+from student_trainer.predict import positions, predictor
+from student_trainer.predict.config import CutConfig
+from student_trainer.train import graphs, headroom
 from student_trainer.train import session as sessions
 from student_trainer.train.config import OptimConfig, TrainConfig
 from student_trainer.train.fit import give_target
@@ -106,12 +108,6 @@ def on_the_host(*given: Any) -> None:
     """The fit reads batches before any is moved: of real tensors, whatever those of the session are."""
     with unset_fake_temporarily():
         give_target(*given)
-
-
-def lend_graph(model: HOSER, network: RoadNetwork) -> None:
-    """The road graph, which a model derives from its buffers once, for one whose buffers have no values."""
-    edges, attr = (torch.from_numpy(np.array(array)) for array in (network.road_edge_index, network.intersection_attr))
-    model.road_network_encoder._graph = RoadGraph(edges, attr, network.num_roads, model.config.num_graph_layers)
 
 
 def planned(session: Session) -> Step:
@@ -255,23 +251,95 @@ def test_validation_on_cuda_waits_at_its_end(
     assert {"accuracy", "nll", "time_error", "seconds_error", "kl", "head_kl", "agreement"} <= metrics.keys()
 
 
-def test_predictions_on_cuda_are_read_where_they_end(store: Store, cuda: FakeCuda) -> None:
-    """Every batch's times and logits, and nothing before."""
+class Arrivals:
+    """Stands in for `Fetching`: numbers at random on their way from the device, and what became of them in order."""
+
+    said: list[str]
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        assert tensor.device == CUDA and tensor.dtype == torch.float32
+        self._shape = tuple(tensor.shape)
+        self.said.append("asked")
+
+    def values(self) -> np.ndarray:
+        self.said.append("read")
+        return np.random.default_rng(0).standard_normal(self._shape).astype(np.float32)
+
+
+@pytest.fixture
+def arrivals(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What happened to the numbers that batches leave."""
+    monkeypatch.setattr(Arrivals, "said", [], raising=False)
+    for module in (positions, headroom):
+        monkeypatch.setattr(module, "Fetching", Arrivals)
+    return Arrivals.said
+
+
+def student_there(store: Store, cuda: FakeCuda) -> HOSER:
     network = RoadNetwork.load(store)
     model = HOSER(ModelConfig(road_id_dim=8, road_attr_dim=2), network).eval()
     with cuda.here(watched=False):
         model.to(CUDA)
     lend_graph(model, network)
-    batch = build_batch(network, store.trips("val"), np.arange(5))
-    packed = Packed.of(batch, pinned=True)
     with cuda.here(watched=False):
         model.graph.whole_on(CUDA)
-    with cuda.here(), torch.no_grad():
-        embedding = model.embed_network()
-        moved = packed.to(CUDA).unpack()
-        output = model(moved, embedding)
-        times = model.candidate_times(moved, embedding, output)
-        assert (output.logits.device, times.device, times.shape) == (CUDA, CUDA, batch.candidate_road.shape)
+    return model
+
+
+LATE = ["asked", *["asked", "read"] * 2, "read"]
+"""Of three batches: what one leaves is read when the next has been given to the device."""
+
+
+def test_predictions_on_cuda_are_read_one_batch_late(store: Store, cuda: FakeCuda, arrivals: list[str]) -> None:
+    """As `predict`, `evaluate` and `tune` make them: one copy to the device a batch, one back."""
+    trips, network, scale = store.trips("val"), RoadNetwork.load(store), TimeScale(*store.time_scale)
+    model, cut = student_there(store, cuda), CutConfig(batch_size=-(-len(trips) // 3))
+    with cuda.here():
+        found = positions.predict(model, network, trips, scale, cut, CUDA)
+    assert arrivals == LATE and cuda.watch.copies == 3
+    assert len(found["trip"]) == int((trips.lengths - 1).sum()) and len(found["logit"]) == len(found["road"])
+    assert next_road.positions_of(found, trips).confidence.max() <= 1
+
+
+def test_answers_for_the_headroom_are_read_one_batch_late(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda, arrivals: list[str]
+) -> None:
+    session = start(store, tmp_path, cuda.here(watched=False), CUDA, monkeypatch, **VARIANTS["float32"])
+    with cuda.here(watched=False):
+        session.model.graph.whole_on(CUDA)
+    index = np.arange(6)
+    items = [session.feed.prepare(part) for part in np.split(index, 3)]
+    with cuda.here():
+        found = headroom.answers_of(session.model, session.feed, items, CUDA)
+    assert arrivals == LATE and cuda.watch.copies == 3
+    assert found.trips == 6 and len(found.student) == found.choices.length.sum()
+
+
+def test_a_question_on_cuda_is_one_copy_and_one_read(
+    store: Store, monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda
+) -> None:
+    reads = []
+
+    def fetch(tensor: torch.Tensor) -> np.ndarray:
+        reads.append(tensor.device)
+        return np.zeros(tuple(tensor.shape), np.float32)
+
+    def build(*given: Any) -> partial.PartialBatch:
+        with unset_fake_temporarily():
+            return partial.build_partial(*given)
+
+    monkeypatch.setattr(predictor, "fetch", fetch)
+    monkeypatch.setattr(predictor, "build_partial", build)
+    network = RoadNetwork.load(store)
+    model = HOSER(ModelConfig(road_id_dim=8, road_attr_dim=2), network)
+    lend_graph(model, network)
+    with cuda.here(watched=False):
+        student = predictor.Predictor(model, store, network, TimeScale(1.0, 1.0), device=CUDA)
+        assert student.last_step.key.device == CUDA
+    with cuda.here():
+        found = student.next_road([[3], [4]], [[1_704_715_200], [1_704_715_200]], np.array([5, 6]))
+    assert reads == [CUDA] and cuda.watch.copies == 1
+    assert all(one.probabilities.sum() == pytest.approx(1) for one in found if len(one.roads))
 
 
 def test_weights_go_to_the_models_device(store: Store, cuda: FakeCuda) -> None:
@@ -314,9 +382,14 @@ READS = {
 }
 
 
+@pytest.mark.parametrize("inference", [False, True])
 @pytest.mark.parametrize("name", READS)
-def test_the_watch_sees_what_waits(cuda: FakeCuda, name: str) -> None:
-    with cuda.here(), pytest.raises((HostWaits, DataDependentOutputException, DynamicOutputShapeException)):
+def test_the_watch_sees_what_waits(cuda: FakeCuda, name: str, inference: bool) -> None:
+    with (
+        torch.inference_mode(inference),
+        cuda.here(),
+        pytest.raises((HostWaits, DataDependentOutputException, DynamicOutputShapeException)),
+    ):
         READS[name](torch.ones(3, device=CUDA))
 
 

@@ -25,7 +25,7 @@ def test_what_no_part_counts_is_shown_as_other() -> None:
     assert summary["other"]["share"] == pytest.approx(0.1)
     assert summary["step"]["share"] == 1.0
     lines = profiling.table(summary).splitlines()
-    assert lines[1].split() == ["student,", "forward", "40.0", "40.0", "49.0", "40.0%"]
+    assert lines[1].split() == ["student,", "forward", "40.0", "40.0", "49.0", "40.0", "%"]
 
 
 def test_first_steps_do_not_count(tmp_path: Path) -> None:

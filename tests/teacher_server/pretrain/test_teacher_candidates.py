@@ -118,7 +118,10 @@ def test_a_run_ends_with_the_teacher_beside_the_floors(
     assert header.provenance["next_road_accuracy"] == result["next_road_accuracy"]
     assert result["floors"] == store.manifest["floors"] and len(result["floors"]) == 3
     assert f"window 2 {100 * expected['2']:.1f} %, whole history" in caplog.text
-    assert "rules: nearest to destination 25.0 %, first order markov 50.0 %, second order markov 75.0 %" in caplog.text
+    assert (
+        "rules: the candidate nearest to the destination 25.0 %, the most frequent next road 50.0 %, "
+        "the most frequent next road after the last two 75.0 %"
+    ) in caplog.text
 
 
 def test_what_a_run_leaves_beside_its_teacher(

@@ -63,7 +63,8 @@ def test_a_log_in_a_file_holds_lines_and_no_progress_bar(
     assert "\r" not in written and "step/s" not in written
     said = caplog.messages
     assert said[0].startswith("settings: data=") and "epochs=1" in said[0]
-    assert said[-2].startswith("epoch 1/1: train") and said[-1].startswith("next road among the successors")
+    assert said[-3].startswith("epoch 1/1: train") and said[-2].startswith("next road among the successors")
+    assert said[-1].startswith("next: teacher-server serve --teacher ")
 
 
 def test_the_held_out_loss_is_that_of_the_file(store: Path) -> None:
