@@ -55,9 +55,9 @@ def needed_settings(job: Job) -> list[str]:
 def parsed_settings(program: str, argv: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> Section:
     """The settings that a command line makes, with the real job table, schema and files; the job is not run."""
     seen: list[Section] = []
+    jobs = importlib.import_module(f"{PACKAGES[program]}.__main__").JOBS
     with monkeypatch.context() as patch:
         patch.setattr(cli, "_import", _schema_or(seen.append))
-        jobs = importlib.import_module(f"{PACKAGES[program]}.__main__").JOBS
         assert cli.main(program, "", jobs, argv) == 0, " ".join(argv)
     return seen[-1]  # the check of what is on this machine has seen them, too
 
