@@ -338,6 +338,7 @@ LONG_FILES = {
     "teacher_server.engine.engine": "two ways to compute, which must be the same but for the device",
     "teacher_server.lmtad.model": "one architecture",
     "student_trainer.generate.run": "one job",
+    "student_trainer.model.incremental": "one model's step, with what it remembers",
     "student_trainer.prepare.raw": "one format",
     "student_trainer.train.graphs": "a recorded step, and what it falls back to",
 }
@@ -377,7 +378,6 @@ TESTED_THROUGH = {
     "student_trainer.evaluate.publish": "test_evaluate_run",
     "student_trainer.generate.kernels": "test_generate_search",
     "student_trainer.generate.lanes": "test_generate_search",
-    "student_trainer.model.hoser_parts": "test_student_trainer",
     "student_trainer.model.last_step": "test_next_road",
     "student_trainer.model.navigator": "test_student_parity",
     "student_trainer.model.road_tables": "test_next_road",

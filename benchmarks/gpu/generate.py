@@ -55,6 +55,7 @@ def _model(task: Task, store: Store, network: RoadNetwork, device: torch.device)
     best = RunFiles(Path(task.work, "run-vanilla")).best
     if best.exists():
         model, scale = load_model(best, store)
+        assert isinstance(model, HOSER)  # as `train` makes them unless told otherwise
     else:
         torch.manual_seed(SEED)
         config = ModelConfig(road_id_dim=task.size.road_id_dim, road_attr_dim=task.size.road_attr_dim)

@@ -183,7 +183,7 @@ class Fetching:
         if tensor.device.type == "cuda":
             self._values = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._values.copy_(tensor, non_blocking=True)
-            self._done = torch.cuda.Event()
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._done.record()
 
     def values(self) -> npt.NDArray:

@@ -11,10 +11,10 @@ row the same bits as the largest one wherever in the tile it lies. That is tried
 layers: the order of summation does not depend on the data. Attention is computed path by path. For all this torch must
 have one thread in the threads that use a student; `workers` has.
 
-The model computes where its weights are, by the same operations; `path_attention` says what differs. On an accelerator what
-later steps read stays there, and tiles are larger. The host finds paths, features and candidates, sends what a tile
-needs as one array, and reads once a step: logits and travel times of all candidates, of which it keeps the times, for a
-search asks for some of them later.
+The model computes where its weights are, by the same operations; `path_attention` says what differs. On an accelerator
+what later steps read stays there, and tiles are larger. The host finds paths, features and candidates, sends what a
+tile needs as one array, and reads once a step: logits and travel times of all candidates, of which it keeps the times,
+for a search asks for some of them later.
 
 Shapes: R paths, W most steps of a path, M steps in the table, D = 2d width, N roads, K candidates.
 """

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,7 +80,8 @@ class Relative:
         """Of a block."""
         key, value = attention.relative_position_emb_k, attention.relative_position_emb_v
         weights = (key.weight.T.contiguous(), value.weight.T.contiguous(), value.bias)
-        return cls(*(weight.detach() for weight in weights), attention.num_heads)
+        of_key, of_value, bias = (weight.detach() for weight in weights)
+        return cls(of_key, of_value, bias, attention.num_heads)
 
 
 def attend(qkv: Tensor, keys: Tensor, values: Tensor, paths: Paths, relative: Relative) -> Tensor:
@@ -92,8 +94,9 @@ def attend(qkv: Tensor, keys: Tensor, values: Tensor, paths: Paths, relative: Re
     if qkv.device.type != "cpu":
         return attend_there(qkv, keys, values, paths, relative)
     out = qkv.new_zeros(len(qkv), keys.shape[1])
-    arrays = (out, qkv, keys, values, *paths.read, *relative.weights)
-    step_kernels.attend_paths(*(array.numpy() for array in arrays), relative.heads)  # type: ignore[call-arg]
+    tensors = (out, qkv, keys, values, *paths.read, *relative.weights)
+    arrays: list[Any] = [tensor.numpy() for tensor in tensors]
+    step_kernels.attend_paths(*arrays, relative.heads)
     return out
 
 
@@ -101,7 +104,7 @@ def attend_there(qkv: Tensor, keys: Tensor, values: Tensor, paths: Paths, relati
     """As `attend`, on an accelerator."""
     width, rows = keys.shape[1], len(paths.length)
     out = qkv.new_zeros(len(qkv), width)
-    query, key, value = qkv[:rows].split(width, dim=1)
+    query, key, value = torch.split(qkv[:rows], width, dim=1)
     keys[paths.last], values[paths.last] = key, value
     if HAS_KERNELS:
         from student_trainer.model.path_attention_kernels import attend_table  # Triton takes a second to import
@@ -120,7 +123,7 @@ def attend_gathered(query: Tensor, keys: Tensor, values: Tensor, paths: Paths, r
     rows, steps = paths.step.shape
     query = query.view(rows, relative.heads, -1)
     key, value = (table[paths.step].view(rows, steps, relative.heads, -1) for table in (keys, values))
-    on_distance, on_interval = (query @ relative.key.T).split(1, dim=-1)  # [R, h, 1]
+    on_distance, on_interval = torch.split(query @ relative.key.T, 1, dim=-1)  # [R, h, 1]
     distance, interval = paths.distance[:, None], paths.interval[:, None]
     score = torch.einsum("rhe,rshe->rhs", query, key) + distance * on_distance + interval * on_interval
     hidden = torch.arange(steps, device=query.device) >= paths.length[:, None]
