@@ -20,11 +20,12 @@ READY = "listening on "
 """What the daemon's log says when it can answer."""
 AS_ON_A_TERMINAL = {"PYTHONUNBUFFERED": "1", "COLUMNS": "100", "OMP_NUM_THREADS": "1"}
 """Both streams in the order in which they are written; one thread, as the demo has."""
-ADDRESSES = ("127.0.0.1:50051", "127.0.0.1:9464")
-"""Those of the documents; the walk takes free ports."""
+LISTEN = "127.0.0.1:50051"
+"""Where the documents' daemon listens; the walk's takes a free port."""
 UNSTEADY: tuple[tuple[str, str], ...] = (
     (r"(?m)^ +\d+ s: .*\n", ""),  # the demo's news from a stage, after each 10 s of it
     (r"\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME"),
+    (r"(?m)^TIME I (?:shared\.progress: |teacher_server\.pretrain\.session: \d+ tokens/s: ).*\n", ""),  # of slow ones
     (r"127\.0\.0\.1:\d+", "ADDRESS"),
     (r"\b[12]\d{9}\b", "SECONDS"),  # since 1970
     (r"(?<![\w.])[0-9a-f]{16,64}\b", "HASH"),
@@ -65,14 +66,14 @@ def _own_city(folder: Path) -> str:
         for step in OWN_CITY:
             if step.lasts:
                 daemons.append(daemon := _Daemon(step, folder))
-                ports[ADDRESSES[0]] = daemon.address
+                ports[LISTEN] = daemon.ready()
                 texts.append(daemon.stopped)
             else:
                 texts.append(_typed(step, folder, ports))
         return "\n".join(text if isinstance(text, str) else text() for text in texts)
     finally:
         for daemon in daemons:
-            daemon.process.kill()
+            daemon.killed()
 
 
 def _typed(step: Step, folder: Path, ports: dict[str, str]) -> str:
@@ -86,25 +87,35 @@ def _typed(step: Step, folder: Path, ports: dict[str, str]) -> str:
 
 
 class _Daemon:
-    """A command that lasts, once it is ready."""
+    """A command that lasts."""
 
     def __init__(self, step: Step, folder: Path) -> None:
         self.step, self.folder, self.process, self.lines = step, folder, _start(step, folder, {}), list[str]()
+        self.address = ""
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
-        assert self._ready.wait(STEP_SECONDS) and self.address, "".join(self.lines)
 
-    address = ""
+    def ready(self) -> str:
+        """The address where it answers, once it does."""
+        assert self._ready.wait(STEP_SECONDS) and self.address, "".join(self.lines)
+        return self.address
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line)
-            if found := re.search(rf"{READY}(\S+:\d+)$", line.rstrip()):
-                self.address = found[1]
-                self._ready.set()
+        with self.process.stdout as lines:
+            for line in lines:
+                self.lines.append(line)
+                if found := re.search(rf"{READY}(\S+:\d+)$", line.rstrip()):
+                    self.address = found[1]
+                    self._ready.set()
         self._ready.set()
+
+    def killed(self) -> None:
+        """Ends it, however far it is."""
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
 
     def stopped(self) -> str:
         """Ends it as Ctrl-C in its terminal does; returns all that it printed."""

@@ -246,6 +246,10 @@ def test_damaged_weights_fail_and_the_rest_is_compared(city: Path, capsys: pytes
     assert json.loads(printed.out)["outcomes"]["test-seed42/trips/broken"] == "failed"
     assert len(json.loads(printed.out)["reports"]) == 1
     assert re.search(r"test-seed42/comparison +was done +without broken$", printed.err, re.MULTILINE)
+    assert re.search(r"test-seed42/trips/broken +failed ", printed.err)
+    assert not re.search(r"test-seed42/trips/vanilla +was done$", printed.err, re.MULTILINE), "the log has told of it"
+    verdicts = re.findall(r"^  (Next road right|Arrived).*distilled", printed.err, re.MULTILINE)
+    assert len(verdicts) == 3 and printed.err.rstrip().endswith("test-seed42/report/report.html")
 
 
 def test_a_dry_run_tells_and_writes_nothing(city: Path, capsys: pytest.CaptureFixture[str]) -> None:
