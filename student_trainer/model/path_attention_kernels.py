@@ -53,7 +53,7 @@ def attend_table(
     relative_key: Tensor, relative_value: Tensor, bias: Tensor, heads: int,
 ) -> Tensor:  # fmt: skip
     """The attention's output, [R, D], of queries [R, D] whose own keys and values are in the table."""
-    out = _attend_shape(
+    out: Tensor = _attend_shape(
         query, keys, values, path, length, distance, interval, relative_key, relative_value, bias, heads
     )
     (rows, width), (_, longest) = query.shape, path.shape
