@@ -145,6 +145,12 @@ def figure(runs: Sequence[Run]) -> None:
         ("vanilla", "ceiling", "ceiling (headroom)", {"color": "#3b7d3b", "linestyle": ":"}),
         ("default", "test", "this method", {"color": "#0b62a4", "marker": "D"}),
         ("former", "test", "KL to the teacher's answer", {"color": "#c7651a", "marker": "s"}),
+        (
+            "long",
+            "test",
+            "labels alone, as many steps as this method",
+            {"color": "#767676", "marker": "^", "mfc": "none"},
+        ),
         ("vanilla", "test", "labels alone", {"color": "#767676", "marker": "o"}),
     ]
     drawing, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
