@@ -171,7 +171,7 @@ def figure(runs: Sequence[Run]) -> None:
         panel.minorticks_off()
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(axis="y", alpha=0.3)
-    panels[0].legend(frameon=False)
+    panels[1].legend(frameon=False)
     drawing.savefig(FIGURE, dpi=110)
 
 
