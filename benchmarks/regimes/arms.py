@@ -122,9 +122,13 @@ VARIANTS = (
 )  # fmt: skip
 
 
+ALL = (*ARMS, *VARIANTS)
+BY_NAME = {one.name: one for one in ALL}
+
+
 def arm(name: str) -> Arm:
     """The arm of that name; raises `KeyError`."""
-    return {one.name: one for one in (*ARMS, *VARIANTS)}[name]
+    return BY_NAME[name]
 
 
 def overrides(arm: Arm, regime: Regime, seed: int) -> list[str]:

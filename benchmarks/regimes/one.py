@@ -80,8 +80,7 @@ class ControlTeacher:
             return np.repeat(-np.log(np.maximum(length, 1)), length).astype(np.float16)
         row = ragged.rows(length)
         candidates = np.bincount(row, _mixed(query.candidate_tokens) >> np.uint64(40), len(length)).astype(np.uint64)
-        place = np.arange(len(row)) - np.repeat(np.cumsum(length) - length, length)
-        return log_probs[np.lexsort((_mixed(256 * candidates[row] + place.astype(np.uint64)), row))]
+        return log_probs[np.lexsort((_mixed(256 * candidates[row] + ragged.positions(length).astype(np.uint64)), row))]
 
     def close(self) -> None:
         """See `Teacher`."""

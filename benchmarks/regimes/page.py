@@ -67,8 +67,8 @@ def gather(root: Path) -> int:
         bound = out / "headroom.json"
         if bound.exists():
             found_bound = json.loads(bound.read_text())
-            run["ceiling"] = found_bound["arms"][found_bound["ceiling"]]
-            run["ceiling"] = {name: run["ceiling"][name] for name in ("accuracy", "nll")}
+            ceiling = found_bound["arms"][found_bound["ceiling"]]
+            run["ceiling"] = {name: ceiling[name] for name in ("accuracy", "nll")}
         kept = {name: run[name] for name in ("teacher", "trips", "arm", "seed", "steps", "device", "test", "target")}
         kept |= {"best_epoch": run["best"]["epoch"]} | {name: run[name] for name in ("whole", "ceiling") if name in run}
         known[key_of(run)] = kept
@@ -106,7 +106,7 @@ def table(runs: Sequence[Run], teacher: str, trips: int) -> list[str]:
     columns += [("whole", name, *rest) for name, rest in TRIPS.items()]
     lines = ["| arm | seeds | steps | " + " | ".join(label for _, _, label, _, _ in columns) + " |"]
     lines.append("|---" * (len(columns) + 3) + "|")
-    for arm in (*arms.ARMS, *arms.VARIANTS):
+    for arm in arms.ALL:
         mine = [run for run in here if run["arm"] == arm.name]
         if not mine:
             continue

@@ -47,7 +47,7 @@ def found(roots: Iterable[Path]) -> dict[Key, Judged]:
     for path in itertools.chain.from_iterable(sorted(root.glob("*/*/*/evaluation")) for root in roots):
         teacher, trips, run = path.parts[-4:-1]
         arm, _, seed = run.rpartition("-")
-        if arm in {one.name for one in (*arms.ARMS, *arms.VARIANTS)}:
+        if arm in arms.BY_NAME:
             paths.setdefault((teacher, int(trips), arm), {}).setdefault(int(seed), path)
     return {key: Judged({seed: read(path) for seed, path in sorted(of.items())}) for key, of in paths.items()}
 
@@ -91,7 +91,7 @@ def page(judged: Mapping[Key, Judged]) -> str:
             if base is None:
                 continue
             rows = []
-            for arm in (*arms.ARMS, *arms.VARIANTS):
+            for arm in arms.ALL:
                 mine = judged.get((teacher, trips, arm.name))
                 if mine is None or arm.name == "vanilla" or (teacher == "own" and arm.name in FREE):
                     continue

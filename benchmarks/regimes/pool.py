@@ -60,7 +60,7 @@ class Task:
 def tasks(places: dict[tuple[str, int], Place], only: set[str], seeds: range) -> Iterator[Task]:
     """Seed by seed, and for each all regimes and arms, those that matter most first."""
     for seed in seeds:
-        for arm in (*arms.ARMS, *arms.VARIANTS) if only else arms.ARMS:
+        for arm in arms.ALL if only else arms.ARMS:
             for regime in arms.REGIMES:
                 for name in ("all", "own"):
                     place = places.get((name, regime.trips))

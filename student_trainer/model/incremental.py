@@ -126,20 +126,7 @@ class IncrementalStudent:
     def advance(
         self, table: HoserSteps, place: Int64, length: Int64, weekend: Bool, destination: Int64
     ) -> tuple[Candidates, Float64]:
-        """Computes the last step of every path; all steps before have been computed.
-
-        Args:
-            table: the steps.
-            place: int64 [R] of the last steps; length: int64 [R] steps of their paths.
-            weekend: bool [R] whether the path began at one.
-            destination: int64 [R] roads.
-
-        Returns:
-            The candidates of the last steps, and the logarithm of each one's probability, float64 [K].
-
-        Raises:
-            DataError: the weights give logits that are not finite.
-        """
+        """See `Decoder`."""
         rows = len(length)
         with self._lock:
             self.forward_calls += 1

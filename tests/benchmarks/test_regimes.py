@@ -76,7 +76,7 @@ def test_even_answers_are_even() -> None:
 
 @pytest.mark.parametrize("regime", arms.REGIMES, ids=lambda regime: str(regime.trips))
 def test_every_arm_is_a_recipe(regime: arms.Regime) -> None:
-    for arm in (*arms.ARMS, *arms.VARIANTS):
+    for arm in arms.ALL:
         told = [*arms.overrides(arm, regime, 3), "data=d", "out=o"]
         given = [*told, "teacher=h:1"] if arm.teaches else told
         found = config.load(TrainConfig, "train", [], [*given, *(["batch.sampled=s"] if arm.samples else [])])
