@@ -98,13 +98,16 @@ def _take(out: Path, folder: Path, path: Path) -> tuple[Lock, list[Path]]:
     """The lock in a folder, and what had to be made for it, the folder first."""
     while True:
         made = [folder for folder in (folder, *folder.parents) if not folder.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             return lock.acquire(path), made
         except Held as held:
             raise _in_use(out, held) from None
         except FileNotFoundError:  # a job that has ended has just removed the folder
             continue
+        except FileExistsError:  # so it was there, and may have been removed before `mkdir` could look what it is
+            if folder.exists() and not folder.is_dir():
+                raise
 
 
 def _let_go(held: Lock, made: list[Path]) -> None:

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY
@@ -26,6 +27,7 @@ from shared.errors import ConfigError, ReportableError
 HOLD = """
 import os, subprocess, sys, time
 from pathlib import Path
+from typing import Any
 from shared import claims
 
 kind, out, child = sys.argv[1:]
@@ -304,6 +306,7 @@ def test_what_is_no_place_for_it_is_refused(tmp_path: Path) -> None:
 RACE = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from shared import claims
 from shared.errors import ConfigError
 
@@ -329,3 +332,19 @@ def test_never_two_at_once_however_often_the_file_is_made_and_removed(tmp_path: 
     assert min(counts) >= 0 and sum(counts) > 0, counts
     assert [racer.returncode for racer in racers] == [0] * 4
     assert [path for path in tmp_path.rglob("*") if path.name != "out"] == []
+
+
+def test_a_folder_that_goes_while_it_is_made_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mkdir` finds it there, and then looks whether it is a folder: another job has ended in between."""
+    out, make, calls = tmp_path / "out", Path.mkdir, []
+
+    def mkdir(path: Path, *args: Any, **kwargs: Any) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            raise FileExistsError(17, "File exists", str(path))
+        make(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with claims.directory(out):
+        assert claims.holder(out) is not None
+    assert calls == [out, out] and not out.exists()

@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.random_city import write_random_store
@@ -186,13 +187,19 @@ def test_predictions_are_in_float32_whatever_trained_before(monkeypatch: pytest.
     model = HOSER(ModelConfig(road_id_dim=8, road_attr_dim=2), network).eval()
     embed = model.embed_network
     monkeypatch.setattr(model, "embed_network", lambda: [seen.append(switches()), embed()][1])
-    monkeypatch.setattr(predictions, "_part", lambda *_: [seen.append(switches()), {}][1])
-    monkeypatch.setattr(predictions, "_in_order", lambda arrays: arrays)
+    answer = predictions.answers
+    monkeypatch.setattr(predictions, "answers", lambda *asked: [seen.append(switches()), answer(*asked)][1])
+    monkeypatch.setattr(predictions.Packed, "of", lambda batch, pinned: batch)  # it stays on the CPU
+    monkeypatch.setattr(predictions._Built, "on", lambda built, device: built.packed)
     settings = PredictConfig(data=store.path, weights=Path("w"), out=Path("o.npz"), batch_size=64)
+    said = []
     for tf32 in (False, True):
         with float32_products(CUDA, tf32):
-            predictions.predict(model, network, store.trips("val"), TimeScale(0, 1), settings, CUDA)
+            said.append(predictions.predict(model, network, store.trips("val"), TimeScale(0, 1), settings, CUDA))
+            assert switches() == (tf32, tf32)
     assert seen == [(False, False)] * 4
+    assert said[0]["logit"].size > 0
+    assert all(np.array_equal(first, second) for first, second in zip(said[0].values(), said[1].values(), strict=True))
 
 
 def test_numbers_are_read_and_tensors_moved() -> None:
