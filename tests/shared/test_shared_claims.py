@@ -27,7 +27,6 @@ from shared.errors import ConfigError, ReportableError
 HOLD = """
 import os, subprocess, sys, time
 from pathlib import Path
-from typing import Any
 from shared import claims
 
 kind, out, child = sys.argv[1:]
@@ -306,7 +305,6 @@ def test_what_is_no_place_for_it_is_refused(tmp_path: Path) -> None:
 RACE = """
 import sys, time
 from pathlib import Path
-from typing import Any
 from shared import claims
 from shared.errors import ConfigError
 
