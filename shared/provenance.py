@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import functools
 import importlib.metadata
@@ -10,6 +9,7 @@ import importlib.resources
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,6 +20,13 @@ from shared import files
 
 ROOTS = ("shared", "student_trainer", "teacher_server")
 LIBRARIES = ("torch", "numpy", "numba", "scipy", "polars")
+
+IMPORT = re.compile(
+    r"^[ \t]*(?:from[ \t]+(?P<package>[\w.]+)[ \t]+import[ \t]+(?P<names>\([^)]*\)|[^\n]+)|import[ \t]+(?P<modules>[^\n]+))",
+    re.MULTILINE,
+)
+"""A statement that imports: read so, a tenth of the time that a syntax tree takes, for every command needs it."""
+COMMENT = re.compile(r"#[^\n]*")
 
 VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX", "sve": "SVE", "asimd": "NEON"}
 """Vector instructions by the names that Linux has for them, the widest first."""
@@ -137,14 +144,11 @@ def import_closure(module: str) -> dict[str, bytes]:
 def _imports(source: bytes) -> tuple[str, ...]:
     """What a module imports of the code base; also what may be a name in a module rather than a module."""
     found: list[str] = []
-    for node in ast.walk(ast.parse(source)):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        found += (name for name in names if name.partition(".")[0] in ROOTS)
-    return tuple(found)
+    for statement in IMPORT.finditer(source.decode()):
+        package, names = statement["package"], COMMENT.sub("", statement["names"] or statement["modules"])
+        modules = [words[0] for name in names.strip("()").split(",") if (words := name.split())]
+        found += [package, *(f"{package}.{name}" for name in modules)] if package else modules
+    return tuple(name for name in found if name.partition(".")[0] in ROOTS)
 
 
 def _source(name: str) -> bytes | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.regimes import arms, page, pairs
+from benchmarks.regimes import arms, costs, page, pairs
 from benchmarks.regimes.one import ControlTeacher
 from shared import config, ragged
 from shared.wire import HistoryMode, ScoreQuery, ScoreReply
@@ -134,3 +134,24 @@ def test_evaluations_are_found_by_the_names_of_runs(tmp_path: Path, monkeypatch:
         ("all", 1000, "default"): {0: "a/all/1000/default-0/evaluation"},
         ("all", 1000, "default-shuffled"): {12: "b/all/1000/default-shuffled-12/evaluation"},
     }
+
+
+def test_a_step_costs_the_median_of_its_lines_without_the_first() -> None:
+    def line(step: float) -> dict[str, float]:
+        return {"perf/step_ms": step, "perf/loss_ms": step / 10, "perf/positions_per_s": 1000 / step}
+
+    lines = [line(500), {"val/accuracy": 0.5}, line(10), line(30), line(20)]
+    assert costs.cost_of(lines) == costs.Cost(20, 0, 2, 50)
+    with pytest.raises(ValueError, match="too few steps"):
+        costs.cost_of(lines[:2])
+
+
+def test_the_table_compares_arms_of_the_same_turn() -> None:
+    turns = [
+        {"vanilla": costs.Cost(10, 0, 1, 1000), "head": costs.Cost(12, 0.5, 2, 900)},
+        {"vanilla": costs.Cost(20, 0, 1, 500), "head": costs.Cost(22, 0.5, 2, 450)},
+        {"vanilla": costs.Cost(10, 0, 1, 1000), "head": costs.Cost(11.5, 0.5, 2, 900)},
+    ]
+    rows = costs.table(turns).splitlines()[2:]
+    assert rows[0] == "| labels alone | 10.0 | 1.00 | 1.00 | 1.00 | 1.0 | 0.00 | 1,000 |"
+    assert rows[1] == "| destination-free head alone | 12.0 | 1.15 | 1.10 | 1.20 | 2.0 | 0.50 | 900 |"

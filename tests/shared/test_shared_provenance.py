@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import json
 import re
@@ -31,6 +32,38 @@ def test_every_module_that_is_imported_decides(module: str) -> None:
     imported = set(done.stdout.split())
     assert {module, "shared.files"} <= imported
     assert imported <= provenance.import_closure(module).keys()
+
+
+def by_syntax_tree(source: bytes) -> set[str]:
+    found: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None and not node.level, "imports are absolute"
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return {name for name in found if name.partition(".")[0] in provenance.ROOTS}
+
+
+def test_imports_are_what_the_syntax_tree_says() -> None:
+    """Of every module, and however a statement is written."""
+    paths = [path for root in provenance.ROOTS for path in (REPOSITORY / root).rglob("*.py")]
+    assert len(paths) > 200
+    for path in paths:
+        assert set(provenance._imports(path.read_bytes())) == by_syntax_tree(path.read_bytes()), path
+    source = b"""
+import os, shared.files as f  # shared.not
+from shared import (  # shared.not
+    log,  # what is said
+    cli as c,
+)
+if True:
+    from teacher_server.engine import engine as e, tiler
+    import student_trainer
+"""
+    expected = {"shared", "shared.files", "shared.log", "shared.cli", "student_trainer", "teacher_server.engine"}
+    expected |= {"teacher_server.engine.engine", "teacher_server.engine.tiler"}
+    assert set(provenance._imports(source)) == by_syntax_tree(source) == expected
 
 
 def test_what_an_evaluation_imports_only_for_weights_decides_too() -> None:
