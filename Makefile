@@ -16,7 +16,8 @@ MINUTES ?= 30
 BUF := npx --yes @bufbuild/buf@1.75.0
 GPU_OUT ?= runs/gpu
 GPU_SECONDS ?= 470
-WORKERS ?= logical
+# One more than there are processors: tests wait for servers, too.
+WORKERS ?= $(shell echo $$(( $$($(PYTHON) -c 'import os; print(min(os.cpu_count() or 1, 7))') + 1 )))
 # Tests reach into modules (`module.time`), call what has no types, and write `[f(x) for x in xs]` for what returns nothing.
 TYPE_TESTS := MYPYPATH=tests $(BIN)/mypy --cache-dir .mypy_cache/tests --implicit-reexport --allow-untyped-calls \
   --no-warn-unused-ignores --no-warn-return-any --disable-error-code func-returns-value
@@ -60,13 +61,13 @@ demo: $(USABLE) ## the main job on a synthetic city: prepare, pretrain, serve, t
 	$(BIN)/python -m shared.demo --out runs/demo $(if $(SEEDS),--seeds $(SEEDS))
 
 test: setup ## all tests, on all cores (make test WORKERS=0: one after another)
-	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-images: setup ## build and run the images with Buildah, runc and mmdebstrap (root; downloads 2 GB; some 10 minutes)
 	TEST_IMAGES=1 $(BIN)/python -m pytest tests/docker/test_docker_build.py
 
 test-fast: setup ## the tests that start no servers and train nothing
-	$(BIN)/python -m pytest -m 'not integration' -n $(WORKERS) --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest -m 'not integration' -n $(WORKERS) --dist worksteal
 
 chaos: setup ## the matrix of faults, and a trainer killed and resumed 20 times (half an hour; CHAOS='--only fault=reset')
 	$(BIN)/python -m tests.chaos $(CHAOS)

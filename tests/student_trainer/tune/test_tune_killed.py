@@ -20,7 +20,7 @@ from support.random_city import write_random_store
 
 pytestmark = pytest.mark.integration
 
-TRIALS = 6
+TRIALS = 4
 SETTINGS = (
     "skip=[0,2,3]",
     f"trials={TRIALS}",
