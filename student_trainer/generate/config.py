@@ -83,8 +83,8 @@ class GenerateConfig(SearcherConfig):
     split: SplitName = "test"
     """train, val or test: where OD pairs and departure times come from."""
     pairs: int = pydantic.Field(1000, ge=0)
-    """Trips of the split to take OD pairs from, drawn without replacement; 0 takes all, in the split's order. The
-    first pairs of a longer draw are those of a shorter one."""
+    """Trips of the split to take OD pairs from, at most, drawn without replacement; 0 takes all, in the split's order.
+    The first pairs of a longer draw are those of a shorter one."""
     seed: int = 42
     """Seed of the draw; nothing else is random."""
     candidate_top_k: int = pydantic.Field(64, ge=0)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 import numpy as np
 
 from shared.arrays import Bool, Int64
-from shared.errors import ConfigError, DataError
+from shared.errors import DataError
 from shared.store import Trips
 from student_trainer.data.batch import is_weekend
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,18 +41,17 @@ class Pairs:
 
 
 def draw(trips: Trips, count: int, seed: int, split: str) -> Pairs:
-    """OD pairs of `count` trips, drawn without replacement; 0: of all, in their order.
+    """OD pairs of `count` trips, drawn without replacement, or of all if there are fewer; 0: of all, in their order.
 
     The same split, count and seed give the same pairs; a longer draw begins with a shorter one.
 
     Raises:
         DataError: the split has no trips.
-        ConfigError: it has fewer.
     """
     if not len(trips):
         raise DataError(f"the {split} split has no trips, so there are no OD pairs to generate for")
     if count > len(trips):
-        raise ConfigError(f"pairs: the {split} split has {len(trips)} trips, fewer than {count}; 0 takes all")
+        log.info("the %s split has %d trips, fewer than pairs=%d: OD pairs of all of them", split, len(trips), count)
     trip = np.random.default_rng(seed).permutation(len(trips))[:count] if count else np.arange(len(trips))
     first, last = trips.offsets[trip], trips.offsets[trip + 1] - 1
     return Pairs(

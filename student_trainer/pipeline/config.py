@@ -48,7 +48,7 @@ class PipelineConfig(Section):
     method: Method = "beam"
     """Search of the models' trips: greedy, beam, best_first."""
     pairs: int = pydantic.Field(1000, ge=0)
-    """OD pairs of each split and seed; 0: all."""
+    """OD pairs of each split and seed, at most; 0: all."""
     search: SearchConfig = SearchConfig()
     """Search."""
     candidate_top_k: int = pydantic.Field(64, ge=0)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.random_city import random_network, random_trips
 
 from shared import ragged
-from shared.errors import ConfigError, DataError
+from shared.errors import DataError
 from shared.store import Trips
 from student_trainer.data import graph
 from student_trainer.data.network import RoadNetwork
@@ -76,7 +76,7 @@ def test_more_destinations_than_are_held_at_once(monkeypatch: pytest.MonkeyPatch
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_draw_is_without_replacement_and_begins_with_a_shorter_one() -> None:
+def test_a_draw_is_without_replacement_and_begins_with_a_shorter_one(caplog: pytest.LogCaptureFixture) -> None:
     network, _ = random_network()
     trips = random_trips(network, 50)
     drawn = pairs.draw(trips, 30, 7, "test")
@@ -89,8 +89,10 @@ def test_a_draw_is_without_replacement_and_begins_with_a_shorter_one() -> None:
         assert (drawn.origin[number], drawn.destination[number]) == (trips.roads[part][0], trips.roads[part][-1])
         assert drawn.departure[number] == trips.times[part][0]
         assert drawn.row[number] == trips.source_rows[trip]
-    with pytest.raises(ConfigError, match="50 trips, fewer than 51"):
-        pairs.draw(trips, 51, 7, "test")
+    with caplog.at_level("INFO"):
+        most = pairs.draw(trips, 51, 7, "test")
+    assert "the test split has 50 trips, fewer than pairs=51: OD pairs of all of them" in caplog.text
+    assert most.trip[:30].tolist() == drawn.trip.tolist() and sorted(most.trip) == list(range(50))
     empty = Trips(trips.roads[:0], trips.times[:0], trips.offsets[:1], trips.source_rows[:0])
     with pytest.raises(DataError, match="the test split has no trips"):
         pairs.draw(empty, 0, 7, "test")

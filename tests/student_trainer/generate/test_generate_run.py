@@ -228,7 +228,6 @@ def test_bad_input_is_explained(city: tuple[Store, Path], tmp_path: Path, capsys
         ({"--weights": "none"}, [], "needs weights"),
         ({"--data": str(tmp_path)}, [], "not a store"),
         ({"--data": str(empty)}, ["pairs=0"], "the test split has no trips"),
-        ({}, ["pairs=1000000"], "fewer than 1000000"),
         ({"--out": str(garbage)}, [], "not a directory"),
         ({}, ["search.width=0"], "search.width"),
         ({}, ["method=dijkstra"], "method"),
