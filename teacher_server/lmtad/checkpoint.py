@@ -122,8 +122,7 @@ def architecture(checkpoint: Checkpoint, n_head: int | None) -> Architecture:
         if _is_known(name, config.get(name)) and config[name] != value:
             raise FileFormatError(f"model_config says {name} = {config[name]!r}, but the weights say {value}")
     result = Architecture(n_head=_heads(config, n_head), **inferred)
-    with torch.device("meta"):
-        model = LMTAD(result, tied_head="lm_head.weight" not in tensors)
+    model = LMTAD.without_values(result, tied_head="lm_head.weight" not in tensors)
     check_shapes(model.shapes(), tensors)
     return result
 

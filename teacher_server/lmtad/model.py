@@ -18,6 +18,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from shared import teacher_file
 from shared.errors import FileFormatError
@@ -217,14 +218,19 @@ class LMTAD(nn.Module):
         self._initialise()
 
     @classmethod
+    def without_values(cls, architecture: Architecture, tied_head: bool) -> LMTAD:
+        """A model on the meta device: names and shapes of its weights."""
+        with torch.device("meta"), _Uninitialised():
+            return cls(architecture, tied_head=tied_head)
+
+    @classmethod
     def from_weights(cls, architecture: Architecture, weights: Weights) -> LMTAD:
         """A model for inference with the given weights, in their dtype; without `lm_head.weight` the head is tied.
 
         Raises:
             FileFormatError: names or shapes are not those of the architecture.
         """
-        with torch.device("meta"):
-            model = cls(architecture, tied_head="lm_head.weight" not in weights)
+        model = cls.without_values(architecture, tied_head="lm_head.weight" not in weights)
         tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
         check_shapes(model.shapes(), tensors)
         if model.tied_head:
@@ -290,8 +296,7 @@ class LMTAD(nn.Module):
 
     def shallow(self, n_layer: int) -> LMTAD:
         """The model of the first blocks; it shares the weights."""
-        with torch.device("meta"):
-            model = LMTAD(dataclasses.replace(self.architecture, n_layer=n_layer), tied_head=self.tied_head)
+        model = LMTAD.without_values(dataclasses.replace(self.architecture, n_layer=n_layer), self.tied_head)
         mine = self.state_dict()
         model.load_state_dict({name: mine[name] for name in model.state_dict()}, assign=True)
         model.attend_to = self.attend_to
@@ -319,6 +324,16 @@ class LMTAD(nn.Module):
                 nn.init.zeros_(tensor)
             elif tensor.dim() == 2:
                 nn.init.normal_(tensor, std=residual_std if name.endswith("c_proj.weight") else INIT_STD)
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out `torch.nn.init`: random numbers on the meta device import torch's compiler, for over a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def load(header: TeacherHeader, weights: Weights) -> LMTAD:

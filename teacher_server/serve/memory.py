@@ -8,19 +8,28 @@ would be kept for minutes. And glibc keeps what was freed between what is in use
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 TRIM_SECONDS = 30.0
 """From one trim to the next; one takes some milliseconds on a thread of its own."""
 
 
-def settle() -> None:
-    """Called once when all is loaded: what is there now is not looked at for garbage again."""
+@contextlib.contextmanager
+def settled() -> Iterator[None]:
+    """While the block runs, what is there at its begin, when all is loaded, is not looked at for garbage.
+
+    Afterwards it is, or libraries that look for what nobody has freed when the interpreter ends write lines about it.
+    """
     gc.collect()
     gc.freeze()
     gc.collect()  # counts anew what is old: next to nothing
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def find_trim() -> Callable[[int], int] | None:

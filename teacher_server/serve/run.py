@@ -99,14 +99,14 @@ async def _serve(settings: ServeConfig, tracer: Tracer | None) -> int:
                 is_accelerated=scorer.served.device != "cpu", on_lost=end, share=service.quotas.share,
             )  # fmt: skip
             service.open(scorer.served, batcher)
-            memory.settle()
-            _enter(lifecycle, State.SERVING)
-            metrics.load_seconds.set(time.time() - psutil.Process().create_time())
-            _announce(*ports, scorer.served)
-            async with keeper.keeping():
-                await stop.wait()
-                _enter(lifecycle, State.DRAINING)
-                code = await _drain(service, settings.drain_seconds)
+            with memory.settled():
+                _enter(lifecycle, State.SERVING)
+                metrics.load_seconds.set(time.time() - psutil.Process().create_time())
+                _announce(*ports, scorer.served)
+                async with keeper.keeping():
+                    await stop.wait()
+                    _enter(lifecycle, State.DRAINING)
+                    code = await _drain(service, settings.drain_seconds)
             return LOST if lost.is_set() else code
     finally:
         model_thread.shutdown(wait=False)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 
 from shared.errors import FileFormatError
 from teacher_server.lmtad import model as model_module
@@ -130,8 +133,8 @@ def test_names_are_the_public_ones() -> None:
 
 def test_published_size() -> None:
     """96.31 M + 768 a token of block, for 51,660 cells (reference implementation, counted)."""
-    with torch.device("meta"):
-        model = LMTAD(Architecture(8, 12, 768, 1024, 51_663, bias=False))
+    model = LMTAD.without_values(Architecture(8, 12, 768, 1024, 51_663, bias=False), tied_head=True)
+    assert all(parameter.is_meta for parameter in model.parameters())
     assert len(model.state_dict()) == 52
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(96.31e6 + 768 * 1024, rel=1e-4)
 
@@ -145,6 +148,19 @@ def test_weights_round_trip(tied_head: bool) -> None:
     tokens = torch.tensor([[16, 3, 4]])
     assert torch.equal(again(tokens), model(tokens))
     assert not any(parameter.requires_grad for parameter in again.parameters())
+
+
+def test_a_teacher_is_loaded_without_torch_s_compiler() -> None:
+    """Which takes over a second to import, and random numbers on the meta device would."""
+    code = """
+import sys
+from teacher_server.lmtad.model import LMTAD, Architecture
+sizes = Architecture(n_layer=1, n_head=1, n_embd=8, block_size=4, vocab_size=9, bias=True)
+LMTAD.from_weights(sizes, LMTAD(sizes).weights()).shallow(1)
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    assert done.stdout.split() == ["False"]
 
 
 def test_dropout_is_only_for_training() -> None:

@@ -47,11 +47,8 @@ def test_glibc_has_it() -> None:
 
 def test_what_is_there_is_not_searched_again() -> None:
     kept: list[list[int]] = [[] for _ in range(1000)]
-    frozen = gc.get_freeze_count()
-    memory.settle()
-    try:
-        assert gc.get_freeze_count() > frozen
+    with memory.settled():
+        assert gc.get_freeze_count() > 1000
         tracked = {id(found) for found in gc.get_objects()}
         assert not tracked & {id(found) for found in kept}
-    finally:
-        gc.unfreeze()
+    assert gc.get_freeze_count() == 0
