@@ -153,7 +153,7 @@ def figure(runs: Sequence[Run]) -> None:
         ),
         ("vanilla", "test", "labels alone", {"color": "#767676", "marker": "o"}),
     ]
-    drawing, panels = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    drawing, panels = pyplot.subplots(1, 2, figsize=(9, 4.1), layout="constrained")
     for panel, (name, label) in zip(panels, (("accuracy", "next road, %"), ("nll", "NLL, nats")), strict=True):
         of_all = [run for run in runs if run["teacher"] == "all"]
         for arm, part, text, style in shown:
@@ -171,7 +171,7 @@ def figure(runs: Sequence[Run]) -> None:
         panel.minorticks_off()
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(axis="y", alpha=0.3)
-    panels[1].legend(frameon=False)
+    drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     drawing.savefig(FIGURE, dpi=110)
 
 
