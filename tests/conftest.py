@@ -38,6 +38,16 @@ hypothesis.settings.load_profile("untimed")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """A test leaves no handler of its own to those that come after it in its process."""
+    heard = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in heard.items():
+        if handler is not None and signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
+
+
 def reference_path(*parts: str) -> Path:
     """A file of what the public implementations computed; `tests/reference/README.md` says how they were made."""
     return REPOSITORY.joinpath("tests", "reference", *parts)

@@ -27,7 +27,8 @@ alarms: list[int] = []
 def process_wide_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     root = logging.getLogger()
     level = root.level
     monkeypatch.setattr(ranks.signal, "alarm", alarms.append)  # the tests' own limits use the same timer
