@@ -26,7 +26,7 @@ from shared import files
 TABLE = RESULTS / "regimes_costs.md"
 NAMES = ("vanilla", "document", "head", "target", "unsampled", "default")
 REGIME = arms.Regime(1_000, 3, 32)
-MIXED, SAMPLED_TRIPS, EPOCHS = arms.Regime(120, 2, 64), 2_880, 2
+MIXED, SAMPLED_TRIPS = arms.Regime(120, 2, 64), 2_880
 """Where trips are sampled: as many steps, of batches in the default's mixture (24 to 1)."""
 LOGGED = 10
 """Steps a line of metrics.jsonl."""
@@ -66,7 +66,8 @@ def measure(name: str, data: Path, teacher: str, sampled: Path, out: Path) -> Co
     """Trains an arm for a few dozen steps."""
     arm = dataclasses.replace(arms.arm(name), sampled_trips=SAMPLED_TRIPS)
     told = arms.overrides(arm, MIXED if arm.samples else REGIME, 0)
-    told = [f"optim.epochs={EPOCHS}" if arm.samples and text.startswith("optim.epochs=") else text for text in told]
+    if arm.samples:
+        told = [f"optim.epochs={MIXED.epochs}" if text.startswith("optim.epochs=") else text for text in told]
     command = [sys.executable, "-m", "student_trainer", "train", "--data", str(data), "--out", str(out)]
     command += ["--teacher", teacher if arm.teaches else "none", *told]
     command += [f"log.every={LOGGED}", "log.headroom=false", "log.tensorboard=false", "batch.val_trips=64"]

@@ -27,7 +27,7 @@ alarms: list[int] = []
 def process_wide_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+    alarm = signal.getsignal(signal.SIGALRM)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     root = logging.getLogger()
     level = root.level
@@ -35,8 +35,7 @@ def process_wide_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     alarms.clear()
     root.setLevel(level)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    signal.signal(signal.SIGALRM, alarm)
 
 
 def test_a_sum_on_a_device_is_everybody_s_before_it_is_used() -> None:

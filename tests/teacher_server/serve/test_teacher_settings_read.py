@@ -43,14 +43,11 @@ PATIENCE = 60
 
 
 @pytest.fixture(autouse=True)
-def process_wide_state() -> Iterator[None]:
-    """Threads and signal handlers, as they were afterwards."""
+def own_threads() -> Iterator[None]:
+    """As many as before afterwards."""
     threads = torch.get_num_threads()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
     torch.set_num_threads(threads)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.integration
