@@ -20,6 +20,7 @@ from support.command_lines import ending_of, every_job, needed_flags
 from support.generated_trips import write_generated
 from support.lattice_city import walk, write_network, write_trips
 from support.random_city import write_random_store
+from support.runs import train_here
 from support.tiny_city import write_tiny_city
 
 from shared import claims, cli, files, teacher_file
@@ -179,10 +180,17 @@ def test_a_job_writes_where_a_link_leads(job: str, made: dict[str, Path], tmp_pa
         assert not list(tmp_path.rglob(".*")), "locks and temporary files"
 
 
+EPOCHS = 12
+
+
+def words(store: Path, out: Path) -> list[str]:
+    """Of a run that takes long enough to meet another one."""
+    return TRAIN.replace("optim.epochs=1", f"optim.epochs={EPOCHS}").format(store=store, out=out).split()
+
+
 def train(store: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    arguments = TRAIN.replace("optim.epochs=1", "optim.epochs=25").format(store=store, out=out).split()
     return subprocess.Popen(
-        [sys.executable, "-m", "student_trainer", *arguments, *more],
+        [sys.executable, "-m", "student_trainer", *words(store, out), *more],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
@@ -204,8 +212,7 @@ def validations(out: Path) -> list[int]:
 def test_of_two_trainers_the_second_is_refused_and_the_first_ends_as_if_alone(
     made: dict[str, Path], tmp_path: Path
 ) -> None:
-    with train(made["store"], tmp_path / "alone") as alone:
-        assert alone.communicate()[0]
+    train_here(*words(made["store"], tmp_path / "alone")[1:])
     out = tmp_path / "out"
     with train(made["store"], out) as first:
         wait_for(out / "checkpoints" / "last.pt", first)
@@ -222,7 +229,7 @@ def test_of_two_trainers_the_second_is_refused_and_the_first_ends_as_if_alone(
             first.send_signal(signal.SIGCONT)
         printed, said = first.communicate()
     assert first.returncode == 0, said
-    assert len(validations(out)) == 25 and validations(out) == validations(tmp_path / "alone")
+    assert len(validations(out)) == EPOCHS and validations(out) == validations(tmp_path / "alone")
     for name in ("last.pt", "best.pt"):
         ours, theirs = (checkpoints.load(path / "checkpoints" / name) for path in (out, tmp_path / "alone"))
         assert all(torch.equal(ours.model[key], theirs.model[key]) for key in theirs.model)
@@ -239,7 +246,7 @@ def test_a_killed_trainer_is_followed_by_the_next(made: dict[str, Path], tmp_pat
     with train(made["store"], out, "--resume") as second:
         _, said = second.communicate()
     assert second.returncode == 0, said
-    assert len(validations(out)) == 25
+    assert len(validations(out)) == EPOCHS
     assert not (out / ".lock").exists()
 
 

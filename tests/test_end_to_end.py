@@ -15,8 +15,11 @@ import pytest
 import torch
 from conftest import REPOSITORY, TeacherStarter, write_tiny_teacher
 from support.random_city import write_random_store
+from support.runs import train_here
 
+from shared import cli
 from shared.store import Store
+from student_trainer.__main__ import JOBS
 
 pytestmark = pytest.mark.integration
 
@@ -54,10 +57,13 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
     return out, err
 
 
+def words(store: Store, address: str, out: Path, *overrides: str) -> list[object]:
+    """Of a small run, behind `train`."""
+    return ["--data", store.path, "--teacher", address, "--out", out, *SMALL, *overrides]
+
+
 def train(store: Store, address: str, out: Path, *overrides: str) -> subprocess.Popen[str]:
-    return start(
-        "student_trainer", "train", "--data", store.path, "--teacher", address, "--out", out, *SMALL, *overrides
-    )
+    return start("student_trainer", "train", *words(store, address, out, *overrides))
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -72,6 +78,7 @@ def assert_same_bits(a: Path, b: Path) -> None:
         assert torch.equal(ours[name], theirs[name]), name
 
 
+@pytest.mark.long
 def test_how_the_teacher_is_asked_changes_no_bit(
     store: Store, teacher: Path, running_teacher: TeacherStarter, tmp_path: Path
 ) -> None:
@@ -83,7 +90,7 @@ def test_how_the_teacher_is_asked_changes_no_bit(
         "hurried": ("client.lookahead=1", "client.max_in_flight=1"),
     }
     with running_teacher(teacher) as server:
-        finish(train(store, server.address, tmp_path / "alone"))
+        train_here(*words(store, server.address, tmp_path / "alone"))
         together = [train(store, server.address, tmp_path / name, *way) for name, way in ways.items()]
         for process in together:
             finish(process)
@@ -94,12 +101,13 @@ def test_how_the_teacher_is_asked_changes_no_bit(
     assert summary["best"]["kl"] > 0
 
 
+@pytest.mark.long
 def test_a_teacher_restarted_in_the_middle_changes_no_bit(
     store: Store, teacher: Path, running_teacher: TeacherStarter, tmp_path: Path
 ) -> None:
-    epochs = "optim.epochs=20"
+    epochs = "optim.epochs=10"
     with running_teacher(teacher) as server:
-        finish(train(store, server.address, tmp_path / "calm", epochs))
+        train_here(*words(store, server.address, tmp_path / "calm", epochs))
         address = server.address
     with running_teacher(teacher, listen=address) as server:
         process = train(store, address, tmp_path / "shaken", epochs, "log.every=1")
@@ -119,18 +127,29 @@ def wait_for(path: Path, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
+EPOCHS = "optim.epochs=12"
+
+
+@pytest.fixture(scope="module")
+def whole(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody interrupts."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train_here(*words(store, "none", out, EPOCHS))
+    return out
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_and_resumed_at_the_command_line(store: Store, tmp_path: Path, number: signal.Signals) -> None:
-    epochs = "optim.epochs=30"
-    finish(train(store, "none", tmp_path / "whole", epochs))
-    process = train(store, "none", tmp_path / "cut", epochs, "log.every=1")
+def test_interrupted_and_resumed_at_the_command_line(
+    store: Store, whole: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    process = train(store, "none", tmp_path / "cut", EPOCHS, "log.every=1")
     wait_for(tmp_path / "cut" / "metrics.jsonl")
     process.send_signal(number)
     _, err = finish(process, code=130)
     assert "go on with --resume" in err
-    _, err = finish(train(store, "none", tmp_path / "cut", epochs, "--resume"))
+    _, err = finish(train(store, "none", tmp_path / "cut", EPOCHS, "--resume"))
     assert "resuming at step" in err
-    assert_same_bits(tmp_path / "whole", tmp_path / "cut")
+    assert_same_bits(whole, tmp_path / "cut")
 
 
 def test_another_vocabulary_is_refused_before_anything_is_written(
@@ -154,7 +173,7 @@ def test_absent_teacher(store: Store, tmp_path: Path) -> None:
 
 def test_predict_of_a_run_and_of_its_export_agree(store: Store, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    finish(train(store, "none", run))
+    train_here(*words(store, "none", run))
     arrays = []
     for weights_file in (run / "checkpoints" / "best.pt", run / "hoser.pth"):
         out = tmp_path / f"{weights_file.stem}.npz"
@@ -194,11 +213,15 @@ PREDICT = "predict --data {store} --weights {out}/w.pt "
         ("predict --data {store} --weights {store}/store.json --out {out}.npz", "is not a PyTorch checkpoint"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(store: Store, tmp_path: Path, arguments: str, message: str) -> None:
+def test_bad_input_is_one_line_and_leaves_nothing(
+    store: Store, tmp_path: Path, arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     filled = [argument.format(store=store.path, out=out) for argument in arguments.split()]
-    printed, err = finish(start("student_trainer", *filled), code=2)
-    assert not printed
+    capsys.readouterr()
+    assert cli.main("student-trainer", "", JOBS, filled) == 2
+    printed, err = capsys.readouterr()
+    assert not printed and "Traceback" not in err
     lines = [line for line in err.splitlines() if line.startswith("student-trainer")]
     assert len(lines) == 1 and message in lines[0], err
     assert list(tmp_path.iterdir()) == []

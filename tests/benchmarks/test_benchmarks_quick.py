@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import io
 import json
 import math
 import subprocess
@@ -12,6 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks import cities, daemon, generation, hidden, host, server
+from benchmarks.__main__ import main
 from benchmarks.common import Options
 from student_trainer.demo_city import run as demo_city
 from student_trainer.demo_city.config import DemoCityConfig
@@ -21,9 +25,24 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.integration
 
 
-def benchmarks(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """What a command has ended with, and what it has printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def benchmarks(*arguments: object) -> Done:
+    """`python -m benchmarks` in this process, which has imported what each of seventeen would import anew."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as ended:  # of the command line's parser
+            code = int(ended.code or 0)
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 class Results(dict[str, dict[str, Any]]):

@@ -30,6 +30,7 @@ sys.meta_path.insert(0, Blocker())
 """Packages that a machine with an accelerator lacks, and that do not travel."""
 
 
+@pytest.mark.long
 @pytest.mark.integration
 @pytest.mark.timeout(900)
 def test_all_parts_run_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

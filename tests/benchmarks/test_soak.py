@@ -75,6 +75,7 @@ def test_errors_in_the_log_are_complaints(tmp_path: Path) -> None:
     assert [line[-7:] for line in found] == ["E at 40", "E at 50"]
 
 
+@pytest.mark.long
 @pytest.mark.integration
 def test_a_short_one(tmp_path: Path) -> None:
     """All that the long one looks at, but for growth: in seconds nothing finds its level."""

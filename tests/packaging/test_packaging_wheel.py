@@ -44,12 +44,14 @@ def environments(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 @pytest.fixture(scope="module")
 def work(environments: dict[str, Installed], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a city, its store and a teacher, made by the trainer's commands, and nothing else."""
+    """A directory with a city, its store, a teacher, and what looks like an evaluation."""
     work = tmp_path_factory.mktemp("work")
     trainer = environments["trainer"]
     trainer.run("student-trainer", "demo-city", "--out", "raw", *CITY, cwd=work)
     trainer.run("student-trainer", "prepare", "--raw", "raw", "--out", "store", "zones.count=4", cwd=work)
     write_tiny_teacher(work / "teacher.safetensors", tokeniser=Store(work / "store").tokeniser)
+    (work / "looked-at").mkdir()
+    (work / "looked-at" / "metrics.json").write_text("{}")
     return work
 
 
@@ -158,7 +160,7 @@ def test_teacher_and_trainer_each_in_an_environment_of_its_own(environments: dic
         ("teacher", "student-trainer train --data store --out new", None, "trainer"),
         ("teacher", "student-trainer prepare --raw raw --out new", None, "trainer"),
         ("trainer", "student-trainer tune --data store --out new", "optuna", "tune"),
-        ("trainer", "student-trainer report --data store --evaluations measured --out new", "matplotlib", "report"),
+        ("trainer", "student-trainer report --data store --evaluations looked-at --out new", "matplotlib", "report"),
         ("trainer", "student-trainer pipeline --data store --models run --out new", "matplotlib", "report"),
         ("trainer", "student-trainer train --data store --out logged log.wandb=offline", "wandb", "wandb"),
     ],

@@ -1,4 +1,4 @@
-"""What a run has left behind, to compare two of them."""
+"""Runs to compare: one that nothing disturbs, and what two of them have left behind."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from typing import Any
 
 import torch
 
+from shared import cli
+from student_trainer.__main__ import JOBS
 from student_trainer.runs import checkpoint as checkpoints
+
+
+def train_here(*arguments: object) -> None:
+    """`student-trainer train` from beginning to end in this process: what processes are compared with.
+
+    It has their bits, and spares the seconds in which one starts.
+    """
+    assert cli.main("student-trainer", "", JOBS, ["train", *map(str, arguments)]) == 0
 
 
 def records(out: Path) -> list[dict[str, float]]:

@@ -46,6 +46,7 @@ def test_a_difference_is_shown_with_what_to_do_about_it() -> None:
     assert told.endswith("python -m tests.walk --accept")
 
 
+@pytest.mark.long
 @pytest.mark.integration
 @pytest.mark.timeout(900)  # a minute where two cores are free
 def test_a_first_hour_prints_what_reviewers_have_read(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_divergence_has_a_floor_that_equal_sides_stay_near() -> None:
 
 
 @given(st.lists(st.integers(-6, 6), min_size=0, max_size=40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_wilcoxon_is_scipys(differences: list[int]) -> None:
     values = np.array([*differences, math.nan], float)
     found = wilcoxon(values)

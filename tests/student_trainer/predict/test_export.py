@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -79,20 +80,26 @@ NETWORK, _ = random_network(40, seed=3)
 TRIPS = random_trips(NETWORK, 60, seed=3, longest=30)
 
 
+@functools.cache
 def predictor(top_k: int) -> Predictor:
     store: Any = None
     return Predictor(random_model(NETWORK, temporal="time_emb"), store, NETWORK, SCALE, candidate_top_k=top_k)
 
 
-STUDENTS = {top_k: predictor(top_k) for top_k in (0, 2)}
-GRAPHS = {top_k: trace(portable(student)).module() for top_k, student in STUDENTS.items()}
+@functools.cache
+def graph(top_k: int) -> Any:
+    return trace(portable(predictor(top_k))).module()
+
+
+def compare_graph(top_k: int, questions: list[Question]) -> None:
+    answers = graph(top_k)(*map(torch.tensor, padded(questions)))
+    compare(predictor(top_k), questions, [values.tolist() for values in answers])
 
 
 @settings(max_examples=30)
 @given(st.sampled_from([0, 2]), st.integers(0, 10_000), st.integers(1, 20))
 def test_the_graph_says_what_the_predictor_says(top_k: int, seed: int, count: int) -> None:
-    questions = drawn(TRIPS, np.random.default_rng(seed), count)
-    compare(STUDENTS[top_k], questions, [v.tolist() for v in GRAPHS[top_k](*map(torch.tensor, padded(questions)))])
+    compare_graph(top_k, drawn(TRIPS, np.random.default_rng(seed), count))
 
 
 @pytest.mark.parametrize("day", range(14))
@@ -100,8 +107,7 @@ def test_days_and_seconds_are_read_as_in_training(day: int) -> None:
     """Weekends count by the trip's first entry, midnight included; before 1970, too."""
     for start in (1_704_585_600, -86_400 * 300):
         time = start + day * 86_400 - 30
-        question = ([0, 1, 2], [time, time + 29, time + 90], 5)
-        compare(STUDENTS[0], [question], [v.tolist() for v in GRAPHS[0](*map(torch.tensor, padded([question])))])
+        compare_graph(0, [([0, 1, 2], [time, time + 29, time + 90], 5)])
 
 
 def export(store: Path, weights: Path, out: Path) -> int:

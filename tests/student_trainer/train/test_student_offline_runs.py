@@ -13,7 +13,7 @@ import pytest
 from conftest import REPOSITORY, TeacherStarter, write_tiny_teacher
 from support.random_city import write_random_store
 from support.recipes import HISTORY
-from support.runs import assert_same_runs
+from support.runs import assert_same_runs, train_here
 from support.trials import SMALL, tune_settings
 
 from shared.errors import CompatibilityError
@@ -53,21 +53,25 @@ def answers_of(store: Store, name: str = "answers", *settings: str) -> str:
     return f"file:{out}"
 
 
-def train(store: Store, teacher: str, out: Path, *more: str, kill: tuple[str, int] = ("never", 0)) -> int:
-    """In a process of its own, which may kill itself."""
+def words(store: Store, teacher: str, out: Path, *more: str) -> list[str]:
+    """Of a small run, behind `train`."""
+    return ["--data", str(store.path), "--teacher", teacher, "--out", str(out), *more, *SETTINGS]
+
+
+def train_until_killed(moment: str, number: int, *arguments: str) -> None:
+    """In a process of its own, which kills itself."""
     script = str(REPOSITORY / "tests" / "support" / "train_until_killed.py")
-    command = [sys.executable, script, kill[0], str(kill[1]), "train", "--data", str(store.path), "--out", str(out)]
     done = subprocess.run(
-        [*command, "--teacher", teacher, *more, *SETTINGS],
+        [sys.executable, script, moment, str(number), "train", *arguments],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
     )
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.integration
 @pytest.mark.parametrize(
     "distill", [("distill.window=3", "distill.history=window"), ("distill.window=0", "distill.history=sequence")]
@@ -78,12 +82,12 @@ def test_a_run_on_answers_has_the_bits_of_one_on_the_daemon(
     """Killed twice and resumed, first from the daemon, then from the file."""
     answers = answers_of(store, "answers", distill[0].replace("distill.window", "windows"))
     with running_teacher(tmp_path / "teacher") as server:
-        assert train(store, server.address, tmp_path / "daemon", *distill) == 0
-        assert train(store, server.address, tmp_path / "cut", *distill, kill=("save", 2)) != 0
-    assert train(store, answers, tmp_path / "file", *distill) == 0
+        train_here(*words(store, server.address, tmp_path / "daemon", *distill))
+        train_until_killed("save", 2, *words(store, server.address, tmp_path / "cut", *distill))
+    train_here(*words(store, answers, tmp_path / "file", *distill))
     assert_same_runs(tmp_path / "daemon", tmp_path / "file")
-    assert train(store, answers, tmp_path / "cut", *distill, "--resume", kill=("replace", 5)) != 0
-    assert train(store, answers, tmp_path / "cut", *distill, "--resume") == 0
+    train_until_killed("replace", 5, *words(store, answers, tmp_path / "cut", *distill, "--resume"))
+    train_here(*words(store, answers, tmp_path / "cut", *distill, "--resume"))
     assert_same_runs(tmp_path / "daemon", tmp_path / "cut")
 
 

@@ -333,6 +333,7 @@ def ours(err: str) -> list[str]:
     return [line for line in err.splitlines() if " E " in line[:32] or line.startswith("student-trainer")]
 
 
+@pytest.mark.long
 @pytest.mark.integration
 def test_two_processes_learn_what_one_learns(store: Store, tmp_path: Path, running_teacher: TeacherStarter) -> None:
     """With a real teacher; then the same directory once more, which all ranks leave with one message."""
@@ -352,10 +353,11 @@ def test_two_processes_learn_what_one_learns(store: Store, tmp_path: Path, runni
     assert "is not empty; go on with --resume" in line
 
 
+@pytest.mark.long
 @pytest.mark.integration
 def test_terminated_killed_and_resumed_equals_undisturbed(store: Store, tmp_path: Path) -> None:
     """Two ranks stopped by the launcher, then one of them killed: each leaves a checkpoint; resumed to the bit."""
-    more = ("optim.epochs=20", "log.checkpoint_every=7")
+    more = ("optim.epochs=12", "log.checkpoint_every=7")
     with torchrun(store, tmp_path / "whole", settings=more) as process:
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err

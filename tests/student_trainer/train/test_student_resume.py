@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY, TeacherStarter, write_tiny_teacher
 from support.random_city import write_random_store
-from support.runs import assert_same_runs, records
+from support.runs import assert_same_runs, records, train_here
 
 pytestmark = pytest.mark.integration
 
@@ -37,11 +37,15 @@ TIMES = 3
 """How often it is killed from outside, at random."""
 
 
+def words(store: Path, teacher: str, out: Path, *flags: str) -> list[str]:
+    """Of the run, behind `train`."""
+    return ["--data", str(store), "--teacher", teacher, "--out", str(out), *flags, *SETTINGS]
+
+
 def start(moment: str, number: int, store: Path, teacher: str, out: Path, *flags: str) -> subprocess.Popen[str]:
     script = str(REPOSITORY / "tests" / "support" / "train_until_killed.py")
-    command = [sys.executable, script, moment, str(number), "train", "--data", str(store), "--out", str(out)]
     return subprocess.Popen(
-        [*command, "--teacher", teacher, *flags, *SETTINGS],
+        [sys.executable, script, moment, str(number), "train", *words(store, teacher, out, *flags)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -66,13 +70,14 @@ def kill_within(process: subprocess.Popen[str], out: Path, seconds: float) -> No
     finish(process, -signal.SIGKILL)
 
 
+@pytest.mark.long
 def test_killed_at_any_moment_resumes_to_the_bit(tmp_path: Path, running_teacher: TeacherStarter) -> None:
     """Weights, optimizer, records, best: with a real teacher and several micro-batches a step."""
     store = write_random_store(tmp_path / "store", trips=61)
     write_tiny_teacher(tmp_path / "teacher", tokeniser=store.tokeniser)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     with running_teacher(tmp_path / "teacher") as server:
-        finish(start("never", 0, store.path, server.address, whole), 0)
+        train_here(*words(store.path, server.address, whole))
         flags: tuple[str, ...] = ()
         for moment, number in MOMENTS:
             finish(start(moment, number, store.path, server.address, cut, *flags), -signal.SIGKILL)

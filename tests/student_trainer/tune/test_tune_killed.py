@@ -59,6 +59,7 @@ def trained(out: Path) -> set[str]:
     return {path.parts[-4] for path in out.glob("optuna_trials/*_running/seed*/checkpoints/last.pt")}
 
 
+@pytest.mark.long
 def test_killed_twice_nothing_is_lost_or_counted_twice(tmp_path: Path, running_teacher: TeacherStarter) -> None:
     store = write_random_store(tmp_path / "store", trips=40)
     write_tiny_teacher(tmp_path / "teacher", tokeniser=store.tokeniser)
