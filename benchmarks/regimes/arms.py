@@ -34,11 +34,13 @@ class Regime:
         trips: labelled trips.
         epochs: of a run on these alone.
         batch_size: of such a run.
+        repeats: passes over these in an epoch of an arm that has one over sampled trips and repeats the labelled ones.
     """
 
     trips: int
     epochs: int
     batch_size: int
+    repeats: int
 
     @property
     def steps(self) -> int:
@@ -46,7 +48,7 @@ class Regime:
         return self.epochs * -(-self.trips // self.batch_size)
 
 
-REGIMES = (Regime(1_000, 10, 32), Regime(6_000, 8, 64), Regime(35_000, 8, 64))
+REGIMES = (Regime(1_000, 10, 32, 8), Regime(6_000, 8, 64, 4), Regime(35_000, 8, 64, 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Arm:
         whole_trips: whether trips are generated and judged.
         policy: how the sampled trips were drawn.
         sampled_trips: how many are mixed in.
+        repeats: whether labelled trips come several times an epoch, in as many steps as without.
     """
 
     name: str
@@ -78,6 +81,7 @@ class Arm:
     whole_trips: bool = False
     policy: Policy = "teacher"
     sampled_trips: int = SAMPLED_TRIPS
+    repeats: bool = False
 
 
 SAMPLED_EPOCHS, SAMPLED_BATCH = 8, 64
@@ -118,6 +122,7 @@ VARIANTS = (
         whole_trips=True),
     Arm("third", "as constant, λ .3", _settings(weight=0.3, schedule="constant"), samples=True, whole_trips=True),
     Arm("many", "the default, 60,000 trips", samples=True, sampled_trips=60_000, whole_trips=True),
+    Arm("repeated", "the default, labelled trips several times an epoch", samples=True, repeats=True, whole_trips=True),
     Arm("clip", "the default, gradients clipped at 5", ("optim.clip_norm=5",), samples=True, whole_trips=True),
 )  # fmt: skip
 
@@ -136,8 +141,11 @@ def overrides(arm: Arm, regime: Regime, seed: int) -> list[str]:
     given = [*WIDTH, f"seed={seed}", f"batch.train_trips={regime.trips}", *arm.settings]
     per_epoch = -(-(regime.trips + arm.sampled_trips) // SAMPLED_BATCH)
     if arm.samples:
-        given += [f"batch.sampled_trips={arm.sampled_trips}"]
-        given += [f"optim.epochs={SAMPLED_EPOCHS}", f"optim.batch_size={SAMPLED_BATCH}"]
+        repeats = regime.repeats if arm.repeats else 1
+        repeated = -(-(repeats * regime.trips + arm.sampled_trips) // SAMPLED_BATCH)
+        epochs = round(SAMPLED_EPOCHS * per_epoch / repeated)
+        given += [f"batch.sampled_trips={arm.sampled_trips}", f"batch.labelled_repeats={repeats}"]
+        given += [f"optim.epochs={epochs}", f"optim.batch_size={SAMPLED_BATCH}"]
     elif arm.as_many_steps:
         epochs = round(SAMPLED_EPOCHS * per_epoch / -(-regime.trips // regime.batch_size))
         given += [f"optim.epochs={epochs}", f"optim.batch_size={regime.batch_size}"]

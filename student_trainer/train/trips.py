@@ -26,6 +26,7 @@ class RunTrips:
         labelled, sampled: int64, numbers of those that it trains on.
         first_sampled: from which number on trips of `training` are sampled; None if all are labelled.
         validation: those that it is validated on.
+        repeats: how often a labelled trip comes in an epoch, in which a sampled one comes once.
     """
 
     training: Numbered
@@ -33,15 +34,22 @@ class RunTrips:
     sampled: Int64
     first_sampled: int | None
     validation: Trips
+    repeats: int = 1
 
     @property
     def numbers(self) -> Int64:
         """All that it trains on: int64, ascending."""
         return np.concatenate([self.labelled, self.sampled])
 
+    @property
+    def epoch(self) -> Int64:
+        """What an epoch consists of: int64, a labelled trip as often as it comes."""
+        return np.concatenate([np.tile(self.labelled, self.repeats), self.sampled])
+
     def __str__(self) -> str:
+        often = "" if self.repeats == 1 else f" {self.repeats} times an epoch"
         mixed_in = "" if self.first_sampled is None else f" and {len(self.sampled)} sampled ones"
-        return f"{len(self.labelled)} training trips{mixed_in}, {len(self.validation)} validation trips"
+        return f"{len(self.labelled)} training trips{often}{mixed_in}, {len(self.validation)} validation trips"
 
 
 def open_trips(store: Store, settings: TrainConfig) -> RunTrips:
@@ -55,9 +63,9 @@ def open_trips(store: Store, settings: TrainConfig) -> RunTrips:
     train, val = store.trips("train", settings.batch.cache), store.trips("val", settings.batch.cache)
     if settings.batch.val_trips:
         val = val.take(choose_trips(val, settings, "val"))
-    chosen = choose_trips(train, settings)
+    chosen, repeats = choose_trips(train, settings), settings.batch.labelled_repeats
     if settings.batch.sampled is None:
-        return RunTrips(train, chosen, np.zeros(0, np.int64), None, val)
+        return RunTrips(train, chosen, np.zeros(0, np.int64), None, val, repeats)
     sampled = load_sampled(settings.batch.sampled, store)
     wanted = settings.batch.sampled_trips or len(sampled)
     if wanted > len(sampled):
@@ -65,12 +73,12 @@ def open_trips(store: Store, settings: TrainConfig) -> RunTrips:
             f"batch.sampled_trips is {wanted}, but {settings.batch.sampled} has {len(sampled)} sampled trips"
         )
     mixed = MixedTrips(train, sampled)
-    return RunTrips(mixed, chosen, mixed.first_sampled + np.arange(wanted), mixed.first_sampled, val)
+    return RunTrips(mixed, chosen, mixed.first_sampled + np.arange(wanted), mixed.first_sampled, val, repeats)
 
 
 def schedule_of(trips: RunTrips, settings: TrainConfig) -> Schedule:
     """Which of the trips form which optimizer step."""
-    index = trips.numbers
+    index = trips.epoch
     steps = trips.training.lengths_of(index) - 1
     if settings.batch.max_steps:
         steps = np.minimum(steps, settings.batch.max_steps)

@@ -182,6 +182,23 @@ def test_the_trips_of_a_run_are_the_labelled_ones_and_the_first_sampled_ones(sto
     assert len(everything.numbers) == 60 + 30
 
 
+def test_labelled_trips_may_come_several_times_an_epoch(store: Store, tmp_path: Path) -> None:
+    """Each as often as any other, and sampled ones once; with none of these an epoch is that many passes."""
+    sampled = write_random_sample(tmp_path / "sampled", store)
+    batch = {"sampled": sampled, "sampled_trips": 12, "train_trips": 20, "labelled_repeats": 3}
+    for without in ({}, {"sampled": None, "sampled_trips": 0}):
+        settings = settings_of(store, tmp_path / "run", batch=batch | without)
+        found = trips.open_trips(store, settings)
+        assert ("20 training trips 3 times an epoch" in str(found)) and len(found.numbers) == 20 + 12 * (not without)
+        plans = list(trips.schedule_of(found, settings).from_step(0))
+        assert len(plans) % settings.optim.epochs == 0
+        for epoch in range(settings.optim.epochs):
+            seen = [index for plan in plans if plan.epoch == epoch for index in plan.micro_batches]
+            numbers, times = np.unique(np.concatenate(seen), return_counts=True)
+            assert np.array_equal(numbers, found.numbers)
+            assert times.tolist() == [3] * 20 + [1] * (len(numbers) - 20)
+
+
 def test_without_sampled_trips_all_are_labelled(store: Store, tmp_path: Path) -> None:
     found = trips.open_trips(store, settings_of(store, tmp_path / "run"))
     assert found.first_sampled is None and len(found.sampled) == 0 and len(found.numbers) == 60
