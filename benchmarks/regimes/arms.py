@@ -40,7 +40,7 @@ class Regime:
     trips: int
     epochs: int
     batch_size: int
-    repeats: int
+    repeats: int = 1
 
     @property
     def steps(self) -> int:
