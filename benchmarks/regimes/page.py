@@ -144,6 +144,12 @@ def figure(runs: Sequence[Run]) -> None:
     shown: list[tuple[str, str, str, dict[str, Any]]] = [
         ("vanilla", "ceiling", "ceiling (headroom)", {"color": "#3b7d3b", "linestyle": ":"}),
         ("default", "test", "this method", {"color": "#0b62a4", "marker": "D"}),
+        (
+            "repeated",
+            "test",
+            "this method, labelled trips repeated",
+            {"color": "#0b62a4", "marker": "D", "mfc": "none", "linestyle": "--"},
+        ),
         ("former", "test", "KL to the teacher's answer", {"color": "#c7651a", "marker": "s"}),
         (
             "long",
