@@ -144,7 +144,7 @@ def overrides(arm: Arm, regime: Regime, seed: int) -> list[str]:
         repeats = regime.repeats if arm.repeats else 1
         repeated = -(-(repeats * regime.trips + arm.sampled_trips) // SAMPLED_BATCH)
         epochs = round(SAMPLED_EPOCHS * per_epoch / repeated)
-        given += [f"batch.sampled_trips={arm.sampled_trips}", f"batch.labelled_repeats={repeats}"]
+        given += [f"batch.sampled_trips={arm.sampled_trips}", f"batch.labelled_passes={repeats}"]
         given += [f"optim.epochs={epochs}", f"optim.batch_size={SAMPLED_BATCH}"]
     elif arm.as_many_steps:
         epochs = round(SAMPLED_EPOCHS * per_epoch / -(-regime.trips // regime.batch_size))

@@ -38,7 +38,7 @@ class DataConfig(Section):
     """Directory of trips sampled from the teacher (`student-trainer sample`), mixed in with the training trips."""
     sampled_trips: int = pydantic.Field(0, ge=0)
     """Mix in so many of them, the first ones; 0 mixes in all."""
-    labelled_repeats: int = pydantic.Field(1, ge=1)
+    labelled_passes: int = pydantic.Field(1, ge=1)
     """Passes over the training trips in an epoch, which has one over the sampled ones."""
     bucket_batches: int = pydantic.Field(32, ge=1)
     """Sort trips by length within so many batches, to pad less; 1 only shuffles."""

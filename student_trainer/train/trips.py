@@ -63,7 +63,7 @@ def open_trips(store: Store, settings: TrainConfig) -> RunTrips:
     train, val = store.trips("train", settings.batch.cache), store.trips("val", settings.batch.cache)
     if settings.batch.val_trips:
         val = val.take(choose_trips(val, settings, "val"))
-    chosen, repeats = choose_trips(train, settings), settings.batch.labelled_repeats
+    chosen, repeats = choose_trips(train, settings), settings.batch.labelled_passes
     if settings.batch.sampled is None:
         return RunTrips(train, chosen, np.zeros(0, np.int64), None, val, repeats)
     sampled = load_sampled(settings.batch.sampled, store)

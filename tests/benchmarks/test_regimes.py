@@ -89,7 +89,7 @@ def test_equal_steps_are_equal() -> None:
         epochs, per_epoch = {}, {}
         for name, extra in (("default", arms.SAMPLED_TRIPS), ("repeated", arms.SAMPLED_TRIPS), ("long", 0)):
             found = dict(text.split("=") for text in arms.overrides(arms.arm(name), regime, 0))
-            trips = int(found.get("batch.labelled_repeats", 1)) * regime.trips + extra
+            trips = int(found.get("batch.labelled_passes", 1)) * regime.trips + extra
             per_epoch[name] = -(-trips // int(found["optim.batch_size"]))
             epochs[name] = int(found["optim.epochs"])
         for name in ("repeated", "long"):

@@ -185,7 +185,7 @@ def test_the_trips_of_a_run_are_the_labelled_ones_and_the_first_sampled_ones(sto
 def test_labelled_trips_may_come_several_times_an_epoch(store: Store, tmp_path: Path) -> None:
     """Each as often as any other, and sampled ones once; with none of these an epoch is that many passes."""
     sampled = write_random_sample(tmp_path / "sampled", store)
-    batch = {"sampled": sampled, "sampled_trips": 12, "train_trips": 20, "labelled_repeats": 3}
+    batch = {"sampled": sampled, "sampled_trips": 12, "train_trips": 20, "labelled_passes": 3}
     for without in ({}, {"sampled": None, "sampled_trips": 0}):
         settings = settings_of(store, tmp_path / "run", batch=batch | without)
         found = trips.open_trips(store, settings)
