@@ -184,13 +184,13 @@ EPOCHS = 12
 
 
 def words(store: Path, out: Path) -> list[str]:
-    """Of a run that takes long enough to meet another one."""
-    return TRAIN.replace("optim.epochs=1", f"optim.epochs={EPOCHS}").format(store=store, out=out).split()
+    """Behind `train`, of a run that takes long enough to meet another one."""
+    return TRAIN.replace("optim.epochs=1", f"optim.epochs={EPOCHS}").format(store=store, out=out).split()[1:]
 
 
 def train(store: Path, out: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "student_trainer", *words(store, out), *more],
+        [sys.executable, "-m", "student_trainer", "train", *words(store, out), *more],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
@@ -212,7 +212,7 @@ def validations(out: Path) -> list[int]:
 def test_of_two_trainers_the_second_is_refused_and_the_first_ends_as_if_alone(
     made: dict[str, Path], tmp_path: Path
 ) -> None:
-    train_here(*words(made["store"], tmp_path / "alone")[1:])
+    train_here(*words(made["store"], tmp_path / "alone"))
     out = tmp_path / "out"
     with train(made["store"], out) as first:
         wait_for(out / "checkpoints" / "last.pt", first)

@@ -34,13 +34,13 @@ class Regime:
         trips: labelled trips.
         epochs: of a run on these alone.
         batch_size: of such a run.
-        repeats: passes over these in an epoch of an arm that has one over sampled trips and repeats the labelled ones.
+        passes: over these in an epoch of an arm that repeats them beside sampled ones.
     """
 
     trips: int
     epochs: int
     batch_size: int
-    repeats: int = 1
+    passes: int = 1
 
     @property
     def steps(self) -> int:
@@ -139,16 +139,10 @@ def arm(name: str) -> Arm:
 def overrides(arm: Arm, regime: Regime, seed: int) -> list[str]:
     """All that `train` is told but where things are."""
     given = [*WIDTH, f"seed={seed}", f"batch.train_trips={regime.trips}", *arm.settings]
-    per_epoch = -(-(regime.trips + arm.sampled_trips) // SAMPLED_BATCH)
+    steps = SAMPLED_EPOCHS * -(-(regime.trips + arm.sampled_trips) // SAMPLED_BATCH)
+    batch, passes = (SAMPLED_BATCH, regime.passes if arm.repeats else 1) if arm.samples else (regime.batch_size, 1)
+    epoch = passes * regime.trips + (arm.sampled_trips if arm.samples else 0)
+    epochs = round(steps / -(-epoch // batch)) if arm.samples or arm.as_many_steps else regime.epochs
     if arm.samples:
-        repeats = regime.repeats if arm.repeats else 1
-        repeated = -(-(repeats * regime.trips + arm.sampled_trips) // SAMPLED_BATCH)
-        epochs = round(SAMPLED_EPOCHS * per_epoch / repeated)
-        given += [f"batch.sampled_trips={arm.sampled_trips}", f"batch.labelled_passes={repeats}"]
-        given += [f"optim.epochs={epochs}", f"optim.batch_size={SAMPLED_BATCH}"]
-    elif arm.as_many_steps:
-        epochs = round(SAMPLED_EPOCHS * per_epoch / -(-regime.trips // regime.batch_size))
-        given += [f"optim.epochs={epochs}", f"optim.batch_size={regime.batch_size}"]
-    else:
-        given += [f"optim.epochs={regime.epochs}", f"optim.batch_size={regime.batch_size}"]
-    return given
+        given += [f"batch.sampled_trips={arm.sampled_trips}", f"batch.labelled_passes={passes}"]
+    return [*given, f"optim.epochs={epochs}", f"optim.batch_size={batch}"]

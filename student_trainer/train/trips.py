@@ -26,7 +26,7 @@ class RunTrips:
         labelled, sampled: int64, numbers of those that it trains on.
         first_sampled: from which number on trips of `training` are sampled; None if all are labelled.
         validation: those that it is validated on.
-        repeats: how often a labelled trip comes in an epoch, in which a sampled one comes once.
+        passes: over the labelled trips in an epoch, which has one over the sampled ones.
     """
 
     training: Numbered
@@ -34,7 +34,7 @@ class RunTrips:
     sampled: Int64
     first_sampled: int | None
     validation: Trips
-    repeats: int = 1
+    passes: int = 1
 
     @property
     def numbers(self) -> Int64:
@@ -44,10 +44,10 @@ class RunTrips:
     @property
     def epoch(self) -> Int64:
         """What an epoch consists of: int64, a labelled trip as often as it comes."""
-        return np.concatenate([np.tile(self.labelled, self.repeats), self.sampled])
+        return np.concatenate([np.tile(self.labelled, self.passes), self.sampled])
 
     def __str__(self) -> str:
-        often = "" if self.repeats == 1 else f" {self.repeats} times an epoch"
+        often = "" if self.passes == 1 else f" {self.passes} times an epoch"
         mixed_in = "" if self.first_sampled is None else f" and {len(self.sampled)} sampled ones"
         return f"{len(self.labelled)} training trips{often}{mixed_in}, {len(self.validation)} validation trips"
 
@@ -63,9 +63,9 @@ def open_trips(store: Store, settings: TrainConfig) -> RunTrips:
     train, val = store.trips("train", settings.batch.cache), store.trips("val", settings.batch.cache)
     if settings.batch.val_trips:
         val = val.take(choose_trips(val, settings, "val"))
-    chosen, repeats = choose_trips(train, settings), settings.batch.labelled_passes
+    chosen, passes = choose_trips(train, settings), settings.batch.labelled_passes
     if settings.batch.sampled is None:
-        return RunTrips(train, chosen, np.zeros(0, np.int64), None, val, repeats)
+        return RunTrips(train, chosen, np.zeros(0, np.int64), None, val, passes)
     sampled = load_sampled(settings.batch.sampled, store)
     wanted = settings.batch.sampled_trips or len(sampled)
     if wanted > len(sampled):
@@ -73,7 +73,7 @@ def open_trips(store: Store, settings: TrainConfig) -> RunTrips:
             f"batch.sampled_trips is {wanted}, but {settings.batch.sampled} has {len(sampled)} sampled trips"
         )
     mixed = MixedTrips(train, sampled)
-    return RunTrips(mixed, chosen, mixed.first_sampled + np.arange(wanted), mixed.first_sampled, val, repeats)
+    return RunTrips(mixed, chosen, mixed.first_sampled + np.arange(wanted), mixed.first_sampled, val, passes)
 
 
 def schedule_of(trips: RunTrips, settings: TrainConfig) -> Schedule:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from conftest import REPOSITORY
 
 from shared import cli
 from student_trainer.__main__ import JOBS
@@ -19,6 +23,19 @@ def train_here(*arguments: object) -> None:
     It has their bits, and spares the seconds in which one starts.
     """
     assert cli.main("student-trainer", "", JOBS, ["train", *map(str, arguments)]) == 0
+
+
+def start_until_killed(moment: str, number: int, *arguments: object) -> subprocess.Popen[str]:
+    """`student-trainer train` in a process of its own, which kills itself: see `train_until_killed.py`."""
+    script = REPOSITORY / "tests" / "support" / "train_until_killed.py"
+    return subprocess.Popen(
+        [sys.executable, *map(str, (script, moment, number, "train", *arguments))],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+    )
 
 
 def records(out: Path) -> list[dict[str, float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 from conftest import REPOSITORY, TeacherStarter, write_tiny_teacher
 from support.random_city import write_random_store
 from support.recipes import HISTORY
-from support.runs import assert_same_runs, train_here
+from support.runs import assert_same_runs, start_until_killed, train_here
 from support.trials import SMALL, tune_settings
 
 from shared.errors import CompatibilityError
@@ -59,16 +58,9 @@ def words(store: Store, teacher: str, out: Path, *more: str) -> list[str]:
 
 
 def train_until_killed(moment: str, number: int, *arguments: str) -> None:
-    """In a process of its own, which kills itself."""
-    script = str(REPOSITORY / "tests" / "support" / "train_until_killed.py")
-    done = subprocess.run(
-        [sys.executable, script, moment, str(number), "train", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    process = start_until_killed(moment, number, *arguments)
+    _, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL, err
 
 
 @pytest.mark.long

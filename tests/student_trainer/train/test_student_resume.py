@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, TeacherStarter, write_tiny_teacher
+from conftest import TeacherStarter, write_tiny_teacher
 from support.random_city import write_random_store
-from support.runs import assert_same_runs, records, train_here
+from support.runs import assert_same_runs, records, start_until_killed, train_here
 
 pytestmark = pytest.mark.integration
 
@@ -43,15 +41,7 @@ def words(store: Path, teacher: str, out: Path, *flags: str) -> list[str]:
 
 
 def start(moment: str, number: int, store: Path, teacher: str, out: Path, *flags: str) -> subprocess.Popen[str]:
-    script = str(REPOSITORY / "tests" / "support" / "train_until_killed.py")
-    return subprocess.Popen(
-        [sys.executable, script, moment, str(number), "train", *words(store, teacher, out, *flags)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-    )
+    return start_until_killed(moment, number, *words(store, teacher, out, *flags))
 
 
 def finish(process: subprocess.Popen[str], code: int) -> None:
