@@ -103,8 +103,12 @@ class GrpcTeacher:
         fleet = self._fleet
         assert fleet is not None
         hashes = routing.history_hashes(query) if len(query.history_lengths) else np.zeros(1, np.uint64)
+        is_counted = attempts.made > 0  # as the query that it is a part of
         with contextlib.ExitStack() as outage:
             while True:
+                if not is_counted and not fleet.is_there():
+                    outage.enter_context(self._outage.waiting())
+                    is_counted = True
                 pause, label = next(backoff(attempts.made)), fleet.label()
                 try:
                     sub_queries = routing.split(query, await fleet.route(hashes, policy.absence_until(pause)))
@@ -126,8 +130,9 @@ class GrpcTeacher:
                 if policy.is_over(attempts, pause):
                     raise type(failure)(f"teacher at {label}: {failure} (attempt {attempts.made})")
                 self._outage.note(label, failure, attempts)
-                if attempts.made == 1:
+                if not is_counted:
                     outage.enter_context(self._outage.waiting())
+                    is_counted = True
                 await asyncio.sleep(pause)
 
     def _request(self, query: ScoreQuery) -> pb.ScoreRequest:

@@ -33,6 +33,9 @@ class Fleet(Protocol):
             CompatibilityError: they serve different weights.
         """
 
+    def is_there(self) -> bool:
+        """Whether there is an endpoint, so that `route` does not wait."""
+
     async def route(self, hashes: UInt64, give_up: float) -> Int64:
         """The endpoint of each history, from its hash; waits until there is one, until `give_up` (monotonic seconds).
 

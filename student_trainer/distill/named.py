@@ -60,6 +60,10 @@ class Named:
         log.info("%s is resolved every %.0f s; its teachers share %d shards", self._target, RENEW_SECONDS, shards)
         return first
 
+    def is_there(self) -> bool:
+        """See `Fleet`; a name always has somebody to ask."""
+        return True
+
     async def route(self, hashes: UInt64, give_up: float) -> Int64:
         """See `Fleet`; a name always has somebody to ask."""
         return (hashes % np.uint64(len(self._metadata))).astype(np.int64)

@@ -22,9 +22,9 @@ REMINDER_SECONDS = 30.0
 
 
 class Outage:
-    """The requests that have failed and are tried again: said when it begins, now and then, and when it is over.
+    """The requests that wait for a teacher, or have failed and are tried again.
 
-    Belongs to the client's event loop; the counts in `failure_stats` may be read anywhere.
+    Said when it begins, now and then, and when it is over. Belongs to the client's event loop; the counts in `failure_stats` may be read anywhere.
     """
 
     def __init__(self, config: ClientConfig) -> None:
@@ -32,7 +32,7 @@ class Outage:
         self._plan = _plan(config)
         self._waiting = 0
         self._since = 0.0
-        self._reason = ""
+        self._reason = "nobody is there"
         self._reporter: asyncio.Task[None] | None = None
 
     def note(self, label: str, error: TeacherError, attempts: Attempts) -> None:
@@ -43,7 +43,7 @@ class Outage:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around what is left of a request after its first attempt has failed."""
+        """Around what is left of a request after its first attempt has failed, or found nobody to ask."""
         if self._waiting == 0:
             self._since = time.monotonic()
             self._reporter = asyncio.create_task(self._report())

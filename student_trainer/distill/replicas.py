@@ -90,6 +90,10 @@ class Replicas:
                     replica.address, count, replica.address,
                 )  # fmt: skip
 
+    def is_there(self) -> bool:
+        """See `Fleet`."""
+        return any(replica.state == "in" for replica in self._replicas)
+
     async def route(self, hashes: UInt64, give_up: float) -> Int64:
         """See `Fleet`.
 

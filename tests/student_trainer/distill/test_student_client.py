@@ -616,6 +616,25 @@ def test_an_outage_is_said_when_it_begins_goes_on_and_ends(
     wait_until(lambda: "the teacher answers again after" in caplog.text)
 
 
+def test_a_request_that_finds_nobody_waits_as_those_that_failed(
+    server: Server, connect: Connect, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no attempt that could fail."""
+    monkeypatch.setattr(outage, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(outage, "REMINDER_SECONDS", 0.1)
+    client = connect(retry_seconds=60)
+    port = int(server.address.rpartition(":")[2])
+    server.run(server.server.stop(None))
+    futures = [client.submit(query_of(0))]
+    wait_until(lambda: "s so far, 1 request;" in caplog.text)
+    futures += [client.submit(query_of(seed)) for seed in (1, 2)]
+    wait_until(lambda: "s so far, 3 requests;" in caplog.text)
+    server.run(server._start(port))
+    for future in futures:
+        future.result(20)
+    wait_until(lambda: client.failure_stats.seconds > 0)
+
+
 def test_a_short_failure_is_no_news(server: Server, connect: Connect, caplog: pytest.LogCaptureFixture) -> None:
     server.teacher.script = lambda attempt: grpc.StatusCode.UNAVAILABLE if attempt % 2 else None
     check_all(connect(), 5)
