@@ -41,7 +41,7 @@ class Size:
     positions: int = 2000
 
 
-QUICK = Size(n_layer=2, n_embd=32, minutes=0.1, every=0.5, cache_mib=1, positions=500)
+QUICK = Size(n_layer=2, n_embd=32, minutes=0.05, every=0.5, cache_mib=1, positions=500)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,11 @@ from support.installed import Installed, build_wheel, clean_tree, install, pip
 
 from shared.store import Store
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]  # a dozen commands, each of which imports torch
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.long,  # all of it, so that its environments are made once, by one worker
+    pytest.mark.timeout(900),  # a dozen commands, each of which imports torch
+]
 
 GENERATED = {f"shared/rpc/teacher/v1/teacher_pb2{suffix}" for suffix in (".py", ".pyi", "_grpc.py")}
 CITY = ("columns=9", "rows=9", "drivers=10", "weeks=1", "trips={train: 40, val: 10, test: 6}")
