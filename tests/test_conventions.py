@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import itertools
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,7 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@functools.cache
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
@@ -167,27 +169,33 @@ def part_of(name: str) -> str:
     return next((layer for layer in MAY_IMPORT if name == layer or name.startswith(f"{layer}.")), name)
 
 
-each_module = pytest.mark.parametrize("path", MODULES, ids=name_of)
+def offenders(rule: Callable[[Path], Iterable[object]], paths: Iterable[Path] = MODULES) -> dict[str, list[object]]:
+    """What breaks a rule, file by file; nothing where it holds. (One test for all files: an item each took 20 s.)"""
+    found = {name_of(path): list(rule(path)) for path in paths}
+    return {name: faults for name, faults in found.items() if faults}
 
 
-@each_module
-def test_imports_go_one_way(path: Path) -> None:
-    name, imported = name_of(path), imports_of(path)
-    roots = {other.partition(".")[0] for other in imported}
-    package = name.partition(".")[0]
-    assert not roots & (set(ROOTS) - {package, "shared"}), "the two packages never import each other"
-    if package == "shared":
-        assert not roots & (STACKS - {"grpc"} if name.startswith("shared.rpc") else STACKS)
-    if name in ALLOWED:
-        assert {other for other in imported if other.partition(".")[0] == "shared"} <= ALLOWED[name]
-    assert not {other for other in imported if other.endswith("__main__")}
+def test_imports_go_one_way() -> None:
+    def forbidden(path: Path) -> Iterator[str]:
+        name = name_of(path)
+        package = name.partition(".")[0]
+        stacks = set() if package != "shared" else STACKS - {"grpc"} if name.startswith("shared.rpc") else STACKS
+        for other in imports_of(path):
+            root = other.partition(".")[0]
+            is_above = root == "shared" and name in ALLOWED and other not in ALLOWED[name]
+            if root in stacks | set(ROOTS) - {package, "shared"} or other.endswith("__main__") or is_above:
+                yield other
+
+    assert not offenders(forbidden)
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if part_of(name_of(path)) in MAY_IMPORT], ids=name_of)
-def test_parts_of_the_trainer_know_what_lies_below_them(path: Path) -> None:
-    part = part_of(name_of(path))
-    others = {part_of(other) for other in imports_of(path) if other.startswith("student_trainer.")} - {part}
-    assert others <= MAY_IMPORT[part]
+def test_parts_of_the_trainer_know_what_lies_below_them() -> None:
+    def above(path: Path) -> set[str]:
+        part = part_of(name_of(path))
+        others = {part_of(other) for other in imports_of(path) if other.startswith("student_trainer.")} - {part}
+        return others - MAY_IMPORT[part]
+
+    assert not offenders(above, [path for path in MODULES if part_of(name_of(path)) in MAY_IMPORT])
 
 
 def room_of(name: str) -> str:
@@ -195,15 +203,13 @@ def room_of(name: str) -> str:
     return name.split(".")[1]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [path for path in MODULES if re.match(r"teacher_server\.(?!__main__$)", name_of(path))],
-    ids=name_of,
-)
-def test_rooms_of_the_teacher_know_what_lies_below_them(path: Path) -> None:
-    room = room_of(name_of(path))
-    others = {room_of(other) for other in imports_of(path) if other.startswith("teacher_server.")} - {room}
-    assert others <= TEACHER_ROOMS[room]
+def test_rooms_of_the_teacher_know_what_lies_below_them() -> None:
+    def above(path: Path) -> set[str]:
+        room = room_of(name_of(path))
+        others = {room_of(other) for other in imports_of(path) if other.startswith("teacher_server.")} - {room}
+        return others - TEACHER_ROOMS[room]
+
+    assert not offenders(above, [path for path in MODULES if re.match(r"teacher_server\.(?!__main__$)", name_of(path))])
 
 
 def test_every_module_of_the_teacher_has_its_room_in_the_table() -> None:
@@ -256,67 +262,81 @@ def is_overload(node: ast.AST) -> bool:
     return any(isinstance(mark, ast.Name) and mark.id == "overload" for mark in getattr(node, "decorator_list", ()))
 
 
-@each_module
-def test_what_is_public_has_a_docstring(path: Path) -> None:
-    tree = tree_of(path)
-    assert ast.get_docstring(tree), "the module has none"
-    described = [(name, node) for name, node in public_definitions(tree) if not is_overload(node)]
-    missing = [name for name, node in described if not ast.get_docstring(node)]
-    assert not missing
+def functions_of(path: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """All functions of a file, inner ones and methods too."""
+    return (node for node in ast.walk(tree_of(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if path not in MODULES], ids=name_of)
-def test_test_modules_say_what_they_are_about(path: Path) -> None:
-    assert ast.get_docstring(tree_of(path))
+@functools.cache
+def called_in(path: Path) -> frozenset[str]:
+    """The functions that a file calls, as it writes them."""
+    return frozenset(ast.unparse(node.func) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call))
 
 
-@each_module
-def test_every_function_is_annotated(path: Path) -> None:
+def test_what_is_public_has_a_docstring() -> None:
+    def undescribed(path: Path) -> Iterator[str]:
+        if not ast.get_docstring(tree_of(path)):
+            yield "the module"
+        for name, node in public_definitions(tree_of(path)):
+            if not is_overload(node) and not ast.get_docstring(node):
+                yield name
+
+    assert not offenders(undescribed)
+
+
+def test_test_modules_say_what_they_are_about() -> None:
+    assert [name_of(path) for path in SOURCES if path not in MODULES and not ast.get_docstring(tree_of(path))] == []
+
+
+def test_every_function_is_annotated() -> None:
     """As mypy demands; kept here so that it holds without mypy."""
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+
+    def bare(path: Path) -> Iterator[str]:
+        for node in functions_of(path):
             arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-            bare = [a.arg for a in arguments if a.annotation is None and a.arg not in {"self", "cls"}]
-            assert not bare, f"{node.name}: {bare}"
-            assert node.returns is not None, node.name
+            yield from (
+                f"{node.name}: {argument.arg}"
+                for argument in arguments
+                if argument.annotation is None and argument.arg not in {"self", "cls"}
+            )
+            if node.returns is None:
+                yield f"{node.name}: what it returns"
+
+    assert not offenders(bare)
 
 
-@each_module
-def test_nothing_banned_is_written(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    found = [pattern for pattern in BANNED if re.search(pattern, text)]
-    assert found == ([r"pickle\.loads?\("] if name_of(path) in UNPICKLES else [])
+def test_nothing_banned_is_written() -> None:
+    def banned(path: Path) -> list[str]:
+        return [pattern for pattern in BANNED if re.search(pattern, path.read_text(encoding="utf-8"))]
+
+    assert offenders(banned) == {name: [r"pickle\.loads?\("] for name in UNPICKLES}
 
 
-@each_module
-def test_percentages_have_a_blank(path: Path) -> None:
+def test_percentages_have_a_blank() -> None:
     """As everywhere else that people read them: 12.3 %."""
-    formats = (node for node in ast.walk(tree_of(path)) if isinstance(node, ast.FormattedValue) and node.format_spec)
-    assert not [ast.unparse(node) for node in formats if "%" in ast.unparse(node.format_spec or node)]
+
+    def percentages(path: Path) -> Iterator[str]:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.FormattedValue) and node.format_spec and "%" in ast.unparse(node.format_spec):
+                yield ast.unparse(node)
+
+    assert not offenders(percentages)
 
 
-@each_module
-def test_numba_is_used_through_one_module(path: Path) -> None:
+def test_numba_is_used_through_one_module() -> None:
     """Which decides where what it compiles is kept, and what of it is trusted."""
-    assert name_of(path) == "shared.compiled" or not {name.partition(".")[0] for name in imports_of(path)} & {"numba"}
+    importers = {name_of(path) for path in MODULES if any(re.match(r"numba\b", name) for name in imports_of(path))}
+    assert importers == {"shared.compiled"}
 
 
-@each_module
-def test_progress_bars_are_drawn_through_one_module(path: Path) -> None:
+def test_progress_bars_are_drawn_through_one_module() -> None:
     """Which decides where a bar may be: never in a file."""
-    calls = {ast.unparse(node.func) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)}
     bars = {"tqdm.tqdm", "tqdm.trange", "tqdm", "trange", "tqdm.auto.tqdm"}
-    assert bool(calls & bars) == (name_of(path) == PROGRESS)
+    assert {name_of(path) for path in MODULES if called_in(path) & bars} == {"shared.progress"}
 
 
-PROGRESS = "shared.progress"
-
-
-@each_module
-def test_only_commands_print(path: Path) -> None:
-    calls = [node.func for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
-    prints = any(isinstance(function, ast.Name) and function.id == "print" for function in calls)
-    assert not prints or name_of(path) in PRINTERS
+def test_only_commands_print() -> None:
+    assert {name_of(path) for path in MODULES if "print" in called_in(path)} <= PRINTERS
 
 
 PRINTERS = {job.run.partition(":")[0] for job in (*STUDENT_JOBS, *TEACHER_JOBS)} | {
@@ -348,15 +368,17 @@ LONG_FUNCTIONS = {
 }
 
 
-@each_module
-def test_files_and_functions_are_short_or_say_why(path: Path) -> None:
-    name, lines = name_of(path), len(path.read_text(encoding="utf-8").splitlines())
-    assert (lines > LONGEST_FILE) == (name in LONG_FILES), f"{lines} lines"
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[1:] if ast.get_docstring(node) else node.body
-            length = (node.end_lineno or 0) - first[0].lineno + 1 if first else 0
-            assert length <= LONGEST_FUNCTION or f"{name}.{node.name}" in LONG_FUNCTIONS, f"{node.name}: {length} lines"
+def length_of(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its signature and docstring."""
+    body = node.body[1:] if ast.get_docstring(node) else node.body
+    return (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+def test_files_and_functions_are_short_or_say_why() -> None:
+    long_files = {name_of(path) for path in MODULES if len(path.read_text("utf-8").splitlines()) > LONGEST_FILE}
+    assert long_files == LONG_FILES.keys()
+    functions = ((f"{name_of(path)}.{node.name}", length_of(node)) for path in MODULES for node in functions_of(path))
+    assert {name for name, length in functions if length > LONGEST_FUNCTION} == LONG_FUNCTIONS.keys()
 
 
 TESTED_THROUGH = {
@@ -408,10 +430,7 @@ def test_every_module_with_functions_is_tested() -> None:
                 named |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 named |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    functions = ast.FunctionDef | ast.AsyncFunctionDef
-    with_functions = {
-        name_of(path) for path in MODULES if any(isinstance(node, functions) for node in ast.walk(tree_of(path)))
-    }
+    with_functions = {name_of(path) for path in MODULES if any(functions_of(path))}
     assert with_functions - named == TESTED_THROUGH.keys()
     tests = {path.stem for path in (REPOSITORY / "tests").rglob("test_*.py")}
     assert set(TESTED_THROUGH.values()) <= tests

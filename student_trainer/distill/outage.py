@@ -24,7 +24,8 @@ REMINDER_SECONDS = 30.0
 class Outage:
     """The requests that wait for a teacher, or have failed and are tried again.
 
-    Said when it begins, now and then, and when it is over. Belongs to the client's event loop; the counts in `failure_stats` may be read anywhere.
+    Said when it begins, now and then, and when it is over. Belongs to the client's event loop; the counts in
+    `failure_stats` may be read anywhere.
     """
 
     def __init__(self, config: ClientConfig) -> None:
