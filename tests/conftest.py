@@ -34,8 +34,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
 
-# A shell starts its background jobs deaf to SIGINT, and so would be the processes that tests interrupt.
+# A shell starts its background jobs deaf to SIGINT, nohup its program to SIGHUP, and so would be the processes that
+# tests send these to. A handler is not inherited, and one that does nothing lets the tests survive a hang-up.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 @pytest.hookimpl(trylast=True)
