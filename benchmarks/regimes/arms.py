@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from student_trainer.train.trips import passes_of
+
 Control = Literal["none", "uniform", "shuffled"]
 Policy = Literal["teacher", "destination"]
 
@@ -34,13 +36,11 @@ class Regime:
         trips: labelled trips.
         epochs: of a run on these alone.
         batch_size: of such a run.
-        passes: over these in an epoch of an arm that repeats them beside sampled ones.
     """
 
     trips: int
     epochs: int
     batch_size: int
-    passes: int = 1
 
     @property
     def steps(self) -> int:
@@ -48,7 +48,7 @@ class Regime:
         return self.epochs * -(-self.trips // self.batch_size)
 
 
-REGIMES = (Regime(1_000, 10, 32, 8), Regime(6_000, 8, 64, 4), Regime(35_000, 8, 64, 2))
+REGIMES = (Regime(1_000, 10, 32), Regime(6_000, 8, 64), Regime(35_000, 8, 64))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,8 @@ class Arm:
         whole_trips: whether trips are generated and judged.
         policy: how the sampled trips were drawn.
         sampled_trips: how many are mixed in.
-        repeats: whether labelled trips come several times an epoch, in as many steps as without.
+        passes: over labelled trips in an epoch that has one over the sampled ones, in as many steps as with one;
+            0 for what `train` chooses by itself.
     """
 
     name: str
@@ -81,20 +82,22 @@ class Arm:
     whole_trips: bool = False
     policy: Policy = "teacher"
     sampled_trips: int = SAMPLED_TRIPS
-    repeats: bool = False
+    passes: int = 1
 
 
 SAMPLED_EPOCHS, SAMPLED_BATCH = 8, 64
 
 ARMS = (
     Arm("vanilla", "labels alone", teaches=False, whole_trips=True),
-    Arm("default", "the default: sampled trips, destination-aware target (fading), head", samples=True,
+    Arm("default", "the default: sampled trips, destination-aware target (fading), head", samples=True, passes=0,
         whole_trips=True),
     Arm("former", "the former default: KL to the teacher's answer, λ .3", _history(0.3), whole_trips=True),
     Arm("head", "destination-free head alone", _settings(weight=0), whole_trips=True),
     Arm("target", "destination-aware target (fading) alone", _settings(head=0), whole_trips=True),
     Arm("unsampled", "the default without sampled trips", whole_trips=True),
     Arm("long", "labels alone, as many steps as with sampled trips", teaches=False, as_many_steps=True,
+        whole_trips=True),
+    Arm("unsampled-long", "the default without sampled trips, as many steps as with them", as_many_steps=True,
         whole_trips=True),
     Arm("sampled-labels", "sampled trips: their own next roads as labels",
         _settings(weight=0, head=0, sampled_labels=1), teaches=False, samples=True, whole_trips=True),
@@ -104,9 +107,7 @@ ARMS = (
         (*_history(1), "distill.schedule=cosine", "distill.schedule_share=0.5"), whole_trips=True),
     Arm("document", "the first formula: every candidate its cell's whole mass, λ .01, τ 2 (config/document.yaml)",
         (*_history(0.01), "distill.temperature=2", "distill.collisions=duplicate"), whole_trips=True),
-    Arm("default-shuffled", "control: the default, answers shuffled among the candidates", samples=True,
-        control="shuffled", seeds=3, whole_trips=True),
-    Arm("default-uniform", "control: the default, answers even", samples=True, control="uniform", seeds=3),
+    Arm("default-uniform", "control: the default, answers even", samples=True, passes=0, control="uniform", seeds=3),
     Arm("uniform", "control: KL to an even answer, λ .3", _history(0.3), control="uniform", seeds=3),
     Arm("smoothing", "control: label smoothing .1", ("optim.label_smoothing=0.1",), teaches=False, seeds=3),
 )  # fmt: skip
@@ -122,7 +123,13 @@ VARIANTS = (
         whole_trips=True),
     Arm("third", "as constant, λ .3", _settings(weight=0.3, schedule="constant"), samples=True, whole_trips=True),
     Arm("many", "the default, 60,000 trips", samples=True, sampled_trips=60_000, whole_trips=True),
-    Arm("repeated", "the default, labelled trips several times an epoch", samples=True, repeats=True, whole_trips=True),
+    *(
+        Arm(f"passes-{passes}", f"the default, labelled trips {often} an epoch", samples=True, passes=passes,
+            whole_trips=True)
+        for passes, often in ((1, "once"), (2, "twice"), (4, "four times"), (24, "24 times"))
+    ),
+    Arm("passes-1-shuffled", "control: labelled trips once an epoch, answers shuffled among the candidates",
+        samples=True, control="shuffled", seeds=3, whole_trips=True),
     Arm("clip", "the default, gradients clipped at 5", ("optim.clip_norm=5",), samples=True, whole_trips=True),
 )  # fmt: skip
 
@@ -140,9 +147,10 @@ def overrides(arm: Arm, regime: Regime, seed: int) -> list[str]:
     """All that `train` is told but where things are."""
     given = [*WIDTH, f"seed={seed}", f"batch.train_trips={regime.trips}", *arm.settings]
     steps = SAMPLED_EPOCHS * -(-(regime.trips + arm.sampled_trips) // SAMPLED_BATCH)
-    batch, passes = (SAMPLED_BATCH, regime.passes if arm.repeats else 1) if arm.samples else (regime.batch_size, 1)
-    epoch = passes * regime.trips + (arm.sampled_trips if arm.samples else 0)
+    batch, sampled = (SAMPLED_BATCH, arm.sampled_trips) if arm.samples else (regime.batch_size, 0)
+    passes = passes_of(regime.trips, sampled, arm.passes)
+    epoch = passes * regime.trips + sampled
     epochs = round(steps / -(-epoch // batch)) if arm.samples or arm.as_many_steps else regime.epochs
     if arm.samples:
-        given += [f"batch.sampled_trips={arm.sampled_trips}", f"batch.labelled_passes={passes}"]
+        given += [f"batch.sampled_trips={sampled}", f"batch.labelled_passes={passes}"]
     return [*given, f"optim.epochs={epochs}", f"optim.batch_size={batch}"]

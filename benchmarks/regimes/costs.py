@@ -27,7 +27,7 @@ TABLE = RESULTS / "regimes_costs.md"
 NAMES = ("vanilla", "document", "head", "target", "unsampled", "default")
 REGIME = arms.Regime(1_000, 3, 32)
 MIXED, SAMPLED_TRIPS = arms.Regime(120, 2, 64), 2_880
-"""Where trips are sampled: as many steps, of batches in the default's mixture (24 to 1)."""
+"""Where trips are sampled: as many steps, of batches in the mixture of 1,000 labelled trips with 24,000."""
 LOGGED = 10
 """Steps a line of metrics.jsonl."""
 

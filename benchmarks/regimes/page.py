@@ -145,9 +145,9 @@ def figure(runs: Sequence[Run]) -> None:
         ("vanilla", "ceiling", "ceiling (headroom)", {"color": "#3b7d3b", "linestyle": ":"}),
         ("default", "test", "this method", {"color": "#0b62a4", "marker": "D"}),
         (
-            "repeated",
+            "unsampled-long",
             "test",
-            "this method, labelled trips repeated",
+            "without sampled trips, as many steps",
             {"color": "#0b62a4", "marker": "D", "mfc": "none", "linestyle": "--"},
         ),
         ("former", "test", "KL to the teacher's answer", {"color": "#c7651a", "marker": "s"}),

@@ -63,8 +63,9 @@ def open_trips(store: Store, settings: TrainConfig) -> RunTrips:
     train, val = store.trips("train", settings.batch.cache), store.trips("val", settings.batch.cache)
     if settings.batch.val_trips:
         val = val.take(choose_trips(val, settings, "val"))
-    chosen, passes = choose_trips(train, settings), settings.batch.labelled_passes
+    chosen, wanted_passes = choose_trips(train, settings), settings.batch.labelled_passes
     if settings.batch.sampled is None:
+        passes = passes_of(len(chosen), 0, wanted_passes)
         return RunTrips(train, chosen, np.zeros(0, np.int64), None, val, passes)
     sampled = load_sampled(settings.batch.sampled, store)
     wanted = settings.batch.sampled_trips or len(sampled)
@@ -72,8 +73,22 @@ def open_trips(store: Store, settings: TrainConfig) -> RunTrips:
         raise ConfigError(
             f"batch.sampled_trips is {wanted}, but {settings.batch.sampled} has {len(sampled)} sampled trips"
         )
-    mixed = MixedTrips(train, sampled)
+    mixed, passes = MixedTrips(train, sampled), passes_of(len(chosen), wanted, wanted_passes)
     return RunTrips(mixed, chosen, mixed.first_sampled + np.arange(wanted), mixed.first_sampled, val, passes)
+
+
+MOST_PASSES = 8
+"""More passes over few labelled trips overfit them (docs/results/regimes.md)."""
+
+
+def passes_of(labelled: int, sampled: int, wanted: int = 0) -> int:
+    """Passes over labelled trips in an epoch that has one over sampled ones.
+
+    Args:
+        labelled, sampled: trips of each kind.
+        wanted: so many; 0 for as many as make both kinds about equal, at most MOST_PASSES.
+    """
+    return wanted or min(max(round(sampled / labelled), 1), MOST_PASSES)
 
 
 def schedule_of(trips: RunTrips, settings: TrainConfig) -> Schedule:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
-import json
 import re
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from shared import demo, provenance
+from shared import provenance
 
 JOBS = (
     "student_trainer.prepare.run",
@@ -131,44 +130,3 @@ def test_what_decides_last_digits_is_named() -> None:
         assert name.strip() in told
         widest = [label for flag, label in provenance.VECTORS.items() if re.search(rf"\b{flag}\b", text)]
         assert told.endswith(widest[0] if widest else name.strip())
-
-
-def test_the_demo_prints_what_decides_its_last_digits(tmp_path: Path) -> None:
-    best = {"accuracy": 0.84, "nll": 0.37, "time_error": 0.11, "positions": 3545, "teacher_accuracy": 0.75}
-    (tmp_path / "store").mkdir()
-    floors = {"nearest_to_destination": 0.77, "second_order_markov": 0.76}
-    (tmp_path / "store" / "store.json").write_text(json.dumps({"floors": floors}))
-    table = demo._table(tmp_path, {"vanilla": [{"best": best}], "distilled": [{"best": best}]})
-    assert f"The last digits are those of {provenance.arithmetic()}, one thread a job: the same gives them" in table
-
-
-def test_the_demo_of_several_seeds_prints_mean_and_deviation(tmp_path: Path) -> None:
-    run = {"accuracy": 0.84, "nll": 0.37, "time_error": 0.11, "positions": 3545, "teacher_accuracy": 0.75}
-    (tmp_path / "store").mkdir()
-    floors = {"nearest_to_destination": 0.77, "second_order_markov": 0.76}
-    (tmp_path / "store" / "store.json").write_text(json.dumps({"floors": floors}))
-    runs = [{"best": run}, {"best": run | {"accuracy": 0.86, "nll": 0.35}}]
-    lines = demo._table(tmp_path, {"vanilla": runs, "distilled": runs}).splitlines()
-    assert lines[5].split() == [
-        "HOSER,",
-        "vanilla",
-        "85.00",
-        "±",
-        "1.41",
-        "0.3600",
-        "±",
-        "0.0141",
-        "0.1100",
-        "±",
-        "0.0000",
-    ]
-    assert "2 seeds each, mean ± standard deviation" in "\n".join(lines)
-    assert demo._name("vanilla", demo.FIRST_SEED) == "vanilla" and demo._name("vanilla", 43) == "vanilla-43"
-
-
-@pytest.mark.parametrize("seeds", ["0", "101", "two"])
-def test_the_demo_refuses_a_number_of_seeds(seeds: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        demo.main(["--seeds", seeds])
-    assert ended.value.code == 2
-    assert "--seeds" in capsys.readouterr().err

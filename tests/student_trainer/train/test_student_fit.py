@@ -199,6 +199,19 @@ def test_labelled_trips_may_come_several_times_an_epoch(store: Store, tmp_path: 
             assert times.tolist() == [3] * 20 + [1] * (len(numbers) - 20)
 
 
+@pytest.mark.parametrize(
+    ("labelled", "sampled", "wanted", "passes"),
+    [
+        *((1_000, 24_000, 0, 8), (6_000, 24_000, 0, 4), (10_000, 24_000, 0, 2), (35_000, 24_000, 0, 1)),
+        *((100_000, 24_000, 0, 1), (20, 0, 0, 1), (1_000, 24_000, 1, 1), (1_000, 24_000, 8, 8)),
+    ],
+)
+def test_labelled_trips_come_about_as_often_as_sampled_ones(
+    labelled: int, sampled: int, wanted: int, passes: int
+) -> None:
+    assert trips.passes_of(labelled, sampled, wanted) == passes
+
+
 def test_without_sampled_trips_all_are_labelled(store: Store, tmp_path: Path) -> None:
     found = trips.open_trips(store, settings_of(store, tmp_path / "run"))
     assert found.first_sampled is None and len(found.sampled) == 0 and len(found.numbers) == 60
