@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
 import multiprocessing
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -195,11 +195,16 @@ def test_a_place_whose_directory_is_just_being_replaced_is_refused(
     """Where two names cannot be exchanged in one step, there is a moment without the directory."""
     out, move, refused = tmp_path / "out", files._move, []
 
+    def leave() -> None:
+        (out / ".lock").unlink()
+        with contextlib.suppress(OSError):  # the new directory may be in its place already
+            out.rmdir()
+
     def late(source: Path, target: Path) -> None:
         if made:
             out.mkdir()  # as another process does before it sees that it must not
             (out / ".lock").touch()
-            timer = threading.Timer(0.3, shutil.rmtree, [out])
+            timer = threading.Timer(0.3, leave)
             timer.start()
             move(source, target)
             timer.join()
