@@ -13,9 +13,7 @@ from shared.errors import ConfigError
 
 EXTRAS: dict[str, frozenset[str]] = {
     "teacher": frozenset({"torch", "numba", "grpc_reflection", "prometheus_client", "uvloop"}),
-    "trainer": frozenset(
-        {"torch", "numba", "torch_geometric", "kahip", "polars", "scipy", "tensorboard", "prometheus_client"}
-    ),
+    "trainer": frozenset({"torch", "numba", "kahip", "polars", "scipy", "tensorboard", "prometheus_client"}),
     "report": frozenset({"matplotlib"}),
     "tune": frozenset({"optuna", "cmaes", "plotly", "sqlalchemy"}),
     "wandb": frozenset({"wandb"}),

@@ -329,6 +329,11 @@ def test_numba_is_used_through_one_module() -> None:
     assert importers == {"shared.compiled"}
 
 
+def test_torch_geometric_is_the_tests_reference_alone() -> None:
+    """Importing it takes longer than all else that a command imports."""
+    assert not offenders(lambda path: {name for name in imports_of(path) if re.match(r"torch_geometric\b", name)})
+
+
 def test_progress_bars_are_drawn_through_one_module() -> None:
     """Which decides where a bar may be: never in a file."""
     bars = {"tqdm.tqdm", "tqdm.trange", "tqdm", "trange", "tqdm.auto.tqdm"}

@@ -18,7 +18,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from torch_geometric.utils import add_self_loops, remove_self_loops
 
 from shared import ragged
 from shared.arrays import Int64
@@ -83,6 +82,19 @@ class Field:
         return Field(tuple(made[id(hop)] for hop in self.hops), *ids)
 
 
+def with_own_loops(edge_index: Tensor, attr: Tensor, num_roads: int) -> tuple[Tensor, Tensor]:
+    """Edges int64 [2, E] and attributes [E, A] with one self-loop a road, behind them, in place of those they have.
+
+    A self-loop's attribute is the mean of the attributes of the road's incoming edges, 0 if there are none.
+    """
+    other = edge_index[0] != edge_index[1]
+    edge_index, attr = edge_index[:, other], attr[other]
+    own, target = torch.arange(num_roads), edge_index[1]
+    sums = attr.new_zeros(num_roads, attr.shape[1]).index_add_(0, target, attr)
+    means = sums / torch.bincount(target, minlength=num_roads).clamp(min=1)[:, None]
+    return torch.cat([edge_index, torch.stack([own, own])], dim=1), torch.cat([attr, means])
+
+
 class RoadGraph:
     """The road graph with self-loops, sorted by target, in memory of the host.
 
@@ -92,8 +104,7 @@ class RoadGraph:
 
     def __init__(self, edge_index: Tensor, attr: Tensor, num_roads: int, num_layers: int) -> None:
         """From int64 [2, E'] source and target, and float32 [E', 2]."""
-        edge_index, attr = remove_self_loops(edge_index.cpu(), attr.cpu())
-        edge_index, attr = add_self_loops(edge_index, attr, fill_value="mean", num_nodes=num_roads)
+        edge_index, attr = with_own_loops(edge_index.cpu(), attr.cpu(), num_roads)
         order = torch.argsort(edge_index[1], stable=True)
         self._source, self._attr = edge_index[0][order].numpy(), attr[order].numpy()
         self._degree = torch.bincount(edge_index[1], minlength=num_roads).numpy()

@@ -5,12 +5,11 @@ Shapes: N roads, E road-graph edges, Z zones, d road width, M roads of a layer's
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn import GCN
 
 from student_trainer.data.network import RoadNetwork
 from student_trainer.model import device as devices
@@ -63,6 +62,35 @@ class RoadGAT(nn.Module):
         """Maps the first hop's inputs [M_in, d] to the last one's targets [M_out, d]."""
         for i, (conv, hop) in enumerate(zip(self.convs, hops, strict=True)):
             x = conv(x.relu() if i else x, hop)
+        return x
+
+
+class GCNLayer(nn.Module):
+    """The weights of one graph convolution (Kipf and Welling, 2017).
+
+    Named and drawn as those of `torch_geometric.nn.GCNConv`, against which the zones' embeddings are tested. Importing
+    that package takes longer than all else that a command imports.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.lin = nn.utils.skip_init(nn.Linear, dim, dim, bias=False)
+        self.bias = nn.Parameter(torch.zeros(dim))
+        for _ in range(2):  # the reference layer draws its weights twice; so a seed gives the same to what follows, too
+            nn.init.xavier_uniform_(self.lin.weight)
+
+
+class ZoneGCN(nn.Module):
+    """Graph convolutions with ReLU between them."""
+
+    def __init__(self, dim: int, num_layers: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(GCNLayer(dim) for _ in range(num_layers))
+
+    def forward(self, x: Tensor, flow: Callable[[Tensor], Tensor]) -> Tensor:
+        """Maps zones [Z, d] to [Z, d]; `flow` multiplies by the `normalised_adjacency`."""
+        for i, conv in enumerate(self.convs):
+            x = flow(conv.lin(x.relu() if i else x)) + conv.bias
         return x
 
 
@@ -126,7 +154,7 @@ class RoadNetworkEncoder(nn.Module):
         self.lat_emb = nn.Linear(1, attr_dim)
         self.zone_id_emb = nn.Embedding(config.zone_embeddings or network.num_zones, dim)
         self.road_gat = RoadGAT(dim, config.num_graph_layers)
-        self.zone_gcn = GCN(dim, dim, config.num_graph_layers, cached=False)
+        self.zone_gcn = ZoneGCN(dim, config.num_graph_layers)
         self._num_layers = config.num_graph_layers
         self._graph: RoadGraph | None = None
         self._adjacency: Tensor | None = None
@@ -141,14 +169,7 @@ class RoadNetworkEncoder(nn.Module):
         length, lon, lat = (attribute[:, None] for attribute in attributes)
         parts = [ids, self.len_emb(length), self.type_emb(kind), self.lon_emb(lon), self.lat_emb(lat)]
         road = torch.cat(parts, dim=1)
-        return self.road_gat(road, field.hops), self._zones()
-
-    def _zones(self) -> Tensor:
-        """Embeddings of all zones, [Z, d]."""
-        zone: Tensor = self.zone_id_emb.weight
-        for i, conv in enumerate(self.zone_gcn.convs):
-            zone = self._flow(conv.lin(zone.relu() if i else zone)) + conv.bias
-        return zone
+        return self.road_gat(road, field.hops), self.zone_gcn(self.zone_id_emb.weight, self._flow)
 
     def _flow(self, zone: Tensor) -> Tensor:
         """What flows into each zone, [Z, d]; not in half precision, under autocast, too."""

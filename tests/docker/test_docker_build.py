@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.skipif(os.environ.get("TEST_IMAGES") != "1", reason="downloads 2 GB: `make test-images` builds them"),
 ]
 
-TRAINER_ONLY = {"kahip", "polars", "torch_geometric", "tensorboard", "optuna", "wandb", "matplotlib", "student_trainer"}
+TRAINER_ONLY = {"kahip", "polars", "tensorboard", "optuna", "wandb", "matplotlib", "student_trainer"}
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from support.random_city import random_network
 from torch import Tensor
 from torch_geometric.nn import GCN, GATv2Conv
-from torch_geometric.utils import k_hop_subgraph
+from torch_geometric.utils import add_self_loops, k_hop_subgraph, remove_self_loops
 
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.graph_attention import attend, attend_edges, attend_rows, segment_softmax
-from student_trainer.model.road_graph import Field, Hop, RoadGraph
-from student_trainer.model.roads import GATv2Layer, RoadGAT, RoadNetworkEncoder, normalised_adjacency
+from student_trainer.model.road_graph import Field, Hop, RoadGraph, with_own_loops
+from student_trainer.model.roads import GATv2Layer, RoadGAT, RoadNetworkEncoder, ZoneGCN, normalised_adjacency
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Hop], Tensor]
 
@@ -152,6 +152,42 @@ def test_segment_softmax_by_definition() -> None:
     torch.testing.assert_close(result, expected)
 
 
+def zones_of(encoder: RoadNetworkEncoder) -> Tensor:
+    """All zones' embeddings."""
+    zones: Tensor = encoder.zone_gcn(encoder.zone_id_emb.weight, encoder._flow)
+    return zones
+
+
+def reference_of(encoder: RoadNetworkEncoder) -> GCN:
+    """torch-geometric's own layers with the weights of the encoder's, in the same order."""
+    width = encoder.zone_id_emb.embedding_dim
+    reference = GCN(width, width, len(encoder.zone_gcn.convs)).to(encoder.zone_id_emb.weight.dtype)
+    assert [name for name, _ in reference.named_parameters()] == [
+        name for name, _ in encoder.zone_gcn.named_parameters()
+    ]
+    reference.load_state_dict(encoder.zone_gcn.state_dict())
+    return reference
+
+
+def test_a_seed_gives_the_zones_the_weights_that_the_reference_draws() -> None:
+    """And leaves the generator where that does, so that all that is drawn after them is the same."""
+    torch.manual_seed(3)
+    theirs, after = GCN(6, 6, 2).state_dict(), torch.rand(())
+    torch.manual_seed(3)
+    ours = ZoneGCN(6, 2).state_dict()
+    assert torch.equal(torch.rand(()), after)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@given(roads_count, edges_count, seeds)
+def test_loops_equal_torch_geometric(num_roads: int, num_edges: int, seed: int) -> None:
+    """Old ones go; a new one has the mean of what comes in, to the last bit."""
+    edges, attr = random_graph(num_roads, num_edges, torch.Generator().manual_seed(seed))
+    expected = add_self_loops(*remove_self_loops(edges, attr), fill_value="mean", num_nodes=num_roads)
+    for ours, theirs in zip(with_own_loops(edges, attr, num_roads), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 9), st.integers(0, 40), st.integers(1, 3), seeds)
 def test_zones_equal_torch_geometric(num_zones: int, num_edges: int, layers: int, seed: int) -> None:
@@ -169,14 +205,14 @@ def test_zones_equal_torch_geometric(num_zones: int, num_edges: int, layers: int
     with torch.no_grad():
         for parameter in encoder.zone_gcn.parameters():
             parameter.add_(torch.rand(parameter.shape, generator=generator))
-    parameters = [encoder.zone_id_emb.weight, *encoder.zone_gcn.parameters()]
-    found = encoder._zones()
-    expected = encoder.zone_gcn(encoder.zone_id_emb.weight, edges, weight)
+    reference = reference_of(encoder)
+    found = zones_of(encoder)
+    expected = reference(encoder.zone_id_emb.weight, edges, weight)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     grad = torch.randn(found.shape, generator=generator, dtype=torch.float64)
     for ours, theirs in zip(
-        torch.autograd.grad((found * grad).sum(), parameters),
-        torch.autograd.grad((expected * grad).sum(), parameters),
+        torch.autograd.grad((found * grad).sum(), [encoder.zone_id_emb.weight, *encoder.zone_gcn.parameters()]),
+        torch.autograd.grad((expected * grad).sum(), [encoder.zone_id_emb.weight, *reference.parameters()]),
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
@@ -193,8 +229,6 @@ def test_the_zones_matrix_follows_its_graph() -> None:
     network, _ = random_network(10)
     config = ModelConfig(road_id_dim=4, road_attr_dim=1)
     encoder, other = RoadNetworkEncoder(config, network), RoadNetworkEncoder(config, network)
-    reference = set(dict(GCN(8, 8, 2).named_parameters()))
-    assert {name.removeprefix("zone_gcn.") for name in encoder.state_dict() if "zone_gcn" in name} == reference
     assert not [name for name in encoder.state_dict() if "adjacency" in name]
     with torch.inference_mode():
         before = encoder.zone_adjacency
@@ -210,10 +244,8 @@ def test_zones_are_added_up_in_float32_under_autocast() -> None:
     network, _ = random_network(10)
     encoder = RoadNetworkEncoder(ModelConfig(road_id_dim=4, road_attr_dim=1), network)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed, theirs = (
-            encoder._zones(),
-            encoder.zone_gcn(encoder.zone_id_emb.weight, encoder.zone_edge_index, encoder.zone_edge_weight),
-        )
+        mixed = zones_of(encoder)
+        theirs = reference_of(encoder)(encoder.zone_id_emb.weight, encoder.zone_edge_index, encoder.zone_edge_weight)
     assert mixed.dtype is theirs.dtype is torch.float32
     torch.testing.assert_close(mixed, theirs, rtol=0, atol=2e-3)
-    assert not torch.equal(mixed, encoder._zones())  # the layers' own products really are in half precision
+    assert not torch.equal(mixed, zones_of(encoder))  # the layers' own products really are in half precision
