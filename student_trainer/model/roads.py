@@ -66,18 +66,21 @@ class RoadGAT(nn.Module):
 
 
 class GCNLayer(nn.Module):
-    """The weights of one graph convolution (Kipf and Welling, 2017).
+    """One graph convolution over a fixed graph (Kipf and Welling, 2017): out = A_norm x W^T + bias.
 
-    Named and drawn as those of `torch_geometric.nn.GCNConv`, against which the zones' embeddings are tested. Importing
-    that package takes longer than all else that a command imports.
+    Parameters are named and drawn as in `torch_geometric.nn.GCNConv`, against which the layer is tested. It is not that
+    class, because importing its package takes longer than all else that a command imports.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.lin = nn.utils.skip_init(nn.Linear, dim, dim, bias=False)
+        self.lin = nn.Linear(dim, dim, bias=False)
         self.bias = nn.Parameter(torch.zeros(dim))
-        for _ in range(2):  # the reference layer draws its weights twice; so a seed gives the same to what follows, too
-            nn.init.xavier_uniform_(self.lin.weight)
+        nn.init.xavier_uniform_(self.lin.weight)
+
+    def forward(self, x: Tensor, flow: Callable[[Tensor], Tensor]) -> Tensor:
+        """Maps x [Z, d] to [Z, d]; `flow` multiplies by A_norm, see `normalised_adjacency`."""
+        return flow(self.lin(x)) + self.bias
 
 
 class ZoneGCN(nn.Module):
@@ -88,9 +91,9 @@ class ZoneGCN(nn.Module):
         self.convs = nn.ModuleList(GCNLayer(dim) for _ in range(num_layers))
 
     def forward(self, x: Tensor, flow: Callable[[Tensor], Tensor]) -> Tensor:
-        """Maps zones [Z, d] to [Z, d]; `flow` multiplies by the `normalised_adjacency`."""
+        """Maps x [Z, d] to [Z, d]; `flow` as in `GCNLayer`."""
         for i, conv in enumerate(self.convs):
-            x = flow(conv.lin(x.relu() if i else x)) + conv.bias
+            x = conv(x.relu() if i else x, flow)
         return x
 
 
