@@ -126,7 +126,7 @@ VARIANTS = (
     *(
         Arm(f"passes-{passes}", f"the default, labelled trips {often} an epoch", samples=True, passes=passes,
             whole_trips=True)
-        for passes, often in ((1, "once"), (2, "twice"), (4, "four times"), (24, "24 times"))
+        for passes, often in ((1, "once"), (2, "twice"), (4, "four times"), (8, "eight times"), (24, "24 times"))
     ),
     Arm("passes-1-shuffled", "control: labelled trips once an epoch, answers shuffled among the candidates",
         samples=True, control="shuffled", seeds=3, whole_trips=True),

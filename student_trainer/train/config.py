@@ -40,7 +40,7 @@ class DataConfig(Section):
     """Mix in so many of them, the first ones; 0 mixes in all."""
     labelled_passes: int = pydantic.Field(0, ge=0)
     """Passes over the training trips in an epoch, which has one over the sampled ones; 0 for as many as make both kinds
-    about equal, at most 8."""
+    about equal, or 1 if these are more than 8."""
     bucket_batches: int = pydantic.Field(32, ge=1)
     """Sort trips by length within so many batches, to pad less; 1 only shuffles."""
 

@@ -78,7 +78,7 @@ def open_trips(store: Store, settings: TrainConfig) -> RunTrips:
 
 
 MOST_PASSES = 8
-"""More passes over few labelled trips overfit them (docs/results/regimes.md)."""
+"""Few labelled trips that would have to come more often come once: whole trips suffered (docs/results/regimes.md)."""
 
 
 def passes_of(labelled: int, sampled: int, wanted: int = 0) -> int:
@@ -86,9 +86,10 @@ def passes_of(labelled: int, sampled: int, wanted: int = 0) -> int:
 
     Args:
         labelled, sampled: trips of each kind.
-        wanted: so many; 0 for as many as make both kinds about equal, at most MOST_PASSES.
+        wanted: so many; 0 for as many as make both kinds about equal, or 1 if these are more than MOST_PASSES.
     """
-    return wanted or min(max(round(sampled / labelled), 1), MOST_PASSES)
+    equal = max(round(sampled / labelled), 1)
+    return wanted or (equal if equal <= MOST_PASSES else 1)
 
 
 def schedule_of(trips: RunTrips, settings: TrainConfig) -> Schedule:
