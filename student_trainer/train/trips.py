@@ -65,8 +65,7 @@ def open_trips(store: Store, settings: TrainConfig) -> RunTrips:
         val = val.take(choose_trips(val, settings, "val"))
     chosen, wanted_passes = choose_trips(train, settings), settings.batch.labelled_passes
     if settings.batch.sampled is None:
-        passes = passes_of(len(chosen), 0, wanted_passes)
-        return RunTrips(train, chosen, np.zeros(0, np.int64), None, val, passes)
+        return RunTrips(train, chosen, np.zeros(0, np.int64), None, val, passes_of(len(chosen), 0, wanted_passes))
     sampled = load_sampled(settings.batch.sampled, store)
     wanted = settings.batch.sampled_trips or len(sampled)
     if wanted > len(sampled):

@@ -355,9 +355,14 @@ def test_absent_teacher_is_waited_for_then_reported(caplog: pytest.LogCaptureFix
     assert "waiting up to" in caplog.text
 
 
-def test_waits_for_a_teacher_that_comes_late(server: Server, connect: Connect) -> None:
+def go_away(server: Server) -> int:
+    """It answers no more; returns the port on which it may be started again."""
     server.run(server.server.stop(None))
-    port = int(server.address.rpartition(":")[2])
+    return int(server.address.rpartition(":")[2])
+
+
+def test_waits_for_a_teacher_that_comes_late(server: Server, connect: Connect) -> None:
+    port = go_away(server)
     timer = threading.Timer(0.5, lambda: server.run(server._start(port)))
     timer.start()
     check_all(connect(connect_seconds=20), 3)
@@ -587,10 +592,16 @@ def test_skip_waits_no_longer_than_it_may_and_then_asks_again(server: Server, co
     wait_until(lambda: client.submit(query_of(1)).exception(20) is None)
 
 
+@pytest.fixture
+def prompt_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outage is said, and said again, within tenths of a second."""
+    monkeypatch.setattr(outage, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(outage, "REMINDER_SECONDS", 0.1)
+
+
 def test_wait_may_be_for_ever(server: Server, connect: Connect) -> None:
     client = connect(retry_seconds=0)
-    port = int(server.address.rpartition(":")[2])
-    server.run(server.server.stop(None))
+    port = go_away(server)
     future = client.submit(query_of(0))
     wait_until(lambda: client.failure_stats.retries >= 1)
     server.run(server._start(port))
@@ -598,14 +609,12 @@ def test_wait_may_be_for_ever(server: Server, connect: Connect) -> None:
     assert client.failure_stats.seconds > 0
 
 
+@pytest.mark.usefixtures("prompt_news")
 def test_an_outage_is_said_when_it_begins_goes_on_and_ends(
-    server: Server, connect: Connect, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    server: Server, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(outage, "QUIET_SECONDS", 0.05)
-    monkeypatch.setattr(outage, "REMINDER_SECONDS", 0.1)
     client = connect(retry_seconds=60)
-    port = int(server.address.rpartition(":")[2])
-    server.run(server.server.stop(None))
+    port = go_away(server)
     futures = [client.submit(query_of(seed)) for seed in range(3)]
     wait_until(lambda: re.search("still waiting for the teacher, [0-9]+ s so far, 3 requests", caplog.text) is not None)
     server.run(server._start(port))
@@ -616,15 +625,13 @@ def test_an_outage_is_said_when_it_begins_goes_on_and_ends(
     wait_until(lambda: "the teacher answers again after" in caplog.text)
 
 
+@pytest.mark.usefixtures("prompt_news")
 def test_a_request_that_finds_nobody_waits_as_those_that_failed(
-    server: Server, connect: Connect, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    server: Server, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It has no attempt that could fail."""
-    monkeypatch.setattr(outage, "QUIET_SECONDS", 0.05)
-    monkeypatch.setattr(outage, "REMINDER_SECONDS", 0.1)
     client = connect(retry_seconds=60)
-    port = int(server.address.rpartition(":")[2])
-    server.run(server.server.stop(None))
+    port = go_away(server)
     futures = [client.submit(query_of(0))]
     wait_until(lambda: "s so far, 1 request;" in caplog.text)
     futures += [client.submit(query_of(seed)) for seed in (1, 2)]
