@@ -63,8 +63,6 @@ class Arm:
         samples: whether sampled trips are mixed in.
         control: what is done to the teacher's answers.
         as_many_steps: train on labelled trips alone for as many steps as an arm with sampled trips makes.
-        seeds: how many.
-        whole_trips: whether trips are generated and judged.
         policy: how the sampled trips were drawn.
         sampled_trips: how many are mixed in.
         passes: over labelled trips in an epoch that has one over the sampled ones, in as many steps as with one;
@@ -78,8 +76,6 @@ class Arm:
     samples: bool = False
     control: Control = "none"
     as_many_steps: bool = False
-    seeds: int = 5
-    whole_trips: bool = False
     policy: Policy = "teacher"
     sampled_trips: int = SAMPLED_TRIPS
     passes: int = 1
@@ -88,49 +84,42 @@ class Arm:
 SAMPLED_EPOCHS, SAMPLED_BATCH = 8, 64
 
 ARMS = (
-    Arm("vanilla", "labels alone", teaches=False, whole_trips=True),
-    Arm("default", "the default: sampled trips, destination-aware target (fading), head", samples=True, passes=0,
-        whole_trips=True),
-    Arm("former", "the former default: KL to the teacher's answer, λ .3", _history(0.3), whole_trips=True),
-    Arm("head", "destination-free head alone", _settings(weight=0), whole_trips=True),
-    Arm("target", "destination-aware target (fading) alone", _settings(head=0), whole_trips=True),
-    Arm("unsampled", "the default without sampled trips", whole_trips=True),
-    Arm("long", "labels alone, as many steps as with sampled trips", teaches=False, as_many_steps=True,
-        whole_trips=True),
-    Arm("unsampled-long", "the default without sampled trips, as many steps as with them", as_many_steps=True,
-        whole_trips=True),
+    Arm("vanilla", "labels alone", teaches=False),
+    Arm("default", "the default: sampled trips, destination-aware target (fading), head", samples=True, passes=0),
+    Arm("former", "the former default: KL to the teacher's answer, λ .3", _history(0.3)),
+    Arm("head", "destination-free head alone", _settings(weight=0)),
+    Arm("target", "destination-aware target (fading) alone", _settings(head=0)),
+    Arm("unsampled", "the default without sampled trips"),
+    Arm("long", "labels alone, as many steps as with sampled trips", teaches=False, as_many_steps=True),
+    Arm("unsampled-long", "the default without sampled trips, as many steps as with them", as_many_steps=True),
     Arm("sampled-labels", "sampled trips: their own next roads as labels",
-        _settings(weight=0, head=0, sampled_labels=1), teaches=False, samples=True, whole_trips=True),
-    Arm("sampled-head", "sampled trips and head", _settings(weight=0), samples=True, whole_trips=True),
-    Arm("sampled-target", "sampled trips and target", _settings(head=0), samples=True, whole_trips=True),
+        _settings(weight=0, head=0, sampled_labels=1), teaches=False, samples=True),
+    Arm("sampled-head", "sampled trips and head", _settings(weight=0), samples=True),
+    Arm("sampled-target", "sampled trips and target", _settings(head=0), samples=True),
     Arm("fading", "KL to the teacher's answer, λ 1, cosine to 0 over the first half",
-        (*_history(1), "distill.schedule=cosine", "distill.schedule_share=0.5"), whole_trips=True),
+        (*_history(1), "distill.schedule=cosine", "distill.schedule_share=0.5")),
     Arm("document", "the first formula: every candidate its cell's whole mass, λ .01, τ 2 (config/document.yaml)",
-        (*_history(0.01), "distill.temperature=2", "distill.collisions=duplicate"), whole_trips=True),
-    Arm("default-uniform", "control: the default, answers even", samples=True, passes=0, control="uniform", seeds=3),
-    Arm("uniform", "control: KL to an even answer, λ .3", _history(0.3), control="uniform", seeds=3),
-    Arm("smoothing", "control: label smoothing .1", ("optim.label_smoothing=0.1",), teaches=False, seeds=3),
+        (*_history(0.01), "distill.temperature=2", "distill.collisions=duplicate")),
+    Arm("default-shuffled", "control: the default, answers shuffled among the candidates", samples=True, passes=0,
+        control="shuffled"),
+    Arm("uniform", "control: KL to an even answer, λ .3", _history(0.3), control="uniform"),
+    Arm("smoothing", "control: label smoothing .1", ("optim.label_smoothing=0.1",), teaches=False),
 )  # fmt: skip
 
 VARIANTS = (
-    Arm("constant", "the default with a constant weight", _settings(schedule="constant"), samples=True,
-        whole_trips=True),
+    Arm("constant", "the default with a constant weight", _settings(schedule="constant"), samples=True),
     Arm("destination", "as constant, trips towards drawn destinations", _settings(schedule="constant"), samples=True,
-        policy="destination", whole_trips=True),
+        policy="destination"),
     Arm("sampled-only", "as constant, the target at sampled positions alone",
-        _settings(weight=0, sampled_weight=1, schedule="constant"), samples=True, whole_trips=True),
-    Arm("default-destination", "the default, trips towards drawn destinations", samples=True, policy="destination",
-        whole_trips=True),
-    Arm("third", "as constant, λ .3", _settings(weight=0.3, schedule="constant"), samples=True, whole_trips=True),
-    Arm("many", "the default, 60,000 trips", samples=True, sampled_trips=60_000, whole_trips=True),
+        _settings(weight=0, sampled_weight=1, schedule="constant"), samples=True),
+    Arm("default-destination", "the default, trips towards drawn destinations", samples=True, policy="destination"),
+    Arm("third", "as constant, λ .3", _settings(weight=0.3, schedule="constant"), samples=True),
+    Arm("many", "the default, 60,000 trips", samples=True, sampled_trips=60_000),
     *(
-        Arm(f"passes-{passes}", f"the default, labelled trips {often} an epoch", samples=True, passes=passes,
-            whole_trips=True)
+        Arm(f"passes-{passes}", f"the default, labelled trips {often} an epoch", samples=True, passes=passes)
         for passes, often in ((1, "once"), (2, "twice"), (4, "four times"), (8, "eight times"), (24, "24 times"))
     ),
-    Arm("passes-1-shuffled", "control: labelled trips once an epoch, answers shuffled among the candidates",
-        samples=True, control="shuffled", seeds=3, whole_trips=True),
-    Arm("clip", "the default, gradients clipped at 5", ("optim.clip_norm=5",), samples=True, whole_trips=True),
+    Arm("clip", "the default, gradients clipped at 5", ("optim.clip_norm=5",), samples=True),
 )  # fmt: skip
 
 

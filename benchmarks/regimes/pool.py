@@ -64,9 +64,7 @@ def tasks(places: dict[tuple[str, int], Place], only: set[str], seeds: range) ->
             for regime in arms.REGIMES:
                 for name in ("all", "own"):
                     place = places.get((name, regime.trips))
-                    is_wanted = seed < arm.seeds and (
-                        not only or f"{arm.name}@{regime.trips}" in only or arm.name in only
-                    )
+                    is_wanted = not only or f"{arm.name}@{regime.trips}" in only or arm.name in only
                     if place is None or not is_wanted or (name == "own" and not (arm.teaches or arm.samples)):
                         continue
                     yield Task(place, regime, arm, seed)
@@ -190,7 +188,7 @@ def main() -> int:
         judged = []
         for done in concurrent.futures.as_completed(running):
             task = done.result()
-            if task is not None and task.arm.whole_trips:
+            if task is not None:
                 judged.append(judging.submit(pool.judge, task))
             if task is not None and task.arm.name == "vanilla":
                 judged.append(judging.submit(pool.bound, task))

@@ -129,13 +129,13 @@ def test_runs_are_gathered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_evaluations_are_found_by_the_names_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairs, "read", lambda path: path)
-    for root, name in (("a", "default-0"), ("b", "default-0"), ("b", "passes-1-shuffled-12"), ("b", "another-1")):
+    for root, name in (("a", "default-0"), ("b", "default-0"), ("b", "default-shuffled-12"), ("b", "another-1")):
         (tmp_path / root / "all" / "1000" / name / "evaluation").mkdir(parents=True)
     found = pairs.found([tmp_path / "a", tmp_path / "b"])
     where = {key: {s: str(path.relative_to(tmp_path)) for s, path in of.by_seed.items()} for key, of in found.items()}  # type: ignore[attr-defined]
     assert where == {
         ("all", 1000, "default"): {0: "a/all/1000/default-0/evaluation"},
-        ("all", 1000, "passes-1-shuffled"): {12: "b/all/1000/passes-1-shuffled-12/evaluation"},
+        ("all", 1000, "default-shuffled"): {12: "b/all/1000/default-shuffled-12/evaluation"},
     }
 
 
