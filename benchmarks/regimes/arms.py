@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from student_trainer.train.trips import passes_of
+from student_trainer.train.trips import mixing_of
 
 Control = Literal["none", "uniform", "shuffled"]
 Policy = Literal["teacher", "destination"]
@@ -67,6 +67,7 @@ class Arm:
         sampled_trips: how many are mixed in.
         passes: over labelled trips in an epoch that has one over the sampled ones, in as many steps as with one;
             0 for what `train` chooses by itself.
+        share: of the epochs that have sampled trips, the first ones; 0 for what `train` chooses by itself.
     """
 
     name: str
@@ -78,14 +79,15 @@ class Arm:
     as_many_steps: bool = False
     policy: Policy = "teacher"
     sampled_trips: int = SAMPLED_TRIPS
-    passes: int = 1
+    passes: int = 0
+    share: float = 0.0
 
 
 SAMPLED_EPOCHS, SAMPLED_BATCH = 8, 64
 
 ARMS = (
     Arm("vanilla", "labels alone", teaches=False),
-    Arm("default", "the default: sampled trips, destination-aware target (fading), head", samples=True, passes=0),
+    Arm("default", "the default: sampled trips, destination-aware target (fading), head", samples=True),
     Arm("former", "the former default: KL to the teacher's answer, λ .3", _history(0.3)),
     Arm("head", "destination-free head alone", _settings(weight=0)),
     Arm("target", "destination-aware target (fading) alone", _settings(head=0)),
@@ -100,26 +102,26 @@ ARMS = (
         (*_history(1), "distill.schedule=cosine", "distill.schedule_share=0.5")),
     Arm("document", "the first formula: every candidate its cell's whole mass, λ .01, τ 2 (config/document.yaml)",
         (*_history(0.01), "distill.temperature=2", "distill.collisions=duplicate")),
-    Arm("default-shuffled", "control: the default, answers shuffled among the candidates", samples=True, passes=0,
+    Arm("default-shuffled", "control: the default, answers shuffled among the candidates", samples=True,
         control="shuffled"),
     Arm("uniform", "control: KL to an even answer, λ .3", _history(0.3), control="uniform"),
     Arm("smoothing", "control: label smoothing .1", ("optim.label_smoothing=0.1",), teaches=False),
 )  # fmt: skip
 
 VARIANTS = (
-    Arm("constant", "the default with a constant weight", _settings(schedule="constant"), samples=True),
-    Arm("destination", "as constant, trips towards drawn destinations", _settings(schedule="constant"), samples=True,
-        policy="destination"),
-    Arm("sampled-only", "as constant, the target at sampled positions alone",
-        _settings(weight=0, sampled_weight=1, schedule="constant"), samples=True),
-    Arm("default-destination", "the default, trips towards drawn destinations", samples=True, policy="destination"),
-    Arm("third", "as constant, λ .3", _settings(weight=0.3, schedule="constant"), samples=True),
-    Arm("many", "the default, 60,000 trips", samples=True, sampled_trips=60_000),
+    Arm("constant", "sampled trips throughout, labelled ones once an epoch, a constant weight",
+        _settings(schedule="constant"), samples=True, passes=1, share=1),
+    Arm("destination", "the same, trips towards drawn destinations",
+        _settings(schedule="constant"), samples=True, policy="destination", passes=1, share=1),
     *(
-        Arm(f"passes-{passes}", f"the default, labelled trips {often} an epoch", samples=True, passes=passes)
+        Arm(f"passes-{passes}", f"sampled trips throughout, labelled ones {often} an epoch", samples=True,
+            passes=passes, share=1)
         for passes, often in ((1, "once"), (2, "twice"), (4, "four times"), (8, "eight times"), (24, "24 times"))
     ),
-    Arm("clip", "the default, gradients clipped at 5", ("optim.clip_norm=5",), samples=True),
+    *(
+        Arm(f"first-{name}", f"sampled trips in the first {name} of the epochs", samples=True, share=share)
+        for name, share in (("quarter", 0.25), ("half", 0.5))
+    ),
 )  # fmt: skip
 
 
@@ -137,9 +139,10 @@ def overrides(arm: Arm, regime: Regime, seed: int) -> list[str]:
     given = [*WIDTH, f"seed={seed}", f"batch.train_trips={regime.trips}", *arm.settings]
     steps = SAMPLED_EPOCHS * -(-(regime.trips + arm.sampled_trips) // SAMPLED_BATCH)
     batch, sampled = (SAMPLED_BATCH, arm.sampled_trips) if arm.samples else (regime.batch_size, 0)
-    passes = passes_of(regime.trips, sampled, arm.passes)
+    passes = mixing_of(regime.trips, sampled, 1, arm.passes).passes
     epoch = passes * regime.trips + sampled
     epochs = round(steps / -(-epoch // batch)) if arm.samples or arm.as_many_steps else regime.epochs
     if arm.samples:
         given += [f"batch.sampled_trips={sampled}", f"batch.labelled_passes={passes}"]
+        given += [f"batch.sampled_share={arm.share}"]
     return [*given, f"optim.epochs={epochs}", f"optim.batch_size={batch}"]

@@ -39,8 +39,11 @@ class DataConfig(Section):
     sampled_trips: int = pydantic.Field(0, ge=0)
     """Mix in so many of them, the first ones; 0 mixes in all."""
     labelled_passes: int = pydantic.Field(0, ge=0)
-    """Passes over the training trips in an epoch, which has one over the sampled ones; 0 for as many as make both kinds
+    """Passes over the training trips in an epoch that has one over the sampled ones; 0 for as many as make both kinds
     about equal, or 1 if these are more than 8."""
+    sampled_share: float = pydantic.Field(0.0, ge=0, le=1)
+    """Share of the epochs, the first ones, that mix in sampled trips; those after them have as many trips, all of them
+    labelled. 0 for a half, or for all where the training trips would have to come more than 8 times beside them."""
     bucket_batches: int = pydantic.Field(32, ge=1)
     """Sort trips by length within so many batches, to pad less; 1 only shuffles."""
 

@@ -32,6 +32,8 @@ FREE_TO_CHANGE = ("resume", "profile", "teacher", "client", "log", "runtime", "o
 """Settings that a resumed run may change: where and how it runs. Another runtime changes the last bits."""
 FORMERLY: dict[str, Any] = {"distill.target": "history", "distill.head": 0.0, "distill.schedule": "constant"}
 """What versions did that did not have these settings yet, where their defaults are something else."""
+FORMERLY_MIXED: dict[str, Any] = {"batch.labelled_passes": 1, "batch.sampled_share": 1.0}
+"""The same of runs that mixed in sampled trips; without these the settings say nothing."""
 MISSING = "nothing"
 """In place of a setting that there is not."""
 
@@ -128,7 +130,9 @@ def _value(settings: Mapping[str, Any], key: str) -> Any:
     value = _given(settings, key)
     if value is not MISSING:
         return value
-    return FORMERLY.get(key, _given(TrainConfig(data=Path(), out=Path()).model_dump(mode="json"), key))
+    mixed = _given(settings, "batch.sampled") not in (None, MISSING)
+    formerly = FORMERLY | FORMERLY_MIXED if mixed else FORMERLY
+    return formerly.get(key, _given(TrainConfig(data=Path(), out=Path()).model_dump(mode="json"), key))
 
 
 def _given(settings: Mapping[str, Any], key: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -61,16 +61,17 @@ class Schedule:
         total_positions: of all epochs, of all ranks.
     """
 
-    def __init__(self, order: TripOrder, accumulation: int, epochs: int) -> None:
-        self._order, self._accumulation = order, accumulation
-        self.steps_per_epoch = -(-order.batches_per_epoch // accumulation)
+    def __init__(self, order_of: Callable[[int], TripOrder], accumulation: int, epochs: int) -> None:
+        """Of epochs whose trips `order_of` orders: they may be others in each, but as many."""
+        self._order_of, self._accumulation, self._epochs = order_of, accumulation, epochs
+        self.steps_per_epoch = -(-order_of(0).batches_per_epoch // accumulation)
         self.total_steps = self.steps_per_epoch * epochs
-        self.total_positions = order.steps_per_epoch * epochs
+        self.total_positions = sum(order_of(epoch).steps_per_epoch for epoch in range(epochs))
 
     def from_step(self, first: int) -> Iterator[PlannedStep]:
         """The steps `first`, `first + 1`, ... to the end."""
-        for epoch in range(first // self.steps_per_epoch, self.total_steps // self.steps_per_epoch):
-            batches = self._order.epoch(epoch)
+        for epoch in range(first // self.steps_per_epoch, self._epochs):
+            batches = self._order_of(epoch).epoch(epoch)
             for i in range(self.steps_per_epoch):
                 number = epoch * self.steps_per_epoch + i
                 if number >= first:

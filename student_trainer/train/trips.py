@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -17,6 +18,19 @@ from student_trainer.train.config import TrainConfig
 from student_trainer.train.schedule import Schedule
 
 
+@dataclasses.dataclass(frozen=True)
+class Mixing:
+    """How labelled and sampled trips are mixed.
+
+    Attributes:
+        passes: over the labelled trips in a mixed epoch, which has one over the sampled ones.
+        epochs: so many are mixed, the first ones; those after them have labelled trips alone.
+    """
+
+    passes: int
+    epochs: int
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunTrips:
     """The trips of a run.
@@ -26,7 +40,7 @@ class RunTrips:
         labelled, sampled: int64, numbers of those that it trains on.
         first_sampled: from which number on trips of `training` are sampled; None if all are labelled.
         validation: those that it is validated on.
-        passes: over the labelled trips in an epoch, which has one over the sampled ones.
+        mixing: how often, and how long, both kinds come.
     """
 
     training: Numbered
@@ -34,21 +48,27 @@ class RunTrips:
     sampled: Int64
     first_sampled: int | None
     validation: Trips
-    passes: int = 1
+    mixing: Mixing
 
     @property
     def numbers(self) -> Int64:
         """All that it trains on: int64, ascending."""
         return np.concatenate([self.labelled, self.sampled])
 
-    @property
-    def epoch(self) -> Int64:
-        """What an epoch consists of: int64, a labelled trip as often as it comes."""
-        return np.concatenate([np.tile(self.labelled, self.passes), self.sampled])
+    def epoch(self, number: int) -> Int64:
+        """What an epoch consists of: int64, each trip as often as it comes.
+
+        After the mixed epochs the labelled trips alone come in turn, as many as a mixed epoch has of both kinds: an
+        epoch goes on where the one before it ended.
+        """
+        mixed = np.concatenate([np.tile(self.labelled, self.mixing.passes), self.sampled])
+        gone = (number - self.mixing.epochs) * len(mixed)
+        return mixed if gone < 0 else np.resize(np.roll(self.labelled, -gone), len(mixed))
 
     def __str__(self) -> str:
-        often = "" if self.passes == 1 else f" {self.passes} times an epoch"
-        mixed_in = "" if self.first_sampled is None else f" and {len(self.sampled)} sampled ones"
+        passes, epochs = dataclasses.astuple(self.mixing)
+        often = "" if passes == 1 else f" {passes} times an epoch"
+        mixed_in = f" and {len(self.sampled)} sampled ones until epoch {epochs}" if len(self.sampled) else ""
         return f"{len(self.labelled)} training trips{often}{mixed_in}, {len(self.validation)} validation trips"
 
 
@@ -63,42 +83,58 @@ def open_trips(store: Store, settings: TrainConfig) -> RunTrips:
     train, val = store.trips("train", settings.batch.cache), store.trips("val", settings.batch.cache)
     if settings.batch.val_trips:
         val = val.take(choose_trips(val, settings, "val"))
-    chosen, wanted_passes = choose_trips(train, settings), settings.batch.labelled_passes
+    chosen = choose_trips(train, settings)
+
+    def mixing(sampled: int) -> Mixing:
+        batch = settings.batch
+        return mixing_of(len(chosen), sampled, settings.optim.epochs, batch.labelled_passes, batch.sampled_share)
+
     if settings.batch.sampled is None:
-        return RunTrips(train, chosen, np.zeros(0, np.int64), None, val, passes_of(len(chosen), 0, wanted_passes))
+        return RunTrips(train, chosen, np.zeros(0, np.int64), None, val, mixing(0))
     sampled = load_sampled(settings.batch.sampled, store)
     wanted = settings.batch.sampled_trips or len(sampled)
     if wanted > len(sampled):
         raise ConfigError(
             f"batch.sampled_trips is {wanted}, but {settings.batch.sampled} has {len(sampled)} sampled trips"
         )
-    mixed, passes = MixedTrips(train, sampled), passes_of(len(chosen), wanted, wanted_passes)
-    return RunTrips(mixed, chosen, mixed.first_sampled + np.arange(wanted), mixed.first_sampled, val, passes)
+    mixed = MixedTrips(train, sampled)
+    return RunTrips(mixed, chosen, mixed.first_sampled + np.arange(wanted), mixed.first_sampled, val, mixing(wanted))
 
 
 MOST_PASSES = 8
-"""Few labelled trips that would have to come more often come once: whole trips suffered (docs/results/regimes.md)."""
+"""Few labelled trips that would have to come more often come once, and never alone: whole trips and likelihood suffered
+(docs/results/regimes.md)."""
+MIXED_SHARE = 0.5
+"""Sampled trips help at first; a student's last steps are better spent on labelled ones (the same page)."""
 
 
-def passes_of(labelled: int, sampled: int, wanted: int = 0) -> int:
-    """Passes over labelled trips in an epoch that has one over sampled ones.
+def mixing_of(labelled: int, sampled: int, epochs: int, passes: int = 0, share: float = 0) -> Mixing:
+    """How trips are mixed.
 
     Args:
         labelled, sampled: trips of each kind.
-        wanted: so many; 0 for as many as make both kinds about equal, or 1 if these are more than MOST_PASSES.
+        epochs: of the run.
+        passes: over labelled trips in a mixed epoch; 0 for as many as make both kinds about equal, or 1 if these are
+            more than MOST_PASSES.
+        share: of the epochs that are mixed; 0 for MIXED_SHARE, or all if the passes would be more than MOST_PASSES.
     """
     equal = max(round(sampled / labelled), 1)
-    return wanted or (equal if equal <= MOST_PASSES else 1)
+    is_scarce = equal > MOST_PASSES
+    share = share or (1 if is_scarce or not sampled else MIXED_SHARE)
+    return Mixing(passes or (1 if is_scarce else equal), math.ceil(round(share * epochs, 9)))
 
 
 def schedule_of(trips: RunTrips, settings: TrainConfig) -> Schedule:
     """Which of the trips form which optimizer step."""
-    index = trips.epoch
-    steps = trips.training.lengths_of(index) - 1
-    if settings.batch.max_steps:
-        steps = np.minimum(steps, settings.batch.max_steps)
-    order = TripOrder(index, steps, settings.optim.batch_size, settings.batch.bucket_batches, settings.seed)
-    return Schedule(order, settings.optim.accumulation, settings.optim.epochs)
+
+    def order_of(epoch: int) -> TripOrder:
+        index = trips.epoch(epoch)
+        steps = trips.training.lengths_of(index) - 1
+        if settings.batch.max_steps:
+            steps = np.minimum(steps, settings.batch.max_steps)
+        return TripOrder(index, steps, settings.optim.batch_size, settings.batch.bucket_batches, settings.seed)
+
+    return Schedule(order_of, settings.optim.accumulation, settings.optim.epochs)
 
 
 def choose_trips(trips: Trips, settings: TrainConfig, split: SplitName = "train") -> Int64:

@@ -11,7 +11,7 @@ import yaml
 from conftest import REPOSITORY
 
 from shared import demo, provenance
-from student_trainer.train.trips import passes_of
+from student_trainer.train.trips import mixing_of
 
 BEST = {"accuracy": 0.84, "nll": 0.37, "time_error": 0.11, "positions": 3545, "teacher_accuracy": 0.75}
 
@@ -59,7 +59,7 @@ def test_both_students_make_as_many_steps() -> None:
     labelled, sampled = sizes["train"]["batch"]["train_trips"], sizes["sample"]["trips"]
     optim = sizes["train"]["optim"]
     vanilla = optim["epochs"] * -(-labelled // optim["batch_size"])
-    an_epoch = passes_of(labelled, sampled) * labelled + sampled
+    an_epoch = mixing_of(labelled, sampled, 1).passes * labelled + sampled
     assert demo.DISTILLED_EPOCHS * -(-an_epoch // optim["batch_size"]) == pytest.approx(vanilla, rel=0.01)
 
 

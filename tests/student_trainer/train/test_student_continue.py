@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from support.fakes import FakeTeacher
-from support.random_city import write_random_store
+from support.random_city import write_random_sample, write_random_store
 from support.runs import assert_same_bits, records
 
 from shared import config
@@ -239,6 +239,25 @@ def test_a_run_of_an_older_version_is_not_resumed_with_new_defaults(store: Store
         assert part in told
     for name in ("schedule_share", "sampled", "label_smoothing", "weight is"):
         assert name not in told
+
+
+def test_a_run_that_mixed_in_sampled_trips_before_there_was_a_choice_did_so_throughout(
+    store: Store, tmp_path: Path
+) -> None:
+    """And its labelled trips came once an epoch; one without sampled trips did what it does now."""
+    out, found = tmp_path / "run", {}
+    sampled = write_random_sample(tmp_path / "sampled", store)
+    for name, more in (("alone", ()), ("mixed", (f"batch.sampled={sampled}",))):
+        begin(store, out / name, *more)
+        settings = config.load(TrainConfig, "train", [out / name / "config.yaml"], ["resume=true"])
+        checkpoint = checkpoints.load(out / name / "checkpoints" / "last.pt")
+        for key in ("labelled_passes", "sampled_share"):
+            del checkpoint.config["batch"][key]
+        found[name] = settings, checkpoint
+    resume._check_resumable(found["alone"][0], store, found["alone"][1])
+    with pytest.raises(ConfigError, match=r"Give it .* batch.labelled_passes=1 batch.sampled_share=1.0, w") as caught:
+        resume._check_resumable(found["mixed"][0], store, found["mixed"][1])
+    assert "batch.sampled_share is 1.0 there (of an older version), 0.0 here" in str(caught.value)
 
 
 def test_with_what_its_version_did_it_goes_on_to_the_bit(store: Store, tmp_path: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.optimize import minimize
 from support.fakes import FakeTeacher, scores_of
 from support.random_city import write_random_sample, write_random_store
@@ -25,6 +29,7 @@ from student_trainer.train import fit, trips
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.resume import find_checkpoint, target_of
 from student_trainer.train.runtime import Runtime
+from student_trainer.train.schedule import PlannedStep, Schedule
 from student_trainer.train.session import Session
 
 SMALL: dict[str, Any] = {
@@ -174,7 +179,7 @@ def test_the_trips_of_a_run_are_the_labelled_ones_and_the_first_sampled_ones(sto
     chosen = np.sort(np.random.default_rng(0).permutation(60)[:20])
     assert np.array_equal(found.numbers, [*chosen, *range(60, 72)])
     assert isinstance(found.training, MixedTrips) and found.first_sampled == 60
-    assert str(found) == "20 training trips and 12 sampled ones, 5 validation trips"
+    assert str(found) == "20 training trips and 12 sampled ones until epoch 1, 5 validation trips"
     plans = list(trips.schedule_of(found, settings).from_step(0))
     seen = np.concatenate([index for plan in plans for index in plan.micro_batches])
     assert np.array_equal(np.sort(seen), found.numbers)
@@ -185,7 +190,7 @@ def test_the_trips_of_a_run_are_the_labelled_ones_and_the_first_sampled_ones(sto
 def test_labelled_trips_may_come_several_times_an_epoch(store: Store, tmp_path: Path) -> None:
     """Each as often as any other, and sampled ones once; with none of these an epoch is that many passes."""
     sampled = write_random_sample(tmp_path / "sampled", store)
-    batch = {"sampled": sampled, "sampled_trips": 12, "train_trips": 20, "labelled_passes": 3}
+    batch = {"sampled": sampled, "sampled_trips": 12, "train_trips": 20, "labelled_passes": 3, "sampled_share": 1}
     for without in ({}, {"sampled": None, "sampled_trips": 0}):
         settings = settings_of(store, tmp_path / "run", batch=batch | without)
         found = trips.open_trips(store, settings)
@@ -200,22 +205,55 @@ def test_labelled_trips_may_come_several_times_an_epoch(store: Store, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("labelled", "sampled", "wanted", "passes"),
+    ("labelled", "sampled", "told", "passes", "epochs"),
     [
-        *(
-            (1_000, 24_000, 0, 1),
-            (3_000, 24_000, 0, 8),
-            (6_000, 24_000, 0, 4),
-            (10_000, 24_000, 0, 2),
-            (35_000, 24_000, 0, 1),
-        ),
-        *((100_000, 24_000, 0, 1), (20, 0, 0, 1), (1_000, 24_000, 1, 1), (1_000, 24_000, 8, 8)),
+        *((1_000, 24_000, {}, 1, 8), (2_800, 24_000, {}, 1, 8)),
+        *((3_000, 24_000, {}, 8, 4), (6_000, 24_000, {}, 4, 4), (10_000, 24_000, {}, 2, 4), (35_000, 24_000, {}, 1, 4)),
+        *((100_000, 24_000, {}, 1, 4), (20, 0, {}, 1, 8), (20, 0, {"passes": 2}, 2, 8)),
+        *((1_000, 24_000, {"passes": 8}, 8, 8), (1_000, 24_000, {"share": 0.5}, 1, 4)),
+        *((6_000, 24_000, {"share": 1}, 4, 8), (6_000, 24_000, {"passes": 1, "share": 0.3}, 1, 3)),
     ],
 )
-def test_labelled_trips_come_about_as_often_as_sampled_ones(
-    labelled: int, sampled: int, wanted: int, passes: int
+def test_few_labelled_trips_come_once_beside_sampled_ones_and_others_as_often_and_then_alone(
+    labelled: int, sampled: int, told: dict[str, Any], passes: int, epochs: int
 ) -> None:
-    assert trips.passes_of(labelled, sampled, wanted) == passes
+    assert trips.mixing_of(labelled, sampled, 8, **told) == trips.Mixing(passes, epochs)
+
+
+@given(share=st.integers(1, 100), epochs=st.integers(1, 200))
+def test_a_share_of_the_epochs_is_rounded_up(share: int, epochs: int) -> None:
+    """Exactly, whatever is lost in floating point."""
+    assert trips.mixing_of(10, 10, epochs, share=share / 100).epochs == math.ceil(Fraction(share * epochs, 100))
+
+
+@pytest.mark.parametrize("train_trips", [7, 20, 50])
+def test_after_the_mixed_epochs_labelled_trips_come_alone_in_turn(
+    store: Store, tmp_path: Path, train_trips: int
+) -> None:
+    """All epochs have as many trips and steps; in those of labelled trips none comes two times more than another."""
+    sampled = write_random_sample(tmp_path / "sampled", store)
+    batch = {"sampled": sampled, "sampled_trips": 12, "train_trips": train_trips, "sampled_share": 0.4}
+    settings = settings_of(store, tmp_path / "run", batch=batch, optim={"epochs": 5, "batch_size": 16})
+    found = trips.open_trips(store, settings)
+    schedule = trips.schedule_of(found, settings)
+    seen = [np.concatenate([i for p in plans for i in p.micro_batches]) for plans in by_epoch(schedule)]
+    assert len(seen) == 5 and len({len(trips) for trips in seen}) == 1
+    passes = round(12 / train_trips) or 1
+    for epoch in range(2):
+        assert np.array_equal(np.sort(seen[epoch]), np.sort([*np.tile(found.labelled, passes), *found.sampled]))
+    numbers, times = np.unique(np.concatenate(seen[2:]), return_counts=True)
+    assert set(numbers) <= set(found.labelled) and np.ptp(times) <= 1
+    assert len(numbers) == min(train_trips, 3 * len(seen[0]))
+    lengths = found.training.lengths_of(np.concatenate(seen)) - 1
+    assert schedule.total_positions == lengths.sum()
+
+
+def by_epoch(schedule: Schedule) -> list[list[PlannedStep]]:
+    plans = list(schedule.from_step(0))
+    found = [[plan for plan in plans if plan.epoch == epoch] for epoch in range(plans[-1].epoch + 1)]
+    assert {len(of_one) for of_one in found} == {schedule.steps_per_epoch}
+    assert all(of_one[-1].ends_epoch for of_one in found)
+    return found
 
 
 def test_without_sampled_trips_all_are_labelled(store: Store, tmp_path: Path) -> None:
