@@ -43,7 +43,7 @@ class DataConfig(Section):
     about equal, or 1 if these are more than 8."""
     sampled_share: float = pydantic.Field(0.0, ge=0, le=1)
     """Share of the epochs, the first ones, that mix in sampled trips; those after them have as many trips, all of them
-    labelled. 0 for a half, or for all where the training trips would have to come more than 8 times beside them."""
+    labelled. 0 for a half, or for so many more that a training trip comes at most 30 times in the run."""
     bucket_batches: int = pydantic.Field(32, ge=1)
     """Sort trips by length within so many batches, to pad less; 1 only shuffles."""
 

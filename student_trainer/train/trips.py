@@ -102,10 +102,10 @@ def open_trips(store: Store, settings: TrainConfig) -> RunTrips:
 
 
 MOST_PASSES = 8
-"""Few labelled trips that would have to come more often come once, and never alone: whole trips and likelihood suffered
-(docs/results/regimes.md)."""
-MIXED_SHARE = 0.5
-"""Sampled trips help at first; a student's last steps are better spent on labelled ones (the same page)."""
+"""Few labelled trips that would have to come more often in an epoch come once: whole trips suffered."""
+MOST_TIMES = 30
+"""A labelled trip comes no more often in a run because sampled ones stay away: few of them are learned by heart.
+Both bounds are those of docs/results/regimes.md."""
 
 
 def mixing_of(labelled: int, sampled: int, epochs: int, passes: int = 0, share: float = 0) -> Mixing:
@@ -116,12 +116,16 @@ def mixing_of(labelled: int, sampled: int, epochs: int, passes: int = 0, share: 
         epochs: of the run.
         passes: over labelled trips in a mixed epoch; 0 for as many as make both kinds about equal, or 1 if these are
             more than MOST_PASSES.
-        share: of the epochs that are mixed; 0 for MIXED_SHARE, or all if the passes would be more than MOST_PASSES.
+        share: of the epochs that are mixed; 0 for a half, or for so many more that a labelled trip comes at most
+            MOST_TIMES in the run.
     """
     equal = max(round(sampled / labelled), 1)
-    is_scarce = equal > MOST_PASSES
-    share = share or (1 if is_scarce or not sampled else MIXED_SHARE)
-    return Mixing(passes or (1 if is_scarce else equal), math.ceil(round(share * epochs, 9)))
+    passes = passes or (equal if equal <= MOST_PASSES else 1)
+    if share:
+        return Mixing(passes, math.ceil(round(share * epochs, 9)))
+    more_times = max(MOST_TIMES - passes * epochs, 0)
+    alone = min(epochs // 2, more_times * labelled // sampled) if sampled else 0
+    return Mixing(passes, epochs - alone)
 
 
 def schedule_of(trips: RunTrips, settings: TrainConfig) -> Schedule:

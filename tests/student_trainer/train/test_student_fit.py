@@ -207,17 +207,34 @@ def test_labelled_trips_may_come_several_times_an_epoch(store: Store, tmp_path: 
 @pytest.mark.parametrize(
     ("labelled", "sampled", "told", "passes", "epochs"),
     [
-        *((1_000, 24_000, {}, 1, 8), (2_800, 24_000, {}, 1, 8)),
-        *((3_000, 24_000, {}, 8, 4), (6_000, 24_000, {}, 4, 4), (10_000, 24_000, {}, 2, 4), (35_000, 24_000, {}, 1, 4)),
+        *((1_000, 24_000, {}, 1, 8), (2_800, 24_000, {}, 1, 6), (3_000, 24_000, {}, 8, 8), (4_000, 24_000, {}, 6, 8)),
+        *((8_000, 24_000, {}, 3, 6), (10_000, 24_000, {}, 2, 4), (35_000, 24_000, {}, 1, 4)),
         *((100_000, 24_000, {}, 1, 4), (20, 0, {}, 1, 8), (20, 0, {"passes": 2}, 2, 8)),
         *((1_000, 24_000, {"passes": 8}, 8, 8), (1_000, 24_000, {"share": 0.5}, 1, 4)),
         *((6_000, 24_000, {"share": 1}, 4, 8), (6_000, 24_000, {"passes": 1, "share": 0.3}, 1, 3)),
     ],
 )
-def test_few_labelled_trips_come_once_beside_sampled_ones_and_others_as_often_and_then_alone(
+def test_labelled_trips_come_about_as_often_as_sampled_ones_and_alone_in_up_to_half_of_the_epochs(
     labelled: int, sampled: int, told: dict[str, Any], passes: int, epochs: int
 ) -> None:
     assert trips.mixing_of(labelled, sampled, 8, **told) == trips.Mixing(passes, epochs)
+
+
+@given(
+    labelled=st.integers(1, 100_000), sampled=st.integers(1, 100_000), epochs=st.integers(1, 50), passes=st.integers(0, 9)
+)
+def test_no_labelled_trip_comes_too_often_because_sampled_ones_stay_away(
+    labelled: int, sampled: int, epochs: int, passes: int
+) -> None:
+    """And they stay away for half of the epochs where that is so."""
+    found = trips.mixing_of(labelled, sampled, epochs, passes)
+
+    def times(mixed: int) -> Fraction:
+        return found.passes * epochs + Fraction(sampled, labelled) * (epochs - mixed)
+
+    assert epochs - epochs // 2 <= found.epochs <= epochs
+    assert found.epochs == epochs or times(found.epochs) <= trips.MOST_TIMES
+    assert found.epochs == epochs - epochs // 2 or times(found.epochs - 1) > trips.MOST_TIMES
 
 
 @given(share=st.integers(1, 100), epochs=st.integers(1, 200))
