@@ -19,8 +19,8 @@ from pathlib import Path
 
 from benchmarks.common import rotated
 from benchmarks.regimes import arms
-from benchmarks.regimes.page import RESULTS
 from benchmarks.regimes.pool import ENVIRONMENT
+from benchmarks.regimes.runs import RESULTS
 from shared import files
 
 TABLE = RESULTS / "regimes_costs.md"

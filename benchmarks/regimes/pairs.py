@@ -1,4 +1,4 @@
-"""Compares the trips of every arm with those of labels alone, pair by pair, and writes the table.
+"""Compares the trips of every arm with those of labels alone, pair by pair, and writes the tables.
 
     python -m benchmarks.regimes.pairs RUNS [RUNS ...]
 
@@ -15,7 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.regimes import arms
-from benchmarks.regimes.page import FREE, RESULTS, TITLES, TRIPS
+from benchmarks.regimes.runs import RESULTS, TRIPS
+from benchmarks.regimes.tables import FREE, SIGNIFICANCE, TITLES
 from shared import files
 from student_trainer.evaluate import differences
 from student_trainer.evaluate.arms import Arm
@@ -24,7 +25,9 @@ from student_trainer.evaluate.differences import Difference
 from student_trainer.evaluate.evaluation import Evaluation, check_same, read
 
 TABLE = RESULTS / "regimes_pairs.md"
-SIGNIFICANCE = 0.01
+
+BASES = {"vanilla": "labels alone", "long": "labels alone for as many steps"}
+"""Arms that others are compared with."""
 
 Key = tuple[str, int, str]
 """Teacher, labelled trips, arm."""
@@ -52,15 +55,15 @@ def found(roots: Iterable[Path]) -> dict[Key, Judged]:
     return {key: Judged({seed: read(path) for seed, path in sorted(of.items())}) for key, of in paths.items()}
 
 
-def between(before: Judged, after: Judged, name: str) -> list[Difference]:
-    """An arm minus labels alone, of the metrics of whole trips; over the seeds that both have, if there are such."""
+def between(before: Judged, after: Judged, names: tuple[str, str]) -> list[Difference]:
+    """An arm minus another, of the metrics of whole trips; over the seeds that both have, if there are such."""
     common = sorted(before.by_seed.keys() & after.by_seed.keys()) or None
     sides = [Judged({seed: side.by_seed[seed] for seed in common}) if common else side for side in (before, after)]
     runs = [list(side.by_seed.values()) for side in sides]
     for other in itertools.chain(*runs):
         check_same(runs[0][0], other)
     settings = CompareConfig(evaluations=(Path("one"), Path("other")), out=Path("unwritten"), significance=SIGNIFICANCE)
-    both = sides[0].as_arm("vanilla"), sides[1].as_arm(name)
+    both = sides[0].as_arm(names[0]), sides[1].as_arm(names[1])
     return [one for one in differences.between(both, (runs[0], runs[1]), settings) if one.metric in TRIPS]
 
 
@@ -81,31 +84,31 @@ def _row(text: str, seeds: int, compared: Sequence[Difference]) -> str:
     return f"| {text} | {seeds} | " + " | ".join(cells) + " |"
 
 
+def _is_compared(arm: arms.Arm, base: str) -> bool:
+    return arm.name != base and (base == "vanilla" or arm.samples or arm.as_many_steps)
+
+
 def page(judged: Mapping[Key, Judged]) -> str:
-    """A table for each teacher and number of labelled trips."""
+    """Tables for each teacher and number of labelled trips: against labels alone, and for as many steps."""
     lines = ["<!-- python -m benchmarks.regimes.pairs RUNS -->", ""]
-    header = "| arm, minus labels alone | seeds | " + " | ".join(label for label, _, _ in TRIPS.values()) + " |"
     for teacher, title in TITLES.items():
         for trips in sorted({key[1] for key in judged if key[0] == teacher}):
-            base = judged.get(("all", trips, "vanilla"))
-            if base is None:
-                continue
-            rows = []
-            for arm in arms.ALL:
-                mine = judged.get((teacher, trips, arm.name))
-                if mine is None or arm.name == "vanilla" or (teacher == "own" and arm.name in FREE):
-                    continue
-                seeds = len(base.by_seed.keys() & mine.by_seed.keys()) or len(mine.by_seed)
-                rows.append(_row(arm.text, seeds, between(base, mine, arm.name)))
-            if rows:
-                lines += [
-                    f"### {title}, {trips:,} labelled trips",
-                    "",
-                    header,
-                    "|---" * (len(TRIPS) + 2) + "|",
-                    *rows,
-                    "",
-                ]
+            found = []
+            for name, text in BASES.items():
+                base = judged.get(("all", trips, name))
+                rows = []
+                for arm in arms.ALL:
+                    mine = judged.get((teacher, trips, arm.name))
+                    is_other = teacher == "own" and arm.name in FREE
+                    if base is None or mine is None or is_other or not _is_compared(arm, name):
+                        continue
+                    seeds = len(base.by_seed.keys() & mine.by_seed.keys()) or len(mine.by_seed)
+                    rows.append(_row(arm.text, seeds, between(base, mine, (name, arm.name))))
+                if rows:
+                    header = f"| arm, minus {text} | seeds | " + " | ".join(label for label, _, _ in TRIPS.values())
+                    found += [f"{header} |", "|---" * (len(TRIPS) + 2) + "|", *rows, ""]
+            if found:
+                lines += [f"### {title}, {trips:,} labelled trips", "", *found]
     return "\n".join(lines)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from benchmarks.regimes import arms, costs, page, pairs
+from benchmarks.regimes import arms, costs, page, pairs, runs, tables
 from benchmarks.regimes.one import ControlTeacher
 from shared import config, ragged
 from shared.wire import HistoryMode, ScoreQuery, ScoreReply
@@ -103,26 +104,51 @@ def run_of(arm: str, seed: int, accuracy: float) -> dict[str, Any]:
 
 
 def test_the_table_says_what_differs() -> None:
-    runs = [run_of("vanilla", seed, value) for seed, value in enumerate((0.80, 0.82, 0.81))]
-    runs += [run_of("default", seed, value) for seed, value in enumerate((0.85, 0.871, 0.859))]
-    runs += [run_of("head", seed, value) for seed, value in enumerate((0.79, 0.84, 0.81))]
-    rows = {line.split("|")[1].strip(): line for line in page.table(runs, "all", 1000)[2:]}
+    found = [run_of("vanilla", seed, value) for seed, value in enumerate((0.80, 0.82, 0.81))]
+    found += [run_of("default", seed, value) for seed, value in enumerate((0.85, 0.871, 0.859))]
+    found += [run_of("head", seed, value) for seed, value in enumerate((0.79, 0.84, 0.81))]
+    rows = {line.split("|")[1].strip(): line for line in tables.table(found, "all", 1000)[2:]}
     assert "| 81.00 ± 1.00 |" in rows["labels alone"]
     assert "| **86.00 ± 1.05** |" in rows[arms.arm("default").text]
     assert "| 81.33 ± 2.52 |" in rows[arms.arm("head").text]
+    assert tables.over_equal_steps(found, "all", 1000) == []
+
+
+def test_arms_of_as_many_steps_are_compared_over_the_seeds_that_both_have() -> None:
+    """Differences against their definition; an arm of fewer steps is not."""
+    long, default = (0.80, 0.82, 0.81, 0.99), (0.85, 0.871, 0.859)
+    found = [run_of("long", seed, value) for seed, value in enumerate(long)]
+    found += [run_of("default", seed, value) for seed, value in enumerate(default)]
+    found += [run_of("head", 0, 0.9), run_of("unsampled-long", 1, 0.83)]
+    rows = tables.over_equal_steps(found, "all", 1000)[2:]
+    differences = 100 * (np.array(default) - long[:3])
+    p = stats.ttest_rel(default, long[:3]).pvalue
+    text = f"+{differences.mean():.2f} ± {differences.std(ddof=1):.2f}"
+    assert rows[0].startswith(f"| {arms.arm('default').text} | 3 | **{text}** (p {p:.1g}) | +0.0000 ± 0.0000 |")
+    assert rows[1].startswith(f"| {arms.arm('unsampled-long').text} | 1 | +1.00 | +0.0000 |") and len(rows) == 2
+
+
+def test_the_short_table_marks_the_best_of_a_regime_and_is_put_in_its_place() -> None:
+    found = [run_of("vanilla", 0, 0.80), run_of("vanilla", 1, 0.82), run_of("default", 0, 0.86), run_of("head", 0, 0.9)]
+    rows = tables.short(found).splitlines()
+    assert len(rows) == 4 and rows[2].startswith("| 1,000 | labels alone (2) | 320 | 81.00 ± 1.41 | **0.300** |")
+    assert rows[3].startswith("|  | the default (1) | 320 | **86.00** | **0.300** |")
+    old = "before\n\n<!-- page make -->\n\n| a |\n|---|\n| b |\n\nafter\n"
+    assert page.PLACE.sub(lambda _: "| new |\n", old) == "before\n\n<!-- page make -->\n\n| new |\n\nafter\n"
+    assert page.PLACE.search(page.PAGE.read_text(encoding="utf-8")), "the page has such a place"
 
 
 def test_runs_are_gathered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "RUNS", tmp_path / "regimes.jsonl")
+    monkeypatch.setattr(runs, "RUNS", tmp_path / "regimes.jsonl")
     run = run_of("default", 0, 0.85) | {"target": None, "best": {"epoch": 2}}
     judged = tmp_path / "runs" / "all" / "1000" / "default-0" / "evaluation" / "metrics.json"
     judged.parent.mkdir(parents=True)
-    judged.write_text(json.dumps({"metrics": {name: {"value": 0.5} for name in page.TRIPS}}))
+    judged.write_text(json.dumps({"metrics": {name: {"value": 0.5} for name in runs.TRIPS}}))
     found = {"ceiling": "stacked", "arms": {"stacked": {"accuracy": 0.9, "nll": 0.2, "coefficients": {}}}}
     (judged.parent.parent / "headroom.json").write_text(json.dumps(found))
     (tmp_path / "runs" / "results.jsonl").write_text(json.dumps(run) + "\n")
-    assert [page.gather(tmp_path / "runs") for _ in range(2)] == [1, 1]
-    (kept,) = page.read(page.RUNS)
+    assert [runs.gather(tmp_path / "runs") for _ in range(2)] == [1, 1]
+    (kept,) = runs.read(runs.RUNS)
     assert kept["whole"]["edr"] == 0.5 and kept["best_epoch"] == 2
     assert kept["ceiling"] == {"accuracy": 0.9, "nll": 0.2}
 

@@ -221,7 +221,10 @@ def test_labelled_trips_come_about_as_often_as_sampled_ones_and_alone_in_up_to_h
 
 
 @given(
-    labelled=st.integers(1, 100_000), sampled=st.integers(1, 100_000), epochs=st.integers(1, 50), passes=st.integers(0, 9)
+    labelled=st.integers(1, 100_000),
+    sampled=st.integers(1, 100_000),
+    epochs=st.integers(1, 50),
+    passes=st.integers(0, 9),
 )
 def test_no_labelled_trip_comes_too_often_because_sampled_ones_stay_away(
     labelled: int, sampled: int, epochs: int, passes: int
@@ -261,6 +264,10 @@ def test_after_the_mixed_epochs_labelled_trips_come_alone_in_turn(
     numbers, times = np.unique(np.concatenate(seen[2:]), return_counts=True)
     assert set(numbers) <= set(found.labelled) and np.ptp(times) <= 1
     assert len(numbers) == min(train_trips, 3 * len(seen[0]))
+    for first in range(schedule.total_steps):
+        (step, *_), planned = schedule.from_step(first), by_epoch(schedule)
+        same = planned[step.epoch][first - step.epoch * schedule.steps_per_epoch]
+        assert all(map(np.array_equal, step.micro_batches, same.micro_batches))
     lengths = found.training.lengths_of(np.concatenate(seen)) - 1
     assert schedule.total_positions == lengths.sum()
 

@@ -1,0 +1,87 @@
+"""Finished runs: gathered from pools, kept as lines, and compared over seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from benchmarks.common import REPOSITORY
+from shared import files
+from shared.arrays import Float64
+
+RESULTS = REPOSITORY / "benchmarks" / "results"
+RUNS = RESULTS / "regimes.jsonl"
+
+Run = dict[str, Any]
+Key = tuple[str, int, str, int]
+
+NEXT_ROAD = {
+    "accuracy": ("accuracy %", 100, 2),
+    "nll": ("NLL", 1, 4),
+    "ece": ("ECE", 1, 4),
+    "time_error": ("time", 1, 4),
+}
+TRIPS = {
+    "arrival_rate": ("arrived %", 100, 1),
+    "same_route_rate": ("same route %", 100, 1),
+    "hausdorff_km": ("Hausdorff km", 1, 3),
+    "dtw_km": ("DTW km", 1, 2),
+    "edr": ("EDR", 1, 3),
+    "trip_distance_error_km": ("distance km", 1, 3),
+    "trip_duration_error_s": ("duration s", 1, 1),
+}
+
+
+def key_of(run: Run) -> Key:
+    """Teacher, labelled trips, arm, seed."""
+    return run["teacher"], run["trips"], run["arm"], run["seed"]
+
+
+def read(path: Path) -> list[Run]:
+    """The runs that are kept."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def gather(root: Path) -> int:
+    """Adds a pool's finished runs, with the metrics of their trips where these were judged; returns how many."""
+    known = {key_of(run): run for run in read(RUNS)}
+    found = [json.loads(line) for line in (root / "results.jsonl").read_text().splitlines()]
+    for run in found:
+        out = root / run["teacher"] / str(run["trips"]) / f"{run['arm']}-{run['seed']}"
+        metrics = out / "evaluation" / "metrics.json"
+        if metrics.exists():
+            measured = json.loads(metrics.read_text())["metrics"]
+            run["whole"] = {name: measured[name]["value"] for name in TRIPS}
+        bound = out / "headroom.json"
+        if bound.exists():
+            found_bound = json.loads(bound.read_text())
+            ceiling = found_bound["arms"][found_bound["ceiling"]]
+            run["ceiling"] = {name: ceiling[name] for name in ("accuracy", "nll")}
+        kept = {name: run[name] for name in ("teacher", "trips", "arm", "seed", "steps", "device", "test", "target")}
+        kept |= {"best_epoch": run["best"]["epoch"]} | {name: run[name] for name in ("whole", "ceiling") if name in run}
+        known[key_of(run)] = kept
+    lines = [json.dumps(known[key]) for key in sorted(known, key=lambda key: (key[0], key[1], key[2], key[3]))]
+    files.write_text(RUNS, "\n".join(lines) + "\n")
+    return len(found)
+
+
+def values(runs: Iterable[Run], part: str, name: str) -> dict[int, float]:
+    """Of each seed that has them."""
+    return {run["seed"]: run[part][name] for run in runs if part in run}
+
+
+def paired(mine: Mapping[int, float], base: Mapping[int, float]) -> Float64:
+    """Differences, mine minus base, of the seeds that both have: float64 [seeds]."""
+    return np.array([mine[seed] - base[seed] for seed in sorted(mine.keys() & base.keys())])
+
+
+def p_value(differences: Float64) -> float | None:
+    """Of a t-test that their mean is 0; None where there are fewer than three, or all are the same."""
+    if len(differences) < 3 or np.ptp(differences) == 0:
+        return None
+    return float(stats.ttest_1samp(differences, 0).pvalue)

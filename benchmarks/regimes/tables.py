@@ -1,0 +1,137 @@
+"""Tables of the runs: of each regime all arms, what arms have over equal steps on labels alone, and the short one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from benchmarks.regimes import arms
+from benchmarks.regimes.runs import NEXT_ROAD, TRIPS, Run, p_value, paired, values
+
+SIGNIFICANCE = 0.01
+FREE = {arm.name for arm in arms.ARMS if not arm.teaches and not arm.samples}
+"""Arms that no teacher has a part in."""
+TITLES = {"all": "A teacher of all 35,000 trips", "own": "A teacher of the student's own trips"}
+SHORT = {
+    "vanilla": "labels alone",
+    "long": "labels alone, as many steps as the default",
+    "unsampled-long": "taught without sampled trips, as many steps",
+    "default": "the default",
+}
+"""Arms of the short table, with what it calls them."""
+SHORT_COLUMNS = {
+    "accuracy": True,
+    "nll": False,
+    "time_error": False,
+    "same_route_rate": True,
+    "hausdorff_km": False,
+    "dtw_km": False,
+    "edr": False,
+}
+"""Its metrics, and whether more is better."""
+COLUMNS = {name: ("test", *rest) for name, rest in NEXT_ROAD.items()}
+COLUMNS |= {name: ("whole", *rest) for name, rest in TRIPS.items()}
+"""Part of a run, label, scale and digits of a metric."""
+
+
+def _row(*cells: object) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _header(*labels: str) -> list[str]:
+    return [_row(*labels), "|---" * len(labels) + "|"]
+
+
+def _spread(numbers: Sequence[float], digits: int, sign: str = "") -> str:
+    """Mean ± standard deviation over seeds."""
+    text = f"{np.mean(numbers):{sign}.{digits}f}"
+    return text if len(numbers) == 1 else f"{text} ± {np.std(numbers, ddof=1):.{digits}f}"
+
+
+def _of(runs: Sequence[Run], teacher: str, trips: int) -> dict[str, list[Run]]:
+    """A regime's runs by arm, in the order of the arms; arms without a teacher belong to each."""
+    here = [run for run in runs if run["trips"] == trips and (run["teacher"] == teacher or run["arm"] in FREE)]
+    return {arm.name: mine for arm in arms.ALL if (mine := [run for run in here if run["arm"] == arm.name])}
+
+
+def _cell(mine: Mapping[int, float], base: Mapping[int, float], scale: float, digits: int) -> str:
+    """Bold where the paired difference to `base` is unlikely to be chance."""
+    if not mine:
+        return ""
+    text, p = _spread([scale * value for value in mine.values()], digits), p_value(paired(mine, base))
+    return text if p is None or p >= SIGNIFICANCE else f"**{text}**"
+
+
+def table(runs: Sequence[Run], teacher: str, trips: int) -> list[str]:
+    """Of one regime, in the order of the arms."""
+    by_arm = _of(runs, teacher, trips)
+    lines = _header("arm", "seeds", "steps", *(label for _, label, _, _ in COLUMNS.values()))
+    for name, mine in by_arm.items():
+        base = [] if name == "vanilla" else by_arm.get("vanilla", [])
+        cells = [
+            _cell(values(mine, part, metric), values(base, part, metric), scale, digits)
+            for metric, (part, _, scale, digits) in COLUMNS.items()
+        ]
+        lines.append(_row(arms.arm(name).text, len(mine), f"{mine[0]['steps']:,}", *cells))
+    return lines
+
+
+def over_equal_steps(runs: Sequence[Run], teacher: str, trips: int) -> list[str]:
+    """What the arms of as many steps have over labels alone for as many; nothing if there are none."""
+    by_arm = _of(runs, teacher, trips)
+    long = by_arm.get("long", [])
+    labels = [label for label, _, _ in NEXT_ROAD.values()]
+    found = []
+    for name, mine in by_arm.items():
+        if name == "long" or not (arms.arm(name).samples or arms.arm(name).as_many_steps):
+            continue
+        cells, seeds = [], 0
+        for metric, (_, scale, digits) in NEXT_ROAD.items():
+            differences = paired(values(mine, "test", metric), values(long, "test", metric))
+            seeds, p = len(differences), p_value(differences)
+            text = _spread(list(scale * differences), digits, "+") if seeds else ""
+            told = "" if p is None else f" (p {p:.1g})"
+            cells.append(f"**{text}**{told}" if p is not None and p < SIGNIFICANCE else text + told)
+        if seeds:
+            found.append(_row(arms.arm(name).text, seeds, *cells))
+    return [*_header("arm, minus labels alone for as many steps", "seeds", *labels), *found] if found else []
+
+
+def page(runs: Sequence[Run]) -> str:
+    """All regimes."""
+    lines = ["<!-- python -m benchmarks.regimes.page make -->", ""]
+    for teacher, title in TITLES.items():
+        for trips in sorted({run["trips"] for run in runs if run["teacher"] == teacher}):
+            if teacher == "own" and trips == max(regime.trips for regime in arms.REGIMES):
+                continue
+            lines += [f"### {title}, {trips:,} labelled trips", "", *table(runs, teacher, trips), ""]
+            if equal := over_equal_steps(runs, teacher, trips):
+                lines += [*equal, ""]
+    return "\n".join(lines)
+
+
+def _marked(numbers: Mapping[str, Sequence[float]], digits: int, is_more: bool, spread: bool) -> dict[str, str]:
+    """Of each arm the mean over its seeds, or nothing; the best one bold."""
+    means = {name: round(float(np.mean(of)), digits) for name, of in numbers.items() if of}
+    best = (max if is_more else min)(means.values(), default=math.nan)
+    texts = {name: _spread(numbers[name], digits) if spread else f"{mean:.{digits}f}" for name, mean in means.items()}
+    return {name: f"**{texts[name]}**" if means[name] == best else texts[name] for name in means}
+
+
+def short(runs: Sequence[Run]) -> str:
+    """The table of the page: the best value of a regime is bold."""
+    lines = _header("labelled trips", "(seeds)", "steps", *(COLUMNS[metric][1] for metric in SHORT_COLUMNS))
+    for trips in sorted({run["trips"] for run in runs}):
+        by_arm = {name: mine for name, mine in _of(runs, "all", trips).items() if name in SHORT}
+        columns = []
+        for metric, is_more in SHORT_COLUMNS.items():
+            part, _, scale, digits = COLUMNS[metric]
+            numbers = {name: [scale * v for v in values(mine, part, metric).values()] for name, mine in by_arm.items()}
+            columns.append(_marked(numbers, min(digits, 3), is_more, spread=metric == "accuracy"))
+        for number, name in enumerate(name for name in SHORT if name in by_arm):
+            mine, first = by_arm[name], "" if number else f"{trips:,}"
+            cells = (column.get(name, "") for column in columns)
+            lines.append(_row(first, f"{SHORT[name]} ({len(mine)})", f"{mine[0]['steps']:,}", *cells))
+    return "\n".join(lines) + "\n"
