@@ -239,6 +239,14 @@ class JoinedRanks(Ranks):
         """
         if self._group.is_asynchronous:
             self._end_by_force()
+        try:
+            self._tell(error)
+        finally:
+            if not self._group.is_asynchronous:
+                self._group.leave()  # when all is said: to the others this is the loss of a rank
+
+    def _tell(self, error: BaseException) -> None:
+        """Says an error, and ends the process unless it is a bug."""
         if isinstance(error, KeyboardInterrupt) and not self._has_spoken:
             if not self.is_first:
                 raise SystemExit(130) from None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
@@ -85,6 +86,9 @@ class TorchGroup:
 
     def meet(self, rank: int, world: int, seconds: float) -> TorchMeeting:
         """See `shared.group.Group`."""
+        # If this is imported later, as torch.optim does, its functions hold the group as the default of an argument, so
+        # that gloo's threads outlive `leave`; and a process that ends with these is now and then aborted.
+        importlib.import_module("torch.distributed.nn.functional")
         # An error within NCCL ends its operation, not the process: that has a checkpoint to write.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "2")
         timeout = datetime.timedelta(seconds=seconds)

@@ -101,11 +101,24 @@ def test_a_lost_rank_ends_the_process_whatever_the_library_does() -> None:
     assert group.meeting.numbers["spoken"] == 1
 
 
-def test_ranks_that_talk_over_hosts_alone_have_no_such_limit() -> None:
+@pytest.mark.parametrize("error", [ConfigError("no"), ZeroDivisionError()])
+def test_ranks_that_talk_over_hosts_alone_have_no_such_limit_and_leave(error: Exception) -> None:
+    """After the error is said: the others take their going for a loss."""
     group = FakeGroup(FakeWork(looks=1), is_asynchronous=False)
-    with pytest.raises(SystemExit), joined(lambda: JoinedRanks(group, patience=60)):
-        raise ConfigError("no")
-    assert group.told == [] and alarms == []
+    add = group.meeting.add
+
+    def noted(name: str, amount: int, /) -> int:
+        group.told.append(name)
+        return add(name, amount)
+
+    group.meeting.add = noted  # type: ignore[method-assign]
+    is_bug = isinstance(error, ZeroDivisionError)
+    with (
+        pytest.raises(ZeroDivisionError if is_bug else SystemExit),
+        joined(lambda: JoinedRanks(group, patience=60)),
+    ):
+        raise error
+    assert group.told == (["leave"] if is_bug else ["spoken", "leave"]) and alarms == []
     assert not [thread for thread in threading.enumerate() if thread.name == "heartbeats" and not thread.daemon]
 
 
