@@ -82,6 +82,11 @@ class Arm:
     passes: int = 0
     share: float = 0.0
 
+    @property
+    def is_long(self) -> bool:
+        """Whether it makes as many steps as one with sampled trips."""
+        return self.samples or self.as_many_steps
+
 
 SAMPLED_EPOCHS, SAMPLED_BATCH = 8, 64
 
@@ -141,7 +146,7 @@ def overrides(arm: Arm, regime: Regime, seed: int) -> list[str]:
     batch, sampled = (SAMPLED_BATCH, arm.sampled_trips) if arm.samples else (regime.batch_size, 0)
     passes = mixing_of(regime.trips, sampled, 1, arm.passes).passes
     epoch = passes * regime.trips + sampled
-    epochs = round(steps / -(-epoch // batch)) if arm.samples or arm.as_many_steps else regime.epochs
+    epochs = round(steps / -(-epoch // batch)) if arm.is_long else regime.epochs
     if arm.samples:
         given += [f"batch.sampled_trips={sampled}", f"batch.labelled_passes={passes}"]
         given += [f"batch.sampled_share={arm.share}"]

@@ -85,11 +85,12 @@ def main() -> int:
         print(sum(runs.gather(root) for root in given.runs))
         return 0
     found = runs.read(runs.RUNS)
-    files.write_text(TABLE, tables.page(found))
+    table = tables.page(found)
+    files.write_text(TABLE, table)
     text = PAGE.read_text(encoding="utf-8")
     files.write_text(PAGE, PLACE.sub(lambda old: tables.short(found), text))
     figure(found)
-    print(tables.page(found))
+    print(table)
     return 0
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.regimes import arms
 from benchmarks.regimes.runs import RESULTS, TRIPS
-from benchmarks.regimes.tables import FREE, SIGNIFICANCE, TITLES
+from benchmarks.regimes.tables import FREE, SIGNIFICANCE, TITLES, header, row
 from shared import files
 from student_trainer.evaluate import differences
 from student_trainer.evaluate.arms import Arm
@@ -81,11 +81,11 @@ def _row(text: str, seeds: int, compared: Sequence[Difference]) -> str:
         cells.append(
             f"**{cell}** {better}, p {one.trips.p_holm:.1g}" if is_shown else f"{cell} (p {one.trips.p_holm:.2g})"
         )
-    return f"| {text} | {seeds} | " + " | ".join(cells) + " |"
+    return row(text, seeds, *cells)
 
 
 def _is_compared(arm: arms.Arm, base: str) -> bool:
-    return arm.name != base and (base == "vanilla" or arm.samples or arm.as_many_steps)
+    return arm.name != base and (base == "vanilla" or arm.is_long)
 
 
 def page(judged: Mapping[Key, Judged]) -> str:
@@ -105,8 +105,8 @@ def page(judged: Mapping[Key, Judged]) -> str:
                     seeds = len(base.by_seed.keys() & mine.by_seed.keys()) or len(mine.by_seed)
                     rows.append(_row(arm.text, seeds, between(base, mine, (name, arm.name))))
                 if rows:
-                    header = f"| arm, minus {text} | seeds | " + " | ".join(label for label, _, _ in TRIPS.values())
-                    found += [f"{header} |", "|---" * (len(TRIPS) + 2) + "|", *rows, ""]
+                    labels = (label for label, _, _ in TRIPS.values())
+                    found += [*header(f"arm, minus {text}", "seeds", *labels), *rows, ""]
             if found:
                 lines += [f"### {title}, {trips:,} labelled trips", "", *found]
     return "\n".join(lines)

@@ -65,7 +65,7 @@ def gather(root: Path) -> int:
         kept = {name: run[name] for name in ("teacher", "trips", "arm", "seed", "steps", "device", "test", "target")}
         kept |= {"best_epoch": run["best"]["epoch"]} | {name: run[name] for name in ("whole", "ceiling") if name in run}
         known[key_of(run)] = kept
-    lines = [json.dumps(known[key]) for key in sorted(known, key=lambda key: (key[0], key[1], key[2], key[3]))]
+    lines = [json.dumps(known[key]) for key in sorted(known)]
     files.write_text(RUNS, "\n".join(lines) + "\n")
     return len(found)
 

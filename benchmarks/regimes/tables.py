@@ -36,12 +36,14 @@ COLUMNS |= {name: ("whole", *rest) for name, rest in TRIPS.items()}
 """Part of a run, label, scale and digits of a metric."""
 
 
-def _row(*cells: object) -> str:
+def row(*cells: object) -> str:
+    """A line of a table."""
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def _header(*labels: str) -> list[str]:
-    return [_row(*labels), "|---" * len(labels) + "|"]
+def header(*labels: str) -> list[str]:
+    """The first two lines of a table."""
+    return [row(*labels), "|---" * len(labels) + "|"]
 
 
 def _spread(numbers: Sequence[float], digits: int, sign: str = "") -> str:
@@ -67,14 +69,14 @@ def _cell(mine: Mapping[int, float], base: Mapping[int, float], scale: float, di
 def table(runs: Sequence[Run], teacher: str, trips: int) -> list[str]:
     """Of one regime, in the order of the arms."""
     by_arm = _of(runs, teacher, trips)
-    lines = _header("arm", "seeds", "steps", *(label for _, label, _, _ in COLUMNS.values()))
+    lines = header("arm", "seeds", "steps", *(label for _, label, _, _ in COLUMNS.values()))
     for name, mine in by_arm.items():
         base = [] if name == "vanilla" else by_arm.get("vanilla", [])
         cells = [
             _cell(values(mine, part, metric), values(base, part, metric), scale, digits)
             for metric, (part, _, scale, digits) in COLUMNS.items()
         ]
-        lines.append(_row(arms.arm(name).text, len(mine), f"{mine[0]['steps']:,}", *cells))
+        lines.append(row(arms.arm(name).text, len(mine), f"{mine[0]['steps']:,}", *cells))
     return lines
 
 
@@ -85,7 +87,7 @@ def over_equal_steps(runs: Sequence[Run], teacher: str, trips: int) -> list[str]
     labels = [label for label, _, _ in NEXT_ROAD.values()]
     found = []
     for name, mine in by_arm.items():
-        if name == "long" or not (arms.arm(name).samples or arms.arm(name).as_many_steps):
+        if name == "long" or not arms.arm(name).is_long:
             continue
         cells, seeds = [], 0
         for metric, (_, scale, digits) in NEXT_ROAD.items():
@@ -95,8 +97,8 @@ def over_equal_steps(runs: Sequence[Run], teacher: str, trips: int) -> list[str]
             told = "" if p is None else f" (p {p:.1g})"
             cells.append(f"**{text}**{told}" if p is not None and p < SIGNIFICANCE else text + told)
         if seeds:
-            found.append(_row(arms.arm(name).text, seeds, *cells))
-    return [*_header("arm, minus labels alone for as many steps", "seeds", *labels), *found] if found else []
+            found.append(row(arms.arm(name).text, seeds, *cells))
+    return [*header("arm, minus labels alone for as many steps", "seeds", *labels), *found] if found else []
 
 
 def page(runs: Sequence[Run]) -> str:
@@ -122,7 +124,7 @@ def _marked(numbers: Mapping[str, Sequence[float]], digits: int, is_more: bool, 
 
 def short(runs: Sequence[Run]) -> str:
     """The table of the page: the best value of a regime is bold."""
-    lines = _header("labelled trips", "(seeds)", "steps", *(COLUMNS[metric][1] for metric in SHORT_COLUMNS))
+    lines = header("labelled trips", "(seeds)", "steps", *(COLUMNS[metric][1] for metric in SHORT_COLUMNS))
     for trips in sorted({run["trips"] for run in runs}):
         by_arm = {name: mine for name, mine in _of(runs, "all", trips).items() if name in SHORT}
         columns = []
@@ -133,5 +135,5 @@ def short(runs: Sequence[Run]) -> str:
         for number, name in enumerate(name for name in SHORT if name in by_arm):
             mine, first = by_arm[name], "" if number else f"{trips:,}"
             cells = (column.get(name, "") for column in columns)
-            lines.append(_row(first, f"{SHORT[name]} ({len(mine)})", f"{mine[0]['steps']:,}", *cells))
+            lines.append(row(first, f"{SHORT[name]} ({len(mine)})", f"{mine[0]['steps']:,}", *cells))
     return "\n".join(lines) + "\n"

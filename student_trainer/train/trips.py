@@ -131,12 +131,16 @@ def mixing_of(labelled: int, sampled: int, epochs: int, passes: int = 0, share: 
 def schedule_of(trips: RunTrips, settings: TrainConfig) -> Schedule:
     """Which of the trips form which optimizer step."""
 
-    def order_of(epoch: int) -> TripOrder:
-        index = trips.epoch(epoch)
+    def order(index: Int64) -> TripOrder:
         steps = trips.training.lengths_of(index) - 1
         if settings.batch.max_steps:
             steps = np.minimum(steps, settings.batch.max_steps)
         return TripOrder(index, steps, settings.optim.batch_size, settings.batch.bucket_batches, settings.seed)
+
+    mixed = order(trips.epoch(0))
+
+    def order_of(epoch: int) -> TripOrder:
+        return mixed if epoch < trips.mixing.epochs else order(trips.epoch(epoch))
 
     return Schedule(order_of, settings.optim.accumulation, settings.optim.epochs)
 

@@ -256,7 +256,8 @@ def test_after_the_mixed_epochs_labelled_trips_come_alone_in_turn(
     settings = settings_of(store, tmp_path / "run", batch=batch, optim={"epochs": 5, "batch_size": 16})
     found = trips.open_trips(store, settings)
     schedule = trips.schedule_of(found, settings)
-    seen = [np.concatenate([i for p in plans for i in p.micro_batches]) for plans in by_epoch(schedule)]
+    planned = by_epoch(schedule)
+    seen = [np.concatenate([i for p in plans for i in p.micro_batches]) for plans in planned]
     assert len(seen) == 5 and len({len(trips) for trips in seen}) == 1
     passes = round(12 / train_trips) or 1
     for epoch in range(2):
@@ -265,7 +266,7 @@ def test_after_the_mixed_epochs_labelled_trips_come_alone_in_turn(
     assert set(numbers) <= set(found.labelled) and np.ptp(times) <= 1
     assert len(numbers) == min(train_trips, 3 * len(seen[0]))
     for first in range(schedule.total_steps):
-        (step, *_), planned = schedule.from_step(first), by_epoch(schedule)
+        step = next(schedule.from_step(first))
         same = planned[step.epoch][first - step.epoch * schedule.steps_per_epoch]
         assert all(map(np.array_equal, step.micro_batches, same.micro_batches))
     lengths = found.training.lengths_of(np.concatenate(seen)) - 1
