@@ -6,6 +6,7 @@ Neither decides whether a job lives. Whether Weights & Biases can be used is ask
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -13,6 +14,7 @@ import logging
 import os
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,6 +34,8 @@ WANDB_FILE = "wandb_run.json"
 """In a job's directory: the id of its run at Weights & Biases, one for as long as the directory lives."""
 FINISH_SECONDS = 120.0
 """How long the end of a job waits for uploads; what is left then is on disk, for `wandb sync`."""
+LEAVE_SECONDS = 20.0
+"""How long a job that cannot use wandb waits for wandb's own process to end."""
 
 _RESERVE: tuple[Mode, ...] = ("disabled", "offline", "online")
 _MODES: dict[str, Mode] = {
@@ -156,10 +160,25 @@ def check_wandb(asked: Wandb) -> None:
     except Exception as error:  # of several kinds: wrong keys, no network, its service does not start
         is_logged_in, reason = False, " ".join(str(error).split()) or type(error).__name__
     if not is_logged_in:
+        _leave(wandb)
         raise ConfigError(
             f"log.wandb=online, and Weights & Biases cannot be used: {reason.rstrip('.')}; log in with `wandb login` "
             "or WANDB_API_KEY, or take log.wandb=offline and send the run later with `wandb sync`"
         )
+
+
+def _leave(wandb: Any) -> None:
+    """Ends wandb's own process here: at the exit of this one it would be awaited without a limit."""
+    if wandb.run is not None:  # the caller's own, in a process that is more than this job
+        return
+
+    def teardown() -> None:
+        with contextlib.suppress(Exception):  # that wandb cannot be used is told already
+            wandb.teardown()
+
+    leaving = threading.Thread(target=teardown, name="wandb-teardown", daemon=True)
+    leaving.start()
+    leaving.join(LEAVE_SECONDS)
 
 
 def check_tensorboard(asked: bool) -> None:

@@ -105,9 +105,10 @@ def test_who_is_not_logged_in_is_told_so(wandb: FakeWandb) -> None:
     ):
         check_wandb("online")
     check_wandb("offline")
-    wandb.failing = ("login",)
+    wandb.failing = ("login", "teardown")
     with pytest.raises(ConfigError, match=r"cannot be used: login: network is unreachable; log in"):
         check_wandb("online")
+    assert wandb.teardowns == 2
 
 
 def test_a_directory_is_one_run(wandb: FakeWandb, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -297,3 +298,21 @@ def test_the_library_refuses_rather_than_waits(tmp_path: Path, key: str) -> None
     assert done.stdout.startswith("log.wandb=online, and Weights & Biases cannot be used: ")
     assert done.stdout.count("\n") == 1
     assert "not logged in" in done.stdout if not key else "not logged in" not in done.stdout
+
+
+@pytest.mark.integration
+def test_a_job_that_cannot_use_the_library_ends_though_the_librarys_process_does_not() -> None:
+    code = """if True:
+    import threading
+    from wandb.sdk.lib.service.service_process import ServiceProcess
+    from shared import sinks
+    from shared.errors import ConfigError
+    ServiceProcess.join = lambda self: threading.Event().wait()
+    sinks.LEAVE_SECONDS = 0.2
+    try:
+        sinks.check_wandb("online")
+    except ConfigError as error:
+        print(error)
+    """
+    done = library(code, WANDB_API_KEY="a" * 40)
+    assert done.returncode == 0 and done.stdout.startswith("log.wandb=online, "), done.stderr

@@ -31,6 +31,8 @@ class FakeWandb(types.ModuleType):
         failing: names of what raises.
         is_logged_in: what `login` finds.
         logins: how often it was asked.
+        teardowns: how often its own process was ended.
+        run: what the process that calls has open besides.
     """
 
     def __init__(self, failing: tuple[str, ...] = (), is_logged_in: bool = True) -> None:
@@ -39,6 +41,7 @@ class FakeWandb(types.ModuleType):
         self.last: dict[str, Any] = {}
         self.logged: list[tuple[int | None, dict[str, float]]] = []
         self.failing, self.is_logged_in, self.logins = failing, is_logged_in, 0
+        self.teardowns, self.run = 0, None
 
     def fail(self, name: str) -> None:
         """Raises if it is told to."""
@@ -59,6 +62,11 @@ class FakeWandb(types.ModuleType):
         self.logins += 1
         self.fail("login")
         return self.is_logged_in
+
+    def teardown(self) -> None:
+        """Ends the process that it has not."""
+        self.teardowns += 1
+        self.fail("teardown")
 
     def init(self, **arguments: Any) -> FakeRun:
         """Starts a run."""
