@@ -13,7 +13,7 @@ import numpy as np
 
 from shared.errors import ConfigError, DataError
 from shared.store import SplitName, Store, Trips
-from student_trainer.data.labelled import draw
+from shared.subset import draw
 from student_trainer.data.network import RoadNetwork
 from student_trainer.data.sampled import load_sampled, read_document
 from student_trainer.evaluate import metrics

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from shared import subset
 from shared.arrays import Float64, Int64
 from shared.errors import ConfigError
 from shared.store import Store, Trips
-from student_trainer.data import labelled
 from student_trainer.data.loader import Prefetcher, by_length
 from student_trainer.data.network import RoadNetwork
 from student_trainer.distill import conditional_logit
@@ -67,7 +67,7 @@ def measure(settings: HeadroomConfig) -> dict[str, Any]:
     with contextlib.closing(connect(recipe, store)) as teacher:
         scene = _Scene(store, RoadNetwork.load(store), recipe, teacher)
         trips = store.trips(settings.split, settings.cache)
-        chosen = labelled.choose(trips, settings.trips, settings.seed, "trips", settings.split)
+        chosen = subset.choose(trips, settings.trips, settings.seed, "trips", settings.split)
         log.info("asking the teacher about %d trips of %s", len(chosen), settings.split)
         feed = scene.feed(trips, chosen)
         batches = [chosen[index] for index in by_length(trips.lengths[chosen], BATCH)]
@@ -142,7 +142,7 @@ def _fitted(scene: _Scene, trained: Checkpoint | None) -> tuple[int, Float64, Fl
     """
     batch = scene.recipe.batch
     trips = scene.store.trips("train", batch.cache)
-    index = labelled.choose(trips, batch.train_trips, batch.sample_seed, "train_trips", "training")
+    index = subset.choose(trips, batch.train_trips, batch.sample_seed, "train_trips", "training")
     if not len(index):
         raise ConfigError(f"the store {scene.store.path} has no training trips to fit the target on")
     chosen = some_of(index, batch.sample_seed)

@@ -18,12 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from shared import claims, files, progress, provenance
+from shared import claims, files, progress, provenance, subset
 from shared.arrays import Float64
 from shared.errors import ConfigError, DataError
 from shared.store import Store, Trips
 from shared.wire import Limits
-from student_trainer.data import labelled
 from student_trainer.data.network import RoadNetwork
 from student_trainer.data.sampled import DOCUMENT, is_sampled, write_sampled
 from student_trainer.distill.client import GrpcTeacher
@@ -149,7 +148,7 @@ class Scene:
         if not len(network.successors):
             raise DataError(f"{store.path}: no road has a successor, so there are no trips")
         train = store.trips("train", settings.cache)
-        chosen = labelled.choose(train, settings.train_trips, settings.sample_seed, "train_trips", "training")
+        chosen = subset.choose(train, settings.train_trips, settings.sample_seed, "train_trips", "training")
         known = train.take(chosen)
         return cls(network, length, store.tokeniser.vocabulary.eot, known, observe(known, network, length))
 

@@ -11,7 +11,7 @@ import logging
 import numpy as np
 
 from shared.arrays import Float64, Int64
-from student_trainer.data.labelled import draw
+from shared.subset import draw
 from student_trainer.distill.conditional_logit import Choices
 from student_trainer.distill.destination import DestinationTarget, choices_of
 from student_trainer.train.config import TrainConfig

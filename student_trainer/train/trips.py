@@ -10,7 +10,7 @@ import numpy as np
 from shared.arrays import Int64
 from shared.errors import ConfigError
 from shared.store import SplitName, Store, Trips
-from student_trainer.data.labelled import choose
+from shared.subset import choose
 from student_trainer.data.loader import TripOrder
 from student_trainer.data.mixed import MixedTrips, Numbered
 from student_trainer.data.sampled import load_sampled

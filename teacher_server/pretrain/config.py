@@ -64,6 +64,11 @@ class PretrainConfig(Section):
     dropout: float = pydantic.Field(0.1, ge=0, lt=1)
     """Dropout of embeddings, attention and residuals while training."""
 
+    train_trips: int = pydantic.Field(0, ge=0)
+    """Train on a sample of so many trips, 0 for all: the same as the student's, if train's batch.train_trips and
+    batch.sample_seed are the same, for a teacher that has seen no more than its student."""
+    sample_seed: int = 0
+    """Seed of that sample."""
     epochs: int = pydantic.Field(10, gt=0)
     """Passes over the training trips."""
     max_steps: int | None = pydantic.Field(None, gt=0)

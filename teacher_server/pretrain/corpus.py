@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from shared import ragged
+from shared import ragged, subset
 from shared.errors import DataError, FileFormatError
 from shared.store import SplitName, Store
 from shared.vocab import Vocabulary
@@ -51,14 +51,21 @@ class Spans:
     lengths: Int64
 
 
-def read_corpus(store: Store, split: SplitName) -> Corpus:
+def read_corpus(store: Store, split: SplitName, train_trips: int = 0, sample_seed: int = 0) -> Corpus:
     """The trips of a split as tokens.
 
+    Args:
+        store, split: where they are.
+        train_trips, sample_seed: a sample of so many of them, as `subset.choose` draws it; 0 for all.
+
     Raises:
+        ConfigError: there are fewer than `train_trips`.
         DataError: the split is missing or empty.
         FileFormatError: roads and tokens of the store do not belong together.
     """
     trips = store.trips(split)
+    if train_trips:
+        trips = trips.take(subset.choose(trips, train_trips, sample_seed, "train_trips", "training"))
     lengths = trips.lengths[trips.lengths > 0]
     if not len(lengths):
         raise DataError(f"{store.path}: the {split} split has no trips")

@@ -172,7 +172,9 @@ def check_resumable(settings: PretrainConfig, store: Store, config: dict[str, An
     if fingerprint != store.fingerprint:
         raise CompatibilityError(f"the run in {folder} was trained on another store than {store.path}")
     now = settings.model_dump(mode="json")
-    changed = [key for key in now if key not in FREE_TO_CHANGE and now[key] != config.get(key)]
+    defaults = {name: field.default for name, field in PretrainConfig.model_fields.items()}
+    before = defaults | config  # a version that did not know a setting did what its default does
+    changed = [key for key in now if key not in FREE_TO_CHANGE and now[key] != before[key]]
     if changed:
         raise ConfigError(
             f"cannot resume {folder} with other settings: {', '.join(changed)} differ from its config.yaml"

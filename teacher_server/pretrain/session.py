@@ -51,12 +51,14 @@ class Session:
         """At its first step, or where the checkpoint `resumed` was written.
 
         Raises:
+            ConfigError: it has fewer than `train_trips`.
             DataError: the store has no trips to learn from.
             FileFormatError: store or checkpoint are damaged.
         """
         self._settings, self._store, self._around = settings, store, around
         vocabulary = store.tokeniser.vocabulary
-        self._train, self._val = (read_corpus(store, split) for split in ("train", "val"))
+        self._train = read_corpus(store, "train", settings.train_trips, settings.sample_seed)
+        self._val = read_corpus(store, "val")
         self.architecture = find_architecture(settings, vocabulary, self._train, self._val)
         self.trainer = Trainer(settings, self.architecture, vocabulary, around)
         self.progress, self.best = Progress(), dict[str, torch.Tensor]()

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from support.random_city import random_trips, write_random_store
 
+from shared import subset
 from shared.errors import CompatibilityError, ConfigError, FileFormatError
 from shared.store import Store, Trips
-from student_trainer.data import labelled
 from student_trainer.data.network import RoadNetwork
 from student_trainer.data.sampled import ARRAYS, is_sampled, load_sampled, write_sampled
 
@@ -99,9 +99,9 @@ def test_what_no_store_would_hold_is_refused(store: Store, tmp_path: Path) -> No
 
 def test_a_sample_of_labelled_trips_depends_on_its_size_and_seed(store: Store) -> None:
     train = store.trips("train")
-    chosen = labelled.choose(train, 10, 3, "batch.train_trips", "training")
+    chosen = subset.choose(train, 10, 3, "batch.train_trips", "training")
     assert chosen.tolist() == sorted(set(chosen.tolist())) and len(chosen) == 10
     assert chosen.tolist() == np.sort(np.random.default_rng(3).permutation(60)[:10]).tolist()
-    assert labelled.choose(train, 0, 3, "s", "k").tolist() == list(range(60))
+    assert subset.choose(train, 0, 3, "s", "k").tolist() == list(range(60))
     with pytest.raises(ConfigError, match=r"batch\.train_trips is 61, but the store has 60 training trips"):
-        labelled.choose(train, 61, 3, "batch.train_trips", "training")
+        subset.choose(train, 61, 3, "batch.train_trips", "training")

@@ -17,9 +17,10 @@ import torch
 from conftest import REPOSITORY
 from support.teacher_files import circular_trips, write_store
 
-from shared import files, teacher_file
+from shared import files, subset, teacher_file
 from shared.errors import CompatibilityError, ConfigError, FileFormatError
 from shared.stop import StopSignals
+from shared.store import Store
 from teacher_server.lmtad.model import LMTAD
 from teacher_server.pretrain import checkpoint as checkpoints
 from teacher_server.pretrain import run as pretraining
@@ -205,6 +206,38 @@ def test_a_run_is_neither_replaced_nor_resumed_as_another(
     (RunFiles(out).folder / "notes.txt").write_text("mine")
     pretraining.run(settings(store, out, overwrite=True, seed=4))
     assert left(out)[2]["steps"] > 9 and (RunFiles(out).folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_of_a_version_without_a_setting_is_resumed_with_its_default(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dumped = PretrainConfig.model_dump
+
+    def former(settings: PretrainConfig, **how: Any) -> dict[str, Any]:
+        return {key: value for key, value in dumped(settings, **how).items() if key != "train_trips"}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PretrainConfig, "model_dump", former)
+        interrupted(monkeypatch, settings(store, tmp_path / "a"), 3, "between")
+    with pytest.raises(ConfigError, match="other settings: train_trips differ"):
+        pretraining.run(settings(store, tmp_path / "a", resume=True, train_trips=5))
+    pretraining.run(settings(store, tmp_path / "a", resume=True))
+    pretraining.run(settings(store, tmp_path / "b"))
+    assert left(tmp_path / "a") == left(tmp_path / "b")
+
+
+def test_a_teacher_of_some_trips_has_seen_those_that_the_student_is_given(tmp_path: Path) -> None:
+    trips, val = circular_trips(45, 0), circular_trips(9, 1)
+    store = write_store(tmp_path / "store", {"train": trips, "val": val})
+    chosen = subset.choose(Store(store).trips("train"), 20, 3, "train_trips", "training")
+    assert len(chosen) == 20
+    less = write_store(tmp_path / "less", {"train": [trips[trip] for trip in chosen], "val": val})
+    pretraining.run(settings(store, tmp_path / "a", train_trips=20, sample_seed=3))
+    pretraining.run(settings(less, tmp_path / "b"))
+    assert left(tmp_path / "a")[:2] == left(tmp_path / "b")[:2]
+    with pytest.raises(ConfigError, match="train_trips is 46, but the store has 45 training trips"):
+        pretraining.run(settings(store, tmp_path / "c", train_trips=46))
+    assert not (tmp_path / "c").exists() and not RunFiles(tmp_path / "c").folder.exists()
 
 
 def test_without_a_checkpoint_a_resumed_run_begins(store: Path, tmp_path: Path) -> None:
