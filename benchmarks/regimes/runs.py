@@ -37,13 +37,17 @@ TRIPS = {
 }
 
 
+HIGHER_IS_BETTER = {"accuracy", "arrival_rate", "same_route_rate"}
+"""Metrics; of the others less is."""
+
+
 def key_of(run: Run) -> Key:
     """Teacher, labelled trips, arm, seed."""
     return run["teacher"], run["trips"], run["arm"], run["seed"]
 
 
-def read(path: Path) -> list[Run]:
-    """The runs that are kept."""
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines that are kept."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 

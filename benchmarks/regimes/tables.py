@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from benchmarks.regimes import arms
-from benchmarks.regimes.runs import NEXT_ROAD, TRIPS, Run, p_value, paired, values
+from benchmarks.regimes.runs import HIGHER_IS_BETTER, NEXT_ROAD, TRIPS, Run, p_value, paired, values
+from shared.arrays import Float64
 
 SIGNIFICANCE = 0.01
 FREE = {arm.name for arm in arms.ARMS if not arm.teaches and not arm.samples}
@@ -21,16 +22,8 @@ SHORT = {
     "default": "the default",
 }
 """Arms of the short table, with what it calls them."""
-SHORT_COLUMNS = {
-    "accuracy": True,
-    "nll": False,
-    "time_error": False,
-    "same_route_rate": True,
-    "hausdorff_km": False,
-    "dtw_km": False,
-    "edr": False,
-}
-"""Its metrics, and whether more is better."""
+SHORT_COLUMNS = ("accuracy", "nll", "time_error", "same_route_rate", "hausdorff_km", "dtw_km", "edr")
+"""Its metrics."""
 COLUMNS = {name: ("test", *rest) for name, rest in NEXT_ROAD.items()}
 COLUMNS |= {name: ("whole", *rest) for name, rest in TRIPS.items()}
 """Part of a run, label, scale and digits of a metric."""
@@ -84,21 +77,29 @@ def over_equal_steps(runs: Sequence[Run], teacher: str, trips: int) -> list[str]
     """What the arms of as many steps have over labels alone for as many; nothing if there are none."""
     by_arm = _of(runs, teacher, trips)
     long = by_arm.get("long", [])
-    labels = [label for label, _, _ in NEXT_ROAD.values()]
+    labels = [label for _, label, _, _ in COLUMNS.values()]
     found = []
     for name, mine in by_arm.items():
         if name == "long" or not arms.arm(name).is_long:
             continue
-        cells, seeds = [], 0
-        for metric, (_, scale, digits) in NEXT_ROAD.items():
-            differences = paired(values(mine, "test", metric), values(long, "test", metric))
-            seeds, p = len(differences), p_value(differences)
-            text = _spread(list(scale * differences), digits, "+") if seeds else ""
-            told = "" if p is None else f" (p {p:.1g})"
-            cells.append(f"**{text}**{told}" if p is not None and p < SIGNIFICANCE else text + told)
-        if seeds:
-            found.append(row(arms.arm(name).text, seeds, *cells))
+        cells = {
+            metric: paired(values(mine, part, metric), values(long, part, metric))
+            for metric, (part, _, _, _) in COLUMNS.items()
+        }
+        if seeds := len(cells["accuracy"]):
+            told = (_difference(cells[metric], *rest) for metric, (_, _, *rest) in COLUMNS.items())
+            found.append(row(arms.arm(name).text, seeds, *told))
     return [*header("arm, minus labels alone for as many steps", "seeds", *labels), *found] if found else []
+
+
+def _difference(differences: Float64, scale: float, digits: int) -> str:
+    """Over seeds, with its p-value where there are enough; bold where it is unlikely to be chance."""
+    if not len(differences):
+        return ""
+    text, p = _spread(list(scale * differences), digits, "+"), p_value(differences)
+    if p is None:
+        return text
+    return f"**{text}** (p {p:.1g})" if p < SIGNIFICANCE else f"{text} (p {p:.1g})"
 
 
 def page(runs: Sequence[Run]) -> str:
@@ -128,9 +129,10 @@ def short(runs: Sequence[Run]) -> str:
     for trips in sorted({run["trips"] for run in runs}):
         by_arm = {name: mine for name, mine in _of(runs, "all", trips).items() if name in SHORT}
         columns = []
-        for metric, is_more in SHORT_COLUMNS.items():
+        for metric in SHORT_COLUMNS:
             part, _, scale, digits = COLUMNS[metric]
             numbers = {name: [scale * v for v in values(mine, part, metric).values()] for name, mine in by_arm.items()}
+            is_more = metric in HIGHER_IS_BETTER
             columns.append(_marked(numbers, min(digits, 3), is_more, spread=metric == "accuracy"))
         for number, name in enumerate(name for name in SHORT if name in by_arm):
             mine, first = by_arm[name], "" if number else f"{trips:,}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from concurrent.futures import Future
 from pathlib import Path
@@ -163,6 +164,22 @@ def test_evaluations_are_found_by_the_names_of_runs(tmp_path: Path, monkeypatch:
         ("all", 1000, "default"): {0: "a/all/1000/default-0/evaluation"},
         ("all", 1000, "default-shuffled"): {12: "b/all/1000/default-shuffled-12/evaluation"},
     }
+
+
+def test_of_the_same_comparison_that_of_more_seeds_is_kept(tmp_path: Path) -> None:
+    def one(arm: str, seeds: int, difference: float, p: float) -> pairs.Comparison:
+        return pairs.Comparison("all", 1000, "vanilla", arm, seeds, {"dtw_km": (difference, p)})
+
+    known = [one("default", 4, -0.5, 0.001), one("head", 1, 0.2, 0.002), one("target", 2, 0.1, 0.5)]
+    new = [one("default", 3, -0.1, 0.9), one("head", 2, 0.3, 0.001), one("target", 2, 0.4, 0.5)]
+    found = pairs.merged(known, new)
+    assert found == [known[0], *new[1:]]
+    path = tmp_path / "kept.jsonl"
+    path.write_text("".join(json.dumps(dataclasses.asdict(each)) + "\n" for each in found))
+    assert pairs.page(pairs.kept(path)) == pairs.page(found)
+    rows = [line for line in pairs.page(found).splitlines() if line.startswith("| the default:")]
+    assert rows == [f"| {arms.arm('default').text} | 4 |  |  |  | **-0.50** better, p 0.001 |  |  |  |"]
+    assert "**+0.30** worse, p 0.001" in pairs.page(found) and "+0.40 (p 0.5)" in pairs.page(found)
 
 
 def test_a_step_costs_the_median_of_its_lines_without_the_first() -> None:
