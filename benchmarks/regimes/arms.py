@@ -36,11 +36,13 @@ class Regime:
         trips: labelled trips.
         epochs: of a run on these alone.
         batch_size: of such a run.
+        is_scarce: whether `train` mixes in sampled trips by itself.
     """
 
     trips: int
     epochs: int
     batch_size: int
+    is_scarce: bool = True
 
     @property
     def steps(self) -> int:
@@ -48,7 +50,7 @@ class Regime:
         return self.epochs * -(-self.trips // self.batch_size)
 
 
-REGIMES = (Regime(1_000, 10, 32), Regime(6_000, 8, 64), Regime(35_000, 8, 64))
+REGIMES = (Regime(1_000, 10, 32), Regime(6_000, 8, 64), Regime(35_000, 8, 64, is_scarce=False))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,11 +145,12 @@ def overrides(arm: Arm, regime: Regime, seed: int) -> list[str]:
     """All that `train` is told but where things are."""
     given = [*WIDTH, f"seed={seed}", f"batch.train_trips={regime.trips}", *arm.settings]
     steps = SAMPLED_EPOCHS * -(-(regime.trips + arm.sampled_trips) // SAMPLED_BATCH)
-    batch, sampled = (SAMPLED_BATCH, arm.sampled_trips) if arm.samples else (regime.batch_size, 0)
+    is_mixed = arm.samples and (regime.is_scarce or arm.share > 0)
+    batch, sampled = (SAMPLED_BATCH, arm.sampled_trips) if is_mixed else (regime.batch_size, 0)
     passes = mixing_of(regime.trips, sampled, 1, arm.passes).passes
     epoch = passes * regime.trips + sampled
     epochs = round(steps / -(-epoch // batch)) if arm.is_long else regime.epochs
     if arm.samples:
-        given += [f"batch.sampled_trips={sampled}", f"batch.labelled_passes={passes}"]
+        given += [f"batch.sampled_trips={arm.sampled_trips}", f"batch.labelled_passes={passes}"]
         given += [f"batch.sampled_share={arm.share}"]
     return [*given, f"optim.epochs={epochs}", f"optim.batch_size={batch}"]

@@ -130,7 +130,7 @@ def main() -> int:
     parser.add_argument("--sampled", type=Path)
     parser.add_argument("--device", default="auto")
     parser.add_argument("overrides", nargs="*")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     log.setup("warning")
     start = time.monotonic()
     arm, regime = arms.arm(given.arm), next(one for one in arms.REGIMES if one.trips == given.trips)

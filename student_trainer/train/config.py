@@ -43,7 +43,8 @@ class DataConfig(Section):
     about equal, or 1 if these are more than 8."""
     sampled_share: float = pydantic.Field(0.0, ge=0, le=1)
     """Share of the epochs, the first ones, that mix in sampled trips; those after them have as many trips, all of them
-    labelled. 0 for a half, or for so many more that a training trip comes at most 30 times in the run."""
+    labelled. 0 for a half, or for so many more that a training trip comes at most 30 times in the run; or for none,
+    where the training trips take nearly every turn that the sampled ones take (all but 1.5 %)."""
     bucket_batches: int = pydantic.Field(32, ge=1)
     """Sort trips by length within so many batches, to pad less; 1 only shuffles."""
 

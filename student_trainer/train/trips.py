@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
+from pathlib import Path
 
 import numpy as np
 
@@ -11,11 +13,14 @@ from shared.arrays import Int64
 from shared.errors import ConfigError
 from shared.store import SplitName, Store, Trips
 from shared.subset import choose
+from student_trainer.data.coverage import unseen_share
 from student_trainer.data.loader import TripOrder
 from student_trainer.data.mixed import MixedTrips, Numbered
 from student_trainer.data.sampled import load_sampled
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.schedule import Schedule
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,20 +90,39 @@ def open_trips(store: Store, settings: TrainConfig) -> RunTrips:
         val = val.take(choose_trips(val, settings, "val"))
     chosen = choose_trips(train, settings)
 
-    def mixing(sampled: int) -> Mixing:
-        batch = settings.batch
-        return mixing_of(len(chosen), sampled, settings.optim.epochs, batch.labelled_passes, batch.sampled_share)
-
-    if settings.batch.sampled is None:
-        return RunTrips(train, chosen, np.zeros(0, np.int64), None, val, mixing(0))
-    sampled = load_sampled(settings.batch.sampled, store)
-    wanted = settings.batch.sampled_trips or len(sampled)
-    if wanted > len(sampled):
-        raise ConfigError(
-            f"batch.sampled_trips is {wanted}, but {settings.batch.sampled} has {len(sampled)} sampled trips"
-        )
+    batch, epochs = settings.batch, settings.optim.epochs
+    sampled = None if batch.sampled is None else _sampled(store, batch.sampled, batch.sampled_trips)
+    if sampled is None or not (batch.sampled_share or _show_enough(train.take(chosen), sampled)):
+        mixing = mixing_of(len(chosen), 0, epochs, batch.labelled_passes)
+        return RunTrips(train, chosen, np.zeros(0, np.int64), None, val, mixing)
     mixed = MixedTrips(train, sampled)
-    return RunTrips(mixed, chosen, mixed.first_sampled + np.arange(wanted), mixed.first_sampled, val, mixing(wanted))
+    numbers = mixed.first_sampled + np.arange(len(sampled))
+    mixing = mixing_of(len(chosen), len(sampled), epochs, batch.labelled_passes, batch.sampled_share)
+    return RunTrips(mixed, chosen, numbers, mixed.first_sampled, val, mixing)
+
+
+def _sampled(store: Store, folder: Path, wanted: int) -> Trips:
+    """The first so many of the sampled trips, or all."""
+    sampled = load_sampled(folder, store)
+    if wanted > len(sampled):
+        raise ConfigError(f"batch.sampled_trips is {wanted}, but {folder} has {len(sampled)} sampled trips")
+    return sampled.take(np.arange(wanted or len(sampled)))
+
+
+LEAST_UNSEEN = 0.015
+"""Sampled trips of which labelled ones show all but so much take steps that labelled ones teach more in: 2.2 % were
+worth it, 0.8 % were not (docs/results/regimes.md)."""
+
+
+def _show_enough(labelled: Trips, sampled: Trips) -> bool:
+    """Whether sampled trips are worth mixing in; says so."""
+    unseen = unseen_share(labelled, sampled)
+    told = f"{100 * unseen:.1f} % of the turns of {len(sampled)} sampled trips are on none of {len(labelled)} training"
+    if unseen < LEAST_UNSEEN:
+        log.info("%s trips: they are left out (batch.sampled_share=0.5 mixes them in)", told)
+        return False
+    log.info("%s trips", told)
+    return True
 
 
 MOST_PASSES = 8

@@ -20,8 +20,10 @@ from support.recipes import HISTORY
 from shared import ragged
 from shared.errors import ConfigError, FileFormatError, TrainingError
 from shared.store import Store
+from student_trainer.data.coverage import unseen_share
 from student_trainer.data.mixed import MixedTrips
 from student_trainer.data.network import RoadNetwork
+from student_trainer.data.sampled import load_sampled
 from student_trainer.distill.destination import FEATURES, choices_of
 from student_trainer.distill.query import build_query
 from student_trainer.runs import checkpoint as checkpoints
@@ -209,7 +211,7 @@ def test_labelled_trips_may_come_several_times_an_epoch(store: Store, tmp_path: 
     [
         *((1_000, 24_000, {}, 1, 8), (2_800, 24_000, {}, 1, 6), (3_000, 24_000, {}, 8, 8), (4_000, 24_000, {}, 6, 8)),
         *((8_000, 24_000, {}, 3, 6), (10_000, 24_000, {}, 2, 4), (35_000, 24_000, {}, 1, 4)),
-        *((100_000, 24_000, {}, 1, 4), (20, 0, {}, 1, 8), (20, 0, {"passes": 2}, 2, 8)),
+        *((20, 0, {}, 1, 8), (20, 0, {"passes": 2}, 2, 8)),
         *((1_000, 24_000, {"passes": 8}, 8, 8), (1_000, 24_000, {"share": 0.5}, 1, 4)),
         *((6_000, 24_000, {"share": 1}, 4, 8), (6_000, 24_000, {"passes": 1, "share": 0.3}, 1, 3)),
     ],
@@ -285,6 +287,28 @@ def test_without_sampled_trips_all_are_labelled(store: Store, tmp_path: Path) ->
     found = trips.open_trips(store, settings_of(store, tmp_path / "run"))
     assert found.first_sampled is None and len(found.sampled) == 0 and len(found.numbers) == 60
     assert str(found) == "60 training trips, 20 validation trips"
+
+
+def test_sampled_trips_that_show_little_are_left_out_as_if_there_were_none(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But where it is said how long they come."""
+    sampled = write_random_sample(tmp_path / "sampled", store)
+    unseen = unseen_share(store.trips("train"), load_sampled(sampled, store).take(np.arange(12)))
+    batch: dict[str, Any] = {"sampled": sampled, "sampled_trips": 12}
+    given = settings_of(store, tmp_path / "run", batch=batch)
+    caplog.set_level("INFO")
+    monkeypatch.setattr(trips, "LEAST_UNSEEN", unseen)
+    assert len(trips.open_trips(store, given).sampled) == 12
+    monkeypatch.setattr(trips, "LEAST_UNSEEN", unseen + 1e-9)
+    found, plain = trips.open_trips(store, given), trips.open_trips(store, settings_of(store, tmp_path / "run"))
+    assert found.first_sampled is None and str(found) == str(plain) and found.mixing == plain.mixing
+    for one, other in zip(*(trips.schedule_of(each, given).from_step(0) for each in (found, plain)), strict=True):
+        assert all(map(np.array_equal, one.micro_batches, other.micro_batches))
+    told = f"{100 * unseen:.1f} % of the turns of 12 sampled trips are on none of 60 training trips"
+    assert caplog.messages == [told, f"{told}: they are left out (batch.sampled_share=0.5 mixes them in)"]
+    shared = settings_of(store, tmp_path / "run", batch=batch | {"sampled_share": 0.5})
+    assert len(trips.open_trips(store, shared).sampled) == 12
 
 
 def test_more_sampled_trips_than_there_are_are_refused(store: Store, tmp_path: Path) -> None:
