@@ -13,6 +13,7 @@ from scipy import stats
 from benchmarks.common import REPOSITORY
 from shared import files
 from shared.arrays import Float64
+from student_trainer.evaluate import trip_metrics
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 RUNS = RESULTS / "regimes.jsonl"
@@ -37,7 +38,7 @@ TRIPS = {
 }
 
 
-HIGHER_IS_BETTER = {"accuracy", "arrival_rate", "same_route_rate"}
+HIGHER_IS_BETTER = {"accuracy"} | {metric.name for metric in trip_metrics.METRICS if metric.better == "higher"}
 """Metrics; of the others less is."""
 
 
