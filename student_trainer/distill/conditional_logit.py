@@ -48,7 +48,9 @@ class Choices:
 
     @classmethod
     def joined(cls, parts: Sequence[Choices]) -> Choices:
-        """The positions of all parts, which have the same features."""
+        """The positions of all parts, which have the same features; raises `TrainingError` if there are none."""
+        if not parts:
+            raise TrainingError("there are no trips, so that nothing can be fitted")
         return cls(
             np.concatenate([part.features for part in parts]),
             np.concatenate([part.length for part in parts]),

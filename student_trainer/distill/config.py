@@ -29,7 +29,7 @@ class DistillConfig(Section):
     """The same at positions of sampled trips; none: as `weight`."""
     target: Literal["history", "destination"] = "destination"
     """What the student is pulled to: the teacher's answer, which does not know the destination (history), or that
-    answer corrected by a few coefficients, which are fitted on the labelled trips at the start (destination)."""
+    answer corrected by a few coefficients, which are fitted on the validation trips at the start (destination)."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     """How `weight` goes to 0 over the first `schedule_share` of the run; constant: it does not."""
     schedule_share: float = pydantic.Field(1.0, gt=0, le=1)

@@ -1,7 +1,7 @@
 """The destination-aware target: the teacher's answer, corrected for where the trip goes.
 
 The teacher knows p(next | history), the student is asked p(next | history, destination). A conditional logit with a
-handful of coefficients, fitted on labelled positions, turns one into the other:
+handful of coefficients, fitted on positions with labels, turns one into the other:
 
     q'(k) ~ q(k)^a . exp(b . x_k)
 

@@ -39,6 +39,8 @@ SCALED, OWN_AGAIN, HELPED = "student_scaled", "student_own", "student_features"
 `WITHOUT_TEACHER`."""
 STACKED, INFORMED = "stacked", "stacked_features"
 """Stacks of student and teacher; with all features."""
+TARGET, FEATURES_ALONE = "target", "features"
+"""Stacks without the student: what a destination-aware target is, and its features without the teacher."""
 
 WORTH_TELLING = 1e-3
 """Nats below which nobody needs a hint, however certain they are."""
@@ -137,16 +139,12 @@ def halves(trips: int, seed: int) -> Bool:
     return chosen
 
 
-def judge_all(
-    answers: Answers, seed: int, target: Float64 | None = None, features: Float64 | None = None
-) -> dict[str, Judged]:
+def judge_all(answers: Answers, seed: int) -> dict[str, Judged]:
     """Each model alone, and every stack that the known features allow.
 
     Args:
         answers: of both models.
         seed: of the halves.
-        target: float64 [F], coefficients of the destination-aware target, if it was fitted elsewhere.
-        features: float64, the same of `WITHOUT_TEACHER` alone.
 
     Raises:
         TrainingError: there are fewer than two trips, or a half of them leaves no choice.
@@ -155,14 +153,12 @@ def judge_all(
         raise TrainingError("headroom is fitted on half of the trips and judged on the other: it takes two trips")
     half, one = halves(answers.trips, seed), np.ones(1)
     found = {name: judge(answers.columns(name), one) for name in ("student", "teacher")}
-    if target is not None:
-        found["target"] = judge(answers.columns(*FEATURES), target)
-    if features is not None:
-        found["features"] = judge(answers.columns(*WITHOUT_TEACHER), features)
     found[SCALED] = stack(answers, half, "student")
     found[OWN_AGAIN] = stack(answers, half, "student", *OWN)
     found[STACKED] = stack(answers, half, "student", "teacher")
     if answers.has_ways:
+        found[TARGET] = stack(answers, half, *FEATURES)
+        found[FEATURES_ALONE] = stack(answers, half, *WITHOUT_TEACHER)
         found[HELPED] = stack(answers, half, "student", *WITHOUT_TEACHER)
         found[INFORMED] = stack(answers, half, "student", *FEATURES)
     return found
@@ -182,18 +178,11 @@ def gain(answers: Answers, judged: Judged, baseline: Judged, bootstrap: Bootstra
     return found
 
 
-def measure(
-    answers: Answers,
-    seed: int,
-    resampling: BootstrapConfig,
-    labelled_trips: int,
-    target: Float64 | None = None,
-    features: Float64 | None = None,
-) -> dict[str, Any]:
+def measure(answers: Answers, seed: int, resampling: BootstrapConfig, labelled_trips: int) -> dict[str, Any]:
     """The headroom that the answers show, as JSON.
 
     Args:
-        answers, seed, target, features: see `judge_all`.
+        answers, seed: see `judge_all`.
         resampling: of trips, for intervals.
         labelled_trips: that the student was trained on.
 
@@ -205,7 +194,7 @@ def measure(
     Raises:
         TrainingError: see `judge_all`.
     """
-    judged = judge_all(answers, seed, target, features)
+    judged = judge_all(answers, seed)
     bootstrap = Bootstrap(resampling, answers.trips)
     gains = {SCALED: gain(answers, judged[SCALED], judged["student"], bootstrap)}
     stacks = [name for name in (OWN_AGAIN, STACKED, HELPED, INFORMED) if name in judged]

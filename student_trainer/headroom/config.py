@@ -31,10 +31,8 @@ class HeadroomConfig(Section):
     window: int | None = pydantic.Field(None, ge=0)
     """Cells of history that the teacher sees after SOT, as distill.window; none: as the run, or 4."""
     train_trips: int | None = pydantic.Field(None, ge=0)
-    """The labelled trips, as batch.train_trips, up to 2,000 of which the destination-aware target is fitted on; 0: all
-    of the training split; none: as the run, or all."""
-    sample_seed: int | None = None
-    """As batch.sample_seed; none: as the run, or 0."""
+    """How many labelled trips the student was trained on, which the sentence names; 0: all of the training split;
+    none: as the run, or all."""
     bootstrap: BootstrapConfig = BootstrapConfig()
     """Intervals."""
     cache: Cache = "auto"

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from shared import subset
-from shared.arrays import Float64, Int64
-from shared.errors import ConfigError
-from shared.store import Store, Trips
+from shared.store import Store
 from student_trainer.data.loader import Prefetcher, by_length
 from student_trainer.data.network import RoadNetwork
-from student_trainer.distill import conditional_logit
-from student_trainer.distill.destination import FEATURES, DestinationTarget
-from student_trainer.distill.teacher import Teacher
 from student_trainer.evaluate import headroom
 from student_trainer.headroom.config import HeadroomConfig
 from student_trainer.model.device import pick_device
@@ -30,9 +22,7 @@ from student_trainer.runs.layout import RunFiles
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.connect import connect
 from student_trainer.train.feed import Feed
-from student_trainer.train.fit import labelled_choices, some_of
 from student_trainer.train.headroom import answers_of
-from student_trainer.train.resume import TARGET, target_of
 
 log = logging.getLogger(__name__)
 
@@ -64,18 +54,18 @@ def measure(settings: HeadroomConfig) -> dict[str, Any]:
     model, _ = load_model(weights, store)
     trained = _trained(weights)
     recipe = _recipe(settings, trained)
+    trips, labelled = (store.trips(split, settings.cache) for split in (settings.split, "train"))
+    chosen = subset.choose(trips, settings.trips, settings.seed, "trips", settings.split)
+    learned = len(subset.choose(labelled, recipe.batch.train_trips, 0, "train_trips", "training"))
     with contextlib.closing(connect(recipe, store)) as teacher:
-        scene = _Scene(store, RoadNetwork.load(store), recipe, teacher)
-        trips = store.trips(settings.split, settings.cache)
-        chosen = subset.choose(trips, settings.trips, settings.seed, "trips", settings.split)
+        feed = Feed(RoadNetwork.load(store), trips, recipe, teacher, pick_device("cpu"))
+        feed.measure_ways(store.network("length"), chosen, progress=True)
         log.info("asking the teacher about %d trips of %s", len(chosen), settings.split)
-        feed = scene.feed(trips, chosen)
         batches = [chosen[index] for index in by_length(trips.lengths[chosen], BATCH)]
         with Prefetcher(feed.prepare, batches, settings.client.lookahead) as items:
             answers = answers_of(model.to(device), feed, items, device)
-        count, target, features = _fitted(scene, trained)
         revision = teacher.revision
-    found = headroom.measure(answers, settings.seed, settings.bootstrap, count, target, features)
+    found = headroom.measure(answers, settings.seed, settings.bootstrap, learned)
     about = {"weights": str(weights), "teacher": settings.teacher, "teacher_revision": revision}
     return {**about, "split": settings.split, "window": recipe.distill.window, **found}
 
@@ -83,22 +73,6 @@ def measure(settings: HeadroomConfig) -> dict[str, Any]:
 def weights_of(path: Path) -> Path:
     """The file of weights that a path means: of a run's directory its best ones."""
     return RunFiles(path).best if path.is_dir() else path
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Scene:
-    """What every question is about."""
-
-    store: Store
-    network: RoadNetwork
-    recipe: TrainConfig
-    teacher: Teacher
-
-    def feed(self, trips: Trips, chosen: Int64) -> Feed:
-        """Of a split's trips, with the ways of those that are chosen."""
-        feed = Feed(self.network, trips, self.recipe, self.teacher, pick_device("cpu"))
-        feed.measure_ways(self.store.network("length"), chosen, progress=True)
-        return feed
 
 
 def _trained(weights: Path) -> Checkpoint | None:
@@ -111,10 +85,7 @@ def _recipe(settings: HeadroomConfig, trained: Checkpoint | None) -> TrainConfig
     known: dict[str, Any] = {} if trained is None else trained.config
     distill, batch = known.get("distill", {}), known.get("batch", {})
     window = _first(settings.window, distill.get("window"), 4)
-    chosen = {
-        "train_trips": _first(settings.train_trips, batch.get("train_trips"), 0),
-        "sample_seed": _first(settings.sample_seed, batch.get("sample_seed"), 0),
-    }
+    labelled = _first(settings.train_trips, batch.get("train_trips"), 0)
     return TrainConfig.model_validate(
         {
             "data": settings.data,
@@ -122,7 +93,7 @@ def _recipe(settings: HeadroomConfig, trained: Checkpoint | None) -> TrainConfig
             "client": settings.client,
             "out": settings.weights,
             "distill": {"weight": 1.0, "target": "destination", "window": window},
-            "batch": {"cache": settings.cache, "candidate_top_k": 0, **chosen},
+            "batch": {"cache": settings.cache, "candidate_top_k": 0, "train_trips": labelled},
         }
     )
 
@@ -130,30 +101,3 @@ def _recipe(settings: HeadroomConfig, trained: Checkpoint | None) -> TrainConfig
 def _first(*values: int | None) -> int:
     """The first that is given."""
     return next(value for value in values if value is not None)
-
-
-def _fitted(scene: _Scene, trained: Checkpoint | None) -> tuple[int, Float64, Float64]:
-    """How many labelled trips there are; coefficients of the target and of the features alone, fitted on them.
-
-    The target is that of the run if it was distilled from this teacher with one.
-
-    Raises:
-        ConfigError: the store has none.
-    """
-    batch = scene.recipe.batch
-    trips = scene.store.trips("train", batch.cache)
-    index = subset.choose(trips, batch.train_trips, batch.sample_seed, "train_trips", "training")
-    if not len(index):
-        raise ConfigError(f"the store {scene.store.path} has no training trips to fit the target on")
-    chosen = some_of(index, batch.sample_seed)
-    log.info("fitting the destination-aware target on %d labelled trips", len(chosen))
-    choices = labelled_choices(scene.feed(trips, chosen), chosen)
-    own = len(FEATURES) - len(headroom.WITHOUT_TEACHER)
-    alone = conditional_logit.fit(dataclasses.replace(choices, features=choices.features[:, own:]))
-    is_its_own = trained is not None and trained.teacher_revision == scene.teacher.revision
-    if trained is not None and is_its_own and TARGET in trained.distillation:
-        target = target_of(trained)
-    else:
-        target, _ = DestinationTarget.fitted(choices)
-    log.info("destination-aware target: %s", target)
-    return len(index), np.asarray(target.coefficients), alone.coefficients

@@ -133,6 +133,7 @@ class Scene:
     Attributes:
         network: of the store; length: float64 [N], metres of its roads; eot: token of the end of a trip.
         labelled: the trips that may be used; observed: what they show.
+        unseen: validation trips, by which what the teacher says of destinations is corrected.
     """
 
     network: RoadNetwork
@@ -140,6 +141,7 @@ class Scene:
     eot: int
     labelled: Trips
     observed: Observed
+    unseen: Trips
 
     @classmethod
     def of(cls, settings: SampleConfig, store: Store) -> Scene:
@@ -150,7 +152,8 @@ class Scene:
         train = store.trips("train", settings.cache)
         chosen = subset.choose(train, settings.train_trips, settings.sample_seed, "train_trips", "training")
         known = train.take(chosen)
-        return cls(network, length, store.tokeniser.vocabulary.eot, known, observe(known, network, length))
+        unseen, eot = store.trips("val", settings.cache), store.tokeniser.vocabulary.eot
+        return cls(network, length, eot, known, observe(known, network, length), unseen)
 
 
 def _policy(
@@ -164,7 +167,8 @@ def _policy(
     origin = np.cumsum(weights)
     if settings.policy == "destination":
         distill = DistillConfig(window=window, history="window")
-        towards = make_policy(teacher, network, scene.length, scene.labelled, origin, distill, settings.seed, requests)
+        trips = (scene.labelled, scene.unseen)
+        towards = make_policy(teacher, network, scene.length, *trips, origin, distill, settings.seed, requests)
         return towards, {"coefficients": dict(zip(FEATURES, towards.coefficients.tolist(), strict=True))}
     choices = make_choices(network, scene.eot, observed.taken, settings.smoothing)
     ends = AS_THE_TEACHER_SAYS

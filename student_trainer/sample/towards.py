@@ -1,7 +1,7 @@
 """Walks towards destinations: q' = softmax(a log q + b . features), the destination-aware target, as a policy.
 
-Its coefficients are fitted on labelled trips, as training does. A walker's origin is the teacher's; its destination is
-the last road of one of the labelled trips that begin nearest to it, so that trips are about as long as real ones. It
+Its coefficients are fitted on validation trips, as training does. A walker's origin is the teacher's; its destination
+is the last road of one of the labelled trips that begin nearest to it, so that trips are about as long as real ones. It
 ends there; q(EOT) is not asked.
 
 Shapes: N roads, n labelled trips, D their destinations, W walkers, K candidates (all successors) of their roads.
@@ -23,7 +23,7 @@ from shared.store import Trips
 from shared.wire import ScoreReply
 from student_trainer.data.batch import Batch, build_batch, candidates_of
 from student_trainer.data.network import RoadNetwork
-from student_trainer.data.remaining import no_farther, ways_to
+from student_trainer.data.remaining import no_farther, remaining_ways, ways_to
 from student_trainer.distill.conditional_logit import Choices
 from student_trainer.distill.config import DistillConfig
 from student_trainer.distill.destination import DestinationTarget, choices_of, features_among, features_of, teachers
@@ -36,7 +36,7 @@ from student_trainer.sample.policy import End, first_roads
 log = logging.getLogger(__name__)
 
 MOST_TRIPS = 2000
-"""Labelled trips that are fitted to, and whose destinations are drawn: a distance from every road to each is kept."""
+"""Labelled trips whose destinations are drawn: a distance from every road to each is kept; and trips of the fit."""
 NEAREST = 10
 """Labelled trips that a walker's destination is drawn from."""
 BATCH = 64
@@ -163,6 +163,7 @@ def make_policy(
     network: RoadNetwork,
     length: Float64,
     labelled: Trips,
+    unseen: Trips,
     origin: Float64,
     distill: DistillConfig,
     seed: int,
@@ -174,7 +175,8 @@ def make_policy(
         teacher: to ask.
         network: N roads.
         length: float64 [N], metres.
-        labelled: trips; at most `MOST_TRIPS` are taken, evenly.
+        labelled: trips whose destinations are drawn; at most `MOST_TRIPS` are taken, evenly.
+        unseen: trips that the teacher was not trained on, which the policy is fitted to; as many.
         origin: float64 [N], running sums of the roads' weights as first ones.
         distill: the window that the teacher is shown.
         seed: of the walkers' random numbers.
@@ -184,30 +186,34 @@ def make_policy(
         TeacherError: it does not answer.
         TrainingError: the trips leave no choice.
     """
-    trips = labelled.take(np.arange(0, len(labelled), -(-len(labelled) // MOST_TRIPS)))
+    trips, unseen = _some_of(labelled), _some_of(unseen)
     first, last = (trips.roads[place].astype(np.int64) for place in (trips.offsets[:-1], trips.offsets[1:] - 1))
     ways = Ways.measured(network, length, np.unique(last))
-    target, fit = DestinationTarget.fitted(_choices(teacher, network, ways, trips, distill, requests))
+    target, fit = DestinationTarget.fitted(_choices(teacher, network, length, unseen, distill, requests))
     log.info(
-        "destination-aware policy, fitted on %d positions of %d labelled trips: nll %.4f where there is a choice; %s",
-        fit.positions, len(trips), fit.nll, target,
+        "destination-aware policy, fitted on %d positions of %d validation trips: nll %.4f where there is a choice; %s",
+        fit.positions, len(unseen), fit.nll, target,
     )  # fmt: skip
     most = int(np.diff(network.successor_offsets).max())
     nearby = cKDTree(plane(network)[first])
     return DestinationPolicy(network, ways, target.coefficients, first, last, nearby, origin, seed, most)
 
 
+def _some_of(trips: Trips) -> Trips:
+    """At most `MOST_TRIPS` of them, evenly."""
+    return trips.take(np.arange(0, len(trips), max(1, -(-len(trips) // MOST_TRIPS))))
+
+
 def _choices(
-    teacher: Teacher, network: RoadNetwork, ways: Ways, trips: Trips, distill: DistillConfig, requests: int
+    teacher: Teacher, network: RoadNetwork, length: Float64, trips: Trips, distill: DistillConfig, requests: int
 ) -> Choices:
+    ways = remaining_ways(network, length, trips)
     under_way: deque[tuple[Batch, Future[ScoreReply]]] = deque()
     parts: list[Choices] = []
 
     def collect() -> None:
         batch, future = under_way.popleft()
-        goal = np.repeat(batch.destination.numpy(), batch.length.numpy())
-        length = batch.candidate_length.numpy()
-        way = no_farther(ways.of(batch.candidate_road.numpy(), np.repeat(goal, length)), length)
+        way = ways.take(batch.trips.numpy(), batch.length.numpy())
         parts.append(choices_of(batch, features_of(batch, way), future.result().log_probs))
 
     for start in range(0, len(trips), BATCH):

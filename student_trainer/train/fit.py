@@ -1,7 +1,8 @@
-"""The destination-aware target of a run, fitted on its labelled trips before the first step.
+"""The destination-aware target of a run, fitted on its validation trips before the first step.
 
-The fit is a function of the data, the settings and the teacher's answers, so that every run with the same ones begins
-with the same target; it is stored in checkpoints, and a resumed run takes it from there.
+Not on the labelled trips: a teacher that was trained on these knows them by heart, and the fit would trust it more than
+it deserves everywhere else. The fit is a function of the data, the settings and the teacher's answers, so that every
+run with the same ones begins with the same target; it is stored in checkpoints, and a resumed run takes it from there.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from student_trainer.train.trips import RunTrips
 log = logging.getLogger(__name__)
 
 TRIPS = 2_000
-"""Labelled trips that are enough for a handful of coefficients; of more a sample is taken."""
+"""Validation trips that are enough for a handful of coefficients; of more a sample is taken."""
 BATCH = 64
 
 
@@ -48,47 +49,39 @@ def give_target(
     Raises:
         ConfigError: the settings cut candidates.
         TeacherError: the teacher has failed.
-        TrainingError: the labelled trips leave no choice.
+        TrainingError: the validation trips leave no choice.
     """
     progress = settings.log.progress and ranks.is_first
     feed.measure_ways(length, trips.numbers, progress)
     val_feed.measure_ways(length, np.arange(len(trips.validation)), progress)
     if known is None:
         seed = settings.batch.sample_seed
-        known = ranks.together(lambda: fit_target(feed, trips.labelled, seed) if ranks.is_first else None)
+        known = ranks.together(lambda: fit_target(val_feed, len(trips.validation), seed) if ranks.is_first else None)
         known = ranks.broadcast(known)
     feed.target = val_feed.target = known
 
 
-def fit_target(feed: Feed, labelled: Int64, sample_seed: int) -> DestinationTarget:
-    """Asks the teacher about labelled trips, and fits the target to them.
+def fit_target(feed: Feed, trips: int, seed: int) -> DestinationTarget:
+    """Asks the teacher about trips of a feed, and fits the target to them.
 
     Args:
-        feed: of the trips, whose ways are measured.
-        labelled: int64 [n], those with labels.
-        sample_seed: draws those that are used, if there are more than `TRIPS`.
+        feed: of so many `trips`, whose ways are measured.
+        seed: draws those that are used, if there are more than `TRIPS`.
 
     Raises:
         TeacherError: the teacher has failed.
         TrainingError: the trips leave no choice.
     """
-    labelled = some_of(labelled, sample_seed)
-    target, fit = DestinationTarget.fitted(labelled_choices(feed, labelled))
+    chosen = draw(trips, TRIPS, seed)
+    target, fit = DestinationTarget.fitted(choices_among(feed, chosen))
     log.info(
-        "destination-aware target, fitted on %d positions of %d labelled trips: nll %.4f where there is a choice; %s",
-        fit.positions, len(labelled), fit.nll, target,
+        "destination-aware target, fitted on %d positions of %d validation trips: nll %.4f where there is a choice; %s",
+        fit.positions, len(chosen), fit.nll, target,
     )  # fmt: skip
     return target
 
 
-def some_of(labelled: Int64, sample_seed: int) -> Int64:
-    """At most `TRIPS` of the labelled trips, ascending: int64."""
-    if len(labelled) <= TRIPS:
-        return labelled
-    return labelled[draw(len(labelled), TRIPS, sample_seed)]
-
-
-def labelled_choices(feed: Feed, trips: Int64) -> Choices:
+def choices_among(feed: Feed, trips: Int64) -> Choices:
     """The positions of some trips with all features; raises `TeacherError`."""
     items = [feed.prepare(trips[start : start + BATCH]) for start in range(0, len(trips), BATCH)]
     parts = []

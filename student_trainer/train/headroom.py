@@ -82,10 +82,9 @@ def of_run(
         device: of the model.
         labelled_trips: that it was trained on.
     """
-    target = None if feed.target is None else feed.target.coefficients
     try:
         answers = answers_of(model, feed, validator.some_of(TRIPS), device)
-        found = headroom.measure(answers, SEED, RESAMPLING, labelled_trips, target)
+        found = headroom.measure(answers, SEED, RESAMPLING, labelled_trips)
     except (TeacherError, TrainingError) as error:
         log.warning("the headroom was not measured: %s", error)
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 
 import numpy as np
@@ -23,8 +24,10 @@ def scores_of(query: ScoreQuery) -> np.ndarray:
 class FakeTeacher:
     """Answers at once, or `delay` seconds later from a timer thread."""
 
-    def __init__(self, delay: float = 0.0, revision: str = "fake") -> None:
-        self.delay, self.revision = delay, revision
+    def __init__(
+        self, delay: float = 0.0, revision: str = "fake", scores: Callable[[ScoreQuery], np.ndarray] = scores_of
+    ) -> None:
+        self.delay, self.revision, self.scores = delay, revision, scores
         self.failure_stats = FailureStats()
         self.queries: list[ScoreQuery] = []
 
@@ -32,7 +35,7 @@ class FakeTeacher:
         """See `Teacher`."""
         self.queries.append(query)
         future: Future[ScoreReply] = Future()
-        reply = ScoreReply(scores_of(query), None, "fake", 0, 0)
+        reply = ScoreReply(self.scores(query), None, "fake", 0, 0)
         if self.delay:
             timer = threading.Timer(self.delay, future.set_result, [reply])
             timer.daemon = True

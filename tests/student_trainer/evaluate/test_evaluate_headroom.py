@@ -150,14 +150,17 @@ def test_candidates_of_a_cell_share_the_teachers_mass() -> None:
     assert judge(given.columns("student"), np.ones(1)).hit.tolist() == pytest.approx([1 / 3, 1 / 3])
 
 
-def test_what_is_fitted_elsewhere_is_judged_as_it_is() -> None:
-    given = answers(4, teacher=0.7)
-    target = np.zeros(len(FEATURES))
-    target[0], target[1] = 1, -1
-    found = judge_all(given, 0, target, np.zeros(len(headroom.WITHOUT_TEACHER)))
-    np.testing.assert_allclose(found["target"].nll, found["teacher"].nll)
-    known = given.choices.label >= 0
-    np.testing.assert_allclose(found["features"].nll[known], np.log(given.choices.length[known]))
+def test_the_target_is_judged_on_trips_that_it_was_not_fitted_on() -> None:
+    """It knows what teacher and ways do, not what the student does; the features alone not what the teacher does."""
+    given = answers(4, teacher=1.0, ways=1.0)
+    found = judge_all(given, 0)
+    names = {"target": FEATURES, "features": headroom.WITHOUT_TEACHER}
+    half = halves(given.trips, 0)
+    for arm, columns in names.items():
+        assert np.array_equal(found[arm].nll, stack(given, half, *columns).nll, equal_nan=True)
+        assert found[arm].coefficients["detour"] > 0.5
+    nll = {name: np.nanmean(judged.nll) for name, judged in found.items()}
+    assert nll["stacked_features"] < nll["target"] < min(nll["features"], nll["teacher"]) - 0.05
 
 
 def test_intervals_are_of_trips() -> None:

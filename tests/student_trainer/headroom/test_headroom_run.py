@@ -27,7 +27,7 @@ from student_trainer.model.weights import load_model
 from student_trainer.predict.config import CutConfig
 from student_trainer.predict.positions import accuracy_of, predict
 from student_trainer.train.config import TrainConfig
-from student_trainer.train.fit import fit_target, labelled_choices, some_of
+from student_trainer.train.fit import choices_among, fit_target
 from student_trainer.train.headroom import answers_of, of_run
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.session import Session
@@ -102,7 +102,7 @@ def test_it_is_deterministic_and_samples_by_its_seed(store: Store, fake: FakeTea
 
 
 def test_what_a_run_was_told_is_what_the_teacher_is_asked(store: Store, fake: FakeTeacher, tmp_path: Path) -> None:
-    given: dict[str, Any] = {"distill": {"window": 2}, "batch": {"train_trips": 30, "sample_seed": 5}}
+    given: dict[str, Any] = {"distill": {"window": 2}, "batch": {"train_trips": 30}}
     weights = write_run(tmp_path / "run", store, 4, **given)
     found = job.measure(settings(store, weights))
     assert {query.window for query in fake.queries} == {2} and found["window"] == 2
@@ -112,18 +112,17 @@ def test_what_a_run_was_told_is_what_the_teacher_is_asked(store: Store, fake: Fa
     assert {query.window for query in fake.queries} == {3} and found["labelled_trips"] == 120
 
 
-def test_a_runs_own_target_is_used_with_its_own_teacher(
-    store: Store, fake: FakeTeacher, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_the_teacher_is_asked_about_the_trips_that_are_measured_alone(
+    store: Store, fake: FakeTeacher, tmp_path: Path
 ) -> None:
+    """Not about labelled ones, which it may know by heart; how many there are changes the sentence alone."""
     trained(store, tmp_path / "run", target="destination", train_trips=20)
-    own = {}
-    for revision in ("fake", "other"):
-        fake.revision = revision
-        found = job.measure(settings(store, tmp_path / "run", train_trips=60))
-        own[revision] = found["arms"]["target"]
-    assert own["fake"] != own["other"], "fitted on 20 trips, and on 60"
-    again = job.measure(settings(store, tmp_path / "run"))
-    assert again["arms"]["target"] == pytest.approx(own["fake"])
+    found = [job.measure(settings(store, tmp_path / "run", **told)) for told in ({}, {"train_trips": 60})]
+    asked = sum(query.positions for query in fake.queries)
+    assert asked == 2 * (store.trips("val").lengths - 1).sum()
+    assert [one["labelled_trips"] for one in found] == [20, 60] and found[0]["arms"] == found[1]["arms"]
+    with pytest.raises(ConfigError, match="train_trips is 121, but the store has 120 training trips"):
+        job.measure(settings(store, tmp_path / "run", train_trips=121))
 
 
 def test_weights_of_public_hoser_need_no_run(store: Store, fake: FakeTeacher, tmp_path: Path) -> None:
@@ -137,14 +136,6 @@ def test_weights_of_another_store_are_refused(store: Store, fake: FakeTeacher, t
     other = write_random_store(tmp_path / "store", seed=1)
     with pytest.raises(CompatibilityError, match="was trained on another store"):
         job.measure(settings(store, write_run(tmp_path / "run", other, 1)))
-
-
-def test_the_fit_is_on_a_sample_of_many_trips(store: Store) -> None:
-    many = np.arange(5_000) * 2
-    chosen = some_of(many, 7)
-    assert len(chosen) == 2_000 and np.isin(chosen, many).all() and (np.diff(chosen) > 0).all()
-    assert not np.array_equal(chosen, some_of(many, 8))
-    assert some_of(many[:2_000], 7) is not chosen and np.array_equal(some_of(many[:2_000], 7), many[:2_000])
 
 
 def trained(store: Store, out: Path, teacher: str = "fake:1", target: str = "history", **batch: Any) -> Session:
@@ -185,8 +176,7 @@ def test_a_run_says_at_its_end_what_is_left(
     assert found["positions"] == summary["best"]["positions"]
     assert sum(found["sentence"] in message for message in caplog.messages) == 1
     if target == "destination":
-        assert found["arms"]["target"]["accuracy"] == pytest.approx(summary["best"]["target_accuracy"], abs=1e-6)
-        assert found["arms"]["target"]["nll"] == pytest.approx(summary["best"]["target_nll"], rel=1e-4)
+        assert found["arms"]["target"]["nll"] > summary["best"]["target_nll"], "which was fitted on these trips"
 
 
 def test_a_run_without_a_teacher_says_nothing(store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -238,10 +228,10 @@ def test_answers_are_of_the_same_candidates(store: Store, tmp_path: Path) -> Non
     index = np.arange(20)
     items = (session.feed.prepare(index[start : start + 7]) for start in range(0, 20, 7))
     answers = answers_of(session.model, session.feed, items, CPU)
-    choices = labelled_choices(session.feed, index)
+    choices = choices_among(session.feed, index)
     assert np.array_equal(answers.choices.features, choices.features)
     assert np.array_equal(answers.choices.label, choices.label)
     assert np.array_equal(np.bincount(answers.trip), session.feed.lengths(index) - 1)
     assert session.model.training
-    target = fit_target(session.feed, index, 0)
+    target = fit_target(session.feed, 20, 0)
     assert target.coefficients.shape == (len(FEATURES),) and len(WITHOUT_TEACHER) == 5

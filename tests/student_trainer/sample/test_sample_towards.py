@@ -12,13 +12,15 @@ from support.random_city import write_random_store
 from support.walked_city import WeighingTeacher
 
 from shared import ragged
-from shared.store import Store
+from shared.arrays import Float16, Float64
+from shared.store import Store, Trips
+from shared.wire import ScoreQuery
 from student_trainer.data import graph
-from student_trainer.data.batch import build_batch
+from student_trainer.data.batch import Batch, build_batch
 from student_trainer.data.network import RoadNetwork
 from student_trainer.data.remaining import remaining_ways
 from student_trainer.distill.config import DistillConfig
-from student_trainer.distill.destination import DestinationTarget, features_of
+from student_trainer.distill.destination import DestinationTarget, choices_of, features_of
 from student_trainer.distill.query import build_query
 from student_trainer.sample.policy import End
 from student_trainer.sample.towards import DestinationPolicy, make_policy, plane
@@ -36,19 +38,26 @@ def policy(store: Store) -> DestinationPolicy:
     network = RoadNetwork.load(store)
     teacher = WeighingTeacher(store.tokeniser.vocabulary.size)
     origin = np.cumsum(np.ones(network.num_roads))
-    return make_policy(teacher, network, store.network("length"), store.trips("train"), origin, WINDOW, 3, 2)
+    trips = store.trips("train"), store.trips("val")
+    return make_policy(teacher, network, store.network("length"), *trips, origin, WINDOW, 3, 2)
+
+
+def asked(store: Store, network: RoadNetwork, trips: Trips) -> tuple[Batch, ScoreQuery, Float16, Float64]:
+    """What training asks about trips, the answers, and the features."""
+    batch = build_batch(network, trips, np.arange(len(trips)))
+    query = build_query(batch, network, WINDOW)
+    log_q = WeighingTeacher(store.tokeniser.vocabulary.size).submit(query).result().log_probs
+    ways = remaining_ways(network, store.network("length"), trips)
+    return batch, query, log_q, features_of(batch, ways.take(np.arange(len(trips)), batch.length.numpy()))
 
 
 def test_it_is_the_target_of_training(store: Store, policy: DestinationPolicy) -> None:
-    """The same coefficients, and at every position of labelled trips the same probabilities."""
+    """Fitted on the same trips, and at every position of labelled trips with the same probabilities."""
     network, trips = policy.network, store.trips("train")
-    teacher = WeighingTeacher(store.tokeniser.vocabulary.size)
-    batch = build_batch(network, trips, np.arange(len(trips)))
-    query = build_query(batch, network, WINDOW)
-    log_q = teacher.submit(query).result().log_probs
-    ways = remaining_ways(network, store.network("length"), trips)
-    features = features_of(batch, ways.take(np.arange(len(trips)), batch.length.numpy()))
-    target = DestinationTarget(policy.coefficients)
+    batch, _, log_q, features = asked(store, network, store.trips("val"))
+    target, _ = DestinationTarget.fitted(choices_of(batch, features, log_q))
+    np.testing.assert_allclose(policy.coefficients, target.coefficients, rtol=1e-9)
+    batch, query, log_q, features = asked(store, network, trips)
     expected = target.scores(log_q, target.pull(features))
 
     road = trips.roads[ragged.slices(trips.offsets[:-1], trips.lengths - 1)].astype(np.int64)
@@ -116,7 +125,7 @@ def test_a_road_without_successors_is_no_way(store: Store, tmp_path: Path) -> No
     stays[row[:-1][(row[:-1] == row[1:]) & (trips.roads[:-1] >= 28)]] = False
     trips = trips.take(np.flatnonzero(stays))
     policy = make_policy(
-        WeighingTeacher(other.tokeniser.vocabulary.size), network, other.network("length"), trips,
+        WeighingTeacher(other.tokeniser.vocabulary.size), network, other.network("length"), trips, trips,
         np.cumsum(np.ones(30)), WINDOW, 0, 1,
     )  # fmt: skip
     goal = np.full(2, policy.last[policy.last < 28][0])

@@ -1,4 +1,4 @@
-"""The trips of a run, and the target that is fitted on its labelled ones."""
+"""The trips of a run, and the target that is fitted on those that it validates on."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from support.recipes import HISTORY
 from shared import ragged
 from shared.errors import ConfigError, FileFormatError, TrainingError
 from shared.store import Store
+from shared.wire import ScoreQuery
 from student_trainer.data.coverage import unseen_share
 from student_trainer.data.mixed import MixedTrips
 from student_trainer.data.network import RoadNetwork
@@ -71,17 +72,38 @@ def test_the_same_data_settings_and_answers_give_the_same_target(store: Store, t
         session = start(settings_of(store, tmp_path / f"b{number}", **changed), store, teacher)
         assert np.array_equal(coefficients(session), first)
         asked = sum(query.positions for query in teacher.queries)
-        assert asked == (store.trips("train").lengths - 1).sum()  # of labelled trips alone
+        assert asked == (store.trips("val").lengths - 1).sum()  # of validation trips alone
     few = coefficients(start(settings_of(store, tmp_path / "c", batch={"train_trips": 30}), store))
-    assert not np.array_equal(few, first)
+    assert np.array_equal(few, first)
+    fewer = coefficients(start(settings_of(store, tmp_path / "d", batch={"val_trips": 15}), store))
+    assert not np.array_equal(fewer, first)
+
+
+def test_a_teacher_that_knows_its_own_trips_by_heart_is_trusted_as_it_deserves_elsewhere(
+    store: Store, tmp_path: Path
+) -> None:
+    """It is sure of every next road of the training trips and knows nothing of most others."""
+    token, train = RoadNetwork.load(store).road_token, store.trips("train")
+    known = {tuple(token[part[:-1]]): token[part[1:]] for part in np.split(train.roads, train.offsets[1:-1])}
+
+    def by_heart(query: ScoreQuery) -> np.ndarray:
+        histories = np.split(query.history_tokens, np.cumsum(query.history_lengths)[:-1])
+        following = np.concatenate([known.get(tuple(each), np.full(len(each), -1)) for each in histories])
+        assert len(following) == query.positions
+        is_it = query.candidate_tokens == np.repeat(following, query.candidate_lengths)
+        return np.where(is_it, 0, -8).astype(np.float16)
+
+    session = start(settings_of(store, tmp_path / "run"), store, FakeTeacher(scores=by_heart))
+    trusted = fit.fit_target(session.feed, 60, 0).coefficients[0]
+    assert 0 < coefficients(session)[0] < 0.3 * trusted
 
 
 def test_it_is_the_likeliest_one(store: Store, tmp_path: Path) -> None:
     """Against a general optimiser on the likelihood, written out; with the same small penalty."""
     session = start(settings_of(store, tmp_path / "run"), store)
-    batch, network = session.feed.prepare(np.arange(60)).batch, RoadNetwork.load(store)
+    batch, network = session.val_feed.prepare(np.arange(20)).batch, RoadNetwork.load(store)
     log_q = scores_of(build_query(batch, network, session.settings.distill)).astype(np.float64)
-    x = np.concatenate([log_q[:, None], session.feed.features(batch)], axis=1)
+    x = np.concatenate([log_q[:, None], session.val_feed.features(batch)], axis=1)
     length, label = batch.candidate_length.numpy(), batch.label.numpy()
     first, row = ragged.offsets(length)[:-1], ragged.rows(length)
     several = length > 1
@@ -103,7 +125,7 @@ def test_it_is_the_likeliest_one(store: Store, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, best.x, rtol=1e-3, atol=1e-3)
 
 
-def test_of_many_labelled_trips_a_sample_is_asked_about(
+def test_of_many_validation_trips_a_sample_is_asked_about(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Drawn by the seed of the data, not by the run's."""
@@ -114,10 +136,10 @@ def test_of_many_labelled_trips_a_sample_is_asked_about(
         teacher = FakeTeacher()
         settings = settings_of(store, tmp_path / name, seed=seed, batch={"sample_seed": sample_seed})
         found.append(coefficients(start(settings, store, teacher)))
-        drawn = np.random.default_rng(sample_seed).permutation(60)[:10]
+        drawn = np.random.default_rng(sample_seed).permutation(20)[:10]
         assert [len(query.history_lengths) for query in teacher.queries] == [4, 4, 2]
         asked = sum(query.positions for query in teacher.queries)
-        assert asked == (store.trips("train").lengths[drawn] - 1).sum()
+        assert asked == (store.trips("val").lengths[drawn] - 1).sum()
     assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
 
 
@@ -164,7 +186,7 @@ def test_candidates_that_are_cut_are_refused_before_anything_is_asked(store: Sto
     start(settings_of(store, tmp_path / "run", batch={"candidate_top_k": 5}), store, teacher)
 
 
-def test_labelled_trips_without_a_choice_are_an_error(
+def test_validation_trips_without_a_choice_are_an_error(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fit, "choices_of", lambda *given: choices_of(*given).take(np.zeros(0, np.int64)))
