@@ -180,7 +180,7 @@ def test_every_rank_asks_about_its_own_share(store: Store, tmp_path: Path) -> No
     settings = settings_of(store, tmp_path / "run")
     made = build_together(lambda r: Session(settings, store, on_cpu(settings, r), teachers[r.rank]), ranks)
     train_steps, val_steps = (int((store.trips(split).lengths - 1).sum()) for split in ("train", "val"))
-    assert [sum(query.positions for query in teacher.queries) for teacher in teachers] == [train_steps, 0]  # the fit
+    assert [sum(query.positions for query in teacher.queries) for teacher in teachers] == [val_steps, 0]  # the fit
     for teacher in teachers:
         teacher.queries.clear()
     assert run_together([session.train for session in made], ranks) == [None, None]

@@ -119,7 +119,7 @@ def test_the_teacher_is_asked_about_every_position(store: Store, tmp_path: Path)
     train_steps = int((store.trips("train").lengths - 1).sum())
     val_steps = int((store.trips("val").lengths - 1).sum())
     epochs = session.settings.optim.epochs
-    fitted = train_steps  # all trips, for there are few
+    fitted = val_steps  # all trips, for there are few
     assert sum(query.positions for query in teacher.queries) == fitted + epochs * train_steps + val_steps
 
 
