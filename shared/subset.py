@@ -31,3 +31,8 @@ def choose(trips: Trips, wanted: int, seed: int, setting: str, kind: str) -> Int
 def draw(count: int, wanted: int, seed: int) -> Int64:
     """A sample of the numbers 0 to `count` - 1, at most `wanted` of them: int64, ascending."""
     return np.sort(np.random.default_rng(seed).permutation(count)[:wanted])
+
+
+def evenly(count: int, most: int) -> Int64:
+    """At most so many of the numbers 0 to `count` - 1, equally far apart: int64, ascending."""
+    return np.arange(0, count, max(1, -(-count // most)))

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from shared import ragged
 from shared.arrays import Bool, Float64, Int32, Int64
 from shared.store import Trips
+from shared.subset import evenly
 from shared.wire import HistoryMode, ScoreQuery, ScoreReply
 from student_trainer.distill.teacher import Teacher
 from student_trainer.sample.choices import Choices
@@ -84,7 +85,7 @@ def fit_ends(
     Raises:
         TeacherError: it does not answer.
     """
-    trips = trips.take(np.arange(0, len(trips), -(-len(trips) // MOST_TRIPS)))
+    trips = trips.take(evenly(len(trips), MOST_TRIPS))
     road = trips.roads.astype(np.int64)
     has_ended = np.zeros(len(road), bool)
     has_ended[trips.offsets[1:] - 1] = True

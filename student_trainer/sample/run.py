@@ -131,17 +131,17 @@ class Scene:
     """Where the walkers walk, and what is known of it.
 
     Attributes:
+        store: that they are of.
         network: of the store; length: float64 [N], metres of its roads; eot: token of the end of a trip.
         labelled: the trips that may be used; observed: what they show.
-        unseen: validation trips, by which what the teacher says of destinations is corrected.
     """
 
+    store: Store
     network: RoadNetwork
     length: Float64
     eot: int
     labelled: Trips
     observed: Observed
-    unseen: Trips
 
     @classmethod
     def of(cls, settings: SampleConfig, store: Store) -> Scene:
@@ -152,8 +152,7 @@ class Scene:
         train = store.trips("train", settings.cache)
         chosen = subset.choose(train, settings.train_trips, settings.sample_seed, "train_trips", "training")
         known = train.take(chosen)
-        unseen, eot = store.trips("val", settings.cache), store.tokeniser.vocabulary.eot
-        return cls(network, length, eot, known, observe(known, network, length), unseen)
+        return cls(store, network, length, store.tokeniser.vocabulary.eot, known, observe(known, network, length))
 
 
 def _policy(
@@ -167,7 +166,7 @@ def _policy(
     origin = np.cumsum(weights)
     if settings.policy == "destination":
         distill = DistillConfig(window=window, history="window")
-        trips = (scene.labelled, scene.unseen)
+        trips = (scene.labelled, scene.store.trips("val", settings.cache))
         towards = make_policy(teacher, network, scene.length, *trips, origin, distill, settings.seed, requests)
         return towards, {"coefficients": dict(zip(FEATURES, towards.coefficients.tolist(), strict=True))}
     choices = make_choices(network, scene.eot, observed.taken, settings.smoothing)

@@ -20,6 +20,7 @@ from scipy.spatial import cKDTree
 from shared import ragged
 from shared.arrays import Float16, Float32, Float64, Int32, Int64
 from shared.store import Trips
+from shared.subset import evenly
 from shared.wire import ScoreReply
 from student_trainer.data.batch import Batch, build_batch, candidates_of
 from student_trainer.data.network import RoadNetwork
@@ -186,7 +187,7 @@ def make_policy(
         TeacherError: it does not answer.
         TrainingError: the trips leave no choice.
     """
-    trips, unseen = _some_of(labelled), _some_of(unseen)
+    trips, unseen = (each.take(evenly(len(each), MOST_TRIPS)) for each in (labelled, unseen))
     first, last = (trips.roads[place].astype(np.int64) for place in (trips.offsets[:-1], trips.offsets[1:] - 1))
     ways = Ways.measured(network, length, np.unique(last))
     target, fit = DestinationTarget.fitted(_choices(teacher, network, length, unseen, distill, requests))
@@ -197,11 +198,6 @@ def make_policy(
     most = int(np.diff(network.successor_offsets).max())
     nearby = cKDTree(plane(network)[first])
     return DestinationPolicy(network, ways, target.coefficients, first, last, nearby, origin, seed, most)
-
-
-def _some_of(trips: Trips) -> Trips:
-    """At most `MOST_TRIPS` of them, evenly."""
-    return trips.take(np.arange(0, len(trips), max(1, -(-len(trips) // MOST_TRIPS))))
 
 
 def _choices(
