@@ -187,7 +187,7 @@ class Builder:
             collisions.measure(grid.cell(lat, lng), successors, measured, grid.cell_lat, chosen=grid is chosen)
             for grid in sorted([*grids, chosen], key=lambda grid: -grid.cell_lat)
         ]
-        advice = collisions.advise(table, accuracies)
+        advice = collisions.advise(table)
         return {
             "collisions": [dataclasses.asdict(line) for line in table],
             "recommended_cell_size": advice.cell_size,

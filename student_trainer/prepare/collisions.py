@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,10 +17,10 @@ from student_trainer.prepare.config import CELL_SIZE
 from student_trainer.prepare.counts import Counts
 from student_trainer.prepare.network import Successors
 
-CELL_SIZES = (0.002, 0.001, CELL_SIZE, 0.00025)
+CELL_SIZES = (0.002, 0.001, 0.0005, 0.00025, CELL_SIZE, 0.0000625)
 """Cell sizes measured beside the chosen one, degrees."""
-MARGIN = 0.02
-"""How far the ceiling of a recommended cell size lies above the best floor."""
+MARGIN = 0.01
+"""How far the ceiling of a recommended cell size may lie below that of the finest one measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,25 +71,29 @@ class Advice:
     reason: str
 
 
-def advise(table: Sequence[Collisions], floors: Mapping[str, float]) -> Advice:
-    """The usual size, or the coarsest finer one that is needed.
+def advise(table: Sequence[Collisions]) -> Advice:
+    """The usual size, or the coarsest finer one that is fine enough.
 
-    A size is enough if its ceiling clears the best floor by `MARGIN`: below that floor even a perfect teacher of cells
-    would know less than a table of frequencies. Sizes coarser than the usual one are not recommended even where they
-    are enough: candidates that share a cell are what a teacher cannot tell apart, while finer cells cost a row of an
-    embedding each, and at most one a road.
+    Sizes coarser than the usual one are not recommended: candidates that share a cell are what a teacher cannot tell
+    apart, while finer cells cost a row of an embedding each, and at most one a road.
     """
-    best = max(floors.values())
-    fine = [line for line in table if line.cell_size <= CELL_SIZE] or [min(table, key=lambda line: line.cell_size)]
-    enough = [line for line in fine if line.ceiling >= best + MARGIN]
-    found = max(enough or fine, key=lambda line: line.cell_size if enough else -line.cell_size)
-    points = 100 * (found.ceiling - best)
-    side = "above" if points >= 0 else "below"
-    above = f"its ceiling of {100 * found.ceiling:.1f} % is {abs(points):.1f} points {side} the best floor"
-    if not enough:
-        rule = f"the finest measured: none clears the best floor by {100 * MARGIN:g} points"
-    elif found.cell_size == CELL_SIZE:
-        rule = f"the usual size, and enough: it must clear the best floor by {100 * MARGIN:g} points"
-    else:
-        rule = f"the coarsest up to the usual {CELL_SIZE:g} that clears the best floor by {100 * MARGIN:g} points"
-    return Advice(found.cell_size, f"{rule}; {above} ({100 * best:.1f} %)")
+    finest = min(table, key=lambda line: line.cell_size)
+    fine = [line for line in table if line.cell_size <= CELL_SIZE] or [finest]
+    enough = [line for line in fine if is_enough(line.ceiling, finest.ceiling)]
+    found = max(enough, key=lambda line: line.cell_size)
+    ceiling = f"its ceiling is {100 * found.ceiling:.1f} %"
+    if found is finest:
+        return Advice(found.cell_size, f"the finest measured; {ceiling}")
+    rule = "the usual size, and fine enough" if found.cell_size == CELL_SIZE else "the coarsest that is fine enough"
+    beside = f"that of {degrees(finest.cell_size)} {100 * finest.ceiling:.1f} %"
+    return Advice(found.cell_size, f"{rule}: {ceiling}, {beside} (up to {100 * MARGIN:g} point below is enough)")
+
+
+def is_enough(ceiling: float, finest: float) -> bool:
+    """Whether a size's ceiling is near enough to that of the finest one."""
+    return ceiling >= finest - MARGIN
+
+
+def degrees(cell_size: float) -> str:
+    """A cell size without an exponent."""
+    return np.format_float_positional(cell_size, trim="-")

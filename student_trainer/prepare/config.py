@@ -10,8 +10,8 @@ import pydantic
 from shared.config import Section
 from shared.grid import Centroid
 
-CELL_SIZE = 0.0005
-"""The usual cell size, degrees: where `collisions.advise` begins."""
+CELL_SIZE = 0.000125
+"""The usual cell size, degrees, 14 m of latitude: where `collisions.advise` begins."""
 
 
 class GridConfig(Section):

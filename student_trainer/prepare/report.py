@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from shared.floors import RULES
+from student_trainer.prepare import collisions
+from student_trainer.prepare.collisions import degrees
 
 
 def render(manifest: dict[str, Any]) -> str:
@@ -39,7 +41,7 @@ def _counted(count: int, noun: str, plural: str) -> str:
 def _floors(manifest: dict[str, Any]) -> str:
     names = {"single_successor": "steps without a choice", **RULES}
     lines = ["floors: next-road accuracy on validation without a model"]
-    return "\n".join(lines + [f"  {names[key]:<46} {100 * value:5.1f} %" for key, value in manifest["floors"].items()])
+    return "\n".join(lines + [f"  {names[key]:<64} {100 * value:5.1f} %" for key, value in manifest["floors"].items()])
 
 
 def _findings(manifest: dict[str, Any]) -> str:
@@ -53,13 +55,17 @@ def _collisions(manifest: dict[str, Any]) -> str:
         "  cell size  colliding  ceiling  next road in same cell  occupied cells",
     ]
     lines += [
-        f"  {line['cell_size']:<9g} {100 * line['colliding']:8.1f} % {100 * line['ceiling']:6.1f} %"
+        f"  {degrees(line['cell_size']):<9} {100 * line['colliding']:8.1f} % {100 * line['ceiling']:6.1f} %"
         f" {100 * line['same_cell']:21.1f} % {line['occupied']:15d}{'  <- chosen' if line['chosen'] else ''}"
         for line in manifest["collisions"]
     ]
     size, reason = manifest["recommended_cell_size"], manifest["cell_size_reason"]
-    lines.append(f"  recommended: grid.cell_size={size:g}, {reason}")
-    (chosen,) = (line["cell_size"] for line in manifest["collisions"] if line["chosen"])
-    if chosen != size:
-        lines.append(f"  chosen: {chosen:g}; right for an imported teacher's grid, otherwise take what is recommended")
+    lines.append(f"  recommended: grid.cell_size={degrees(size)}, {reason}")
+    (chosen,) = (line for line in manifest["collisions"] if line["chosen"])
+    finest = min(manifest["collisions"], key=lambda line: line["cell_size"])
+    if chosen["cell_size"] != size:
+        advice = "right for an imported teacher's grid, otherwise take what is recommended"
+        if collisions.is_enough(chosen["ceiling"], finest["ceiling"]):
+            advice = "fine enough, too"
+        lines.append(f"  chosen: {degrees(chosen['cell_size'])}; {advice}")
     return "\n".join(lines)

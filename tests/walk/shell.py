@@ -27,7 +27,7 @@ UNSTEADY: tuple[tuple[str, str], ...] = (
     (r"\d{4}-\d\d-\d\dT[\d:.]+Z", "TIME"),
     (r"(?m)^TIME I (?:shared\.progress: |teacher_server\.pretrain\.session: \d+ tokens/s: ).*\n", ""),  # of slow ones
     (r"127\.0\.0\.1:\d+", "ADDRESS"),
-    (r"\b[12]\d{9}\b", "SECONDS"),  # since 1970
+    (r"(?<![\d.])[12]\d{9}\b", "SECONDS"),  # since 1970
     (r"(?<![\w.])[0-9a-f]{16,64}\b", "HASH"),
     (r"\b\d[\d.]* (s|ms|min|(?:tokens|trips|positions)/s)(?![\w/])", r"# \1"),
     (r"version \d.*?(?=, one thread)", "VERSIONS AND PROCESSOR"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -115,25 +116,29 @@ def test_collisions_by_counting(seed: int, cells: int) -> None:
 
 
 def test_advice_is_the_usual_size_unless_a_finer_one_is_needed() -> None:
-    table = [
-        collisions.Collisions(size, 0.0, ceiling, 1, 0.0, False)
-        for size, ceiling in ((0.002, 0.66), (0.001, 0.83), (CELL_SIZE, 0.94), (0.00025, 0.98))
-    ]
-    assert GridConfig().cell_size == CELL_SIZE == 0.0005
-    usual = collisions.advise(table, {"a": 0.1, "b": 0.87})
-    assert usual.cell_size == 0.0005
+    def told(*ceilings: float) -> collisions.Advice:
+        sizes = (0.0005, 0.00025, CELL_SIZE, 0.0000625)
+        lines = zip(sizes, ceilings, strict=False)
+        return collisions.advise([collisions.Collisions(size, 0.0, ceiling, 1, 0.0, False) for size, ceiling in lines])
+
+    assert GridConfig().cell_size == CELL_SIZE == 0.000125
+    usual = told(0.94, 0.98, 0.99, 0.995)
+    assert usual.cell_size == CELL_SIZE
     assert usual.reason == (
-        "the usual size, and enough: it must clear the best floor by 2 points; its ceiling of 94.0 % is 7.0 points "
-        "above the best floor (87.0 %)"
+        "the usual size, and fine enough: its ceiling is 99.0 %, that of 0.0000625 99.5 % "
+        "(up to 1 point below is enough)"
     )
-    assert collisions.advise(table, {"b": 0.5}).cell_size == 0.0005  # though 0.002 were enough: one rule, one default
-    finer = collisions.advise(table, {"b": 0.95})
-    assert finer.cell_size == 0.00025
-    assert "the coarsest up to the usual 0.0005 that clears" in finer.reason
-    none = collisions.advise(table, {"b": 0.99})
-    assert none.cell_size == 0.00025
-    assert "none clears" in none.reason and "1.0 points below the best floor" in none.reason
-    assert collisions.advise(table[:2], {"b": 0.5}).cell_size == 0.001  # finer grids do not fit over such bounds
+    assert told(1.0, 1.0, 1.0, 1.0).cell_size == CELL_SIZE  # though 0.0005 were enough: one rule, one default
+    finer = told(0.5, 0.6, 0.7, 0.8)
+    assert (finer.cell_size, finer.reason) == (0.0000625, "the finest measured; its ceiling is 80.0 %")
+    assert told(0.5, 0.6).cell_size == 0.00025  # finer grids do not fit over such bounds
+    finest = [collisions.Collisions(size, 0.0, 1 - size, 1, 0.0, False) for size in (CELL_SIZE, 0.00003, 0.00002)]
+    finest[0] = dataclasses.replace(finest[0], ceiling=0.5)
+    assert collisions.advise(finest).reason.startswith("the coarsest that is fine enough: its ceiling is 100.0 %")
+
+
+def test_sizes_are_written_without_an_exponent() -> None:
+    assert [collisions.degrees(size) for size in (0.0000625, 0.001, 2.0)] == ["0.0000625", "0.001", "2"]
 
 
 def test_zone_flow_by_counting() -> None:
@@ -229,5 +234,6 @@ def test_real_city_has_its_known_floors_and_collisions(tmp_path: Path, capsys: p
     found = {line["cell_size"]: (line["colliding"], line["ceiling"]) for line in manifest["collisions"]}
     assert found[0.001] == pytest.approx((0.38, 0.83), abs=5e-3)
     assert found[0.0005] == pytest.approx((0.15, 0.94), abs=5e-3)
-    assert manifest["recommended_cell_size"] == 0.0005
+    assert found[0.000125] == pytest.approx((0.024, 0.994), abs=5e-3)
+    assert manifest["recommended_cell_size"] == 0.000125
     assert capsys.readouterr().out == render(manifest) + "\n"
