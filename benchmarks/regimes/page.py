@@ -35,29 +35,30 @@ def figure(found: Sequence[Run]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown: list[tuple[str, str, str, dict[str, Any]]] = [
-        ("vanilla", "ceiling", "ceiling (headroom)", {"color": "#3b7d3b", "linestyle": ":"}),
-        ("default", "test", "this method", {"color": "#0b62a4", "marker": "D"}),
+    shown: list[tuple[str, str, str, str, dict[str, Any]]] = [
+        ("all", "vanilla", "ceiling", "ceiling (headroom)", {"color": "#3b7d3b", "linestyle": ":"}),
+        ("all", "default", "test", "this method", {"color": "#0b62a4", "marker": "D"}),
         (
-            "unsampled-long",
+            "all-0.0005",
+            "default",
             "test",
-            "without sampled trips, as many steps",
+            "the same, coarser cells",
             {"color": "#0b62a4", "marker": "D", "mfc": "none", "linestyle": "--"},
         ),
-        ("former", "test", "KL to the teacher's answer", {"color": "#c7651a", "marker": "s"}),
+        ("all-0.0005", "former", "test", "KL to the teacher's answer", {"color": "#c7651a", "marker": "s"}),
         (
+            "all",
             "long",
             "test",
             "labels alone, as many steps as this method",
             {"color": "#767676", "marker": "^", "mfc": "none"},
         ),
-        ("vanilla", "test", "labels alone", {"color": "#767676", "marker": "o"}),
+        ("all", "vanilla", "test", "labels alone", {"color": "#767676", "marker": "o"}),
     ]
     drawing, panels = pyplot.subplots(1, 2, figsize=(9, 4.1), layout="constrained")
     for panel, (name, label) in zip(panels, (("accuracy", "next road, %"), ("nll", "NLL, nats")), strict=True):
-        of_all = [run for run in found if run["teacher"] == "all"]
-        for arm, part, text, style in shown:
-            mine = [run for run in of_all if run["arm"] == arm and part in run]
+        for teacher, arm, part, text, style in shown:
+            mine = [run for run in found if (run["teacher"], run["arm"]) == (teacher, arm) and part in run]
             points = []
             for trips in sorted({run["trips"] for run in mine}):
                 of = np.array([run[part][name] for run in mine if run["trips"] == trips])

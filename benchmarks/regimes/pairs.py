@@ -95,7 +95,7 @@ def between(before: Judged, after: Judged, names: tuple[str, str]) -> list[Diffe
 
 
 def _is_compared(teacher: str, arm: str, base: str) -> bool:
-    is_other = teacher == "own" and arm in FREE
+    is_other = teacher != "all" and arm in FREE
     return not is_other and arm != base and (base == "vanilla" or arms.arm(arm).is_long)
 
 

@@ -14,14 +14,24 @@ from shared.arrays import Float64
 SIGNIFICANCE = 0.01
 FREE = {arm.name for arm in arms.ARMS if not arm.teaches and not arm.samples}
 """Arms that no teacher has a part in."""
-TITLES = {"all": "A teacher of all 35,000 trips", "own": "A teacher of the student's own trips"}
-SHORT = {
-    "vanilla": "labels alone",
-    "long": "labels alone, as many steps as the default",
-    "unsampled-long": "taught without sampled trips, as many steps",
-    "default": "the default",
+COARSE = "cells of 0.0005°, not calibrated"
+TITLES = {
+    "all": "A teacher of all 35,000 trips",
+    "own": "A teacher of the student's own trips",
+    "all-0.0005": f"A teacher of all 35,000 trips, {COARSE}",
+    "own-0.0005": f"A teacher of the student's own trips, {COARSE}",
 }
-"""Arms of the short table, with what it calls them."""
+"""Of teachers. Those of the last two are of versions before the cells were finer and their answers calibrated."""
+Key = tuple[str, str]
+"""Teacher and arm."""
+SHORT: dict[Key, str] = {
+    ("all", "vanilla"): "labels alone",
+    ("all", "long"): "labels alone, as many steps as the default",
+    ("all-0.0005", "unsampled-long"): "taught without sampled trips, as many steps; coarser cells",
+    ("all-0.0005", "default"): "the default with coarser cells",
+    ("all", "default"): "the default",
+}
+"""The lines of the short table, with what it calls them."""
 SHORT_COLUMNS = ("accuracy", "nll", "time_error", "same_route_rate", "hausdorff_km", "dtw_km", "edr")
 """Its metrics."""
 COLUMNS = {name: ("test", *rest) for name, rest in NEXT_ROAD.items()}
@@ -107,7 +117,7 @@ def page(runs: Sequence[Run]) -> str:
     lines = ["<!-- python -m benchmarks.regimes.page make -->", ""]
     for teacher, title in TITLES.items():
         for trips in sorted({run["trips"] for run in runs if run["teacher"] == teacher}):
-            if teacher == "own" and trips == max(regime.trips for regime in arms.REGIMES):
+            if teacher.startswith("own") and trips == max(regime.trips for regime in arms.REGIMES):
                 continue
             lines += [f"### {title}, {trips:,} labelled trips", "", *table(runs, teacher, trips), ""]
             if equal := over_equal_steps(runs, teacher, trips):
@@ -115,8 +125,8 @@ def page(runs: Sequence[Run]) -> str:
     return "\n".join(lines)
 
 
-def _marked(numbers: Mapping[str, Sequence[float]], digits: int, is_more: bool, spread: bool) -> dict[str, str]:
-    """Of each arm the mean over its seeds, or nothing; the best one bold."""
+def _marked(numbers: Mapping[Key, Sequence[float]], digits: int, is_more: bool, spread: bool) -> dict[Key, str]:
+    """Of each key the mean over its seeds, or nothing; the best one bold."""
     means = {name: round(float(np.mean(of)), digits) for name, of in numbers.items() if of}
     best = (max if is_more else min)(means.values(), default=math.nan)
     texts = {name: _spread(numbers[name], digits) if spread else f"{mean:.{digits}f}" for name, mean in means.items()}
@@ -127,15 +137,15 @@ def short(runs: Sequence[Run]) -> str:
     """The table of the page: the best value of a regime is bold."""
     lines = header("labelled trips", "(seeds)", "steps", *(COLUMNS[metric][1] for metric in SHORT_COLUMNS))
     for trips in sorted({run["trips"] for run in runs}):
-        by_arm = {name: mine for name, mine in _of(runs, "all", trips).items() if name in SHORT}
+        by_arm = {key: mine for key in SHORT if (mine := _of(runs, key[0], trips).get(key[1]))}
         columns = []
         for metric in SHORT_COLUMNS:
             part, _, scale, digits = COLUMNS[metric]
             numbers = {name: [scale * v for v in values(mine, part, metric).values()] for name, mine in by_arm.items()}
             is_more = metric in HIGHER_IS_BETTER
             columns.append(_marked(numbers, min(digits, 3), is_more, spread=metric == "accuracy"))
-        for number, name in enumerate(name for name in SHORT if name in by_arm):
-            mine, first = by_arm[name], "" if number else f"{trips:,}"
-            cells = (column.get(name, "") for column in columns)
-            lines.append(row(first, f"{SHORT[name]} ({len(mine)})", f"{mine[0]['steps']:,}", *cells))
+        for number, (key, mine) in enumerate(by_arm.items()):
+            first = "" if number else f"{trips:,}"
+            cells = (column.get(key, "") for column in columns)
+            lines.append(row(first, f"{SHORT[key]} ({len(mine)})", f"{mine[0]['steps']:,}", *cells))
     return "\n".join(lines) + "\n"
