@@ -17,6 +17,7 @@ from shared.arrays import Float16, Float64, Int64
 from shared.subset import draw
 from student_trainer.data.batch import Batch
 from student_trainer.distill.conditional_logit import Choices
+from student_trainer.distill.config import DistillConfig
 from student_trainer.distill.destination import DestinationTarget, choices_of
 from student_trainer.distill.fitted import UNFITTED, Fitted, cells_of, fit_sharpness
 from student_trainer.train.config import TrainConfig
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 TRIPS = 2_000
 """Validation trips that are enough for a handful of coefficients; of more a sample is taken."""
 BATCH = 64
+OVERCONFIDENT = 0.5
+"""Answers of less sharpness are calibrated: a head that learns from them as they are makes whole trips longer. Sharper
+ones teach as well or better as they are; docs/results/regimes.md."""
 
 
 def give_fitted(
@@ -64,20 +68,20 @@ def give_fitted(
         def fit_on_first() -> Fitted | None:
             if not ranks.is_first:
                 return None
-            return fit(val_feed, len(trips.validation), settings.batch.sample_seed, settings.distill.calibrated)
+            return fit(val_feed, len(trips.validation), settings.batch.sample_seed, settings.distill)
 
         known = ranks.broadcast(ranks.together(fit_on_first))
         assert known is not None, "the first rank has fitted it, or all have failed"
     feed.fitted = val_feed.fitted = known
 
 
-def fit(feed: Feed, trips: int, seed: int, calibrates: bool) -> Fitted:
+def fit(feed: Feed, trips: int, seed: int, distill: DistillConfig) -> Fitted:
     """Asks the teacher about trips of a feed, and fits to its answers.
 
     Args:
         feed: of so many `trips`; a target is fitted if their ways are measured.
         seed: draws those that are used, if there are more than `TRIPS`.
-        calibrates: whether the answers' sharpness is fitted.
+        distill: whether the answers are calibrated.
 
     Raises:
         TeacherError: the teacher has failed.
@@ -86,14 +90,15 @@ def fit(feed: Feed, trips: int, seed: int, calibrates: bool) -> Fitted:
     chosen = draw(trips, TRIPS, seed)
     answered = list(answers_about(feed, chosen))
     fitted = UNFITTED
-    if calibrates:
+    if distill.calibrate != "never":
         sharpness, found = fit_sharpness(Choices.joined([cells_of(batch, log_q) for batch, log_q in answered]))
+        is_used = distill.calibrate == "always" or sharpness < OVERCONFIDENT
         log.info(
             "sharpness of the teacher's answers %.3f, fitted on %d positions of %d validation trips: nll %.4f where "
-            "there is a choice among cells",
-            sharpness, found.positions, len(chosen), found.nll,
+            "there is a choice among cells; they are %s",
+            sharpness, found.positions, len(chosen), found.nll, "calibrated" if is_used else "taken as they are",
         )  # fmt: skip
-        fitted = dataclasses.replace(fitted, sharpness=sharpness)
+        fitted = dataclasses.replace(fitted, sharpness=sharpness if is_used else 1.0)
     if feed.has_ways:
         choices = [choices_of(batch, feed.features(batch), log_q) for batch, log_q in answered]
         target, found = DestinationTarget.fitted(Choices.joined(choices))

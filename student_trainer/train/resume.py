@@ -39,7 +39,7 @@ FORMERLY: dict[str, Any] = {
     "distill.target": "history",
     "distill.head": 0.0,
     "distill.schedule": "constant",
-    "distill.calibrated": False,
+    "distill.calibrate": "never",
 }
 """What versions did that did not have these settings yet, where their defaults are something else."""
 FORMERLY_MIXED: dict[str, Any] = {"batch.labelled_passes": 1, "batch.sampled_share": 1.0}
@@ -210,7 +210,7 @@ def fitted_of(found: Checkpoint, distill: DistillConfig) -> Fitted:
     if distill.target == "destination":
         text = f"{len(FEATURES)} coefficients of a destination-aware target"
         fitted = dataclasses.replace(fitted, target=DestinationTarget(values(TARGET, len(FEATURES), text)))
-    if distill.calibrated:
+    if distill.calibrate != "never":
         sharpness = float(values(SHARPNESS, 1, "sharpness of the teacher's answers")[0])
         fitted = dataclasses.replace(fitted, sharpness=sharpness)
     return fitted
@@ -236,7 +236,7 @@ def snapshot(trainer: Trainer, store: Store, revision: str, fitted: Fitted) -> C
     distillation: dict[str, Tensor] = {}
     if fitted.target is not None:
         distillation[TARGET] = torch.from_numpy(fitted.target.coefficients.copy())
-    if trainer.settings.distils and trainer.settings.distill.calibrated:
+    if trainer.settings.distils and trainer.settings.distill.calibrate != "never":
         distillation[SHARPNESS] = torch.tensor([fitted.sharpness], dtype=torch.float64)
     if trainer.head is not None:
         distillation |= {HEAD + name: value for name, value in trainer.head.state_dict().items()}

@@ -235,5 +235,5 @@ def test_answers_are_of_the_same_candidates(store: Store, tmp_path: Path) -> Non
     assert np.array_equal(answers.choices.label, choices.label)
     assert np.array_equal(np.bincount(answers.trip), session.feed.lengths(index) - 1)
     assert session.model.training
-    target = fit(session.feed, 20, 0, calibrates=False).target
+    target = fit(session.feed, 20, 0, session.settings.distill).target
     assert target is not None and target.coefficients.shape == (len(FEATURES),) and len(WITHOUT_TEACHER) == 5

@@ -26,6 +26,8 @@ from student_trainer.data.coverage import unseen_share
 from student_trainer.data.mixed import MixedTrips
 from student_trainer.data.network import RoadNetwork
 from student_trainer.data.sampled import load_sampled
+from student_trainer.distill import conditional_logit
+from student_trainer.distill.config import DistillConfig
 from student_trainer.distill.destination import FEATURES, LEAST_LOG_Q, choices_of
 from student_trainer.distill.fitted import UNFITTED
 from student_trainer.distill.query import build_query
@@ -101,7 +103,7 @@ def test_a_teacher_that_knows_its_own_trips_by_heart_is_trusted_as_it_deserves_e
     store: Store, tmp_path: Path
 ) -> None:
     session = start(settings_of(store, tmp_path / "run"), store, FakeTeacher(scores=by_heart(store)))
-    trusted = fit.fit(session.feed, 60, 0, calibrates=True)
+    trusted = fit.fit(session.feed, 60, 0, DistillConfig(calibrate="always"))
     assert trusted.target is not None and 0 < coefficients(session)[0] < 0.3 * trusted.target.coefficients[0]
     assert 0 < session.feed.fitted.sharpness < 0.3 * trusted.sharpness
 
@@ -198,7 +200,7 @@ def test_without_the_setting_nothing_is_fitted_or_kept(store: Store, tmp_path: P
 
 def test_the_answer_alone_is_calibrated_where_there_is_no_other_target(store: Store, tmp_path: Path) -> None:
     """For which no ways are measured, so that candidates may be cut."""
-    distill = {"target": "history", "head": 0.0}
+    distill = {"target": "history", "head": 0.0, "calibrate": "always"}
     settings = settings_of(store, tmp_path / "run", distill=distill, batch={"candidate_top_k": 3})
     session = start(settings, store, FakeTeacher(scores=by_heart(store)))
     assert session.feed.fitted.target is None and not session.feed.has_ways
@@ -208,6 +210,22 @@ def test_the_answer_alone_is_calibrated_where_there_is_no_other_target(store: St
     (log_q,) = item.arrays(item.reply.result())
     expected = session.feed.fitted.sharpness * item.reply.result().log_probs.astype(np.float64).clip(LEAST_LOG_Q)
     np.testing.assert_allclose(log_q, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("sharpness", "told"), [(0.499, "are calibrated"), (0.5, "are taken as they are")])
+def test_by_itself_a_run_calibrates_the_answers_of_an_overconfident_teacher_alone(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, sharpness: float,
+    told: str,
+) -> None:  # fmt: skip
+    caplog.set_level("INFO")
+    monkeypatch.setattr(fit, "fit_sharpness", lambda choices: (sharpness, conditional_logit.fit(choices)))
+    session = start(settings_of(store, tmp_path / "run"), store)
+    assert session.feed.fitted.sharpness == (sharpness if sharpness < 0.5 else 1)
+    assert any(f"answers {sharpness:.3f}, " in line and line.endswith(told) for line in caplog.messages)
+    always = start(settings_of(store, tmp_path / "run", distill={"calibrate": "always"}), store)
+    assert always.feed.fitted.sharpness == sharpness
+    never = start(settings_of(store, tmp_path / "run", distill={"calibrate": "never"}), store)
+    assert never.feed.fitted.sharpness == 1
 
 
 def test_candidates_that_are_cut_are_refused_before_anything_is_asked(store: Store, tmp_path: Path) -> None:
