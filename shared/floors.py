@@ -4,7 +4,7 @@ from __future__ import annotations
 
 RULES = {
     "nearest_to_destination": "the candidate nearest to the destination",
-    "first_order_markov": "the training split's most frequent next road",
-    "second_order_markov": "the training split's most frequent next road after the last two",
+    "first_order_markov": "the most frequent next road",
+    "second_order_markov": "the most frequent next road after the last two",
 }
 """By their names in files: of a store's manifest under `floors`, of evaluations and of teachers' provenance."""

@@ -41,7 +41,7 @@ def _counted(count: int, noun: str, plural: str) -> str:
 def _floors(manifest: dict[str, Any]) -> str:
     names = {"single_successor": "steps without a choice", **RULES}
     lines = ["floors: next-road accuracy on validation without a model"]
-    return "\n".join(lines + [f"  {names[key]:<64} {100 * value:5.1f} %" for key, value in manifest["floors"].items()])
+    return "\n".join(lines + [f"  {names[key]:<46} {100 * value:5.1f} %" for key, value in manifest["floors"].items()])
 
 
 def _findings(manifest: dict[str, Any]) -> str:

@@ -219,4 +219,8 @@ def _told(accuracies: dict[str, float | None], floors: dict[str, float]) -> str:
     names = {window: f"window {window}" if int(window) else "whole history" for window in accuracies}
     told = [f"{names[w]} {100 * value:.1f} %" for w, value in accuracies.items() if value is not None]
     rules = [f"{RULES[name]} {100 * value:.1f} %" for name, value in floors.items()]
-    return "teacher: " + (", ".join(told) or "no step") + (f"; rules: {', '.join(rules)}" if rules else "")
+    return (
+        "teacher: "
+        + (", ".join(told) or "no step")
+        + (f"; rules counted in the whole training split: {', '.join(rules)}" if rules else "")
+    )

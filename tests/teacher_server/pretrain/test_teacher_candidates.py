@@ -119,8 +119,8 @@ def test_a_run_ends_with_the_teacher_beside_the_floors(
     assert result["floors"] == store.manifest["floors"] and len(result["floors"]) == 3
     assert f"window 2 {100 * expected['2']:.1f} %, whole history" in caplog.text
     assert (
-        "rules: the candidate nearest to the destination 25.0 %, the training split's most frequent next road 50.0 %, "
-        "the training split's most frequent next road after the last two 75.0 %"
+        "rules counted in the whole training split: the candidate nearest to the destination 25.0 %, "
+        "the most frequent next road 50.0 %, the most frequent next road after the last two 75.0 %"
     ) in caplog.text
 
 
