@@ -68,7 +68,7 @@ def test_a_step_and_its_requests_are_one_trace(
         "model.road_id_dim=8", "model.road_attr_dim=2", "optim.epochs=1", "optim.batch_size=8", "optim.accumulation=2",
         "log.tensorboard=false", "runtime.threads=1", f"client.transport={transport}", "client.name=tracer",
         f"tracing.endpoint={collector.endpoint}",
-        "distill.target=history", "distill.calibrate=never",  # a fit would have asked everything before the first step
+        "distill.target=history",  # a fit would have asked everything before the first step
     ]  # fmt: skip
     place = ["--data", str(store.path), "--teacher", teacher.address, "--out", str(tmp_path / "run")]
     assert cli.main("student-trainer", "", JOBS, ["train", *place, *settings]) == 0

@@ -24,8 +24,8 @@ def _settings(**values: float | str) -> tuple[str, ...]:
 
 
 def _history(weight: float) -> tuple[str, ...]:
-    """Of a KL to the teacher's own answer as it is with a constant weight, and no head."""
-    return _settings(weight=weight, target="history", head=0, schedule="constant", calibrate="never")
+    """Of a KL to the teacher's own answer with a constant weight, and no head."""
+    return _settings(weight=weight, target="history", head=0, schedule="constant")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,6 @@ VARIANTS = (
         Arm(f"first-{name}", f"sampled trips in the first {name} of the epochs", samples=True, share=share)
         for name, share in (("quarter", 0.25), ("half", 0.5))
     ),
-    Arm("calibrated", "the default, the answers always calibrated", _settings(calibrate="always"), samples=True),
     Arm("weak-head", "the default with a head of weight .3", _settings(head=0.3), samples=True),
 )  # fmt: skip
 

@@ -158,8 +158,7 @@ def main() -> int:
         "seconds": round(seconds, 1), "overhead_seconds": round(began - start, 1), "device": str(device),
         "best": session.progress.history[session.progress.best_epoch - 1], "last": session.progress.history[-1],
         "test": measure(session.model, store, device, session.scale),
-        "target": None if (target := session.feed.fitted.target) is None else target.coefficients.tolist(),
-        "sharpness": session.feed.fitted.sharpness,
+        "target": None if session.feed.target is None else session.feed.target.coefficients.tolist(),
     }  # fmt: skip
     files.write_json(given.out / "result.json", result)
     return 0

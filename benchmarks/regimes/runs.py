@@ -68,7 +68,6 @@ def gather(root: Path) -> int:
             ceiling = found_bound["arms"][found_bound["ceiling"]]
             run["ceiling"] = {name: ceiling[name] for name in ("accuracy", "nll")}
         kept = {name: run[name] for name in ("teacher", "trips", "arm", "seed", "steps", "device", "test", "target")}
-        kept["sharpness"] = run.get("sharpness", 1.0)
         kept |= {"best_epoch": run["best"]["epoch"]} | {name: run[name] for name in ("whole", "ceiling") if name in run}
         known[key_of(run)] = kept
     lines = [json.dumps(known[key]) for key in sorted(known)]

@@ -14,14 +14,14 @@ from shared.arrays import Float64
 SIGNIFICANCE = 0.01
 FREE = {arm.name for arm in arms.ARMS if not arm.teaches and not arm.samples}
 """Arms that no teacher has a part in."""
-COARSE = "cells of 0.0005°, not calibrated"
+COARSE = "cells of 0.0005°"
 TITLES = {
     "all": "A teacher of all 35,000 trips",
     "own": "A teacher of the student's own trips",
     "all-0.0005": f"A teacher of all 35,000 trips, {COARSE}",
     "own-0.0005": f"A teacher of the student's own trips, {COARSE}",
 }
-"""Of teachers. Those of the last two are of versions before the cells were finer and their answers calibrated."""
+"""Of teachers. The last two have the coarser cells that were once the default."""
 Key = tuple[str, str]
 """Teacher and arm."""
 SHORT: dict[Key, str] = {

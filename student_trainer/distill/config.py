@@ -36,10 +36,6 @@ class DistillConfig(Section):
     """cosine and linear: share of the optimizer steps after which the weight is 0."""
     head: float = pydantic.Field(1.0, ge=0)
     """Weight of KL(teacher || a destination-free head), which is trained beside the student and then thrown away."""
-    calibrate: Literal["auto", "always", "never"] = "auto"
-    """Raise the teacher's answers to a power, the sharpness, that is fitted on the validation trips at the start
-    (temperature scaling), before the head, or the student with target=history, is compared with them. auto: where it is
-    below a half, so of a teacher that has learned few trips by heart."""
     sampled_labels: float = pydantic.Field(0.0, ge=0)
     """Weight of a sampled trip's next road, given the trip's own end as destination, beside a real one's; 0: none."""
     temperature: float = pydantic.Field(1.0, gt=0)
@@ -68,11 +64,6 @@ class DistillConfig(Section):
     def pulls(self) -> bool:
         """Whether the student itself is pulled to the target, in labelled or in sampled trips."""
         return max(self.weights) > 0
-
-    @property
-    def fits(self) -> bool:
-        """Whether anything is fitted to the teacher's answers."""
-        return self.asks and (self.target == "destination" or self.calibrate != "never")
 
     @property
     def asks(self) -> bool:

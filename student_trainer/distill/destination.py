@@ -17,7 +17,7 @@ import dataclasses
 import numpy as np
 
 from shared import ragged
-from shared.arrays import Bool, Float32, Float64, Floating, Int64
+from shared.arrays import Float32, Float64, Floating, Int64
 from student_trainer.data.batch import Batch
 from student_trainer.distill import conditional_logit
 from student_trainer.distill.conditional_logit import Choices, Fit
@@ -83,26 +83,14 @@ def features_among(length: Int64, token: Int64, distance: Float32, angle: Float3
     )
 
 
-def _shared(row: Int64, token: Int64) -> Float64:
+def _shared(row: np.ndarray, token: np.ndarray) -> Float64:
     """How many candidates of its position have the same cell as each: float64 [K]."""
-    order, is_first = by_cell(row, token)
-    group = np.cumsum(is_first) - 1
+    order = np.lexsort((token, row))
+    changes = np.append(True, (np.diff(row[order]) != 0) | (np.diff(token[order]) != 0))
+    group = np.cumsum(changes) - 1
     shared = np.empty(len(row))
     shared[order] = np.bincount(group)[group]
     return shared
-
-
-def by_cell(row: Int64, token: Int64) -> tuple[Int64, Bool]:
-    """Candidates sorted by position and cell, each cell's in their order.
-
-    Args:
-        row: int64 [K] position of each; token: int64 [K] its cell.
-
-    Returns:
-        order: int64 [K]; is_first: bool [K], whether the candidate at each place of it is the first of its cell.
-    """
-    order = np.lexsort((token, row))
-    return order, np.append(True, (np.diff(row[order]) != 0) | (np.diff(token[order]) != 0))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -13,14 +13,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shared.arrays import Floating
+from shared.arrays import Float32, Floating
 from student_trainer.data.batch import IGNORED_LABEL, Batch
 from student_trainer.distill.config import DistillConfig
 from student_trainer.distill.kl import TeacherTarget, forward_kl, teacher_diagnostics
@@ -33,8 +33,7 @@ class Answer:
     """The teacher's answer to a batch's query; on the host arrays, on a device tensors.
 
     Attributes:
-        log_q: float32 [K], over the candidates of a position, each with the whole mass of its cell; calibrated, and
-            then but for a constant at each position, if the run does that.
+        log_q: float32 [K], over the candidates of a position, each with the whole mass of its cell.
         scores: float32 [K], those of the destination-aware target but for a constant at each position, if it is used.
     """
 
@@ -178,12 +177,12 @@ def terms_of(config: DistillConfig) -> tuple[Term, ...]:
     return tuple(terms)
 
 
-def answer_of(arrays: Sequence[Floating], batch: Batch) -> Answer:
-    """The host's answer, the arrays of an `Answer`, on the batch's device; pads of the batch's candidates are zeros."""
+def answer_of(log_q: Floating, scores: Float32 | None, batch: Batch) -> Answer:
+    """The host's answer on the batch's device; what pads the batch's candidates has any numbers."""
 
     def on_device(values: Floating) -> Tensor:
         padded = np.zeros(len(batch.candidate_token), np.float32)
         padded[: len(values)] = values
         return to_device(torch.from_numpy(padded), batch.candidate_token.device)
 
-    return Answer(*map(on_device, arrays))
+    return Answer(on_device(log_q), None if scores is None else on_device(scores))

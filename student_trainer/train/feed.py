@@ -17,8 +17,7 @@ from student_trainer.data.network import RoadNetwork
 from student_trainer.data.packing import Packed, Shape, to_device
 from student_trainer.data.remaining import RemainingWays, remaining_ways
 from student_trainer.distill.config import OnFailure
-from student_trainer.distill.destination import features_of
-from student_trainer.distill.fitted import UNFITTED, Fitted
+from student_trainer.distill.destination import DestinationTarget, features_of
 from student_trainer.distill.query import build_query
 from student_trainer.distill.teacher import Teacher
 from student_trainer.train.config import RecipeConfig
@@ -35,9 +34,8 @@ class Prepared:
         hindsight: how many positions of its sampled trips have one.
         reply: the teacher's answer, if one was asked for.
         packed: the batch in page-locked memory, where the device is an accelerator; perhaps padded further.
-        pull: float32 [K], what the destination adds to the candidates' scores in the destination-aware target, if that
-            is used.
-        fitted: to the teacher's answers.
+        pull: float32 [K], what the destination adds to the candidates' scores in `target`, if it is used.
+        target: the destination-aware target, if it is used.
     """
 
     batch: Batch
@@ -47,7 +45,7 @@ class Prepared:
     reply: Future[ScoreReply] | None
     packed: Packed | None = None
     pull: Float32 | None = None
-    fitted: Fitted = UNFITTED
+    target: DestinationTarget | None = None
 
     def count(self, metric: str) -> int:
         """Positions that a sum of `objective.Outcome` is over."""
@@ -84,13 +82,16 @@ class Prepared:
                 return None
             raise
 
+    def scores(self, reply: ScoreReply) -> Float32 | None:
+        """The destination-aware target's scores of the candidates, float32 [K]; None if it is not used."""
+        if self.target is None or self.pull is None:
+            return None
+        return self.target.scores(reply.log_probs, self.pull)
+
     def arrays(self, reply: ScoreReply) -> list[Floating]:
-        """What the device needs of the teacher's answer, [K] each: the calibrated log-probs, but for a constant at each
-        position, and the scores of the destination-aware target, if it is used."""
-        log_q, target = self.fitted.calibrated(reply.log_probs), self.fitted.target
-        if target is None or self.pull is None:
-            return [log_q]
-        return [log_q, target.scores(reply.log_probs, self.pull)]
+        """What the device needs of the teacher's answer, [K] each: the log-probs, and the target's scores if used."""
+        scores = self.scores(reply)
+        return [reply.log_probs] if scores is None else [reply.log_probs, scores]
 
 
 class Feed:
@@ -98,7 +99,7 @@ class Feed:
 
     Attributes:
         embeds_all: whether the device embeds all roads for a step, so that nobody looks for those that it needs.
-        fitted: to the teacher's answers, once it is.
+        target: the destination-aware target, once it is fitted.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Feed:
         self._config, self._distill = settings.batch, settings.distill
         self._first_sampled = trips.first_sampled if isinstance(trips, MixedTrips) else None
         self._ways: tuple[Int64, RemainingWays] | None = None
-        self.fitted = UNFITTED
+        self.target: DestinationTarget | None = None
 
     def lengths(self, index: Int64) -> Int64:
         """Roads of each of the given trips: int64, as `index`."""
@@ -159,11 +160,10 @@ class Feed:
         reply = None
         if self._teacher is not None and ask:
             reply = self._teacher.submit(build_query(batch, self._network, self._distill))
-        target = self.fitted.target
-        pull = None if target is None else target.pull(self.features(batch))
+        pull = None if self.target is None else self.target.pull(self.features(batch))
         is_whole = self._pins and not self._rounds
         packed = Packed.of(batch, pinned=True) if is_whole else None
-        return Prepared(batch, *self._counts(batch), reply, packed, pull, self.fitted)
+        return Prepared(batch, *self._counts(batch), reply, packed, pull, self.target)
 
     def _counts(self, batch: Batch) -> tuple[int, int, int]:
         """Positions of labelled trips, how many of them have a label, how many of the others."""

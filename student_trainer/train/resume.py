@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from shared import config, generations
-from shared.arrays import Float64
 from shared.errors import CompatibilityError, ConfigError, FileFormatError
 from shared.restoring import restore_optimizer, restore_scaler
 from shared.store import Store
-from student_trainer.distill.config import DistillConfig
 from student_trainer.distill.destination import FEATURES, DestinationTarget
-from student_trainer.distill.fitted import UNFITTED, Fitted
 from student_trainer.model import students
 from student_trainer.model.history_head import HistoryHead
 from student_trainer.runs import checkpoint as checkpoints
@@ -35,12 +30,7 @@ log = logging.getLogger(__name__)
 
 FREE_TO_CHANGE = ("resume", "profile", "teacher", "client", "log", "runtime", "out", "data")
 """Settings that a resumed run may change: where and how it runs. Another runtime changes the last bits."""
-FORMERLY: dict[str, Any] = {
-    "distill.target": "history",
-    "distill.head": 0.0,
-    "distill.schedule": "constant",
-    "distill.calibrate": "never",
-}
+FORMERLY: dict[str, Any] = {"distill.target": "history", "distill.head": 0.0, "distill.schedule": "constant"}
 """What versions did that did not have these settings yet, where their defaults are something else."""
 FORMERLY_MIXED: dict[str, Any] = {"batch.labelled_passes": 1, "batch.sampled_share": 1.0}
 """The same of runs that mixed in sampled trips; without these the settings say nothing."""
@@ -56,8 +46,8 @@ def extended(settings: TrainConfig) -> TrainConfig:
     return settings.model_copy(update={"resume": True, "optim": optim})
 
 
-HEAD, TARGET, SHARPNESS = "head.", "target", "sharpness"
-"""Names in a checkpoint's `distillation`: what begins with the first, and the others."""
+HEAD, TARGET = "head.", "target"
+"""Names in a checkpoint's `distillation`: what begins with the first, and the second."""
 
 
 def find_checkpoint(settings: TrainConfig, store: Store) -> Checkpoint | None:
@@ -193,27 +183,16 @@ def _restore_head(head: HistoryHead | None, values: dict[str, Tensor]) -> None:
         raise FileFormatError(f"the checkpoint's destination-free head is damaged: {reason}") from None
 
 
-def fitted_of(found: Checkpoint, distill: DistillConfig) -> Fitted:
-    """What a run had fitted to the teacher's answers when it was begun.
+def target_of(found: Checkpoint) -> DestinationTarget:
+    """The destination-aware target that a run was begun with.
 
     Raises:
-        FileFormatError: the checkpoint does not hold all of it.
+        FileFormatError: the checkpoint does not hold one.
     """
-
-    def values(name: str, size: int, text: str) -> Float64:
-        tensor = found.distillation.get(name)
-        if tensor is None or tensor.shape != (size,):
-            raise FileFormatError(f"the checkpoint holds no {text}")
-        return np.asarray(tensor.double().numpy())
-
-    fitted = UNFITTED
-    if distill.target == "destination":
-        text = f"{len(FEATURES)} coefficients of a destination-aware target"
-        fitted = dataclasses.replace(fitted, target=DestinationTarget(values(TARGET, len(FEATURES), text)))
-    if distill.calibrate != "never":
-        sharpness = float(values(SHARPNESS, 1, "sharpness of the teacher's answers")[0])
-        fitted = dataclasses.replace(fitted, sharpness=sharpness)
-    return fitted
+    coefficients = found.distillation.get(TARGET)
+    if coefficients is None or coefficients.shape != (len(FEATURES),):
+        raise FileFormatError(f"the checkpoint holds no {len(FEATURES)} coefficients of a destination-aware target")
+    return DestinationTarget(coefficients.double().numpy())
 
 
 def note_extension(trainer: Trainer, schedule: Schedule, found: Checkpoint) -> None:
@@ -231,13 +210,9 @@ def note_extension(trainer: Trainer, schedule: Schedule, found: Checkpoint) -> N
     )  # fmt: skip
 
 
-def snapshot(trainer: Trainer, store: Store, revision: str, fitted: Fitted) -> Checkpoint:
+def snapshot(trainer: Trainer, store: Store, revision: str, target: DestinationTarget | None = None) -> Checkpoint:
     """What `restore` needs, as the trainer stands."""
-    distillation: dict[str, Tensor] = {}
-    if fitted.target is not None:
-        distillation[TARGET] = torch.from_numpy(fitted.target.coefficients.copy())
-    if trainer.settings.distils and trainer.settings.distill.calibrate != "never":
-        distillation[SHARPNESS] = torch.tensor([fitted.sharpness], dtype=torch.float64)
+    distillation = {} if target is None else {TARGET: torch.from_numpy(target.coefficients.copy())}
     if trainer.head is not None:
         distillation |= {HEAD + name: value for name, value in trainer.head.state_dict().items()}
     return Checkpoint(

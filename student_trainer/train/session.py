@@ -28,13 +28,13 @@ from student_trainer.train import graphs, headroom
 from student_trainer.train.compiling import use_own_directory
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed
-from student_trainer.train.fit import give_fitted
+from student_trainer.train.fit import give_target
 from student_trainer.train.logbook import Logbook
 from student_trainer.train.meters import Clock
 from student_trainer.train.optim import random_state
 from student_trainer.train.profiling import Profile
 from student_trainer.train.ranks import RankLost
-from student_trainer.train.resume import fitted_of, note_extension, restore, snapshot
+from student_trainer.train.resume import note_extension, restore, snapshot, target_of
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.schedule import PlannedStep, Step, prepare_step
 from student_trainer.train.trainer import Trainer
@@ -83,9 +83,9 @@ class Session:
         self.val_feed = Feed(network, trips.validation, settings, asked, runtime.device)
         self.validator = Validator(self.val_feed, trips.validation, settings, self.scale, runtime)
         self.trainer = Trainer(self.model, head, settings, self.scale, runtime, self.schedule, trips.first_sampled)
-        if settings.distils and settings.distill.fits:
-            known = None if resumed is None else fitted_of(resumed, settings.distill)
-            give_fitted(known, self.feed, self.val_feed, trips, store.network("length"), settings, runtime.ranks)
+        if settings.distils and settings.distill.target == "destination":
+            known = None if resumed is None else target_of(resumed)
+            give_target(known, self.feed, self.val_feed, trips, store.network("length"), settings, runtime.ranks)
         if resumed is not None:
             restore(self.trainer, resumed, self.revision)
             note_extension(self.trainer, self.schedule, resumed)
@@ -226,7 +226,7 @@ class Session:
             return
         keep = self.settings.log.keep_checkpoints if name == "last" else 1
         with self.runtime.stop.shield():
-            content = snapshot(self.trainer, self.store, self.revision, self.feed.fitted)
+            content = snapshot(self.trainer, self.store, self.revision, self.feed.target)
             checkpoints.save(RunFiles(self.settings.out).checkpoint(name), content, keep)
 
     def _export_best(self) -> None:

@@ -14,12 +14,9 @@ from student_trainer.distill.teacher import FailureStats
 
 
 def scores_of(query: ScoreQuery) -> np.ndarray:
-    """Deterministic log-probabilities that depend on each candidate's token alone, normalised per position.
-
-    Such as the trips of a random city happen to follow a little, so that a sharpness fitted to them is above 0.
-    """
+    """Deterministic log-probabilities that depend on each candidate's token alone, normalised per position."""
     lengths = query.candidate_lengths
-    mass = 13.0 - (query.candidate_tokens.astype(np.float64) * 7919 % 13)
+    mass = 1.0 + (query.candidate_tokens.astype(np.float64) * 7919 % 13)
     total = np.add.reduceat(mass, ragged.offsets(lengths)[:-1])
     return np.log(mass / np.repeat(total, lengths)).astype(np.float16)
 

@@ -8,13 +8,7 @@ from typing import Any
 from shared.store import Store
 from support.random_city import write_random_sample
 
-HISTORY: dict[str, Any] = {
-    "weight": 0.3,
-    "target": "history",
-    "head": 0.0,
-    "schedule": "constant",
-    "calibrate": "never",
-}
+HISTORY: dict[str, Any] = {"weight": 0.3, "target": "history", "head": 0.0, "schedule": "constant"}
 """The teacher's answer as it is, with a constant weight: what there was before the other parts."""
 EVERYTHING: dict[str, Any] = {"sampled_weight": 0.5, "sampled_labels": 0.75, "schedule_share": 0.8}
 """With sampled trips, whose weights are their own, and such as float32 holds; the rest is the default."""

@@ -19,8 +19,7 @@ from support.trained_runs import write_run
 from shared.errors import CompatibilityError, ConfigError, TeacherError
 from shared.store import Store
 from student_trainer.data.network import RoadNetwork
-from student_trainer.distill.conditional_logit import Choices
-from student_trainer.distill.destination import FEATURES, choices_of
+from student_trainer.distill.destination import FEATURES
 from student_trainer.evaluate.headroom import WITHOUT_TEACHER
 from student_trainer.headroom import run as job
 from student_trainer.headroom.config import HeadroomConfig
@@ -28,7 +27,7 @@ from student_trainer.model.weights import load_model
 from student_trainer.predict.config import CutConfig
 from student_trainer.predict.positions import accuracy_of, predict
 from student_trainer.train.config import TrainConfig
-from student_trainer.train.fit import answers_about, fit
+from student_trainer.train.fit import choices_among, fit_target
 from student_trainer.train.headroom import answers_of, of_run
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.session import Session
@@ -229,11 +228,10 @@ def test_answers_are_of_the_same_candidates(store: Store, tmp_path: Path) -> Non
     index = np.arange(20)
     items = (session.feed.prepare(index[start : start + 7]) for start in range(0, 20, 7))
     answers = answers_of(session.model, session.feed, items, CPU)
-    answered = answers_about(session.feed, index)
-    choices = Choices.joined([choices_of(batch, session.feed.features(batch), log_q) for batch, log_q in answered])
+    choices = choices_among(session.feed, index)
     assert np.array_equal(answers.choices.features, choices.features)
     assert np.array_equal(answers.choices.label, choices.label)
     assert np.array_equal(np.bincount(answers.trip), session.feed.lengths(index) - 1)
     assert session.model.training
-    target = fit(session.feed, 20, 0, session.settings.distill).target
-    assert target is not None and target.coefficients.shape == (len(FEATURES),) and len(WITHOUT_TEACHER) == 5
+    target = fit_target(session.feed, 20, 0)
+    assert target.coefficients.shape == (len(FEATURES),) and len(WITHOUT_TEACHER) == 5

@@ -39,7 +39,7 @@ from student_trainer.predict.config import CutConfig
 from student_trainer.train import graphs, headroom
 from student_trainer.train import session as sessions
 from student_trainer.train.config import OptimConfig, TrainConfig
-from student_trainer.train.fit import give_fitted
+from student_trainer.train.fit import give_target
 from student_trainer.train.optim import build_optimizer
 from student_trainer.train.ranks import ALONE, Ranks
 from student_trainer.train.runtime import Runtime
@@ -97,7 +97,7 @@ def start(
     model, head = HOSER(widths_of(settings.model), network), HistoryHead(widths_of(settings.model))
     monkeypatch.setattr(hoser_parts, "HOSER", lambda *_: model)  # made of real tensors; fakes cannot be moved
     monkeypatch.setattr(sessions, "HistoryHead", lambda *_: head)
-    monkeypatch.setattr(sessions, "give_fitted", on_the_host)
+    monkeypatch.setattr(sessions, "give_target", on_the_host)
     with there:
         session = Session(settings, store, Runtime.of(settings.runtime, device, ranks), FakeTeacher())
     lend_graph(model, network)
@@ -107,7 +107,7 @@ def start(
 def on_the_host(*given: Any) -> None:
     """The fit reads batches before any is moved: of real tensors, whatever those of the session are."""
     with unset_fake_temporarily():
-        give_fitted(*given)
+        give_target(*given)
 
 
 def planned(session: Session) -> Step:

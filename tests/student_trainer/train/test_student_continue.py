@@ -193,9 +193,9 @@ def test_a_setting_that_an_older_version_lacked_is_no_change(trained: Path, stor
         resume._check_resumable(changed, store, checkpoints.Checkpoint(**{**vars(found), "config": older}))
 
 
-OLDER = {"target", "head", "schedule", "schedule_share", "sampled_weight", "sampled_labels", "calibrate"}
+OLDER = {"target", "head", "schedule", "schedule_share", "sampled_weight", "sampled_labels"}
 """Settings of distillation that there were not, when a run was one of an older version."""
-FORMERLY = ("distill.target=history", "distill.head=0", "distill.schedule=constant", "distill.calibrate=never")
+FORMERLY = ("distill.target=history", "distill.head=0", "distill.schedule=constant")
 
 
 def make_older(out: Path, weight: float) -> None:
@@ -234,8 +234,7 @@ def test_a_run_of_an_older_version_is_not_resumed_with_new_defaults(store: Store
         "distill.target is history there (of an older version), destination here",
         "distill.head is 0.0 there (of an older version), 1.0 here",
         "distill.schedule is constant there (of an older version), cosine here",
-        "distill.calibrate is never there (of an older version), auto here",
-        "Give it the settings of its config.yaml and distill.target=history distill.schedule=constant ",
+        "Give it the settings of its config.yaml and distill.target=history distill.schedule=constant distill.head=0.0",
     ):
         assert part in told
     for name in ("schedule_share", "sampled", "label_smoothing", "weight is"):
@@ -277,9 +276,7 @@ def test_with_what_its_version_did_it_goes_on_to_the_bit(store: Store, tmp_path:
     assert contents[0].progress == contents[1].progress
 
 
-@pytest.mark.parametrize(
-    "key", ["distill.target=history", "distill.head=0", "distill.schedule=linear", "distill.calibrate=never"]
-)
+@pytest.mark.parametrize("key", ["distill.target=history", "distill.head=0", "distill.schedule=linear"])
 def test_the_parts_of_a_distilled_run_stay_what_they_are(store: Store, tmp_path: Path, key: str) -> None:
     begin(store, tmp_path / "run")
     name, path = key.partition("=")[0], tmp_path / "run" / "config.yaml"

@@ -158,7 +158,7 @@ def test_a_run_whose_teacher_fails_during_the_fit_does_not_begin(
     with pytest.raises(Unavailable, match="scripted"):
         session_of(settings, store, FailingTeacher(lambda number: True))
     assert not (tmp_path / "run").exists()
-    assert session_of(settings, store, FakeTeacher()).feed.fitted.target is not None
+    assert session_of(settings, store, FakeTeacher()).feed.target is not None
 
 
 def test_the_other_positions_pull_as_hard_as_they_would_have(store: Store, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,12 @@ from student_trainer.data.coverage import unseen_share
 from student_trainer.data.mixed import MixedTrips
 from student_trainer.data.network import RoadNetwork
 from student_trainer.data.sampled import load_sampled
-from student_trainer.distill import conditional_logit
-from student_trainer.distill.config import DistillConfig
-from student_trainer.distill.destination import FEATURES, LEAST_LOG_Q, choices_of
-from student_trainer.distill.fitted import UNFITTED
+from student_trainer.distill.destination import FEATURES, choices_of
 from student_trainer.distill.query import build_query
 from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.train import fit, trips
 from student_trainer.train.config import TrainConfig
-from student_trainer.train.resume import find_checkpoint, fitted_of
+from student_trainer.train.resume import find_checkpoint, target_of
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.schedule import PlannedStep, Schedule
 from student_trainer.train.session import Session
@@ -62,24 +58,8 @@ def start(settings: TrainConfig, store: Store, teacher: FakeTeacher | None = Non
 
 
 def coefficients(session: Session) -> np.ndarray:
-    target = session.feed.fitted.target
-    assert target is not None and session.validator._feed.fitted is session.feed.fitted
-    return target.coefficients
-
-
-def by_heart(store: Store) -> Callable[[ScoreQuery], np.ndarray]:
-    """A teacher that is sure of every next road of the training trips and knows nothing of most others."""
-    token, train = RoadNetwork.load(store).road_token, store.trips("train")
-    known = {tuple(token[part[:-1]]): token[part[1:]] for part in np.split(train.roads, train.offsets[1:-1])}
-
-    def scores(query: ScoreQuery) -> np.ndarray:
-        histories = np.split(query.history_tokens, np.cumsum(query.history_lengths)[:-1])
-        following = np.concatenate([known.get(tuple(each), np.full(len(each), -1)) for each in histories])
-        assert len(following) == query.positions
-        is_it = query.candidate_tokens == np.repeat(following, query.candidate_lengths)
-        return np.where(is_it, 0, -8).astype(np.float16)
-
-    return scores
+    assert session.feed.target is not None and session.validator._feed.target is session.feed.target
+    return session.feed.target.coefficients
 
 
 def test_the_same_data_settings_and_answers_give_the_same_target(store: Store, tmp_path: Path) -> None:
@@ -102,10 +82,20 @@ def test_the_same_data_settings_and_answers_give_the_same_target(store: Store, t
 def test_a_teacher_that_knows_its_own_trips_by_heart_is_trusted_as_it_deserves_elsewhere(
     store: Store, tmp_path: Path
 ) -> None:
-    session = start(settings_of(store, tmp_path / "run"), store, FakeTeacher(scores=by_heart(store)))
-    trusted = fit.fit(session.feed, 60, 0, DistillConfig(calibrate="always"))
-    assert trusted.target is not None and 0 < coefficients(session)[0] < 0.3 * trusted.target.coefficients[0]
-    assert 0 < session.feed.fitted.sharpness < 0.3 * trusted.sharpness
+    """It is sure of every next road of the training trips and knows nothing of most others."""
+    token, train = RoadNetwork.load(store).road_token, store.trips("train")
+    known = {tuple(token[part[:-1]]): token[part[1:]] for part in np.split(train.roads, train.offsets[1:-1])}
+
+    def by_heart(query: ScoreQuery) -> np.ndarray:
+        histories = np.split(query.history_tokens, np.cumsum(query.history_lengths)[:-1])
+        following = np.concatenate([known.get(tuple(each), np.full(len(each), -1)) for each in histories])
+        assert len(following) == query.positions
+        is_it = query.candidate_tokens == np.repeat(following, query.candidate_lengths)
+        return np.where(is_it, 0, -8).astype(np.float16)
+
+    session = start(settings_of(store, tmp_path / "run"), store, FakeTeacher(scores=by_heart))
+    trusted = fit.fit_target(session.feed, 60, 0).coefficients[0]
+    assert 0 < coefficients(session)[0] < 0.3 * trusted
 
 
 def test_it_is_the_likeliest_one(store: Store, tmp_path: Path) -> None:
@@ -161,71 +151,30 @@ def test_a_resumed_run_takes_its_target_from_the_checkpoint(store: Store, tmp_pa
     path = tmp_path / "run" / "checkpoints" / "last.pt"
     found = checkpoints.load(path)
     assert np.array_equal(found.distillation["target"].numpy(), coefficients(session))
-    assert found.distillation["sharpness"].tolist() == [session.feed.fitted.sharpness]
-    moved = found.distillation | {name: found.distillation[name] + 1 for name in ("target", "sharpness")}
+    moved = found.distillation | {"target": found.distillation["target"] + 1}
     checkpoints.save(path, checkpoints.Checkpoint(**{**vars(found), "distillation": moved}))
     teacher = FakeTeacher()
     resumed = start(settings.model_copy(update={"resume": True}), store, teacher)
     assert np.array_equal(coefficients(resumed), coefficients(session) + 1) and not teacher.queries
-    assert resumed.feed.fitted.sharpness == session.feed.fitted.sharpness + 1
 
 
 @pytest.mark.parametrize("value", [None, torch.zeros(3, dtype=torch.float64)], ids=["none", "too few"])
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("target", "holds no 7 coefficients of a destination-aware target"),
-        ("sharpness", "holds no sharpness of the teacher's answers"),
-    ],
-)
-def test_a_checkpoint_without_what_was_fitted_is_refused(
-    store: Store, tmp_path: Path, name: str, message: str, value: torch.Tensor | None
-) -> None:
+def test_a_checkpoint_without_the_target_is_refused(store: Store, tmp_path: Path, value: torch.Tensor | None) -> None:
     settings = settings_of(store, tmp_path / "run", optim={"epochs": 2, "batch_size": 16})
     next(start(settings, store).epochs())
     found = checkpoints.load(tmp_path / "run" / "checkpoints" / "last.pt")
-    rest = {each: tensor for each, tensor in found.distillation.items() if each != name}
-    spoiled = rest if value is None else rest | {name: value}
-    with pytest.raises(FileFormatError, match=message):
-        fitted_of(checkpoints.Checkpoint(**{**vars(found), "distillation": spoiled}), settings.distill)
+    rest = {name: tensor for name, tensor in found.distillation.items() if name != "target"}
+    spoiled = rest if value is None else rest | {"target": value}
+    with pytest.raises(FileFormatError, match="holds no 7 coefficients of a destination-aware target"):
+        target_of(checkpoints.Checkpoint(**{**vars(found), "distillation": spoiled}))
 
 
 def test_without_the_setting_nothing_is_fitted_or_kept(store: Store, tmp_path: Path) -> None:
     teacher = FakeTeacher()
     session = start(settings_of(store, tmp_path / "run", distill=HISTORY), store, teacher)
-    assert session.feed.fitted is UNFITTED and session.trainer.head is None and not teacher.queries
+    assert session.feed.target is None and session.trainer.head is None and not teacher.queries
     session.train()
     assert checkpoints.load(tmp_path / "run" / "checkpoints" / "last.pt").distillation == {}
-
-
-def test_the_answer_alone_is_calibrated_where_there_is_no_other_target(store: Store, tmp_path: Path) -> None:
-    """For which no ways are measured, so that candidates may be cut."""
-    distill = {"target": "history", "head": 0.0, "calibrate": "always"}
-    settings = settings_of(store, tmp_path / "run", distill=distill, batch={"candidate_top_k": 3})
-    session = start(settings, store, FakeTeacher(scores=by_heart(store)))
-    assert session.feed.fitted.target is None and not session.feed.has_ways
-    assert 0 < session.feed.fitted.sharpness < 1
-    item = session.feed.prepare(np.arange(6))
-    assert item.reply is not None
-    (log_q,) = item.arrays(item.reply.result())
-    expected = session.feed.fitted.sharpness * item.reply.result().log_probs.astype(np.float64).clip(LEAST_LOG_Q)
-    np.testing.assert_allclose(log_q, expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize(("sharpness", "told"), [(0.499, "are calibrated"), (0.5, "are taken as they are")])
-def test_by_itself_a_run_calibrates_the_answers_of_an_overconfident_teacher_alone(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, sharpness: float,
-    told: str,
-) -> None:  # fmt: skip
-    caplog.set_level("INFO")
-    monkeypatch.setattr(fit, "fit_sharpness", lambda choices: (sharpness, conditional_logit.fit(choices)))
-    session = start(settings_of(store, tmp_path / "run"), store)
-    assert session.feed.fitted.sharpness == (sharpness if sharpness < 0.5 else 1)
-    assert any(f"answers {sharpness:.3f}, " in line and line.endswith(told) for line in caplog.messages)
-    always = start(settings_of(store, tmp_path / "run", distill={"calibrate": "always"}), store)
-    assert always.feed.fitted.sharpness == sharpness
-    never = start(settings_of(store, tmp_path / "run", distill={"calibrate": "never"}), store)
-    assert never.feed.fitted.sharpness == 1
 
 
 def test_candidates_that_are_cut_are_refused_before_anything_is_asked(store: Store, tmp_path: Path) -> None:

@@ -69,11 +69,9 @@ def start(settings: TrainConfig, store: Store, teacher: FakeTeacher | None = Non
 
 
 def weights(session: Session) -> dict[str, torch.Tensor]:
-    """All that the session has learned or fitted: the head's, the target's coefficients and the sharpness, too."""
-    found = session.feed.fitted
-    fitted = {"sharpness": torch.tensor(found.sharpness, dtype=torch.float64)}
-    if found.target is not None:
-        fitted["target"] = torch.from_numpy(found.target.coefficients)
+    """All that the session has learned or fitted: the head's, and the target's coefficients, too."""
+    target = session.feed.target
+    fitted = {} if target is None else {"target": torch.from_numpy(target.coefficients)}
     return {name: tensor.clone() for name, tensor in (session.trainer.learned | fitted).items()}
 
 
@@ -131,7 +129,7 @@ def test_kl_gradient_reaches_every_position(store: Store, tmp_path: Path) -> Non
     output = session.model(item.batch, session.model.embed_network())
     logits = output.logits.detach().requires_grad_()
     assert item.reply is not None
-    answer = answer_of([item.reply.result().log_probs], item.batch)
+    answer = answer_of(item.reply.result().log_probs, None, item.batch)
     target = Comparison.of(item.batch, output, answer).target
     forward_kl(logits, target, 2.0, "marginal").sum().backward()
     assert logits.grad is not None
@@ -343,11 +341,7 @@ def test_best_is_chosen_by_accuracy_and_loads_upstream(store: Store, tmp_path: P
     vanilla = train(settings_of(store, tmp_path / "vanilla", teacher="none", optim={"epochs": 1}), store)
     of_vanilla = checkpoints.load_tensors(vanilla.settings.out / "hoser.pth")
     assert list(of_vanilla) == list(exported) and not any("head" in name.split(".")[0] for name in exported)
-    assert best.distillation.keys() == {
-        "target",
-        "sharpness",
-        *(f"head.{name}" for name in HistoryHead(config).state_dict()),
-    }
+    assert best.distillation.keys() == {"target", *(f"head.{name}" for name in HistoryHead(config).state_dict())}
     assert checkpoints.load(vanilla.settings.out / "checkpoints" / "best.pt").distillation == {}
 
 
