@@ -85,6 +85,11 @@ class Arm:
     share: float = 0.0
 
     @property
+    def is_free(self) -> bool:
+        """Whether no teacher has a part in it."""
+        return not (self.teaches or self.samples)
+
+    @property
     def is_long(self) -> bool:
         """Whether it makes as many steps as one with sampled trips."""
         return self.samples or self.as_many_steps

@@ -24,6 +24,9 @@ from typing import Any
 
 from benchmarks.regimes import arms
 from benchmarks.regimes.arms import Arm, Regime
+from shared.store import Store
+from student_trainer.prepare.collisions import degrees
+from student_trainer.prepare.config import CELL_SIZE
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -33,7 +36,8 @@ class Place:
     """Where one teacher's runs find what they need.
 
     Attributes:
-        name: of the teacher: all (it has seen all trips), or own (only those that the student has labels of).
+        name: of the teacher: all (it has seen all trips), or own (only those that the student has labels of), and the
+            size of its cells where it is not the usual one.
         teacher: its address.
         sampled: directory of directories of trips sampled from it, by policy.
     """
@@ -52,9 +56,14 @@ class Task:
     arm: Arm
     seed: int
 
+    @property
+    def teacher(self) -> str:
+        """The name of the teacher that its result is kept under; runs without one are the same beside each."""
+        return "all" if self.arm.is_free else self.place.name
+
     def out(self, root: Path) -> Path:
         """Its directory."""
-        return root / self.place.name / str(self.regime.trips) / f"{self.arm.name}-{self.seed}"
+        return root / self.teacher / str(self.regime.trips) / f"{self.arm.name}-{self.seed}"
 
 
 def tasks(places: dict[tuple[str, int], Place], only: set[str], seeds: range) -> Iterator[Task]:
@@ -65,9 +74,16 @@ def tasks(places: dict[tuple[str, int], Place], only: set[str], seeds: range) ->
                 for name in ("all", "own"):
                     place = places.get((name, regime.trips))
                     is_wanted = not only or f"{arm.name}@{regime.trips}" in only or arm.name in only
-                    if place is None or not is_wanted or (name == "own" and not (arm.teaches or arm.samples)):
+                    if place is None or not is_wanted or (name == "own" and arm.is_free):
                         continue
                     yield Task(place, regime, arm, seed)
+
+
+def cells_of(data: Path) -> str:
+    """What the size of a store's cells adds to the name of its teachers: nothing if it is the usual one."""
+    grid = Store(data).tokeniser.grid
+    assert grid is not None, "`prepare` has made the store"
+    return "" if grid.cell_lat == CELL_SIZE else f"-{degrees(grid.cell_lat)}"
 
 
 class Pool:
@@ -89,7 +105,7 @@ class Pool:
             if not self._run(command, out.parent / f"{out.name}.log"):
                 return None
             result: dict[str, Any] = json.loads((out / "result.json").read_text())
-            self._note({"teacher": task.place.name, **result})
+            self._note({"teacher": task.teacher, **result})
         return task
 
     def judge(self, task: Task) -> None:
@@ -169,13 +185,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1e9)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    places = {}
+    places, cells = {}, cells_of(given.data)
     for text in given.sampled:
         trips, _, folder = text.partition("=")
-        places["all", int(trips)] = Place("all", given.teacher, Path(folder))
+        places["all", int(trips)] = Place(f"all{cells}", given.teacher, Path(folder))
     for text in given.own:
         trips, address, folder = text.split("=")
-        places["own", int(trips)] = Place("own", address, Path(folder))
+        places["own", int(trips)] = Place(f"own{cells}", address, Path(folder))
     pool = Pool(given.out, given.data, given.device, time.monotonic() + given.seconds)
     with (
         concurrent.futures.ThreadPoolExecutor(given.workers) as training,

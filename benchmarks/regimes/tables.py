@@ -12,7 +12,7 @@ from benchmarks.regimes.runs import HIGHER_IS_BETTER, NEXT_ROAD, TRIPS, Run, p_v
 from shared.arrays import Float64
 
 SIGNIFICANCE = 0.01
-FREE = {arm.name for arm in arms.ARMS if not arm.teaches and not arm.samples}
+FREE = {arm.name for arm in arms.ARMS if arm.is_free}
 """Arms that no teacher has a part in."""
 COARSE = "cells of 0.0005°"
 TITLES = {

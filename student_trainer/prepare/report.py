@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from shared.floors import RULES
-from student_trainer.prepare import collisions
-from student_trainer.prepare.collisions import degrees
+from student_trainer.prepare.collisions import degrees, is_enough
 
 
 def render(manifest: dict[str, Any]) -> str:
@@ -65,7 +64,7 @@ def _collisions(manifest: dict[str, Any]) -> str:
     finest = min(manifest["collisions"], key=lambda line: line["cell_size"])
     if chosen["cell_size"] != size:
         advice = "right for an imported teacher's grid, otherwise take what is recommended"
-        if collisions.is_enough(chosen["ceiling"], finest["ceiling"]):
+        if is_enough(chosen["ceiling"], finest["ceiling"]):
             advice = "fine enough, too"
         lines.append(f"  chosen: {degrees(chosen['cell_size'])}; {advice}")
     return "\n".join(lines)

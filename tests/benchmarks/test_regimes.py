@@ -6,15 +6,17 @@ import dataclasses
 import json
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.regimes import arms, costs, page, pairs, runs, tables
+from benchmarks.regimes import arms, costs, page, pairs, pool, runs, tables
 from benchmarks.regimes.one import ControlTeacher
 from shared import config, ragged
+from shared.grid import Grid
 from shared.wire import HistoryMode, ScoreQuery, ScoreReply
 from student_trainer.distill.teacher import FailureStats
 from student_trainer.train.config import TrainConfig
@@ -138,6 +140,21 @@ def test_the_short_table_marks_the_best_of_a_regime_and_is_put_in_its_place() ->
     old = "before\n\n<!-- page make -->\n\n| a |\n|---|\n| b |\n\nafter\n"
     assert page.PLACE.sub(lambda _: "| new |\n", old) == "before\n\n<!-- page make -->\n\n| new |\n\nafter\n"
     assert page.PLACE.search(page.PAGE.read_text(encoding="utf-8")), "the page has such a place"
+
+
+def test_results_are_kept_under_their_teacher_s_cells_and_those_without_a_teacher_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for size, name in ((0.000125, ""), (0.0005, "-0.0005"), (0.0000625, "-0.0000625")):
+        grid = Grid.from_bounds((1.0, 2.0, 1.1, 2.1), size, size, "vertex_mean")
+        store = SimpleNamespace(tokeniser=SimpleNamespace(grid=grid))
+        monkeypatch.setattr(pool, "Store", lambda path, store=store: store)
+        assert pool.cells_of(tmp_path) == name
+    place = pool.Place("all-0.0005", "teacher:1", None)
+    found = {one.arm.name: one.teacher for one in pool.tasks({("all", 1_000): place}, set(), range(1))}
+    assert found.keys() == {arm.name for arm in arms.ARMS}
+    assert {name for name, teacher in found.items() if teacher == "all"} == {"vanilla", "long", "smoothing"}
+    assert set(found.values()) == {"all", "all-0.0005"} <= tables.TITLES.keys()
 
 
 def test_runs_are_gathered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
