@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from support.random_city import write_random_store
 
-from benchmarks.regimes import arms, costs, page, pairs, pool, runs, tables
+from benchmarks.regimes import arms, cells, costs, page, pairs, pool, runs, tables
 from benchmarks.regimes.one import ControlTeacher
 from shared import config, ragged
 from shared.grid import Grid
 from shared.wire import HistoryMode, ScoreQuery, ScoreReply
+from student_trainer.data.network import RoadNetwork
 from student_trainer.distill.teacher import FailureStats
 from student_trainer.train.config import TrainConfig
 
@@ -155,6 +157,16 @@ def test_results_are_kept_under_their_teacher_s_cells_and_those_without_a_teache
     assert found.keys() == {arm.name for arm in arms.ARMS}
     assert {name for name, teacher in found.items() if teacher == "all"} == {"vanilla", "long", "smoothing"}
     assert set(found.values()) == {"all", "all-0.0005"} <= tables.TITLES.keys()
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_windows_are_counted_once_each(tmp_path: Path, window: int) -> None:
+    store = write_random_store(tmp_path / "store")
+    token, trips = RoadNetwork.load(store).road_token, store.trips("train")
+    all_of = [tuple(token[trip[max(0, end - window) : end]]) for trip in np.split(trips.roads, trips.offsets[1:-1])
+              for end in range(1, len(trip) + 1)]  # fmt: skip
+    assert 0 < len(set(all_of)) < len(all_of)
+    assert cells.distinct_windows(store, window) == pytest.approx(len(set(all_of)) / len(all_of), abs=1e-12)
 
 
 def test_runs_are_gathered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
