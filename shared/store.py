@@ -110,7 +110,11 @@ class Store:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the inputs and settings that made the store; raises `FileFormatError` without one."""
+        """Digest of the roads, zones and trips; raises `FileFormatError` without one.
+
+        Stores that differ in their grids alone have the same, and their students, their trips and evaluations fit
+        each other. The grid has its own: `tokeniser.fingerprint`.
+        """
         return str(self._known("fingerprint"))
 
     @property

@@ -62,7 +62,7 @@ class Checkpoint:
         optimiser, scaler: their `state_dict`s.
         progress: where the run stands.
         config: its resolved settings.
-        store: fingerprint of the store.
+        store: fingerprint of the trips and their cells.
         order: state of the generator of spans and batches at the beginning of the epoch.
         random: states of torch's generators after the last step, by device type.
         torch: version that saved this.

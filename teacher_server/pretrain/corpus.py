@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from shared import ragged, subset
 from shared.errors import DataError, FileFormatError
+from shared.files import digest
 from shared.store import SplitName, Store
 from shared.vocab import Vocabulary
 
@@ -49,6 +50,11 @@ class Spans:
 
     starts: Int64
     lengths: Int64
+
+
+def fingerprint_of(store: Store) -> str:
+    """Digest of all that a teacher is trained on: the trips, and the cells of their roads."""
+    return digest(store.fingerprint, store.tokeniser.fingerprint)
 
 
 def read_corpus(store: Store, split: SplitName, train_trips: int = 0, sample_seed: int = 0) -> Corpus:

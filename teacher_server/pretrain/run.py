@@ -33,6 +33,7 @@ from teacher_server.pretrain import candidates
 from teacher_server.pretrain.candidates import Steps
 from teacher_server.pretrain.checkpoint import Checkpoint, load_newest
 from teacher_server.pretrain.config import PretrainConfig
+from teacher_server.pretrain.corpus import fingerprint_of
 from teacher_server.pretrain.layout import RunFiles, check_unused
 from teacher_server.pretrain.ranks import join
 from teacher_server.pretrain.session import Session
@@ -169,8 +170,8 @@ def check_resumable(settings: PretrainConfig, store: Store, config: dict[str, An
         CompatibilityError: it had another store.
     """
     folder = RunFiles(settings.out).folder
-    if fingerprint != store.fingerprint:
-        raise CompatibilityError(f"the run in {folder} was trained on another store than {store.path}")
+    if fingerprint != fingerprint_of(store):
+        raise CompatibilityError(f"the run in {folder} was trained on another store, or other cells, than {store.path}")
     now = settings.model_dump(mode="json")
     defaults = {name: field.default for name, field in PretrainConfig.model_fields.items()}
     before = defaults | config  # a version that did not know a setting did what its default does
@@ -208,7 +209,7 @@ def publish(settings: PretrainConfig, inputs: Inputs, session: Session, seconds:
     header = teacher_file.write(settings.out, weights, session.architecture.to_dict(), store.tokeniser, provenance)
     result = {**reached, "epochs": progress.epoch, **summary(settings.out, header, session.trainer.parameters)}
     run_files = RunFiles(settings.out)
-    kept = {"settings": settings.model_dump(mode="json"), "store": store.fingerprint, "result": result}
+    kept = {"settings": settings.model_dump(mode="json"), "store": fingerprint_of(store), "result": result}
     files.write_json(run_files.summary, kept)
     run_files.remove_checkpoints()
     return result

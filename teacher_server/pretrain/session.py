@@ -26,7 +26,7 @@ from shared.teacher_file import Weights
 from teacher_server.pretrain import checkpoint as checkpoints
 from teacher_server.pretrain.checkpoint import Checkpoint, Progress
 from teacher_server.pretrain.config import PretrainConfig
-from teacher_server.pretrain.corpus import read_corpus
+from teacher_server.pretrain.corpus import fingerprint_of, read_corpus
 from teacher_server.pretrain.epochs import Epoch, Epochs, find_architecture
 from teacher_server.pretrain.layout import RunFiles
 from teacher_server.pretrain.ranks import check_same
@@ -232,7 +232,7 @@ class Session:
             best=self.best,
             progress=self.progress,
             config=self._settings.model_dump(mode="json"),
-            store=self._store.fingerprint,
+            store=fingerprint_of(self._store),
             order=self._epochs.order,
             torch=str(torch.__version__),
             **state,

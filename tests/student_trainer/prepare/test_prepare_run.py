@@ -166,6 +166,23 @@ def test_only_what_a_change_concerns_is_made_again(tmp_path: Path, tiny_city: Pa
     assert content(config.out) == prepared_anew(config)
 
 
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_fingerprint_is_of_roads_zones_and_trips(tmp_path: Path, tiny_city: Path, change: str) -> None:
+    """Not of the grid, which has its own, nor of settings that left all as it was."""
+    config = PrepareConfig(raw=tiny_city, out=tmp_path / "store", workers=1)
+    run(config)
+    before, what = Store(config.out), CHANGES[change][0]
+    if isinstance(what, dict):
+        config = config.model_copy(update=what)
+    else:
+        what(tiny_city)
+    run(config)
+    after = Store(config.out)
+    is_same = change in ("grid", "strict", "workers")
+    assert (before.fingerprint == after.fingerprint) == is_same
+    assert (before.tokeniser.fingerprint == after.tokeniser.fingerprint) == (change != "grid")
+
+
 def test_a_damaged_part_is_made_again_and_no_other(
     tmp_path: Path, tiny_city: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
@@ -201,8 +202,12 @@ def test_a_run_is_neither_replaced_nor_resumed_as_another(
     other = write_store(tmp_path / "store", {"train": circular_trips(5, 0), "val": circular_trips(5, 1)})
     manifest = json.loads((other / "store.json").read_text())
     (other / "store.json").write_text(json.dumps(manifest | {"fingerprint": "beef"}))
-    with pytest.raises(CompatibilityError, match="trained on another store"):
-        pretraining.run(settings(other, out, resume=True))
+    finer = write_store(tmp_path / "finer", {"train": circular_trips(45, 0), "val": circular_trips(9, 1)})
+    cells = np.load(finer / "network" / "occupied_cells.npy")
+    np.save(finer / "network" / "occupied_cells.npy", cells + (cells == cells[-1]))  # the last one beside where it was
+    for path in (other, finer):
+        with pytest.raises(CompatibilityError, match="trained on another store, or other cells"):
+            pretraining.run(settings(path, out, resume=True))
     (RunFiles(out).folder / "notes.txt").write_text("mine")
     pretraining.run(settings(store, out, overwrite=True, seed=4))
     assert left(out)[2]["steps"] > 9 and (RunFiles(out).folder / "notes.txt").read_text() == "mine"
