@@ -8,3 +8,5 @@ RULES = {
     "second_order_markov": "the most frequent next road after the last two",
 }
 """By their names in files: of a store's manifest under `floors`, of evaluations and of teachers' provenance."""
+COUNTED = ("first_order_markov", "second_order_markov")
+"""Those that know the training split."""

@@ -21,7 +21,7 @@ import torch
 import shared
 from shared import claims, cli, config, files, generations, teacher_file
 from shared.errors import CompatibilityError, ConfigError, FileFormatError
-from shared.floors import RULES
+from shared.floors import COUNTED, RULES
 from shared.ranks import Ranks
 from shared.sinks import check_tensorboard, check_wandb
 from shared.stop import StopSignals
@@ -219,9 +219,10 @@ def _told(accuracies: dict[str, float | None], floors: dict[str, float]) -> str:
     """Accuracies of the teacher beside those of rules, for people."""
     names = {window: f"window {window}" if int(window) else "whole history" for window in accuracies}
     told = [f"{names[w]} {100 * value:.1f} %" for w, value in accuracies.items() if value is not None]
-    rules = [f"{RULES[name]} {100 * value:.1f} %" for name, value in floors.items()]
-    return (
-        "teacher: "
-        + (", ".join(told) or "no step")
-        + (f"; rules counted in the whole training split: {', '.join(rules)}" if rules else "")
-    )
+    rules = {name: f"{RULES[name]} {100 * value:.1f} %" for name, value in floors.items()}
+    plain = [text for name, text in rules.items() if name not in COUNTED]
+    counted = [text for name, text in rules.items() if name in COUNTED]
+    parts = [f"teacher: {', '.join(told) or 'no step'}"]
+    parts += [f"rule: {', '.join(plain)}"] if plain else []
+    parts += [f"rules counted in the whole training split: {', '.join(counted)}"] if counted else []
+    return "; ".join(parts)

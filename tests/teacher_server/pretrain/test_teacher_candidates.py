@@ -119,7 +119,7 @@ def test_a_run_ends_with_the_teacher_beside_the_floors(
     assert result["floors"] == store.manifest["floors"] and len(result["floors"]) == 3
     assert f"window 2 {100 * expected['2']:.1f} %, whole history" in caplog.text
     assert (
-        "rules counted in the whole training split: the candidate nearest to the destination 25.0 %, "
+        "; rule: the candidate nearest to the destination 25.0 %; rules counted in the whole training split: "
         "the most frequent next road 50.0 %, the most frequent next road after the last two 75.0 %"
     ) in caplog.text
 
