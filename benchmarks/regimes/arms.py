@@ -36,13 +36,11 @@ class Regime:
         trips: labelled trips.
         epochs: of a run on these alone.
         batch_size: of such a run.
-        is_scarce: whether `train` mixes in sampled trips by itself.
     """
 
     trips: int
     epochs: int
     batch_size: int
-    is_scarce: bool = True
 
     @property
     def steps(self) -> int:
@@ -50,7 +48,7 @@ class Regime:
         return self.epochs * -(-self.trips // self.batch_size)
 
 
-REGIMES = (Regime(1_000, 10, 32), Regime(6_000, 8, 64), Regime(35_000, 8, 64, is_scarce=False))
+REGIMES = (Regime(1_000, 10, 32), Regime(6_000, 8, 64), Regime(35_000, 8, 64))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,11 +145,15 @@ def arm(name: str) -> Arm:
     return BY_NAME[name]
 
 
-def overrides(arm: Arm, regime: Regime, seed: int) -> list[str]:
-    """All that `train` is told but where things are."""
+def overrides(arm: Arm, regime: Regime, seed: int, is_mixed: bool) -> list[str]:
+    """All that `train` is told but where things are.
+
+    Args:
+        is_mixed: whether `train` will mix in sampled trips: an epoch without them is shorter, so that as many steps
+            take more of them.
+    """
     given = [*WIDTH, f"seed={seed}", f"batch.train_trips={regime.trips}", *arm.settings]
     steps = SAMPLED_EPOCHS * -(-(regime.trips + arm.sampled_trips) // SAMPLED_BATCH)
-    is_mixed = arm.samples and (regime.is_scarce or arm.share > 0)
     batch, sampled = (SAMPLED_BATCH, arm.sampled_trips) if is_mixed else (regime.batch_size, 0)
     passes = mixing_of(regime.trips, sampled, 1, arm.passes).passes
     epoch = passes * regime.trips + sampled

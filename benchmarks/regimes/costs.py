@@ -65,7 +65,7 @@ def cost_of(lines: list[dict[str, float]]) -> Cost:
 def measure(name: str, data: Path, teacher: str, sampled: Path, out: Path) -> Cost:
     """Trains an arm for a few dozen steps."""
     arm = dataclasses.replace(arms.arm(name), sampled_trips=SAMPLED_TRIPS)
-    told = arms.overrides(arm, MIXED if arm.samples else REGIME, 0)
+    told = arms.overrides(arm, MIXED if arm.samples else REGIME, 0, arm.samples)
     if arm.samples:
         told = [f"optim.epochs={MIXED.epochs}" if text.startswith("optim.epochs=") else text for text in told]
     command = [sys.executable, "-m", "student_trainer", "train", "--data", str(data), "--out", str(out)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from concurrent.futures import Future
 from pathlib import Path
@@ -83,19 +84,19 @@ def test_even_answers_are_even() -> None:
 @pytest.mark.parametrize("regime", arms.REGIMES, ids=lambda regime: str(regime.trips))
 def test_every_arm_is_a_recipe(regime: arms.Regime) -> None:
     for arm in arms.ALL:
-        told = [*arms.overrides(arm, regime, 3), "data=d", "out=o"]
+        told = [*arms.overrides(arm, regime, 3, arm.samples), "data=d", "out=o"]
         given = [*told, "teacher=h:1"] if arm.teaches else told
         found = config.load(TrainConfig, "train", [], [*given, *(["batch.sampled=s"] if arm.samples else [])])
         assert (found.seed, found.batch.train_trips) == (3, regime.trips)
 
 
 def test_equal_steps_are_equal() -> None:
-    """To half an epoch."""
-    for regime in arms.REGIMES:
+    """To half an epoch, whether `train` leaves the default's sampled trips out or not."""
+    for regime, is_mixed in itertools.product(arms.REGIMES, (False, True)):
         epochs, per_epoch = {}, {}
-        by_itself = arms.SAMPLED_TRIPS if regime.is_scarce else 0
-        for name, extra in (("passes-1", arms.SAMPLED_TRIPS), ("default", by_itself), ("long", 0)):
-            found = dict(text.split("=") for text in arms.overrides(arms.arm(name), regime, 0))
+        for name, has_sampled in (("passes-1", True), ("default", is_mixed), ("long", False)):
+            extra = arms.SAMPLED_TRIPS if has_sampled else 0
+            found = dict(text.split("=") for text in arms.overrides(arms.arm(name), regime, 0, has_sampled))
             trips = int(found.get("batch.labelled_passes", 1)) * regime.trips + extra
             per_epoch[name] = -(-trips // int(found["optim.batch_size"]))
             epochs[name] = int(found["optim.epochs"])
