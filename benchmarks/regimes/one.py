@@ -21,12 +21,10 @@ from torch import Tensor
 from benchmarks.regimes import arms
 from shared import config, files, log, ragged
 from shared.store import Store
-from shared.subset import choose
 from shared.wire import ScoreQuery, ScoreReply
 from student_trainer.data.batch import build_batch
 from student_trainer.data.loader import by_length
 from student_trainer.data.network import RoadNetwork
-from student_trainer.data.sampled import load_sampled
 from student_trainer.distill.teacher import Teacher
 from student_trainer.model import upstream
 from student_trainer.model.device import pick_device
@@ -38,7 +36,7 @@ from student_trainer.train.config import TrainConfig
 from student_trainer.train.connect import connect
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.session import Session
-from student_trainer.train.trips import show_enough
+from student_trainer.train.trips import open_trips
 
 BINS = 15
 
@@ -121,16 +119,6 @@ def measure(model: HOSER, store: Store, device: torch.device, scale: Any, batch_
     }
 
 
-def is_mixed(arm: arms.Arm, regime: arms.Regime, store: Store, sampled: Path | None) -> bool:
-    """Whether `train` mixes in the arm's sampled trips: it leaves them out where they show too little."""
-    if not arm.samples or arm.share:
-        return arm.samples
-    assert sampled is not None, "an arm with sampled trips is given them"
-    train = store.trips("train")
-    labelled = train.take(choose(train, regime.trips, 0, "trips", "training"))
-    return show_enough(labelled, load_sampled(sampled, store))
-
-
 def main() -> int:
     """Makes one run."""
     parser = argparse.ArgumentParser("benchmarks.regimes.one", description=main.__doc__)
@@ -147,14 +135,20 @@ def main() -> int:
     log.setup("warning")
     start = time.monotonic()
     arm, regime = arms.arm(given.arm), next(one for one in arms.REGIMES if one.trips == given.trips)
-    store, device = Store(given.data), pick_device(given.device, 0, 1, "device")
-    told = arms.overrides(arm, regime, given.seed, is_mixed(arm, regime, store, given.sampled))
-    told += ["runtime.amp=off", "log.tensorboard=false", "log.progress=false"]
+    told = ["runtime.amp=off", "log.tensorboard=false", "log.progress=false"]
     told += [f"data={given.data}", f"out={given.out}", "runtime.threads=1", f"runtime.device={given.device}"]
     told += [f"teacher={given.teacher}"] if arm.teaches else []
     told += [f"batch.sampled={given.sampled}"] if arm.samples else []
-    settings = config.load(TrainConfig, "train", [], [*told, *given.overrides])
     torch.set_num_threads(1)
+    store, device = Store(given.data), pick_device(given.device, 0, 1, "device")
+
+    def settings_of(is_mixed: bool) -> TrainConfig:
+        recipe = arms.overrides(arm, regime, given.seed, is_mixed)
+        return config.load(TrainConfig, "train", [], [*recipe, *told, *given.overrides])
+
+    settings = settings_of(arm.samples)
+    if arm.samples and open_trips(store, settings).first_sampled is None:  # `train` leaves them out
+        settings = settings_of(is_mixed=False)
     teacher: Teacher = connect(settings, store)
     if arm.control != "none":
         teacher = ControlTeacher(teacher, arm.control)

@@ -206,7 +206,9 @@ def main() -> int:
             task = done.result()
             if task is not None:
                 judged.append(judging.submit(pool.judge, task))
-            if task is not None and task.arm.name == "vanilla":
+            if (
+                task is not None and task.arm.name == "vanilla" and task.teacher == task.place.name
+            ):  # not of other cells
                 judged.append(judging.submit(pool.bound, task))
     for one in judged:
         one.result()

@@ -83,7 +83,7 @@ def features_among(length: Int64, token: Int64, distance: Float32, angle: Float3
     )
 
 
-def _shared(row: np.ndarray, token: np.ndarray) -> Float64:
+def _shared(row: Int64, token: Int64) -> Float64:
     """How many candidates of its position have the same cell as each: float64 [K]."""
     order = np.lexsort((token, row))
     changes = np.append(True, (np.diff(row[order]) != 0) | (np.diff(token[order]) != 0))

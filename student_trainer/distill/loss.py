@@ -13,14 +13,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shared.arrays import Float32, Floating
+from shared.arrays import Floating
 from student_trainer.data.batch import IGNORED_LABEL, Batch
 from student_trainer.distill.config import DistillConfig
 from student_trainer.distill.kl import TeacherTarget, forward_kl, teacher_diagnostics
@@ -177,12 +177,12 @@ def terms_of(config: DistillConfig) -> tuple[Term, ...]:
     return tuple(terms)
 
 
-def answer_of(log_q: Floating, scores: Float32 | None, batch: Batch) -> Answer:
-    """The host's answer on the batch's device; what pads the batch's candidates has any numbers."""
+def answer_of(arrays: Sequence[Floating], batch: Batch) -> Answer:
+    """The host's answer, the arrays of an `Answer`, on the batch's device; pads of the batch's candidates are zeros."""
 
     def on_device(values: Floating) -> Tensor:
         padded = np.zeros(len(batch.candidate_token), np.float32)
         padded[: len(values)] = values
         return to_device(torch.from_numpy(padded), batch.candidate_token.device)
 
-    return Answer(on_device(log_q), None if scores is None else on_device(scores))
+    return Answer(*map(on_device, arrays))

@@ -82,16 +82,11 @@ class Prepared:
                 return None
             raise
 
-    def scores(self, reply: ScoreReply) -> Float32 | None:
-        """The destination-aware target's scores of the candidates, float32 [K]; None if it is not used."""
-        if self.target is None or self.pull is None:
-            return None
-        return self.target.scores(reply.log_probs, self.pull)
-
     def arrays(self, reply: ScoreReply) -> list[Floating]:
         """What the device needs of the teacher's answer, [K] each: the log-probs, and the target's scores if used."""
-        scores = self.scores(reply)
-        return [reply.log_probs] if scores is None else [reply.log_probs, scores]
+        if self.target is None or self.pull is None:
+            return [reply.log_probs]
+        return [reply.log_probs, self.target.scores(reply.log_probs, self.pull)]
 
 
 class Feed:

@@ -210,7 +210,7 @@ class Trainer:
         with self.stopwatch.stage("teacher_wait"):
             reply = item.answer(self.settings.client.on_failure)
         with self.stopwatch.stage("loss"):
-            answer = None if reply is None else answer_of(reply.log_probs, item.scores(reply), batch)
+            answer = None if reply is None else answer_of(item.arrays(reply), batch)
             outcome = self._objective.of(batch, output, times, answer, divisors)
         with self.stopwatch.stage("backward"):
             torch.autograd.backward(self.runtime.precision.scaler.scale(outcome.loss))

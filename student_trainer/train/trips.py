@@ -92,7 +92,7 @@ def open_trips(store: Store, settings: TrainConfig) -> RunTrips:
 
     batch, epochs = settings.batch, settings.optim.epochs
     sampled = None if batch.sampled is None else _sampled(store, batch.sampled, batch.sampled_trips)
-    if sampled is None or not (batch.sampled_share or show_enough(train.take(chosen), sampled)):
+    if sampled is None or not (batch.sampled_share or _show_enough(train.take(chosen), sampled)):
         mixing = mixing_of(len(chosen), 0, epochs, batch.labelled_passes)
         return RunTrips(train, chosen, np.zeros(0, np.int64), None, val, mixing)
     mixed = MixedTrips(train, sampled)
@@ -114,7 +114,7 @@ LEAST_UNSEEN = 0.015
 worth it, 0.8 % were not (docs/results/regimes.md)."""
 
 
-def show_enough(labelled: Trips, sampled: Trips) -> bool:
+def _show_enough(labelled: Trips, sampled: Trips) -> bool:
     """Whether sampled trips are worth mixing in; says so."""
     unseen = unseen_share(labelled, sampled)
     told = f"{100 * unseen:.1f} % of the turns of {len(sampled)} sampled trips are on none of {len(labelled)} training"

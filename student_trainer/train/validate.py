@@ -119,7 +119,7 @@ class Validator:
         }.items():  # not indexed by the mask: how many are labelled is the host's to know
             sums.add(name, torch.where(batch.label >= 0, errors, 0).sum(), count)
         if reply is not None:
-            comparison = Comparison.of(batch, output, answer_of(reply.log_probs, item.scores(reply), batch))
+            comparison = Comparison.of(batch, output, answer_of(item.arrays(reply), batch))
             divergences = self._distillation.measure(comparison).divergences
             for name, total in (divergences | comparison.diagnostics()).items():
                 sums.add(name, total, batch.positions)

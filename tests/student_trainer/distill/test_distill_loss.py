@@ -70,7 +70,7 @@ def test_a_step_minimises_the_weighted_and_scaled_divergence(
     item, output = answered(session.feed, session)
     assert item.reply is not None
     config = DistillConfig(weight=0.5, target="history", head=0, temperature=2.0, tau_squared=tau_squared)
-    answer = answer_of(item.reply.result().log_probs, None, item.batch)
+    answer = answer_of([item.reply.result().log_probs], item.batch)
     found = Distillation(config).measure(Comparison.of(item.batch, output, answer))
     kl = forward_kl(output.logits, found.comparison.target, 2.0, "marginal").sum()
     assert found.divergences == {"kl": kl} and kl > 0

@@ -129,7 +129,7 @@ def test_kl_gradient_reaches_every_position(store: Store, tmp_path: Path) -> Non
     output = session.model(item.batch, session.model.embed_network())
     logits = output.logits.detach().requires_grad_()
     assert item.reply is not None
-    answer = answer_of(item.reply.result().log_probs, None, item.batch)
+    answer = answer_of([item.reply.result().log_probs], item.batch)
     target = Comparison.of(item.batch, output, answer).target
     forward_kl(logits, target, 2.0, "marginal").sum().backward()
     assert logits.grad is not None
