@@ -23,9 +23,14 @@ def _settings(**values: float | str) -> tuple[str, ...]:
     return tuple(f"distill.{name}={value}" for name, value in values.items())
 
 
+def _before(**values: float | str) -> tuple[str, ...]:
+    """Beside what the defaults were before: the head's weight stayed, and times counted as without a teacher."""
+    return _settings(**values, head_fades="false", time_factor=1)
+
+
 def _history(weight: float) -> tuple[str, ...]:
     """Of a KL to the teacher's own answer with a constant weight, and no head."""
-    return _settings(weight=weight, target="history", head=0, schedule="constant")
+    return _before(weight=weight, target="history", head=0, schedule="constant")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,20 +104,21 @@ ARMS = (
     Arm("vanilla", "labels alone", teaches=False),
     Arm("default", "the default: sampled trips, destination-aware target (fading), head", samples=True),
     Arm("former", "the former default: KL to the teacher's answer, λ .3", _history(0.3)),
-    Arm("head", "destination-free head alone", _settings(weight=0)),
-    Arm("target", "destination-aware target (fading) alone", _settings(head=0)),
-    Arm("unsampled", "the default without sampled trips"),
+    Arm("steady", "the default with a head that does not fade, and times with weight 1", _before(), samples=True),
+    Arm("head", "destination-free head alone", _before(weight=0)),
+    Arm("target", "destination-aware target (fading) alone", _before(head=0)),
+    Arm("unsampled", "`steady` without sampled trips", _before()),
     Arm("long", "labels alone, as many steps as with sampled trips", teaches=False, as_many_steps=True),
-    Arm("unsampled-long", "the default without sampled trips, as many steps as with them", as_many_steps=True),
+    Arm("unsampled-long", "`steady` without sampled trips, as many steps as with them", _before(), as_many_steps=True),
     Arm("sampled-labels", "sampled trips: their own next roads as labels",
         _settings(weight=0, head=0, sampled_labels=1), teaches=False, samples=True),
-    Arm("sampled-head", "sampled trips and head", _settings(weight=0), samples=True),
-    Arm("sampled-target", "sampled trips and target", _settings(head=0), samples=True),
+    Arm("sampled-head", "sampled trips and head", _before(weight=0), samples=True),
+    Arm("sampled-target", "sampled trips and target", _before(head=0), samples=True),
     Arm("fading", "KL to the teacher's answer, λ 1, cosine to 0 over the first half",
         (*_history(1), "distill.schedule=cosine", "distill.schedule_share=0.5")),
     Arm("document", "the first formula: every candidate its cell's whole mass, λ .01, τ 2 (config/document.yaml)",
         (*_history(0.01), "distill.temperature=2", "distill.collisions=duplicate")),
-    Arm("default-shuffled", "control: the default, answers shuffled among the candidates", samples=True,
+    Arm("default-shuffled", "control: `steady`, answers shuffled among the candidates", _before(), samples=True,
         control="shuffled"),
     Arm("uniform", "control: KL to an even answer, λ .3", _history(0.3), control="uniform"),
     Arm("smoothing", "control: label smoothing .1", ("optim.label_smoothing=0.1",), teaches=False),
@@ -120,19 +126,19 @@ ARMS = (
 
 VARIANTS = (
     Arm("constant", "sampled trips throughout, labelled ones once an epoch, a constant weight",
-        _settings(schedule="constant"), samples=True, passes=1, share=1),
+        _before(schedule="constant"), samples=True, passes=1, share=1),
     Arm("destination", "the same, trips towards drawn destinations",
-        _settings(schedule="constant"), samples=True, policy="destination", passes=1, share=1),
+        _before(schedule="constant"), samples=True, policy="destination", passes=1, share=1),
     *(
-        Arm(f"passes-{passes}", f"sampled trips throughout, labelled ones {often} an epoch", samples=True,
+        Arm(f"passes-{passes}", f"sampled trips throughout, labelled ones {often} an epoch", _before(), samples=True,
             passes=passes, share=1)
         for passes, often in ((1, "once"), (2, "twice"), (4, "four times"), (8, "eight times"), (24, "24 times"))
     ),
     *(
-        Arm(f"first-{name}", f"sampled trips in the first {name} of the epochs", samples=True, share=share)
+        Arm(f"first-{name}", f"sampled trips in the first {name} of the epochs", _before(), samples=True, share=share)
         for name, share in (("quarter", 0.25), ("half", 0.5))
     ),
-    Arm("weak-head", "the default with a head of weight .3", _settings(head=0.3), samples=True),
+    Arm("weak-head", "`steady` with a head of weight .3", _before(head=0.3), samples=True),
 )  # fmt: skip
 
 

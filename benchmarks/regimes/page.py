@@ -40,9 +40,9 @@ def figure(found: Sequence[Run]) -> None:
         ("all", "default", "test", "this method", {"color": "#0b62a4", "marker": "D"}),
         (
             "all-0.0005",
-            "default",
+            "steady",
             "test",
-            "the same, coarser cells",
+            "the same before its head faded, coarser cells",
             {"color": "#0b62a4", "marker": "D", "mfc": "none", "linestyle": "--"},
         ),
         ("all-0.0005", "former", "test", "KL to the teacher's answer", {"color": "#c7651a", "marker": "s"}),

@@ -171,9 +171,9 @@ def terms_of(config: DistillConfig) -> tuple[Term, ...]:
     scale = config.temperature**2 if config.tau_squared else 1.0
     terms = []
     if config.pulls or not config.asks:
-        terms.append(Term("kl", config.weights, scale, kl, fades=config.schedule != "constant"))
+        terms.append(Term("kl", config.weights, scale, kl, fades=True))
     if config.head > 0:
-        terms.append(Term("head_kl", (config.head, config.head), scale, head))
+        terms.append(Term("head_kl", (config.head, config.head), scale, head, config.head_fades))
     return tuple(terms)
 
 

@@ -174,3 +174,8 @@ class TrainConfig(RecipeConfig):
     def distils(self) -> bool:
         """Whether the run asks a teacher: it has an address, and a term has a weight."""
         return self.teacher != "none" and self.distill.asks
+
+    @property
+    def time_weight(self) -> float:
+        """Of the travel-time loss."""
+        return self.optim.time_weight * (self.distill.time_factor if self.distils else 1.0)

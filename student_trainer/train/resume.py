@@ -34,6 +34,10 @@ FORMERLY: dict[str, Any] = {"distill.target": "history", "distill.head": 0.0, "d
 """What versions did that did not have these settings yet, where their defaults are something else."""
 FORMERLY_MIXED: dict[str, Any] = {"batch.labelled_passes": 1, "batch.sampled_share": 1.0}
 """The same of runs that mixed in sampled trips; without these the settings say nothing."""
+FORMERLY_TAUGHT: dict[str, Any] = {"distill.time_factor": 1.0}
+"""The same of runs with a teacher."""
+FORMERLY_HEADED: dict[str, Any] = {"distill.head_fades": False}
+"""The same of runs with a head."""
 MISSING = "nothing"
 """In place of a setting that there is not."""
 
@@ -130,8 +134,13 @@ def _value(settings: Mapping[str, Any], key: str) -> Any:
     value = _given(settings, key)
     if value is not MISSING:
         return value
-    mixed = _given(settings, "batch.sampled") not in (None, MISSING)
-    formerly = FORMERLY | FORMERLY_MIXED if mixed else FORMERLY
+    formerly = dict(FORMERLY)
+    if _given(settings, "batch.sampled") not in (None, MISSING):
+        formerly |= FORMERLY_MIXED
+    if _given(settings, "teacher") not in ("none", MISSING):
+        formerly |= FORMERLY_TAUGHT
+    if _given(settings, "distill.head") not in (0, MISSING):
+        formerly |= FORMERLY_HEADED
     return formerly.get(key, _given(TrainConfig(data=Path(), out=Path()).model_dump(mode="json"), key))
 
 

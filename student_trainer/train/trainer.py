@@ -71,7 +71,7 @@ class Trainer:
         self.progress = Progress()
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._objective = Objective(
-            settings.distill, settings.optim.time_weight, scale, settings.optim.label_smoothing, first_sampled
+            settings.distill, settings.time_weight, scale, settings.optim.label_smoothing, first_sampled
         )
         self._total = schedule.total_steps
         self._most_missed = int(settings.client.max_skipped_share * schedule.total_positions)

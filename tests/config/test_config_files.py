@@ -106,6 +106,7 @@ def test_files_of_earlier_systems_have_none_of_its_parts(monkeypatch: pytest.Mon
         found = distill_of(name, monkeypatch)
         assert (found["target"], found["head"], found["schedule"]) == ("history", 0, "constant")
         assert (found["sampled_weight"], found["sampled_labels"], found["tau_squared"]) == (None, 0, False)
+        assert found["time_factor"] == 1
         assert 0.001 <= found["weight"] <= 0.1 and 1 <= found["temperature"] <= 5 and 2 <= found["window"] <= 8
     assert distill_of("document", monkeypatch)["collisions"] == "duplicate"
     prepare = yaml.safe_load((REPOSITORY / "config" / "document.yaml").read_text())["prepare"]

@@ -25,6 +25,7 @@ from student_trainer.distill.loss import Answer, Comparison, Distillation, Term,
 from student_trainer.model.student import StudentOutput
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed, Prepared
+from student_trainer.train.optim import distill_share
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.session import Session
 
@@ -163,19 +164,19 @@ def test_terms_are_those_of_the_formula(collisions: str, is_aware: bool, tempera
         assert found.losses[name].item() == pytest.approx(scale * values.sum(), rel=1e-5)
     weights = np.where(case.is_sampled, 0.25, 0.75)
     assert 0 < case.is_sampled.sum() < len(weights)
-    expected = scale * (share * (weights * kl).sum() + 1.5 * head.sum())
+    expected = scale * share * ((weights * kl).sum() + 1.5 * head.sum())
     assert found.loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_share_is_of_what_fades_only() -> None:
-    """The student's weight, under a schedule; never the head's, and with a constant one nothing."""
+    """The student's weight, and the head's if the settings say so."""
     case = Case(5)
-    for schedule, fades in (("cosine", True), ("linear", True), ("constant", False)):
-        distillation = Distillation(DistillConfig.model_validate({"weight": 2.0, "head": 0.5, "schedule": schedule}))
+    for fades in (True, False):
+        distillation = Distillation(DistillConfig(weight=2.0, head=0.5, head_fades=fades))
         whole, none = (distillation.measure(case.comparison, share) for share in (1.0, 0.0))
         head, kl = 0.5 * whole.losses["head_kl"].item(), 2.0 * whole.losses["kl"].item()
         assert whole.loss.item() == pytest.approx(head + kl, rel=1e-6)
-        assert none.loss.item() == pytest.approx(head if fades else head + kl, rel=1e-6)
+        assert none.loss.item() == pytest.approx(0 if fades else head, rel=1e-6)
         assert torch.equal(none.losses["kl"], whole.losses["kl"])  # what is reported does not fade
 
 
@@ -219,7 +220,8 @@ def test_the_design_document_s_settings_give_its_formula() -> None:
     given = yaml.safe_load((REPOSITORY / "config" / "document.yaml").read_text())["train"]["distill"]
     assert HISTORY.keys() <= given.keys()
     case = Case(11, is_aware=False, some_sampled=False)
-    found = Distillation(DistillConfig.model_validate(given)).measure(case.comparison, share=0.0)
+    config = DistillConfig.model_validate(given)
+    found = Distillation(config).measure(case.comparison, distill_share(9, 10, config))
     total = 0.0
     for logits, log_q in zip(case.logits, case.log_q, strict=True):
         q, p = (np.exp(np.array(values) / given["temperature"]) for values in (log_q, logits))

@@ -193,9 +193,10 @@ def test_a_setting_that_an_older_version_lacked_is_no_change(trained: Path, stor
         resume._check_resumable(changed, store, checkpoints.Checkpoint(**{**vars(found), "config": older}))
 
 
-OLDER = {"target", "head", "schedule", "schedule_share", "sampled_weight", "sampled_labels"}
+OLDER = {"target", "head", "head_fades", "time_factor", "schedule", "schedule_share"}
+OLDER |= {"sampled_weight", "sampled_labels"}
 """Settings of distillation that there were not, when a run was one of an older version."""
-FORMERLY = ("distill.target=history", "distill.head=0", "distill.schedule=constant")
+FORMERLY = ("distill.target=history", "distill.head=0", "distill.schedule=constant", "distill.time_factor=1")
 
 
 def make_older(out: Path, weight: float) -> None:
@@ -234,10 +235,11 @@ def test_a_run_of_an_older_version_is_not_resumed_with_new_defaults(store: Store
         "distill.target is history there (of an older version), destination here",
         "distill.head is 0.0 there (of an older version), 1.0 here",
         "distill.schedule is constant there (of an older version), cosine here",
+        "distill.time_factor is 1.0 there (of an older version), 1.25 here",
         "Give it the settings of its config.yaml and distill.target=history distill.schedule=constant distill.head=0.0",
     ):
         assert part in told
-    for name in ("schedule_share", "sampled", "label_smoothing", "weight is"):
+    for name in ("head_fades", "schedule_share", "sampled", "label_smoothing", "weight is"):
         assert name not in told
 
 
@@ -258,6 +260,21 @@ def test_a_run_that_mixed_in_sampled_trips_before_there_was_a_choice_did_so_thro
     with pytest.raises(ConfigError, match=r"Give it .* batch.labelled_passes=1 batch.sampled_share=1.0, w") as caught:
         resume._check_resumable(found["mixed"][0], store, found["mixed"][1])
     assert "batch.sampled_share is 1.0 there (of an older version), 0.0 here" in str(caught.value)
+
+
+def test_a_head_from_before_it_could_fade_did_not(store: Store, tmp_path: Path) -> None:
+    """A run without a head does not care."""
+    for name, more in (("headed", ()), ("bare", ("distill.head=0",))):
+        out = tmp_path / name
+        begin(store, out, *more)
+        settings = config.load(TrainConfig, "train", [out / "config.yaml"], ["resume=true"])
+        checkpoint = checkpoints.load(out / "checkpoints" / "last.pt")
+        del checkpoint.config["distill"]["head_fades"]
+        if name == "bare":
+            resume._check_resumable(settings, store, checkpoint)
+            continue
+        with pytest.raises(ConfigError, match=r"Give it the settings of its config.yaml and distill.head_fades=False"):
+            resume._check_resumable(settings, store, checkpoint)
 
 
 def test_with_what_its_version_did_it_goes_on_to_the_bit(store: Store, tmp_path: Path) -> None:

@@ -236,6 +236,22 @@ def test_an_epoch_whose_validation_was_interrupted_is_validated(store: Store, tm
     assert_same_bits(weights(whole), weights(resumed))
 
 
+@pytest.mark.parametrize(("teacher", "head", "factor"), [("fake:1", 1, 1.5), ("fake:1", 0, 1.5), ("none", 1, 1)])
+def test_times_count_more_beside_a_teacher(
+    store: Store, tmp_path: Path, teacher: str, head: float, factor: float
+) -> None:
+    """The loss of the first step, at which nothing has faded, is its parts by their weights."""
+    changed = {"optim": {"time_weight": 0.5}, "distill": {"head": head, "weight": 2.0, "time_factor": 1.5}}
+    session = start(settings_of(store, tmp_path / "run", teacher, **changed), store)
+    step = prepare_step(session.feed, session.model.graph, next(iter(session.schedule.from_step(0))))
+    found = Sums()
+    assert session.trainer.compute_gradients(step, found)
+    means = found.means()
+    taught = 0.0 if teacher == "none" else 2.0 * means["loss_kl"] + head * means.get("loss_head_kl", 0.0)
+    expected = means["loss_next_road"] + factor * 0.5 * means["loss_time"] + taught
+    assert means["loss"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_step_learns_what_the_whole_network_would_teach(store: Store, tmp_path: Path) -> None:
     """The gradient of a step, which embeds only the roads that it reads, against one pass over all roads."""
     session = start(settings_of(store, tmp_path / "run", teacher="none"), store)
@@ -249,7 +265,7 @@ def test_a_step_learns_what_the_whole_network_would_teach(store: Store, tmp_path
     output = session.model(batch, network)
     times = session.model.label_times(batch, network, output)
     labels = int((batch.label >= 0).sum())
-    objective = Objective(session.settings.distill, session.settings.optim.time_weight, session.scale)
+    objective = Objective(session.settings.distill, session.settings.time_weight, session.scale)
     objective.of(batch, output, times, None, Divisors(batch.positions, labels, labels)).loss.backward()
     expected = {name: p.grad for name, p in hoser_of(session.model).named_parameters() if p.grad is not None}
     assert found.keys() == expected.keys()
