@@ -53,7 +53,11 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def gather(root: Path) -> int:
-    """Adds a pool's finished runs, with the metrics of their trips where these were judged; returns how many."""
+    """Adds a pool's finished runs, with the metrics of their trips where these were judged; returns how many.
+
+    Raises:
+        ValueError: runs of one arm differ in their steps; nothing is added.
+    """
     known = {key_of(run): run for run in read(RUNS)}
     found = [json.loads(line) for line in (root / "results.jsonl").read_text().splitlines()]
     for run in found:
@@ -70,6 +74,11 @@ def gather(root: Path) -> int:
         kept = {name: run[name] for name in ("teacher", "trips", "arm", "seed", "steps", "device", "test", "target")}
         kept |= {"best_epoch": run["best"]["epoch"]} | {name: run[name] for name in ("whole", "ceiling") if name in run}
         known[key_of(run)] = kept
+    steps: dict[Any, set[int]] = {}
+    for (*arm, _), run in known.items():
+        steps.setdefault(tuple(arm), set()).add(run["steps"])
+    if unequal := {arm: of for arm, of in steps.items() if len(of) > 1}:
+        raise ValueError(f"runs of one arm differ in their steps: {unequal}")
     lines = [json.dumps(known[key]) for key in sorted(known)]
     files.write_text(RUNS, "\n".join(lines) + "\n")
     return len(found)

@@ -185,6 +185,16 @@ def test_runs_are_gathered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert kept["ceiling"] == {"accuracy": 0.9, "nll": 0.2}
 
 
+def test_runs_of_other_steps_are_another_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "RUNS", tmp_path / "regimes.jsonl")
+    found = [run_of("default", seed, 0.85) | {"target": None, "best": {"epoch": 2}} for seed in (0, 1)]
+    found[1]["steps"] = found[0]["steps"] + 1
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(run) + "\n" for run in found))
+    with pytest.raises(ValueError, match=r"differ in their steps: .*default"):
+        runs.gather(tmp_path)
+    assert not runs.RUNS.exists()
+
+
 def test_evaluations_are_found_by_the_names_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairs, "read", lambda path: path)
     for root, name in (("a", "default-0"), ("b", "default-0"), ("b", "default-shuffled-12"), ("b", "another-1")):
