@@ -283,7 +283,7 @@ def _straightforward_steps(session: Session, plan: Sequence[PlannedStep]) -> tup
             optimizer.zero_grad(set_to_none=True)
             logits, times = model(batch)
             next_road, seconds = student.losses(logits, times, batch, session.scale)
-            loss = next_road + settings.optim.time_weight * seconds
+            loss = next_road + settings.time_weight * seconds
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), settings.optim.clip_norm)
             optimizer.step()

@@ -191,7 +191,7 @@ def _straightforward(task: Task, store: Store, precision: str, record: Record, f
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             logits, times = model(there)
         next_road, seconds = student.losses(logits.float(), times.float(), there, session.scale)
-        loss: torch.Tensor = next_road + settings.optim.time_weight * seconds
+        loss: torch.Tensor = next_road + settings.time_weight * seconds
         torch.autograd.backward(scaler.scale(loss))
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), settings.optim.clip_norm)

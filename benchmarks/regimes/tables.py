@@ -27,8 +27,6 @@ Key = tuple[str, str]
 SHORT: dict[Key, str] = {
     ("all", "vanilla"): "labels alone",
     ("all", "long"): "labels alone, as many steps as the default",
-    ("all-0.0005", "unsampled-long"): "taught without sampled trips, as many steps; coarser cells",
-    ("all-0.0005", "steady"): "with a head that does not fade; coarser cells",
     ("all", "steady"): "with a head that does not fade",
     ("all", "default"): "the default",
 }
