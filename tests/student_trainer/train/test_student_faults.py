@@ -126,7 +126,10 @@ def test_a_failure_in_validation_stops_with_a_checkpoint(store: Store, tmp_path:
 
 
 def test_without_any_answer_a_skipping_run_learns_what_a_vanilla_one_learns(store: Store, tmp_path: Path) -> None:
-    train(settings_of(store, tmp_path / "vanilla", teacher="none"), store, FakeTeacher())
+    """Whose times count as much; beside a teacher they count more, whether it answers or not."""
+    vanilla = settings_of(store, tmp_path / "vanilla", teacher="none")
+    optim = vanilla.optim.model_copy(update={"time_weight": vanilla.distill.time_factor})
+    train(vanilla.model_copy(update={"optim": optim}), store, FakeTeacher())
     teacher = FailingTeacher(lambda number: number >= 0)
     session = session_of(settings_of(store, tmp_path / "skipping", **SKIP), store, teacher)
     assert session.trainer.head is not None
