@@ -204,11 +204,10 @@ def main() -> int:
         judged = []
         for done in concurrent.futures.as_completed(running):
             task = done.result()
-            if task is not None:
-                judged.append(judging.submit(pool.judge, task))
-            if (
-                task is not None and task.arm.name == "vanilla" and task.teacher == task.place.name
-            ):  # not of other cells
+            if task is None:
+                continue
+            judged.append(judging.submit(pool.judge, task))
+            if task.arm.name == "vanilla" and task.teacher == task.place.name:  # not by a teacher of other cells
                 judged.append(judging.submit(pool.bound, task))
     for one in judged:
         one.result()

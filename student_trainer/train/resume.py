@@ -32,12 +32,12 @@ FREE_TO_CHANGE = ("resume", "profile", "teacher", "client", "log", "runtime", "o
 """Settings that a resumed run may change: where and how it runs. Another runtime changes the last bits."""
 FORMERLY: dict[str, Any] = {"distill.target": "history", "distill.head": 0.0, "distill.schedule": "constant"}
 """What versions did that did not have these settings yet, where their defaults are something else."""
-FORMERLY_MIXED: dict[str, Any] = {"batch.labelled_passes": 1, "batch.sampled_share": 1.0}
-"""The same of runs that mixed in sampled trips; without these the settings say nothing."""
-FORMERLY_TAUGHT: dict[str, Any] = {"distill.time_factor": 1.0}
-"""The same of runs with a teacher."""
-FORMERLY_HEADED: dict[str, Any] = {"distill.head_fades": False}
-"""The same of runs with a head."""
+FORMERLY_WITH: tuple[tuple[str, Any, dict[str, Any]], ...] = (
+    ("batch.sampled", None, {"batch.labelled_passes": 1, "batch.sampled_share": 1.0}),
+    ("teacher", "none", {"distill.time_factor": 1.0}),
+    ("distill.head", 0, {"distill.head_fades": False}),
+)
+"""The same of runs whose setting (the first) is there and not so (the second); of others these say nothing."""
 MISSING = "nothing"
 """In place of a setting that there is not."""
 
@@ -135,12 +135,9 @@ def _value(settings: Mapping[str, Any], key: str) -> Any:
     if value is not MISSING:
         return value
     formerly = dict(FORMERLY)
-    if _given(settings, "batch.sampled") not in (None, MISSING):
-        formerly |= FORMERLY_MIXED
-    if _given(settings, "teacher") not in ("none", MISSING):
-        formerly |= FORMERLY_TAUGHT
-    if _given(settings, "distill.head") not in (0, MISSING):
-        formerly |= FORMERLY_HEADED
+    for part, none, values in FORMERLY_WITH:
+        if _given(settings, part) not in (none, MISSING):
+            formerly |= values
     return formerly.get(key, _given(TrainConfig(data=Path(), out=Path()).model_dump(mode="json"), key))
 
 
