@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -84,6 +84,8 @@ GAUGES = {
     "streams": "teacher_open_streams",
     "credits": "teacher_credit_positions",
 }
+PATIENCE_SECONDS = 600.0
+"""How long the load goes on beyond its time at most, to see what was waited for."""
 REST_SECONDS = 60.0
 """How long the last requests may take to end when their callers have gone."""
 
@@ -128,11 +130,23 @@ class Soaked:
     evictions: int
 
 
-def run(seconds: float, every: float, work: Path) -> Soaked:
+def run(
+    seconds: float,
+    every: float,
+    work: Path,
+    has_seen_enough: Callable[[Sequence[Sample], Counter[str]], bool] = lambda samples, codes: True,
+) -> Soaked:
     """Soaks a daemon for so long.
 
+    Args:
+        seconds: of load at least.
+        every: seconds between two samples.
+        work: directory for the teacher.
+        has_seen_enough: of the samples and of the requests ended by status; while it is false the load goes on, so
+            that a short run on a slow machine, whose clients take long to start, sees what a fast one sees.
+
     Raises:
-        BenchmarkError: it did not start, or ended.
+        BenchmarkError: it did not start, or ended, or has not seen enough after `PATIENCE_SECONDS` more.
     """
     tokeniser = Tokeniser(Vocabulary.full(FEWEST_CELLS), None)
     teacher = write_random(work / "soak.safetensors", tokeniser, N_LAYER, N_EMBD)
@@ -142,22 +156,30 @@ def run(seconds: float, every: float, work: Path) -> Soaked:
         before = _sample(server, start)
         samples, complaints = [], []
         with _crowd(server.address) as crowd:
-            while (now := time.monotonic() - start) < seconds:
-                time.sleep(min(every, seconds - now))
+            while (now := time.monotonic() - start) < seconds or not has_seen_enough(samples, _codes(server)):
+                if now >= seconds + PATIENCE_SECONDS:
+                    raise BenchmarkError(f"{now:.0f} s of load have not shown what was waited for: {_codes(server)}")
+                time.sleep(min(every, seconds - now) if now < seconds else every)
                 crowd.turn()
                 complaints += probe.ask()
                 samples.append(_sample(server, start))
+            loaded = round(time.monotonic() - start, 1)
         complaints += crowd.complaints + probe.ask()
         _rest(server, start)
         after = _sample(server, start)
-        found = meters.scrape(server.metrics)
-        codes: Counter[str] = Counter()
-        for (name, labels), value in found.items():
-            if name == "teacher_requests_total":
-                codes[dict(labels)["code"]] += int(value)
-        evictions = int(meters.total(found, "teacher_cache_evictions_total") or 0)
+        codes = _codes(server)
+        evictions = int(meters.total(meters.scrape(server.metrics), "teacher_cache_evictions_total") or 0)
         complaints += _errors(log)
-    return Soaked(seconds, before, after, samples, dict(crowd.counts), complaints, dict(codes), evictions)
+    return Soaked(loaded, before, after, samples, dict(crowd.counts), complaints, dict(codes), evictions)
+
+
+def _codes(server: Daemon) -> Counter[str]:
+    """Requests ended, by status."""
+    codes: Counter[str] = Counter()
+    for (name, labels), value in meters.scrape(server.metrics).items():
+        if name == "teacher_requests_total":
+            codes[dict(labels)["code"]] += int(value)
+    return codes
 
 
 class _Crowd:
@@ -358,7 +380,7 @@ def _notes(soaked: Soaked, figures: dict[str, Any]) -> list[str]:
     clients = ", ".join(f"{count:,} {kind}" for kind, count in sorted(figures["clients"].items()))
     codes = ", ".join(f"{code} {count:,}" for code, count in sorted(figures["codes"].items()))
     return [
-        f"{soaked.seconds / 60:g} minutes, {len(soaked.samples)} samples, of which the first {WARM_UP:.0%} are not "
+        f"{soaked.seconds / 60:.1f} minutes, {len(soaked.samples)} samples, of which the first {WARM_UP:.0%} are not "
         f"judged. {figures['positions_per_second']:,.0f} positions a second computed, the model busy "
         f"{figures['busy']:.0%} of the time, {figures['evictions']:,} answers evicted.",
         f"Clients: {clients}.",
