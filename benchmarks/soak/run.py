@@ -154,7 +154,8 @@ def run(
         probe = _Probe(server.address)
         start = time.monotonic()
         before = _sample(server, start)
-        samples, complaints = [], []
+        samples: list[Sample] = []
+        complaints: list[str] = []
         with _crowd(server.address) as crowd:
             while (now := time.monotonic() - start) < seconds or not has_seen_enough(samples, _codes(server)):
                 if now >= seconds + PATIENCE_SECONDS:
