@@ -40,19 +40,12 @@ def figure(found: Sequence[Run]) -> None:
         ("all", "default", "test", "this method", {"color": "#0b62a4", "marker": "D"}),
         (
             "all-0.0005",
-            "steady",
+            "former",
             "test",
-            "the same before its head faded, coarser cells",
-            {"color": "#0b62a4", "marker": "D", "mfc": "none", "linestyle": "--"},
+            "KL to the teacher's answer (coarser cells)",
+            {"color": "#c7651a", "marker": "s"},
         ),
-        ("all-0.0005", "former", "test", "KL to the teacher's answer", {"color": "#c7651a", "marker": "s"}),
-        (
-            "all",
-            "long",
-            "test",
-            "labels alone, as many steps as this method",
-            {"color": "#767676", "marker": "^", "mfc": "none"},
-        ),
+        ("all", "long", "test", "labels alone, as many steps", {"color": "#767676", "marker": "^", "mfc": "none"}),
         ("all", "vanilla", "test", "labels alone", {"color": "#767676", "marker": "o"}),
     ]
     drawing, panels = pyplot.subplots(1, 2, figsize=(9, 4.1), layout="constrained")
