@@ -1,7 +1,7 @@
 """Gathers finished runs, and makes the tables and the figure of them.
 
 python -m benchmarks.regimes.page gather RUNS        adds the runs of a pool to benchmarks/results/regimes.jsonl
-python -m benchmarks.regimes.page make               writes regimes.md, the table of docs/results/regimes.md and the
+python -m benchmarks.regimes.page make               writes regimes.md, the tables of docs/results/regimes.md and the
                                                      figure docs/label-efficiency.png
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,6 @@ from shared import files
 TABLE = RESULTS / "regimes.md"
 FIGURE = REPOSITORY / "docs" / "label-efficiency.png"
 PAGE = REPOSITORY / "docs" / "results" / "regimes.md"
-PLACE = re.compile(r"(?<=<!-- page make -->\n\n)(\|.*\n)+")
-"""Of the short table in the page: after its marker."""
 
 
 def figure(found: Sequence[Run]) -> None:
@@ -81,8 +78,7 @@ def main() -> int:
     found = runs.read(runs.RUNS)
     table = tables.page(found)
     files.write_text(TABLE, table)
-    text = PAGE.read_text(encoding="utf-8")
-    files.write_text(PAGE, PLACE.sub(lambda old: tables.short(found), text))
+    files.write_text(PAGE, tables.filled(PAGE.read_text(encoding="utf-8"), found))
     figure(found)
     print(table)
     return 0

@@ -1,9 +1,11 @@
-"""Tables of the runs: of each regime all arms, what arms have over equal steps on labels alone, and the short one."""
+"""Tables of the runs: of each regime all arms, and what they have over equal steps on labels alone; short ones."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -31,6 +33,23 @@ SHORT: dict[Key, str] = {
     ("all", "default"): "the default",
 }
 """The lines of the short table, with what it calls them."""
+PARTS = {
+    "head": "head alone",
+    "target": "target alone",
+    "unsampled": "both",
+    "former": "KL to the teacher's answer, λ .3",
+    "fading": "the same, λ 1, fading over the first half",
+    "document": "the design document's formula",
+    "smoothing": "control: label smoothing",
+    "uniform": "control: KL to an even answer",
+}
+"""The lines of the table of parts, with what it calls them: arms in the steps of labels alone."""
+PARTS_TEACHER = "all-0.0005"
+PARTS_COLUMNS = ("accuracy", "nll", "time_error", "dtw_km")
+"""Its metrics."""
+GAINS_TEACHERS = {"all": "all trips", "own": "these trips alone"}
+FULL_SEEDS = 5
+"""Of an arm that has all its seeds."""
 SHORT_COLUMNS = ("accuracy", "nll", "time_error", "same_route_rate", "hausdorff_km", "dtw_km", "edr")
 """Its metrics."""
 COLUMNS = {name: ("test", *rest) for name, rest in NEXT_ROAD.items()}
@@ -148,3 +167,72 @@ def short(runs: Sequence[Run]) -> str:
             cells = (column.get(key, "") for column in columns)
             lines.append(row(first, f"{SHORT[key]} ({len(mine)})", f"{mine[0]['steps']:,}", *cells))
     return "\n".join(lines) + "\n"
+
+
+def parts(runs: Sequence[Run]) -> str:
+    """What parts and controls have over labels alone in the same steps; see `_brief`."""
+    labels = [COLUMNS[metric][1] for metric in PARTS_COLUMNS]
+    heads = [f"{regime.trips:,}: {labels[0]}" for regime in arms.REGIMES]
+    lines = header("minus labels alone", *itertools.chain(*([head, *labels[1:]] for head in heads)))
+    by_regime = [_of(runs, PARTS_TEACHER, regime.trips) for regime in arms.REGIMES]
+    for name, text in PARTS.items():
+        cells = [_briefs(by_arm, name, "vanilla", PARTS_COLUMNS) for by_arm in by_regime]
+        lines.append(row(text, *itertools.chain(*cells)))
+    return "\n".join(lines) + "\n"
+
+
+def gains(runs: Sequence[Run]) -> str:
+    """What the default has over labels alone, with each teacher; see `_brief`."""
+    lines = header(
+        "teacher of", "labelled trips", "minus labels alone", *(label for _, label, _, _ in COLUMNS.values())
+    )
+    for teacher, text in GAINS_TEACHERS.items():
+        for regime in arms.REGIMES:
+            by_arm = _of(runs, teacher, regime.trips)
+            for base, steps in (("vanilla", "as usual"), ("long", "as many steps")):
+                if "default" in by_arm and base in by_arm:
+                    cells = _briefs(by_arm, "default", base, COLUMNS)
+                    lines.append(row(text, f"{regime.trips:,}", steps, *cells))
+    return "\n".join(lines) + "\n"
+
+
+def _briefs(by_arm: Mapping[str, Sequence[Run]], arm: str, base: str, metrics: Iterable[str]) -> list[str]:
+    """Of each metric what an arm has over another."""
+    found = []
+    for metric in metrics:
+        part, _, scale, digits = COLUMNS[metric]
+        mine, other = values(by_arm.get(arm, ()), part, metric), values(by_arm.get(base, ()), part, metric)
+        found.append(_brief(scale * paired(mine, other), digits))
+    return found
+
+
+def _brief(differences: Float64, digits: int) -> str:
+    """The mean over seeds; bold: unlikely to be chance; in parentheses: the seeds where there are fewer than five."""
+    if not len(differences):
+        return ""
+    text, p = f"{differences.mean():+.{digits}f}", p_value(differences)
+    text = text if p is None or p >= SIGNIFICANCE else f"**{text}**"
+    return text if len(differences) >= FULL_SEEDS else f"{text} ({len(differences)})"
+
+
+PLACES = {"the short table": short, "what the default gains": gains, "parts": parts}
+"""Tables of the page, by the names of their places there."""
+
+
+def filled(page: str, runs: Sequence[Run]) -> str:
+    """The page with its tables made anew, each in its place: after its marker.
+
+    Raises:
+        ValueError: it has no such place.
+    """
+    for name, make in PLACES.items():
+        page = _put(page, name, make(runs))
+    return page
+
+
+def _put(page: str, name: str, table: str) -> str:
+    place = re.compile(rf"(?<=<!-- page make: {name} -->\n\n)(\|.*\n)+")
+    page, count = place.subn(lambda _: table, page)
+    if count != 1:
+        raise ValueError(f"the page has {count} places for {name}")
+    return page
