@@ -1,7 +1,7 @@
 """Gathers finished runs, and makes the tables and the figure of them.
 
 python -m benchmarks.regimes.page gather RUNS        adds the runs of a pool to benchmarks/results/regimes.jsonl
-python -m benchmarks.regimes.page make               writes regimes.md, the tables of docs/results/regimes.md and the
+python -m benchmarks.regimes.page make               writes regimes.md, the tables of two pages of docs/results and the
                                                      figure docs/label-efficiency.png
 """
 
@@ -22,7 +22,7 @@ from shared import files
 
 TABLE = RESULTS / "regimes.md"
 FIGURE = REPOSITORY / "docs" / "label-efficiency.png"
-PAGE = REPOSITORY / "docs" / "results" / "regimes.md"
+PAGES = tuple(REPOSITORY / "docs" / "results" / name for name in ("regimes.md", "parts.md"))
 
 
 def figure(found: Sequence[Run]) -> None:
@@ -78,7 +78,8 @@ def main() -> int:
     found = runs.read(runs.RUNS)
     table = tables.page(found)
     files.write_text(TABLE, table)
-    files.write_text(PAGE, tables.filled(PAGE.read_text(encoding="utf-8"), found))
+    for path in PAGES:
+        files.write_text(path, tables.filled(path.read_text(encoding="utf-8"), found))
     figure(found)
     print(table)
     return 0

@@ -216,17 +216,21 @@ def _brief(differences: Float64, digits: int) -> str:
 
 
 PLACES = {"the short table": short, "what the default gains": gains, "parts": parts}
-"""Tables of the page, by the names of their places there."""
+"""Tables of pages, by the names of their places there."""
+MARKER = re.compile(r"<!-- page make: (.*) -->")
+"""Before such a place."""
 
 
 def filled(page: str, runs: Sequence[Run]) -> str:
-    """The page with its tables made anew, each in its place: after its marker.
+    """A page with its tables made anew, each in its place.
 
     Raises:
-        ValueError: it has no such place.
+        ValueError: it has a place for no known table, or a marker without a table after it, or the same one twice.
     """
-    for name, make in PLACES.items():
-        page = _put(page, name, make(runs))
+    for name in MARKER.findall(page):
+        if name not in PLACES:
+            raise ValueError(f"there is no table {name!r}, but {', '.join(PLACES)}")
+        page = _put(page, name, PLACES[name](runs))
     return page
 
 

@@ -178,13 +178,16 @@ def test_tables_are_put_in_their_places() -> None:
     ]
     assert tables.filled(old, found) == "".join(new) == tables.filled("".join(new), found)
     with pytest.raises(ValueError, match="0 places for parts"):
-        tables.filled(old[: old.rindex("<!--")], found)
+        tables.filled(old[: old.rindex("| a |")], found)
+    with pytest.raises(ValueError, match="no table 'others', but the short table, "):
+        tables.filled(old.replace("parts", "others"), found)
 
 
-def test_the_page_has_the_tables_of_the_runs_that_are_kept() -> None:
-    text = page.PAGE.read_text(encoding="utf-8")
-    assert tables.filled(text, runs.read(runs.RUNS)) == text
-    assert page.TABLE.read_text(encoding="utf-8") == tables.page(runs.read(runs.RUNS))
+def test_pages_have_the_tables_of_the_runs_that_are_kept() -> None:
+    kept, texts = runs.read(runs.RUNS), [path.read_text(encoding="utf-8") for path in page.PAGES]
+    assert [tables.filled(text, kept) for text in texts] == texts
+    assert sorted(name for text in texts for name in tables.MARKER.findall(text)) == sorted(tables.PLACES)
+    assert page.TABLE.read_text(encoding="utf-8") == tables.page(kept)
 
 
 def test_results_are_kept_under_their_teacher_s_cells_and_those_without_a_teacher_once(
