@@ -24,8 +24,8 @@ def _settings(**values: float | str) -> tuple[str, ...]:
 
 
 def _before(**values: float | str) -> tuple[str, ...]:
-    """Beside what the defaults were before: the head's weight stayed, and times counted as without a teacher."""
-    return _settings(**values, head_fades="false", time_factor=1)
+    """Beside what the default was before: times counted as without a teacher."""
+    return _settings(**values, time_factor=1)
 
 
 def _history(weight: float) -> tuple[str, ...]:
@@ -104,12 +104,13 @@ ARMS = (
     Arm("vanilla", "labels alone", teaches=False),
     Arm("default", "the default: sampled trips, destination-aware target (fading), head", samples=True),
     Arm("former", "the former default: KL to the teacher's answer, λ .3", _history(0.3)),
-    Arm("steady", "the default with a head that does not fade, and times with weight 1", _before(), samples=True),
+    Arm("times-once", "the default, times counted once", _before(), samples=True),
     Arm("head", "destination-free head alone", _before(weight=0)),
     Arm("target", "destination-aware target (fading) alone", _before(head=0)),
-    Arm("unsampled", "`steady` without sampled trips", _before()),
+    Arm("unsampled", "`times-once` without sampled trips", _before()),
     Arm("long", "labels alone, as many steps as with sampled trips", teaches=False, as_many_steps=True),
-    Arm("unsampled-long", "`steady` without sampled trips, as many steps as with them", _before(), as_many_steps=True),
+    Arm("unsampled-long", "`times-once` without sampled trips, as many steps as with them", _before(),
+        as_many_steps=True),
     Arm("sampled-labels", "sampled trips: their own next roads as labels",
         _settings(weight=0, head=0, sampled_labels=1), teaches=False, samples=True),
     Arm("sampled-head", "sampled trips and head", _before(weight=0), samples=True),
@@ -118,7 +119,7 @@ ARMS = (
         (*_history(1), "distill.schedule=cosine", "distill.schedule_share=0.5")),
     Arm("document", "the first formula: every candidate its cell's whole mass, λ .01, τ 2 (config/document.yaml)",
         (*_history(0.01), "distill.temperature=2", "distill.collisions=duplicate")),
-    Arm("default-shuffled", "control: `steady`, answers shuffled among the candidates", _before(), samples=True,
+    Arm("default-shuffled", "control: `times-once`, answers shuffled among the candidates", _before(), samples=True,
         control="shuffled"),
     Arm("uniform", "control: KL to an even answer, λ .3", _history(0.3), control="uniform"),
     Arm("smoothing", "control: label smoothing .1", ("optim.label_smoothing=0.1",), teaches=False),
@@ -138,7 +139,7 @@ VARIANTS = (
         Arm(f"first-{name}", f"sampled trips in the first {name} of the epochs", _before(), samples=True, share=share)
         for name, share in (("quarter", 0.25), ("half", 0.5))
     ),
-    Arm("weak-head", "`steady` with a head of weight .3", _before(head=0.3), samples=True),
+    Arm("weak-head", "`times-once` with a head of weight .3", _before(head=0.3), samples=True),
 )  # fmt: skip
 
 

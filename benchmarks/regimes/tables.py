@@ -29,7 +29,7 @@ Key = tuple[str, str]
 SHORT: dict[Key, str] = {
     ("all", "vanilla"): "labels alone",
     ("all", "long"): "labels alone, as many steps as the default",
-    ("all", "steady"): "with a head that does not fade",
+    ("all", "times-once"): "the default, times counted once",
     ("all", "default"): "the default",
 }
 """The lines of the short table, with what it calls them."""

@@ -36,8 +36,6 @@ class DistillConfig(Section):
     """cosine and linear: share of the optimizer steps after which the weight is 0."""
     head: float = pydantic.Field(1.0, ge=0)
     """Weight of KL(teacher || a destination-free head), which is trained beside the student and then thrown away."""
-    head_fades: bool = True
-    """Whether the head's weight goes to 0 as `weight` does; false: it stays."""
     time_factor: float = pydantic.Field(1.25, ge=0)
     """Travel times count so many times `optim.time_weight` where a teacher teaches, whose losses take a share of what
     both learn in the trunk."""

@@ -173,7 +173,7 @@ def terms_of(config: DistillConfig) -> tuple[Term, ...]:
     if config.pulls or not config.asks:
         terms.append(Term("kl", config.weights, scale, kl, fades=True))
     if config.head > 0:
-        terms.append(Term("head_kl", (config.head, config.head), scale, head, config.head_fades))
+        terms.append(Term("head_kl", (config.head, config.head), scale, head))
     return tuple(terms)
 
 

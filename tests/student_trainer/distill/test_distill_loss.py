@@ -164,20 +164,19 @@ def test_terms_are_those_of_the_formula(collisions: str, is_aware: bool, tempera
         assert found.losses[name].item() == pytest.approx(scale * values.sum(), rel=1e-5)
     weights = np.where(case.is_sampled, 0.25, 0.75)
     assert 0 < case.is_sampled.sum() < len(weights)
-    expected = scale * share * ((weights * kl).sum() + 1.5 * head.sum())
+    expected = scale * (share * (weights * kl).sum() + 1.5 * head.sum())
     assert found.loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_share_is_of_what_fades_only() -> None:
-    """The student's weight, and the head's if the settings say so."""
+    """The student's weight, not the head's."""
     case = Case(5)
-    for fades in (True, False):
-        distillation = Distillation(DistillConfig(weight=2.0, head=0.5, head_fades=fades))
-        whole, none = (distillation.measure(case.comparison, share) for share in (1.0, 0.0))
-        head, kl = 0.5 * whole.losses["head_kl"].item(), 2.0 * whole.losses["kl"].item()
-        assert whole.loss.item() == pytest.approx(head + kl, rel=1e-6)
-        assert none.loss.item() == pytest.approx(0 if fades else head, rel=1e-6)
-        assert torch.equal(none.losses["kl"], whole.losses["kl"])  # what is reported does not fade
+    distillation = Distillation(DistillConfig(weight=2.0, head=0.5))
+    whole, none = (distillation.measure(case.comparison, share) for share in (1.0, 0.0))
+    head, kl = 0.5 * whole.losses["head_kl"].item(), 2.0 * whole.losses["kl"].item()
+    assert whole.loss.item() == pytest.approx(head + kl, rel=1e-6)
+    assert none.loss.item() == pytest.approx(head, rel=1e-6)
+    assert torch.equal(none.losses["kl"], whole.losses["kl"])  # what is reported does not fade
 
 
 @pytest.mark.parametrize(("weight", "sampled"), [(0.0, 1.0), (1.0, 0.0), (0.5, None)])

@@ -193,7 +193,7 @@ def test_a_setting_that_an_older_version_lacked_is_no_change(trained: Path, stor
         resume._check_resumable(changed, store, checkpoints.Checkpoint(**{**vars(found), "config": older}))
 
 
-OLDER = {"target", "head", "head_fades", "time_factor", "schedule", "schedule_share"}
+OLDER = {"target", "head", "time_factor", "schedule", "schedule_share"}
 OLDER |= {"sampled_weight", "sampled_labels"}
 """Settings of distillation that there were not, when a run was one of an older version."""
 FORMERLY = ("distill.target=history", "distill.head=0", "distill.schedule=constant", "distill.time_factor=1")
@@ -239,7 +239,7 @@ def test_a_run_of_an_older_version_is_not_resumed_with_new_defaults(store: Store
         "Give it the settings of its config.yaml and distill.target=history distill.schedule=constant distill.head=0.0",
     ):
         assert part in told
-    for name in ("head_fades", "schedule_share", "sampled", "label_smoothing", "weight is"):
+    for name in ("schedule_share", "sampled", "label_smoothing", "weight is"):
         assert name not in told
 
 
@@ -262,19 +262,22 @@ def test_a_run_that_mixed_in_sampled_trips_before_there_was_a_choice_did_so_thro
     assert "batch.sampled_share is 1.0 there (of an older version), 0.0 here" in str(caught.value)
 
 
-def test_a_head_from_before_it_could_fade_did_not(store: Store, tmp_path: Path) -> None:
-    """A run without a head does not care."""
-    for name, more in (("headed", ()), ("bare", ("distill.head=0",))):
-        out = tmp_path / name
-        begin(store, out, *more)
-        settings = config.load(TrainConfig, "train", [out / "config.yaml"], ["resume=true"])
-        checkpoint = checkpoints.load(out / "checkpoints" / "last.pt")
-        del checkpoint.config["distill"]["head_fades"]
-        if name == "bare":
-            resume._check_resumable(settings, store, checkpoint)
-            continue
-        with pytest.raises(ConfigError, match=r"Give it the settings of its config.yaml and distill.head_fades=False"):
-            resume._check_resumable(settings, store, checkpoint)
+@pytest.mark.parametrize("fades", [False, True])
+def test_a_setting_that_is_gone_is_no_change_where_it_was_what_is_done_now(
+    store: Store, tmp_path: Path, fades: bool
+) -> None:
+    """For a while there was a choice whether the head fades, and it did."""
+    out = tmp_path / "run"
+    begin(store, out)
+    checkpoint = checkpoints.load(out / "checkpoints" / "last.pt")
+    checkpoint.config["distill"]["head_fades"] = fades
+    settings = config.load(TrainConfig, "train", [out / "config.yaml"], ["resume=true"])
+    if not fades:
+        resume._check_resumable(settings, store, checkpoint)
+        return
+    with pytest.raises(ConfigError, match=r"distill\.head_fades is True there, False here") as caught:
+        resume._check_resumable(settings, store, checkpoint)
+    assert "head_fades=" not in str(caught.value)
 
 
 def test_with_what_its_version_did_it_goes_on_to_the_bit(store: Store, tmp_path: Path) -> None:

@@ -319,7 +319,7 @@ def test_a_new_teachers_answer_and_rate_reach_a_recording(store: Store, tmp_path
 
 
 def test_the_share_of_the_weight_reaches_a_recording(store: Store, tmp_path: Path) -> None:
-    """Of the student's KL and of the head's."""
+    """Of the student's KL."""
     session = start(store, tmp_path / "run")
     found = record_steps(session, Repeating(), is_demanded=True)
     (step,) = steps_of(session, 1)
@@ -332,7 +332,7 @@ def test_the_share_of_the_weight_reaches_a_recording(store: Store, tmp_path: Pat
         assert recorded is not None
         sums.append(recorded.make().sums[0])
     for share, found_sums in zip((0.0, 0.25, 1.0), sums, strict=True):
-        expected = sums[0]["loss"] + share * (found_sums["loss_kl"] + found_sums["loss_head_kl"])
+        expected = sums[0]["loss"] + share * found_sums["loss_kl"]
         assert found_sums["loss"] == pytest.approx(expected, rel=1e-5)
 
 

@@ -99,7 +99,7 @@ def test_the_teacher_s_terms_are_means_over_all_positions() -> None:
         [definitions.kl(p, list(q - np.log(np.exp(q).sum())), range(len(q)), 1.0, "duplicate") for p, q in rows]
     )
     weights = np.where(case.is_sampled, 0.5, 2.0)
-    expected = 0.25 * ((weights * kl).sum() + 0.75 * with_it["loss_head_kl"]) / 70
+    expected = (0.25 * (weights * kl).sum() + 0.75 * with_it["loss_head_kl"]) / 70
     assert with_it["loss_kl"] == pytest.approx(kl.sum(), rel=1e-5)
     assert with_it["backward"] - without["backward"] == pytest.approx(expected, rel=1e-4)
 
