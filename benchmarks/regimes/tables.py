@@ -33,6 +33,8 @@ SHORT: dict[Key, str] = {
     ("all", "default"): "the default",
 }
 """The lines of the short table, with what it calls them."""
+SHORT_COLUMNS = ("accuracy", "nll", "time_error", "same_route_rate", "hausdorff_km", "dtw_km", "edr")
+"""Its metrics."""
 PARTS = {
     "head": "head alone",
     "target": "target alone",
@@ -45,13 +47,13 @@ PARTS = {
 }
 """The lines of the table of parts, with what it calls them: arms in the steps of labels alone."""
 PARTS_TEACHER = "all-0.0005"
+"""Its teacher."""
 PARTS_COLUMNS = ("accuracy", "nll", "time_error", "dtw_km")
 """Its metrics."""
 GAINS_TEACHERS = {"all": "all trips", "own": "these trips alone"}
+"""The teachers of the table of what the default gains, with what it says that they have seen."""
 FULL_SEEDS = 5
 """Of an arm that has all its seeds."""
-SHORT_COLUMNS = ("accuracy", "nll", "time_error", "same_route_rate", "hausdorff_km", "dtw_km", "edr")
-"""Its metrics."""
 COLUMNS = {name: ("test", *rest) for name, rest in NEXT_ROAD.items()}
 COLUMNS |= {name: ("whole", *rest) for name, rest in TRIPS.items()}
 """Part of a run, label, scale and digits of a metric."""
@@ -83,7 +85,11 @@ def _cell(mine: Mapping[int, float], base: Mapping[int, float], scale: float, di
     """Bold where the paired difference to `base` is unlikely to be chance."""
     if not mine:
         return ""
-    text, p = _spread([scale * value for value in mine.values()], digits), p_value(paired(mine, base))
+    return _bold(_spread([scale * value for value in mine.values()], digits), p_value(paired(mine, base)))
+
+
+def _bold(text: str, p: float | None) -> str:
+    """Bold where a difference is unlikely to be chance."""
     return text if p is None or p >= SIGNIFICANCE else f"**{text}**"
 
 
@@ -125,9 +131,7 @@ def _difference(differences: Float64, scale: float, digits: int) -> str:
     if not len(differences):
         return ""
     text, p = _spread(list(scale * differences), digits, "+"), p_value(differences)
-    if p is None:
-        return text
-    return f"**{text}** (p {p:.1g})" if p < SIGNIFICANCE else f"{text} (p {p:.1g})"
+    return text if p is None else f"{_bold(text, p)} (p {p:.1g})"
 
 
 def page(runs: Sequence[Run]) -> str:
@@ -210,8 +214,7 @@ def _brief(differences: Float64, digits: int) -> str:
     """The mean over seeds; bold: unlikely to be chance; in parentheses: the seeds where there are fewer than five."""
     if not len(differences):
         return ""
-    text, p = f"{differences.mean():+.{digits}f}", p_value(differences)
-    text = text if p is None or p >= SIGNIFICANCE else f"**{text}**"
+    text = _bold(f"{differences.mean():+.{digits}f}", p_value(differences))
     return text if len(differences) >= FULL_SEEDS else f"{text} ({len(differences)})"
 
 
@@ -221,22 +224,22 @@ MARKER = re.compile(r"<!-- page make: (.*) -->")
 """Before such a place."""
 
 
-def filled(page: str, runs: Sequence[Run]) -> str:
+def filled(text: str, runs: Sequence[Run]) -> str:
     """A page with its tables made anew, each in its place.
 
     Raises:
         ValueError: it has a place for no known table, or a marker without a table after it, or the same one twice.
     """
-    for name in MARKER.findall(page):
+    for name in MARKER.findall(text):
         if name not in PLACES:
             raise ValueError(f"there is no table {name!r}, but {', '.join(PLACES)}")
-        page = _put(page, name, PLACES[name](runs))
-    return page
+        text = _put(text, name, PLACES[name](runs))
+    return text
 
 
-def _put(page: str, name: str, table: str) -> str:
+def _put(text: str, name: str, table: str) -> str:
     place = re.compile(rf"(?<=<!-- page make: {name} -->\n\n)(\|.*\n)+")
-    page, count = place.subn(lambda _: table, page)
+    text, count = place.subn(lambda _: table, text)
     if count != 1:
         raise ValueError(f"the page has {count} places for {name}")
-    return page
+    return text

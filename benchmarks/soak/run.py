@@ -157,9 +157,12 @@ def run(
         samples: list[Sample] = []
         complaints: list[str] = []
         with _crowd(server.address) as crowd:
-            while (now := time.monotonic() - start) < seconds or not has_seen_enough(samples, _codes(server)):
+            while True:
+                now = time.monotonic() - start
+                if now >= seconds and has_seen_enough(samples, codes := _codes(meters.scrape(server.metrics))):
+                    break
                 if now >= seconds + PATIENCE_SECONDS:
-                    raise BenchmarkError(f"{now:.0f} s of load have not shown what was waited for: {_codes(server)}")
+                    raise BenchmarkError(f"{now:.0f} s of load have not shown what was waited for: {codes}")
                 time.sleep(min(every, seconds - now) if now < seconds else every)
                 crowd.turn()
                 complaints += probe.ask()
@@ -168,16 +171,16 @@ def run(
         complaints += crowd.complaints + probe.ask()
         _rest(server, start)
         after = _sample(server, start)
-        codes = _codes(server)
-        evictions = int(meters.total(meters.scrape(server.metrics), "teacher_cache_evictions_total") or 0)
+        found = meters.scrape(server.metrics)
+        evictions = int(meters.total(found, "teacher_cache_evictions_total") or 0)
         complaints += _errors(log)
-    return Soaked(loaded, before, after, samples, dict(crowd.counts), complaints, dict(codes), evictions)
+    return Soaked(loaded, before, after, samples, dict(crowd.counts), complaints, dict(_codes(found)), evictions)
 
 
-def _codes(server: Daemon) -> Counter[str]:
-    """Requests ended, by status."""
+def _codes(found: meters.Samples) -> Counter[str]:
+    """Requests ended, by status, of what a daemon tells."""
     codes: Counter[str] = Counter()
-    for (name, labels), value in meters.scrape(server.metrics).items():
+    for (name, labels), value in found.items():
         if name == "teacher_requests_total":
             codes[dict(labels)["code"]] += int(value)
     return codes

@@ -32,13 +32,13 @@ FREE_TO_CHANGE = ("resume", "profile", "teacher", "client", "log", "runtime", "o
 """Settings that a resumed run may change: where and how it runs. Another runtime changes the last bits."""
 FORMERLY: dict[str, Any] = {"distill.target": "history", "distill.head": 0.0, "distill.schedule": "constant"}
 """What versions did that did not have these settings yet, where their defaults are something else."""
-GONE: dict[str, Any] = {"distill.head_fades": False}
-"""What is done now instead of settings that there were."""
 FORMERLY_WITH: tuple[tuple[str, Any, dict[str, Any]], ...] = (
     ("batch.sampled", None, {"batch.labelled_passes": 1, "batch.sampled_share": 1.0}),
     ("teacher", "none", {"distill.time_factor": 1.0}),
 )
 """The same of runs whose setting (the first) is there and not so (the second); of others these say nothing."""
+GONE: dict[str, Any] = {"distill.head_fades": False}
+"""What is done now instead of settings that there were."""
 MISSING = "nothing"
 """In place of a setting that there is not."""
 

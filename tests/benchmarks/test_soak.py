@@ -90,6 +90,7 @@ def test_a_short_one(tmp_path: Path) -> None:
     figures = run.judge(done)
     assert figures["complaints"] == []
     assert all(part["sound"] for part in figures["rest"].values()), figures["rest"]
+    assert has_seen_enough(done.samples, Counter(done.codes))
     assert {"stay", "stay, killed", "visit", "deaf", "deaf, killed"} <= done.clients.keys()
     run.report(done).write(tmp_path / "soak")
     run.draw(done.samples, tmp_path / "soak.png")
