@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 from benchmarks import cities, daemon, meters
 from benchmarks.common import REPOSITORY, BenchmarkError, Options, Result, Table, rotated, spread
 from benchmarks.weights import write_teacher
+from shared import logbook
 from shared.store import Store
 from student_trainer.prepare.config import GridConfig
 
@@ -137,8 +137,7 @@ def _watch(process: subprocess.Popen[bytes], log: Path, server: daemon.Daemon | 
 
 def read(log: Path) -> list[Record]:
     """The whole lines of a run's metrics so far."""
-    lines = log.read_text().splitlines() if log.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    return logbook.read(log) if log.exists() else []
 
 
 def _ends_epoch(record: Record) -> bool:

@@ -25,6 +25,7 @@ import numpy.typing as npt
 import safetensors.numpy
 
 from shared import files
+from shared.address import answers_path
 from shared.arrays import Float16, Int32
 from shared.errors import FileFormatError
 from shared.vocab import Tokeniser
@@ -112,6 +113,12 @@ def write(path: Path, header: AnswersHeader, answers: Answers) -> None:
     document["checksum"] = _checksum(document, arrays)
     with files.atomic_path(path) as temporary:
         safetensors.numpy.save_file(arrays, temporary, metadata={"answers": json.dumps(document)})
+
+
+def check_address(teacher: str) -> None:
+    """Raises `FileFormatError` if a teacher's address names an answers file that is not there, or is none."""
+    if (path := answers_path(teacher)) is not None:
+        read_header(path)
 
 
 def read_header(path: Path) -> AnswersHeader:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from shared import files
+from shared.errors import FileFormatError
 from shared.sinks import Sink, Sinks, WandbRun
 
 
@@ -50,8 +51,27 @@ class Logbook:
         self._sinks.close()
 
 
+def read(path: Path) -> list[dict[str, Any]]:
+    """The whole records of a file; a last line that a crash has cut, or that is being written, is none.
+
+    Raises:
+        FileFormatError: the file is there and cannot be read, or a line is no record.
+        FileNotFoundError: there is none.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        records = [json.loads(line) for line in lines if line.endswith("\n")]
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise FileFormatError(f"{path} cannot be read: {error}") from None
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record, dict) or "step" not in record:
+            raise FileFormatError(f"{path} cannot be read: line {number} is no record of a step")
+    return records
+
+
 def _keep_until(path: Path, step: int) -> None:
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        whole = [line for line in lines if line.endswith("}")]  # a crash may have cut the last one
-        files.write_text(path, "".join(f"{line}\n" for line in whole if json.loads(line)["step"] <= step))
+        kept = [record for record in read(path) if record["step"] <= step]
+        files.write_text(path, "".join(f"{json.dumps(record)}\n" for record in kept))

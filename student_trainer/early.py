@@ -2,106 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from shared import answers_file, claims
-from shared.address import answers_path
 from shared.errors import DataError, FileFormatError
 from shared.launch import is_one_of_several
 from shared.store import Store
-from student_trainer.runs.layout import BEST, RunFiles, check_unused
+from student_trainer.runs.layout import check_unused
+
+if TYPE_CHECKING:  # of these a command imports its own alone
+    from student_trainer.convert.config import ConvertConfig
+    from student_trainer.evaluate.config import CompareConfig, EvaluateConfig
+    from student_trainer.generate.config import GenerateConfig
+    from student_trainer.headroom.config import HeadroomConfig
+    from student_trainer.pipeline.config import PipelineConfig
+    from student_trainer.predict.config import ExportConfig, PredictConfig
+    from student_trainer.report.config import BundleConfig, ReportConfig
+    from student_trainer.sample.config import SampleConfig
+    from student_trainer.train.config import TrainConfig
+
+    WithStudent = EvaluateConfig | ExportConfig | GenerateConfig | HeadroomConfig | PredictConfig
 
 
-class ReadsStore(Protocol):
-    """Settings of a job on a store."""
-
-    @property
-    def data(self) -> Path:
-        """The store."""
-
-
-class AsksTeacher(Protocol):
-    """Settings of a job that asks a teacher, or none."""
-
-    @property
-    def teacher(self) -> str:
-        """Where it is."""
-
-
-class MakesRun(ReadsStore, AsksTeacher, Protocol):
-    """Settings of a job that trains."""
-
-    @property
-    def out(self) -> Path:
-        """The run's directory."""
-
-    @property
-    def resume(self) -> bool:
-        """Whether it goes on with what is there."""
-
-    @property
-    def continue_to(self) -> int:
-        """Whether it does so, to how many epochs; 0 if not."""
-
-
-class ReadsWeights(ReadsStore, Protocol):
-    """Settings of a job with a student, or none."""
-
-    @property
-    def weights(self) -> Path | str | None:
-        """The file."""
-
-
-class ReadsEvaluations(Protocol):
-    """Settings of a job that reads what `evaluate` wrote."""
-
-    @property
-    def evaluations(self) -> Iterable[Path]:
-        """The directories."""
-
-
-class ReadsReport(Protocol):
-    """Settings of a job that reads what `report` wrote."""
-
-    @property
-    def report(self) -> Path:
-        """The directory."""
-
-
-class ReadsNetwork(Protocol):
-    """Settings of a job that converts."""
-
-    @property
-    def roads(self) -> Path:
-        """The network."""
-
-    @property
-    def trips(self) -> Path:
-        """The trips."""
-
-
-def check_convert(settings: ReadsNetwork) -> None:
+def check_convert(settings: ConvertConfig) -> None:
     """Raises `DataError` if there is no network, or there are no trips."""
     for flag, path in (("--roads", settings.roads), ("--trips", settings.trips)):
         if not path.is_file():
             raise DataError(f"{path} is no file; {flag} takes one")
 
 
-def check_store(settings: ReadsStore) -> None:
+def check_store(settings: PipelineConfig | SampleConfig | TrainConfig | WithStudent) -> None:
     """Raises `FileFormatError` if there is no store."""
     Store(settings.data)
 
 
-def check_answers(settings: AsksTeacher) -> None:
-    """Raises `FileFormatError` if the teacher is an answers file that is not there, or is none."""
-    path = answers_path(settings.teacher)
-    if path is not None:
-        answers_file.read_header(path)
-
-
-def check_run(settings: MakesRun) -> None:
+def check_run(settings: TrainConfig) -> None:
     """Raises `ReportableError` if there is no store, the answers file is none, or OUT is used and not resumed; who uses
     it now is said later.
 
@@ -110,43 +46,29 @@ def check_run(settings: MakesRun) -> None:
     if is_one_of_several():
         return
     check_store(settings)
-    check_answers(settings)
+    answers_file.check_address(settings.teacher)
     if not settings.resume and not settings.continue_to and claims.holder(settings.out) is None:
         check_unused(settings.out)
 
 
-def check_student(settings: ReadsWeights) -> None:
+def check_student(settings: WithStudent) -> None:
     """Raises `FileFormatError` if there is no store, or the weights cannot be read."""
     check_store(settings)
-    if settings.weights is None or settings.weights == "none":
-        return
-    _check_readable(Path(settings.weights))
+    if isinstance(settings.weights, Path):
+        try:
+            settings.weights.open("rb").close()
+        except OSError as error:
+            raise FileFormatError(f"cannot read the weights {settings.weights}: {error.strerror}") from None
 
 
-def check_pupil(settings: ReadsWeights) -> None:
-    """Raises `FileFormatError` if there is no store, or the weights, perhaps of a run's directory, cannot be read."""
-    check_store(settings)
-    path = Path(settings.weights or "")
-    _check_readable(RunFiles(path).best if path.is_dir() else path)
-
-
-def _check_readable(weights: Path) -> None:
-    try:
-        weights.open("rb").close()
-    except OSError as error:
-        best = Path(weights, BEST)
-        advice = f"; did you mean {best}?" if best.is_file() else ""
-        raise FileFormatError(f"cannot read the weights {weights}: {error.strerror}{advice}") from None
-
-
-def check_evaluations(settings: ReadsEvaluations) -> None:
+def check_evaluations(settings: CompareConfig | ReportConfig) -> None:
     """Raises `FileFormatError` if one of them is missing."""
     for folder in settings.evaluations:
         if not (path := folder / "metrics.json").exists():
             raise FileFormatError(f"{path} does not exist; make it with `student-trainer evaluate`")
 
 
-def check_report(settings: ReadsReport) -> None:
+def check_report(settings: BundleConfig) -> None:
     """Raises `FileFormatError` if there is no report."""
     if not (settings.report / "report.html").is_file():
         raise FileFormatError(f"{settings.report} is no report; make one with `student-trainer report`")

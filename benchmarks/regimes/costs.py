@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import statistics
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from benchmarks.common import rotated
 from benchmarks.regimes import arms
 from benchmarks.regimes.pool import ENVIRONMENT
 from benchmarks.regimes.runs import RESULTS
-from shared import files
+from shared import files, logbook
 
 TABLE = RESULTS / "regimes_costs.md"
 NAMES = ("vanilla", "document", "head", "target", "unsampled", "default")
@@ -74,7 +73,7 @@ def measure(name: str, data: Path, teacher: str, sampled: Path, out: Path) -> Co
     command += ["runtime.device=cpu", "runtime.threads=1"]
     command += [f"batch.sampled={sampled}"] if arm.samples else []
     subprocess.run(command, check=True, env=ENVIRONMENT, capture_output=True)
-    return cost_of([json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()])
+    return cost_of(logbook.read(out / "metrics.jsonl"))
 
 
 def table(turns: list[dict[str, Cost]]) -> str:

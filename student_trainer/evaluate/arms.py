@@ -125,14 +125,14 @@ def sentence(baseline: Arm) -> str:
 
 
 def unique_names(paths: Sequence[os.PathLike[str]]) -> list[str]:
-    """A name for each directory: its own, with as many of its parents as tell it from the others.
+    """A name for each file or directory: its own, with as many of its parents as tell it from the others.
 
     Raises:
         ConfigError: two are the same.
     """
     parts = [os.path.realpath(path).strip(os.sep).split(os.sep) for path in paths]
     if len({tuple(part) for part in parts}) < len(parts):
-        raise ConfigError(f"a directory is named twice: {', '.join(map(str, paths))}")
+        raise ConfigError(f"one is named twice: {', '.join(map(str, paths))}")
     depth = 1
     while len({tuple(part[-depth:]) for part in parts}) < len(parts):
         depth += 1

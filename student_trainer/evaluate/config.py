@@ -10,6 +10,7 @@ import pydantic
 from shared.config import Section, split_commas
 from shared.sinks import Wandb
 from shared.store import Cache
+from student_trainer.runs.layout import WeightsPath
 
 Paths = Annotated[tuple[Path, ...], pydantic.BeforeValidator(split_commas)]
 
@@ -47,8 +48,8 @@ class EvaluateConfig(Section):
     """Directory that `generate` wrote, or `sample`: its trips are compared with the test split's as a whole."""
     out: Path
     """Directory to write."""
-    weights: Path | None = None
-    """A checkpoint or a public `state_dict`: its next-road predictions on the split are measured, too."""
+    weights: WeightsPath | None = None
+    """A run's directory or checkpoint, or a public `state_dict`: its next-road predictions are measured, too."""
     name: str = ""
     """What the report calls it; empty: as the generated trips are called."""
     bootstrap: BootstrapConfig = BootstrapConfig()

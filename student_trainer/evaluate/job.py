@@ -13,7 +13,7 @@ EVALUATE = Job(
     flags=(
         Flag("--data", "data", "store that the trips were generated on", "STORE"),
         Flag("--trips", "trips", "directory that `generate` or `sample` wrote", "GENERATED"),
-        Flag("--weights", "weights", "also measure these weights' next-road predictions", "FILE"),
+        Flag("--weights", "weights", "also measure these weights' next-road predictions", "RUN|FILE"),
         Flag("--out", "out", "directory to write", "EVALUATION"),
     ),
 )

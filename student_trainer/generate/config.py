@@ -9,6 +9,7 @@ import pydantic
 
 from shared.config import Section
 from shared.store import Cache, SplitName
+from student_trainer.runs.layout import WeightsPath
 
 Method = Literal["greedy", "beam", "best_first", "shortest_path"]
 Repeats = Literal["any", "never", "best"]
@@ -69,8 +70,8 @@ class GenerateConfig(SearcherConfig):
 
     data: Path
     """Store that `prepare` wrote."""
-    weights: str = "none"
-    """A run's checkpoint, or a public `state_dict`; none for shortest_path with times by road class."""
+    weights: WeightsPath | Literal["none"] = "none"
+    """A run's directory or checkpoint, or a public `state_dict`; none for shortest_path with times by road class."""
     out: Path
     """Directory to write: trips.parquet, trips.csv, summary.json, config.yaml."""
     name: str | None = None

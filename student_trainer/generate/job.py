@@ -12,7 +12,7 @@ JOB = Job(
     check="student_trainer.early:check_student",
     flags=(
         Flag("--data", "data", "store to read", "STORE"),
-        Flag("--weights", "weights", "checkpoint of a run, an upstream state_dict, or none", "FILE"),
+        Flag("--weights", "weights", "a run, its checkpoint, an upstream state_dict, or none", "RUN|FILE"),
         Flag("--split", "split", "train, val or test", "SPLIT"),
         Flag("--out", "out", "directory to write", "GEN"),
     ),

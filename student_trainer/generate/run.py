@@ -111,7 +111,7 @@ def _weights(settings: GenerateConfig) -> dict[str, str] | None:
     if not settings.has_weights:
         return None
     try:
-        return {"file": settings.weights, "sha256": files.file_digest(Path(settings.weights))}
+        return {"file": str(settings.weights), "sha256": files.file_digest(Path(settings.weights))}
     except OSError as error:
         raise FileFormatError(f"cannot read the weights {settings.weights}: {error.strerror}") from None
 

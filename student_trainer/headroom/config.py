@@ -11,6 +11,7 @@ from shared.config import Section
 from shared.store import Cache, SplitName
 from student_trainer.distill.config import ClientConfig
 from student_trainer.evaluate.config import BootstrapConfig
+from student_trainer.runs.layout import WeightsPath
 
 
 class HeadroomConfig(Section):
@@ -20,7 +21,7 @@ class HeadroomConfig(Section):
     """Store that `prepare` wrote."""
     teacher: TeachersText
     """As for train."""
-    weights: Path
+    weights: WeightsPath
     """A run's directory or checkpoint, or a public `state_dict`."""
     split: SplitName = "val"
     """train, val or test: trips that the student has not been trained on."""

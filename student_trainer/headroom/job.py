@@ -9,7 +9,7 @@ JOB = Job(
     summary="estimate what a teacher can still teach a student, before distilling",
     schema="student_trainer.headroom.config:HeadroomConfig",
     run="student_trainer.headroom.run:run",
-    check="student_trainer.early:check_pupil",
+    check="student_trainer.early:check_student",
     flags=(
         Flag("--data", "data", "store that both know", "STORE"),
         Flag("--teacher", "teacher", "teachers, as for train", "HOST:PORT[,HOST:PORT...]"),

@@ -18,7 +18,6 @@ from student_trainer.model.device import pick_device
 from student_trainer.model.weights import load_model
 from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.runs.checkpoint import Checkpoint
-from student_trainer.runs.layout import RunFiles
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.connect import connect
 from student_trainer.train.feed import Feed
@@ -49,7 +48,7 @@ def run(settings: HeadroomConfig) -> int:
 
 def measure(settings: HeadroomConfig) -> dict[str, Any]:
     """The numbers, as `evaluate.headroom.measure` has them, and what they are of; raises as `run`."""
-    store, weights = Store(settings.data), weights_of(settings.weights)
+    store, weights = Store(settings.data), settings.weights
     device = pick_device(settings.device)
     model, _ = load_model(weights, store)
     trained = _trained(weights)
@@ -68,11 +67,6 @@ def measure(settings: HeadroomConfig) -> dict[str, Any]:
     found = headroom.measure(answers, settings.seed, settings.bootstrap, learned)
     about = {"weights": str(weights), "teacher": settings.teacher, "teacher_revision": revision}
     return {**about, "split": settings.split, "window": recipe.distill.window, **found}
-
-
-def weights_of(path: Path) -> Path:
-    """The file of weights that a path means: of a run's directory its best ones."""
-    return RunFiles(path).best if path.is_dir() else path
 
 
 def _trained(weights: Path) -> Checkpoint | None:

@@ -11,6 +11,7 @@ import pydantic
 
 from shared.config import Section, split_commas
 from shared.store import Cache, SplitName
+from student_trainer.runs.layout import WeightsPath
 
 
 def _seconds(text: str) -> int:
@@ -52,8 +53,8 @@ class PredictConfig(CutConfig):
 
     data: Path
     """Store that `prepare` wrote."""
-    weights: Path
-    """A run's checkpoint, or a public `state_dict`."""
+    weights: WeightsPath
+    """A run's directory or checkpoint, or a public `state_dict`."""
     split: SplitName = "val"
     """train, val or test."""
     out: Path | None = None
@@ -96,8 +97,8 @@ class ExportConfig(Section):
 
     data: Path
     """Store that `prepare` wrote."""
-    weights: Path
-    """A run's checkpoint, or a public `state_dict`."""
+    weights: WeightsPath
+    """A run's directory or checkpoint, or a public `state_dict`."""
     out: Path
     """The .pt2 file to write, for `torch.export.load`."""
     candidate_top_k: int = pydantic.Field(64, ge=0)

@@ -12,7 +12,7 @@ PREDICT = Job(
     check="student_trainer.early:check_student",
     flags=(
         Flag("--data", "data", "store to read", "STORE"),
-        Flag("--weights", "weights", "checkpoint of a run, or an upstream state_dict", "FILE"),
+        Flag("--weights", "weights", "a run, its checkpoint, or an upstream state_dict", "RUN|FILE"),
         Flag("--split", "split", "train, val or test", "SPLIT"),
         Flag("--out", "out", "file to write", "FILE.npz"),
         Flag("--trip", "trip", "instead: roads of a trip under way, the current one last", "ROAD[,ROAD...]"),
@@ -29,7 +29,7 @@ EXPORT = Job(
     section="export-student",
     flags=(
         Flag("--data", "data", "store to read", "STORE"),
-        Flag("--weights", "weights", "checkpoint of a run, or an upstream state_dict", "FILE"),
+        Flag("--weights", "weights", "a run, its checkpoint, or an upstream state_dict", "RUN|FILE"),
         Flag("--out", "out", "file to write", "FILE.pt2"),
     ),
 )

@@ -28,17 +28,12 @@ def run(settings: BundleConfig) -> int:
     """Writes the archive; prints what is in it as JSON on stdout.
 
     Raises:
-        ConfigError: the name of the archive does not end in .zip, two files would have the same place in it, or another
-            job writes it.
+        ConfigError: the archive's name does not end in .zip, a file or run is named twice, or another job writes it.
         FileFormatError: a file is missing.
     """
     if settings.out.suffix != ".zip":
         raise ConfigError(f"out must end in .zip, got {settings.out}")
-    members: dict[str, Path] = {}
-    for name, path in _members(settings):
-        if name in members:
-            raise ConfigError(f"{members[name]} and {path} would both be {name} in the archive; rename one")
-        members[name] = path
+    members = dict(_members(settings))
     manifest = {
         "format": FORMAT,
         "software": shared.__version__,
@@ -67,8 +62,8 @@ def _members(settings: BundleConfig) -> Iterator[tuple[str, Path]]:
     for path in sorted(settings.report.rglob("*")):
         if path.is_file() and not path.is_symlink() and path.name != lock.NAME:
             yield str(PurePosixPath("report", *path.relative_to(settings.report).parts)), path
-    for path in settings.weights:
-        yield f"weights/{_existing(path).name}", path
+    for path, name in zip(settings.weights, arms.unique_names(settings.weights), strict=True):
+        yield f"weights/{name}", _existing(path)
     for run_, name in zip(settings.runs, arms.unique_names(settings.runs), strict=True):
         found = [run_ / name for name in layout.BOOKS if (run_ / name).is_file()]
         if not found:

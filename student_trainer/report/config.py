@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import pydantic
 
-from shared.config import Section
+from shared.config import Section, split_commas
 from student_trainer.evaluate.config import Paths
+from student_trainer.runs.layout import WeightsPath
 
 
 class ReportConfig(Section):
@@ -45,8 +47,8 @@ class BundleConfig(Section):
 
     report: Path
     """Directory that `report` wrote."""
-    weights: Paths = ()
-    """Files of weights to add, separated by commas."""
+    weights: Annotated[tuple[WeightsPath, ...], pydantic.BeforeValidator(split_commas)] = ()
+    """Weights to add, separated by commas: runs' directories, or files."""
     runs: Paths = ()
     """Directories that `train` wrote, separated by commas: their settings and metrics are added."""
     out: Path

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from shared import logbook
 from shared.errors import FileFormatError
 from student_trainer.evaluate import arms, headroom, training
 from student_trainer.evaluate.arms import Arm, Model
@@ -68,11 +69,9 @@ def _curves(run: Path) -> dict[str, list[list[float]]]:
     """Steps and values of what a run has recorded."""
     path = RunFiles(run).metrics
     try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        records = logbook.read(path)
     except FileNotFoundError:
         raise FileFormatError(f"{path} does not exist: is {run} a directory that `train` wrote?") from None
-    except (OSError, ValueError) as error:
-        raise FileFormatError(f"{path} cannot be read: {error}") from None
     found = {}
     for name, _, _ in CURVES:
         points = [(record["step"], record[name]) for record in records if name in record]

@@ -29,7 +29,7 @@ BUNDLE = Job(
     check="student_trainer.early:check_report",
     flags=(
         Flag("--report", "report", "directory that `report` wrote", "REPORT"),
-        Flag("--weights", "weights", "files of weights to add", "FILE[,FILE...]"),
+        Flag("--weights", "weights", "runs or files with weights to add", "RUN|FILE[,...]"),
         Flag("--runs", "runs", "directories that `train` wrote, to add", "RUN[,RUN...]"),
         Flag("--out", "out", "archive to write", "FILE.zip"),
     ),

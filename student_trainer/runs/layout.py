@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
+
+import pydantic
 
 from shared import files
 from shared.errors import ConfigError, FileFormatError
@@ -66,6 +69,10 @@ def weights_in(path: Path) -> Path:
     if not best.is_file():
         raise FileFormatError(f"{path} is no run with weights: it has no {BEST}")
     return best
+
+
+WeightsPath = Annotated[Path, pydantic.AfterValidator(weights_in)]
+"""A setting that takes weights: a file, or a run's directory for the best of the run."""
 
 
 def check_unused(out: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from shared import answers_file
 from shared.errors import ConfigError
 from shared.store import Store
-from student_trainer.early import check_answers
 from student_trainer.evaluate.over_seeds import smallest_p
 from student_trainer.tune import samplers, space
 from student_trainer.tune.config import TuneConfig
@@ -106,7 +106,7 @@ def check(settings: TuneConfig) -> None:
     make(settings)
     if not settings.dry_run:
         Store(settings.data)
-        check_answers(settings)
+        answers_file.check_address(settings.teacher)
 
 
 def make(settings: TuneConfig) -> Plan:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from shared import claims
+from shared import claims, logbook
 from shared.errors import TrainingError
 from shared.stop import StopSignals
 from shared.store import SplitName, Store
@@ -226,8 +225,7 @@ def values_so_far(objective: Objective, sessions: Sequence[Session], epoch: int)
 
 def step_milliseconds(run: Path) -> float:
     """Median of the step times that a run has recorded."""
-    lines = RunFiles(run).metrics.read_text(encoding="utf-8").splitlines()
-    times = [record["perf/step_ms"] for record in map(json.loads, lines) if "perf/step_ms" in record]
+    times = [record["perf/step_ms"] for record in logbook.read(RunFiles(run).metrics) if "perf/step_ms" in record]
     return float(np.median(times))
 
 

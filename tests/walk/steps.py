@@ -90,7 +90,7 @@ OWN_CITY = (
     ),
     Step("student-trainer train --data runs/store --teacher none --out runs/vanilla", more=SMALL),
     Step(
-        "student-trainer predict --data runs/store --weights runs/distilled/checkpoints/best.pt "
+        "student-trainer predict --data runs/store --weights runs/distilled "
         "--trip 1,2,3 --destination 9", sizes=(("1,2,3", "0,2"),),
     ),
 )  # fmt: skip

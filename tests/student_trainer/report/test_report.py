@@ -140,8 +140,10 @@ def test_trips_are_geojson(city: Path) -> None:
 
 
 def test_a_bundle_holds_everything_and_says_so(city: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = tmp_path / "weights.pth"
-    weights.write_bytes(b"w" * 1000)
+    for name in ("vanilla", "distilled"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "hoser.pth").write_bytes(name.encode() * 100)
+    weights = ",".join(str(tmp_path / name / "hoser.pth") for name in ("vanilla", "distilled"))
     for out in ("a.zip", "b.zip"):
         arguments = ("--report", city / "report", "--weights", weights, "--runs", city / "run")
         assert call("bundle", *arguments, "--out", tmp_path / out) == 0
@@ -153,8 +155,14 @@ def test_a_bundle_holds_everything_and_says_so(city: Path, tmp_path: Path, capsy
             content = archive.read(name)
             assert (hashlib.sha256(content).hexdigest(), len(content)) == (entry["sha256"], entry["bytes"])
             assert not name.startswith("/") and ".." not in name.split("/")
-        wanted = ("report/report.html", "report/trips/real.geojson", "weights/weights.pth", "runs/run/metrics.jsonl")
-        assert set(wanted) <= set(manifest["files"])
+        wanted = (
+            "report/report.html",
+            "report/trips/real.geojson",
+            "weights/vanilla/hoser.pth",
+            "weights/distilled/hoser.pth",
+        )
+        assert {*wanted, "runs/run/metrics.jsonl"} <= set(manifest["files"])
+        assert archive.read("weights/distilled/hoser.pth").startswith(b"distilled")
 
 
 def changed(path: Path, **values: Any) -> None:
@@ -206,9 +214,9 @@ def test_trips_that_have_changed_since_are_refused(
         (("--report", "{root}/report", "--weights", "{tmp}/no", "--out", "{tmp}/b.zip"), "no file"),
         (("--report", "{root}/report", "--runs", "{tmp}", "--out", "{tmp}/b.zip"), "no directory that `train` wrote"),
         (
-            ("--report", "{root}/report", "--weights", "{root}/first/metrics.json,{root}/second/metrics.json",
+            ("--report", "{root}/report", "--weights", "{root}/first/metrics.json,{root}/first/metrics.json",
              "--out", "{tmp}/b.zip"),
-            "rename one",
+            "named twice",
         ),
     ],
 )  # fmt: skip
