@@ -20,8 +20,8 @@ from typing import Any
 from benchmarks import cities, daemon, meters
 from benchmarks.common import REPOSITORY, BenchmarkError, Options, Result, Table, rotated, spread
 from benchmarks.weights import write_teacher
-from shared import logbook
 from shared.store import Store
+from shared.training import logbook
 from student_trainer.prepare.config import GridConfig
 
 CITY, GRID = "sf_taxi_core", GridConfig()

@@ -29,11 +29,11 @@ import torch
 from benchmarks import cities
 from benchmarks.common import REPOSITORY, BenchmarkError, Options, Result, Table, rotated, spread
 from shared.store import Store
+from shared.training.torch_ranks import join
 from student_trainer.data.loader import Prefetcher
 from student_trainer.model.config import ModelConfig
 from student_trainer.prepare.config import GridConfig
 from student_trainer.train.config import OptimConfig, RuntimeConfig, TrainConfig
-from student_trainer.train.ranks import join
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.schedule import prepare_step
 from student_trainer.train.session import Session

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from shared import answers_file, claims
 from shared.errors import DataError, FileFormatError
-from shared.launch import is_one_of_several
 from shared.store import Store
+from shared.training.launch import is_one_of_several
 from student_trainer.runs.layout import check_unused
 
 if TYPE_CHECKING:  # of these a command imports its own alone

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from shared import claims
-from shared.launch import is_one_of_several
 from shared.store import Store
+from shared.training.launch import is_one_of_several
 from teacher_server import teachers
 from teacher_server.lmtad.config import OVERWRITE, ExportConfig
 from teacher_server.offline import config as offline

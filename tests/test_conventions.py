@@ -70,16 +70,18 @@ ALLOWED = {
         *("shared.log", "shared.processes", "shared.provenance"),
     },
     "shared.address": set(),
-    "shared.forecast": set(),
-    "shared.stop": set(),
-    "shared.launch": set(),
-    "shared.heartbeats": set(),
-    "shared.group": {"shared.heartbeats"},
-    "shared.ranks": {"shared.arrays", "shared.errors", "shared.group", "shared.heartbeats", "shared.log", "shared"},
-    "shared.restoring": {"shared.errors"},
-    "shared.generations": {"shared", "shared.errors", "shared.files"},
+    "shared.training.stop": set(),
+    "shared.training.launch": set(),
+    "shared.training.heartbeats": set(),
+    "shared.training.group": {"shared.training.heartbeats"},
+    "shared.training.ranks": {
+        *("shared", "shared.arrays", "shared.errors", "shared.log"),
+        *("shared.training.group", "shared.training.heartbeats"),
+    },
+    "shared.training.states": {"shared.errors"},
+    "shared.training.generations": {"shared", "shared.errors", "shared.files"},
     "shared.sinks": {"shared", "shared.errors", "shared.files"},
-    "shared.logbook": {"shared", "shared.errors", "shared.files", "shared.sinks"},
+    "shared.training.logbook": {"shared", "shared.errors", "shared.files", "shared.sinks"},
 }
 """All that some modules of `shared` may import of it; what lies below does not know what lies above."""
 
@@ -97,7 +99,9 @@ ROOMS = {package: drawn_rooms(package) for package in ("student_trainer", "teach
 """Which part of a program knows which, as docs/architecture.md draws it: data flows one way."""
 
 STACKS = {"torch", "torch_geometric", "grpc", "polars", "kahip", "optuna"}
-"""What `shared` must not drag in, but for gRPC in `shared.rpc`."""
+"""What `shared` must not drag in."""
+MAY_USE = {"shared.rpc": {"grpc"}, "shared.training": {"torch"}}
+"""But for these, which nothing else of `shared` imports."""
 
 BANNED = (
     r"(?<![.\w])(eval|exec)\(",
@@ -160,10 +164,11 @@ def test_imports_go_one_way() -> None:
     def forbidden(path: Path) -> Iterator[str]:
         name = name_of(path)
         package = name.partition(".")[0]
-        stacks = set() if package != "shared" else STACKS - {"grpc"} if name.startswith("shared.rpc") else STACKS
+        stacks = set() if package != "shared" else STACKS - MAY_USE.get(".".join(name.split(".")[:2]), set())
         for other in imports_of(path):
             root = other.partition(".")[0]
             is_above = root == "shared" and name in ALLOWED and other not in ALLOWED[name]
+            is_above |= package == "shared" and other.startswith("shared.training") > name.startswith("shared.training")
             if root in stacks | set(ROOTS) - {package, "shared"} or other.endswith("__main__") or is_above:
                 yield other
 
@@ -202,7 +207,7 @@ def test_no_module_imports_itself_through_others() -> None:
 
 
 def test_shared_is_imported_without_either_stack() -> None:
-    modules = [name for name in sorted(NAMES) if name.startswith("shared") and not name.startswith("shared.rpc")]
+    modules = [name for name in sorted(NAMES) if name.startswith("shared") and room_of(name) not in MAY_USE]
     code = f"import sys, {', '.join(modules)}; print(*sorted({STACKS!r} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert done.stdout == "\n"

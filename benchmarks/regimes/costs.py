@@ -20,7 +20,8 @@ from benchmarks.common import rotated
 from benchmarks.regimes import arms
 from benchmarks.regimes.pool import ENVIRONMENT
 from benchmarks.regimes.runs import RESULTS
-from shared import files, logbook
+from shared import files
+from shared.training import logbook
 
 TABLE = RESULTS / "regimes_costs.md"
 NAMES = ("vanilla", "document", "head", "target", "unsampled", "default")

@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from shared import logbook
 from shared.errors import FileFormatError
+from shared.training import logbook
 from student_trainer.evaluate import arms, headroom, training
 from student_trainer.evaluate.arms import Arm, Model
 from student_trainer.evaluate.evaluation import Evaluation

@@ -6,13 +6,13 @@ import logging
 
 from shared.address import answers_path
 from shared.store import Store
+from shared.training.torch_ranks import ALONE, Ranks
 from student_trainer.distill.client import GrpcTeacher
 from student_trainer.distill.config import NAME_LENGTH, ClientConfig
 from student_trainer.distill.offline import FileTeacher, check_answers
 from student_trainer.distill.query import check_teacher
 from student_trainer.distill.teacher import NullTeacher, Teacher
 from student_trainer.train.config import TrainConfig
-from student_trainer.train.ranks import ALONE, Ranks
 
 log = logging.getLogger(__name__)
 

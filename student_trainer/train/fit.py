@@ -13,11 +13,11 @@ import numpy as np
 
 from shared.arrays import Float64, Int64
 from shared.subset import draw
+from shared.training.torch_ranks import Ranks
 from student_trainer.distill.conditional_logit import Choices
 from student_trainer.distill.destination import DestinationTarget, choices_of
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed
-from student_trainer.train.ranks import Ranks
 from student_trainer.train.trips import RunTrips
 
 log = logging.getLogger(__name__)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from shared import logbook
 from shared.sinks import WandbRun
+from shared.training import logbook
 from student_trainer.runs.layout import RunFiles
 from student_trainer.runs.prometheus import Prometheus
 from student_trainer.train.config import TrainConfig

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from shared.errors import FileFormatError
 from student_trainer.distill.config import DistillConfig
 from student_trainer.model import device as devices
 from student_trainer.train.config import OptimConfig, RuntimeConfig
@@ -50,28 +49,6 @@ def distill_share(step: int, total: int, config: DistillConfig) -> float:
         return 1.0
     progress = min(step / (config.schedule_share * total), 1.0)
     return (1 + math.cos(math.pi * progress)) / 2 if config.schedule == "cosine" else 1 - progress
-
-
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """State of the generators that a layer on the device may draw from, by device type: uint8 each."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def set_random_state(states: Mapping[str, Tensor], device: torch.device) -> None:
-    """Restores what `random_state` gave; a run may go on on another type of device, without that type's state.
-
-    Raises:
-        FileFormatError: these are no states of generators.
-    """
-    try:
-        torch.set_rng_state(states["cpu"])
-        if device.type == "cuda" and "cuda" in states:
-            torch.cuda.set_rng_state(states["cuda"], device)
-    except (LookupError, TypeError, RuntimeError) as error:
-        raise FileFormatError(f"the checkpoint's state of the random generators is damaged: {error}") from None
 
 
 class Precision:

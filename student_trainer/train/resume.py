@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared import config, generations
+from shared import config
 from shared.errors import CompatibilityError, ConfigError, FileFormatError
-from shared.restoring import restore_optimizer, restore_scaler
 from shared.store import Store
+from shared.training import generations
+from shared.training.states import random_state, restore_optimizer, restore_scaler, set_random_state
 from student_trainer.distill.destination import FEATURES, DestinationTarget
 from student_trainer.model import students
 from student_trainer.model.history_head import HistoryHead
@@ -22,7 +23,7 @@ from student_trainer.runs.checkpoint import Checkpoint
 from student_trainer.runs.layout import RunFiles, check_unused
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.meters import Sums
-from student_trainer.train.optim import learning_rate, random_state, set_random_state
+from student_trainer.train.optim import learning_rate
 from student_trainer.train.schedule import Schedule
 from student_trainer.train.trainer import Trainer
 

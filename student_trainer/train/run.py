@@ -22,14 +22,14 @@ import torch
 from shared import claims, cli, tracing
 from shared.errors import ConfigError
 from shared.sinks import check_wandb
-from shared.stop import StopSignals
 from shared.store import Store
+from shared.training.stop import StopSignals
+from shared.training.torch_ranks import Ranks, join
 from student_trainer.evaluate.headroom import left
 from student_trainer.model.device import pick_device, use_threads
 from student_trainer.runs.checkpoint import Checkpoint
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.connect import connect, patience_seconds
-from student_trainer.train.ranks import Ranks, join
 from student_trainer.train.resume import extended, find_checkpoint
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.session import Session

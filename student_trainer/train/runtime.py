@@ -6,11 +6,11 @@ import dataclasses
 
 import torch
 
-from shared.stop import StopSignals
 from shared.tracing import Tracer
+from shared.training.stop import StopSignals
+from shared.training.torch_ranks import ALONE, Ranks
 from student_trainer.train.config import RuntimeConfig
 from student_trainer.train.optim import Precision
-from student_trainer.train.ranks import ALONE, Ranks
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -11,10 +11,10 @@ import numpy as np
 from shared import tracing
 from shared.arrays import Int64
 from shared.tracing import Span, Tracer
+from shared.training.torch_ranks import ALONE, Ranks
 from student_trainer.data.loader import TripOrder
 from student_trainer.model.road_graph import Field, RoadGraph
 from student_trainer.train.feed import Feed, Prepared
-from student_trainer.train.ranks import ALONE, Ranks
 
 
 @dataclasses.dataclass(frozen=True)

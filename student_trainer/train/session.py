@@ -14,6 +14,8 @@ import tqdm
 from shared import config, files, progress
 from shared.errors import CompatibilityError, ConfigError, TeacherError
 from shared.store import Store
+from shared.training.states import random_state
+from shared.training.torch_ranks import RankLost
 from student_trainer.data.loader import Prefetcher
 from student_trainer.data.network import RoadNetwork
 from student_trainer.distill.teacher import FailureStats, NullTeacher, Teacher
@@ -31,9 +33,7 @@ from student_trainer.train.feed import Feed
 from student_trainer.train.fit import give_target
 from student_trainer.train.logbook import Logbook
 from student_trainer.train.meters import Clock
-from student_trainer.train.optim import random_state
 from student_trainer.train.profiling import Profile
-from student_trainer.train.ranks import RankLost
 from student_trainer.train.resume import note_extension, restore, snapshot, target_of
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.schedule import PlannedStep, Step, prepare_step
@@ -218,7 +218,7 @@ class Session:
             self._save("last")
 
     def _check_ranks(self) -> None:
-        self.runtime.ranks.check_same(self.trainer.learned, f"at step {self.progress.step}")
+        self.runtime.ranks.check_same(self.trainer.learned.values(), f"at step {self.progress.step}")
 
     def _save(self, name: str) -> None:
         """Writes a checkpoint, on the first rank; the others' would be the same."""

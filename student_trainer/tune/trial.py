@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from shared import claims, logbook
+from shared import claims
 from shared.errors import TrainingError
-from shared.stop import StopSignals
 from shared.store import SplitName, Store
+from shared.training import logbook
+from shared.training.states import random_state, set_random_state
+from shared.training.stop import StopSignals
 from shared.wire import ScoreQuery, ScoreReply
 from student_trainer.data.network import RoadNetwork
 from student_trainer.distill.teacher import Teacher
@@ -31,7 +33,6 @@ from student_trainer.predict.positions import predict
 from student_trainer.runs.layout import RunFiles
 from student_trainer.train.config import RecipeConfig, TrainConfig
 from student_trainer.train.connect import connect
-from student_trainer.train.optim import random_state, set_random_state
 from student_trainer.train.resume import find_checkpoint
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.session import Session

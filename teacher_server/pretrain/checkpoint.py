@@ -1,26 +1,13 @@
-"""Checkpoints of `pretrain`: everything that a run needs to go on bit for bit, its best weights among it.
-
-A `torch.save` archive of tensors and plain values, written atomically, read with `weights_only=True` after the checksum
-of every record: nothing in it is executed.
-"""
+"""Checkpoints of `pretrain`: everything that a run needs to go on bit for bit, its best weights among it."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
-import pydantic
-import torch
 from torch import Tensor
 
-from shared import files, generations, torch_archive
-from shared.errors import FileFormatError
-
-FORMAT = "lmtad-pretraining/1"
-
-_AS_IT_IS = pydantic.ConfigDict(arbitrary_types_allowed=True, strict=True, revalidate_instances="always")
-"""Types must be those that are written; nothing is converted."""
+from shared.training.checkpoints import AS_IT_IS, Format
 
 
 @dataclasses.dataclass
@@ -49,7 +36,7 @@ class Progress:
     best_epoch: int = 0
     stale: int = 0
 
-    __pydantic_config__ = _AS_IT_IS
+    __pydantic_config__ = AS_IT_IS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,51 +66,8 @@ class Checkpoint:
     random: dict[str, Tensor]
     torch: str
 
-    __pydantic_config__ = _AS_IT_IS
+    __pydantic_config__ = AS_IT_IS
 
 
-_CONTENT = pydantic.TypeAdapter(Checkpoint)
-"""Looks at the types; what it makes is not used."""
-
-
-def save(path: Path, checkpoint: Checkpoint, keep: int) -> None:
-    """Writes a checkpoint; a crash leaves the old file or the new one, and `keep` of them stay."""
-    values = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
-    values["progress"] = dataclasses.asdict(checkpoint.progress)
-    with files.atomic_path(path) as temporary:
-        torch.save({"format": FORMAT, **values}, temporary)
-        generations.rotate(path, keep)
-
-
-def load_newest(path: Path) -> Checkpoint | None:
-    """The newest checkpoint that can be read, of `path` and those before it; None if there is none.
-
-    Raises:
-        FileFormatError: there are some, and none can be read.
-    """
-    return generations.newest(path, load, lambda checkpoint: checkpoint.progress.step)
-
-
-def load(path: Path) -> Checkpoint:
-    """Reads a checkpoint.
-
-    Raises:
-        FileFormatError: the file is missing, damaged, not a checkpoint of `pretrain`, or holds code.
-    """
-    torch_archive.check(path)
-    try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # an untrusted file can make the parser fail in any way
-        reason = " ".join(str(error).split())[:200]
-        raise FileFormatError(f"{path} is not a readable checkpoint: {reason or type(error).__name__}") from None
-    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
-        raise FileFormatError(f"{path} is not a checkpoint of `pretrain` ({FORMAT})")
-    try:
-        checkpoint = Checkpoint(**{**values, "progress": Progress(**values["progress"])})
-        _CONTENT.validate_python(checkpoint)
-    except (TypeError, KeyError) as error:
-        raise FileFormatError(f"{path} is damaged: {error}") from None
-    except pydantic.ValidationError as error:
-        issue = error.errors()[0]
-        raise FileFormatError(f"{path} is damaged: {'.'.join(map(str, issue['loc']))}: {issue['msg']}") from None
-    return checkpoint
+_FORMAT = Format(Checkpoint, "lmtad-pretraining/1")
+save, load, load_newest = _FORMAT.save, _FORMAT.load, _FORMAT.load_newest

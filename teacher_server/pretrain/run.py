@@ -19,13 +19,14 @@ from typing import Any
 import torch
 
 import shared
-from shared import claims, cli, config, files, generations, teacher_file
+from shared import claims, cli, config, files, teacher_file
 from shared.errors import CompatibilityError, ConfigError, FileFormatError
 from shared.floors import COUNTED, RULES
-from shared.ranks import Ranks
 from shared.sinks import check_tensorboard, check_wandb
-from shared.stop import StopSignals
 from shared.store import Store
+from shared.training import generations
+from shared.training.stop import StopSignals
+from shared.training.torch_ranks import Ranks, join
 from teacher_server.lmtad import model as models
 from teacher_server.lmtad.device import find_device
 from teacher_server.lmtad.export import summary
@@ -35,7 +36,6 @@ from teacher_server.pretrain.checkpoint import Checkpoint, load_newest
 from teacher_server.pretrain.config import PretrainConfig
 from teacher_server.pretrain.corpus import fingerprint_of
 from teacher_server.pretrain.layout import RunFiles, check_unused
-from teacher_server.pretrain.ranks import join
 from teacher_server.pretrain.session import Session
 from teacher_server.pretrain.trainer import Surroundings
 
@@ -177,8 +177,10 @@ def check_resumable(settings: PretrainConfig, store: Store, config: dict[str, An
     before = defaults | config  # a version that did not know a setting did what its default does
     changed = [key for key in now if key not in FREE_TO_CHANGE and now[key] != before[key]]
     if changed:
+        told = "; ".join(f"{key} is {before[key]} there, {now[key]} here" for key in changed)
         raise ConfigError(
-            f"cannot resume {folder} with other settings: {', '.join(changed)} differ from its config.yaml"
+            f"cannot resume {folder} with other settings: {told}. Give it the settings of its config.yaml, or begin a "
+            "run in another --out"
         )
 
 

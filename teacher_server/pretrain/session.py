@@ -17,19 +17,18 @@ import torch
 from shared import config, files
 from shared import progress as bars
 from shared.errors import TrainingError
-from shared.forecast import Forecast, spoken
-from shared.logbook import Logbook
-from shared.ranks import RankLost
 from shared.sinks import WandbRun
 from shared.store import Store
 from shared.teacher_file import Weights
+from shared.training.logbook import Logbook
+from shared.training.ranks import RankLost
 from teacher_server.pretrain import checkpoint as checkpoints
 from teacher_server.pretrain.checkpoint import Checkpoint, Progress
 from teacher_server.pretrain.config import PretrainConfig
 from teacher_server.pretrain.corpus import fingerprint_of, read_corpus
 from teacher_server.pretrain.epochs import Epoch, Epochs, find_architecture
+from teacher_server.pretrain.forecast import Forecast, spoken
 from teacher_server.pretrain.layout import RunFiles
-from teacher_server.pretrain.ranks import check_same
 from teacher_server.pretrain.trainer import Surroundings, Trainer, learning_rate
 
 log = logging.getLogger(__name__)
@@ -90,7 +89,7 @@ class Session:
             TrainingError: the loss is not finite, or another rank has gone.
             KeyboardInterrupt: a signal has come.
         """
-        check_same(self._around.ranks, self.trainer.model, f"at step {self.progress.step}")
+        self._around.ranks.check_same(self.trainer.model.parameters(), f"at step {self.progress.step}")
         logbook = self._open_logbook() if self._around.ranks.is_first else None
         try:
             self._loop(logbook)
@@ -191,7 +190,7 @@ class Session:
     def _end_epoch(self, epoch: Epoch, logbook: Logbook | None) -> None:
         held_out = self.trainer.held_out(self._val)
         progress = self.progress
-        check_same(self._around.ranks, self.trainer.model, f"at step {progress.step}")
+        self._around.ranks.check_same(self.trainer.model.parameters(), f"at step {progress.step}")
         log.info(
             "epoch %d/%d: train %.4f, held out %.4f nats/token, next cell %.2f %%",
             progress.epoch + 1, self._settings.epochs, progress.epoch_loss / max(1, epoch.steps), held_out.loss,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -22,17 +22,16 @@ from torch.nn import functional
 
 from shared import files
 from shared.arrays import Int64
-from shared.errors import FileFormatError, TrainingError
-from shared.ranks import Ranks
-from shared.restoring import restore_optimizer, restore_scaler
-from shared.stop import StopSignals
+from shared.errors import TrainingError
+from shared.training.states import random_state, restore_optimizer, restore_scaler, set_random_state
+from shared.training.stop import StopSignals
+from shared.training.torch_ranks import Ranks
 from shared.vocab import Vocabulary
 from teacher_server.lmtad.device import find_autocast
 from teacher_server.lmtad.model import LMTAD, Architecture, check_shapes
 from teacher_server.pretrain.checkpoint import Checkpoint
 from teacher_server.pretrain.config import PretrainConfig
 from teacher_server.pretrain.corpus import Corpus, Spans, cut, make_batch, make_batches
-from teacher_server.pretrain.ranks import sum_gradients
 
 MEMORY_SHARE = 0.6
 """Of an accelerator's free memory that activations may take."""
@@ -93,7 +92,7 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(around.device.type, enabled=self._autocast is torch.float16)
         self._most_tokens = settings.micro_batch_tokens or find_budget(architecture, self._autocast, around.device)
         self.parameters = sum(parameter.numel() for parameter in self._learned)
-        self.random = random_states(around.device)
+        self.random = random_state(around.device)
 
     def train_step(
         self, corpus: Corpus, spans: Spans, batch: Int64, step: int, rate: float, done: Callable[[float, float], None]
@@ -125,7 +124,7 @@ class Trainer:
             mine = self._loss(self._logits(inputs), targets) / tokens
             torch.autograd.backward(self._scaler.scale(mine))
             loss += mine.detach()
-        loss = sum_gradients(ranks, self._learned, loss)
+        loss = ranks.sum_gradients(self._learned, loss)
         self._scaler.unscale_(self._optimiser)
         norm = torch.nn.utils.clip_grad_norm_(self._learned, self._settings.grad_clip)
         value, norm_is = torch.stack([loss, norm]).tolist()
@@ -138,7 +137,7 @@ class Trainer:
         with self._around.stop.shield():
             self._scaler.step(self._optimiser)
             self._scaler.update()
-            self.random = random_states(self._around.device)
+            self.random = random_state(self._around.device)
             done(value, norm_is)
 
     @torch.no_grad()
@@ -181,8 +180,8 @@ class Trainer:
                 parameter.copy_(found.model[name])
         restore_optimizer(self._optimiser, found.optimiser)
         restore_scaler(self._scaler, found.scaler)
-        set_random_states(found.random, self._around.device)
-        self.random = random_states(self._around.device)
+        set_random_state(found.random, self._around.device)
+        self.random = random_state(self._around.device)
 
     def _batch(self, corpus: Corpus, spans: Spans, trips: Int64) -> tuple[Tensor, Tensor]:
         inputs, targets = make_batch(corpus, spans, trips, self._vocabulary)
@@ -225,28 +224,6 @@ def tokens_within(free: int, architecture: Architecture, value_bytes: int) -> in
     blocks = ACTIVATION_VALUES * value_bytes // 2 * architecture.n_layer * architecture.n_embd
     each = blocks + (LOGIT_BYTES + value_bytes) * architecture.vocab_size
     return max(architecture.block_size, int(MEMORY_SHARE * free) // each)
-
-
-def random_states(device: torch.device) -> dict[str, Tensor]:
-    """States of the generators that dropout on the device draws from, by device type: uint8 each."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def set_random_states(states: Mapping[str, Tensor], device: torch.device) -> None:
-    """Restores what `random_states` gave; a run may go on on another type of device, without that type's state.
-
-    Raises:
-        FileFormatError: these are no states of generators.
-    """
-    try:
-        torch.set_rng_state(states["cpu"])
-        if device.type == "cuda" and "cuda" in states:
-            torch.cuda.set_rng_state(states["cuda"], device)
-    except (LookupError, TypeError, RuntimeError) as error:
-        raise FileFormatError(f"the checkpoint's state of the random generators is damaged: {error}") from None
 
 
 def _optimiser(settings: PretrainConfig, model: LMTAD) -> torch.optim.AdamW:

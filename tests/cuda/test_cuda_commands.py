@@ -137,7 +137,7 @@ def test_a_student_learns_from_a_daemon_here(
 
 COLLECTIVES = """
 import torch
-from student_trainer.train.ranks import ProcessRanks
+from shared.training.torch_ranks import ProcessRanks
 import torch.distributed as dist
 device = torch.device({device!r})
 if device.type == "cuda":

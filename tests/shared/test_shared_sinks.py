@@ -24,10 +24,10 @@ from shared import sinks
 from shared.errors import ConfigError
 from shared.sinks import WANDB_FILE, Sinks, Wandb, WandbRun, check_wandb, wandb_mode
 from shared.store import Store
+from shared.training.torch_ranks import Ranks
 from student_trainer.__main__ import main as _main
 from student_trainer.train import run as training
 from student_trainer.train.config import TrainConfig
-from student_trainer.train.ranks import Ranks
 
 TRAIN = (
     "model.road_id_dim=8", "model.road_attr_dim=2", "optim.epochs=2", "optim.batch_size=8", "runtime.device=cpu",

@@ -10,8 +10,8 @@ from unittest import mock
 
 from torch import Tensor
 
+from shared.training.torch_ranks import RankLost, Ranks
 from student_trainer.train import session as sessions
-from student_trainer.train.ranks import RankLost, Ranks
 from student_trainer.train.session import Session
 
 T = TypeVar("T")

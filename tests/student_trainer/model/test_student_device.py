@@ -14,6 +14,7 @@ from support.random_city import write_random_store
 
 from shared.errors import ConfigError
 from shared.store import Store
+from shared.training.torch_ranks import Ranks
 from student_trainer.data.network import RoadNetwork
 from student_trainer.evaluate import predictions as next_roads
 from student_trainer.evaluate.config import EvaluateConfig
@@ -29,7 +30,6 @@ from student_trainer.predict.config import PredictConfig
 from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.train.config import RuntimeConfig, TrainConfig
 from student_trainer.train.optim import Precision
-from student_trainer.train.ranks import Ranks
 from student_trainer.train.run import open_inputs
 from student_trainer.tune import worker
 from student_trainer.tune.config import TuneConfig

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from support.plain_reader import read_plainly
 from support.runs import assert_same_bits
 
-from shared import generations
 from shared.errors import FileFormatError
+from shared.training import generations
 from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.runs.checkpoint import Checkpoint, Progress
 

@@ -23,8 +23,9 @@ from torch._subclasses.fake_tensor import (
     unset_fake_temporarily,
 )
 
-from shared.restoring import restore_optimizer
 from shared.store import Store
+from shared.training.states import restore_optimizer
+from shared.training.torch_ranks import ALONE, Ranks
 from student_trainer.data import partial
 from student_trainer.data.network import RoadNetwork
 from student_trainer.evaluate import next_road
@@ -41,7 +42,6 @@ from student_trainer.train import session as sessions
 from student_trainer.train.config import OptimConfig, TrainConfig
 from student_trainer.train.fit import give_target
 from student_trainer.train.optim import build_optimizer
-from student_trainer.train.ranks import ALONE, Ranks
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.schedule import Step, prepare_step
 from student_trainer.train.session import Session

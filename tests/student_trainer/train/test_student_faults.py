@@ -18,10 +18,10 @@ from support.thread_ranks import build_together, run_together, thread_ranks
 
 from shared.errors import CompatibilityError, InvalidRequest, TeacherError, Unavailable
 from shared.store import Store
+from shared.training.torch_ranks import RankLost, Ranks
 from shared.wire import ScoreQuery, ScoreReply
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.meters import Sums
-from student_trainer.train.ranks import RankLost, Ranks
 from student_trainer.train.resume import find_checkpoint
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.schedule import prepare_step

@@ -20,6 +20,7 @@ from support.recorders import Repeating, record_steps
 
 from shared.errors import ConfigError, TrainingError, Unavailable
 from shared.store import Store
+from shared.training.torch_ranks import Ranks
 from student_trainer.data.batch import Batch
 from student_trainer.data.packing import Packed
 from student_trainer.distill import loss as terms
@@ -34,7 +35,6 @@ from student_trainer.train import session as sessions
 from student_trainer.train.config import RuntimeConfig, TrainConfig
 from student_trainer.train.objective import Divisors
 from student_trainer.train.optim import distill_share, learning_rate
-from student_trainer.train.ranks import Ranks
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.schedule import Step, prepare_step
 from student_trainer.train.session import Session

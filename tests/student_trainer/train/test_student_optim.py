@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import FileFormatError
-from shared.restoring import restore_optimizer, restore_scaler
+from shared.training.states import random_state, restore_optimizer, restore_scaler, set_random_state
 from student_trainer.distill.config import DistillConfig
 from student_trainer.train.config import OptimConfig, RuntimeConfig
 from student_trainer.train.optim import (
@@ -22,8 +22,6 @@ from student_trainer.train.optim import (
     build_optimizer,
     distill_share,
     learning_rate,
-    random_state,
-    set_random_state,
 )
 
 

@@ -31,13 +31,13 @@ from torch import nn
 
 from shared.errors import ConfigError, ReportableError, TrainingError
 from shared.store import Store
+from shared.training.torch_ranks import RankLost, Ranks
 from student_trainer.model.device import Seen, choose
 from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.train import run as training
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.connect import client_of
 from student_trainer.train.meters import Sums
-from student_trainer.train.ranks import RankLost, Ranks
 from student_trainer.train.resume import find_checkpoint
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.session import Session
@@ -119,10 +119,10 @@ def test_gradients_add_up_and_those_that_nobody_has_stay_away() -> None:
     ranks = thread_ranks(3)
     held = [parameters_of(values) for values in ([1.0, 2.0, None], [10.0, None, None], [None, None, None])]
 
-    def work(number: int) -> bool:
-        return bool(ranks[number].sum_gradients(held[number], torch.tensor(True)))
+    def work(number: int) -> float:
+        return float(ranks[number].sum_gradients(held[number], torch.tensor(0.5)))
 
-    assert run_together([partial(work, n) for n in range(3)], ranks) == [True] * 3
+    assert run_together([partial(work, n) for n in range(3)], ranks) == [1.5] * 3
     for parameters in held:
         first, second, third = (p.grad for p in parameters)
         assert first is not None and second is not None and third is None
@@ -130,11 +130,18 @@ def test_gradients_add_up_and_those_that_nobody_has_stay_away() -> None:
         assert second.tolist() == [[2.0] * 3] * 2
 
 
-def test_one_bad_rank_makes_all_skip() -> None:
+def test_one_bad_rank_makes_all_skip(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = thread_ranks(2)
-    held = [parameters_of([1.0]), parameters_of([float("nan")])]
-    works = [lambda n=n: bool(ranks[n].sum_gradients(held[n], torch.tensor(n == 0))) for n in range(2)]
-    assert run_together(works, ranks) == [False, False]
+    made = sessions(settings_of(store, tmp_path / "run"), store, ranks)
+    second = made[1].trainer
+    plain = second._accumulate
+
+    def bad_at_first(*given: Any) -> torch.Tensor:
+        return plain(*given) & (second.progress.step > 0)
+
+    monkeypatch.setattr(second, "_accumulate", bad_at_first)
+    assert run_together([session.train for session in made], ranks) == [None, None]
+    assert [session.progress.bad_steps for session in made] == [1, 1]
 
 
 @pytest.mark.parametrize(("world", "variant"), [(2, "default"), (2, "sampled"), (3, "sampled"), (3, "history")])

@@ -20,9 +20,9 @@ from support.thread_ranks import run_together, thread_ranks
 
 from shared import teacher_file
 from shared.errors import ConfigError
-from shared.ranks import Ranks
-from shared.stop import StopSignals
 from shared.store import Store
+from shared.training.stop import StopSignals
+from shared.training.torch_ranks import Ranks
 from teacher_server.lmtad.model import Architecture
 from teacher_server.pretrain import checkpoint as checkpoints
 from teacher_server.pretrain import run as pretraining
@@ -166,9 +166,9 @@ def test_torchrun_trains_what_one_process_trains_and_resumes(store: Path, tmp_pa
 
 LOST = """
 import os, signal, sys
-from shared import heartbeats
+from shared.training import heartbeats
 from teacher_server.__main__ import main
-from teacher_server.pretrain import ranks
+from shared.training import torch_ranks as ranks
 
 heartbeats.BEAT_SECONDS, heartbeats.LOST_SECONDS = 0.1, 3.0
 

@@ -1,4 +1,4 @@
-"""What the two packages' groups leave behind, in a process of its own."""
+"""What torch's group leaves behind, in a process of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def threads():
     names = [Path(f"/proc/self/task/{task}/comm").read_text() for task in os.listdir("/proc/self/task")]
     return sum("gloo" in name for name in names)
 
-from MODULE import TorchGroup
+from shared.training.torch_ranks import TorchGroup
 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "GLOO_SOCKET_IFNAME": "lo"}
 group = TorchGroup()
 group.meet(0, 1, 30)
@@ -36,11 +36,10 @@ assert threads() == 0, threads()
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("module", ["student_trainer.train.ranks", "teacher_server.pretrain.ranks"])
-def test_no_thread_of_the_library_outlives_the_group(module: str) -> None:
+def test_no_thread_of_the_library_outlives_the_group() -> None:
     """One that does now and then aborts the process at its end, whose work is done."""
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.replace("MODULE", module)], capture_output=True, text=True, cwd=REPOSITORY,
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, cwd=REPOSITORY,
         timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

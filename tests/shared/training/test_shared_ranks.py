@@ -14,10 +14,10 @@ from collections.abc import Iterator
 import pytest
 from support.fake_group import DEVICE, FakeGroup, FakeMeeting, FakeWork
 
-from shared import heartbeats, ranks
 from shared.errors import ConfigError, TrainingError
-from shared.heartbeats import Heartbeats
-from shared.ranks import JoinedRanks, RankLost, joined
+from shared.training import heartbeats, ranks
+from shared.training.heartbeats import Heartbeats
+from shared.training.ranks import JoinedRanks, RankLost, joined
 
 alarms: list[int] = []
 """What was asked for."""

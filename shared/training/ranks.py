@@ -23,8 +23,8 @@ import numpy as np
 from shared import log as logs
 from shared.arrays import Int64
 from shared.errors import ReportableError, TrainingError
-from shared.group import Group, Work
-from shared.heartbeats import Heartbeats
+from shared.training.group import Group, Work
+from shared.training.heartbeats import Heartbeats
 
 log = logging.getLogger(__name__)
 

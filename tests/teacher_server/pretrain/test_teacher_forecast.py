@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from shared import forecast
-from shared.forecast import Forecast
+from teacher_server.pretrain import forecast
+from teacher_server.pretrain.forecast import Forecast
 
 
 class Clock:

@@ -1,7 +1,4 @@
-"""The processes ("ranks") that train one student together: how their tensors travel (`shared.ranks` has the rest).
-
-The loss is normalised by the positions of the whole step, so that gradients add up, and what is learned does not depend
-on how many ranks there are, but for rounding.
+"""The processes ("ranks") that train one model together: how their tensors travel (`ranks` has the rest).
 
 Numbers and decisions travel over gloo between hosts' memories, gradients between devices over their own backend.
 """
@@ -13,7 +10,7 @@ import datetime
 import hashlib
 import importlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,10 +19,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from shared import ranks
-from shared.group import Work
-from shared.launch import is_one_of_several
-from shared.ranks import PATIENCE_SECONDS, JoinedRanks, RankLost
+from shared.training import ranks
+from shared.training.group import Work
+from shared.training.launch import is_one_of_several
+from shared.training.ranks import PATIENCE_SECONDS, JoinedRanks, RankLost
 
 __all__ = ["ALONE", "ProcessRanks", "RankLost", "Ranks", "TorchGroup", "join"]
 
@@ -33,33 +30,33 @@ T = TypeVar("T")
 
 
 class Ranks(ranks.Ranks):
-    """One process that trains alone; see `shared.ranks.Ranks`."""
+    """One process that trains alone; see `shared.training.ranks.Ranks`."""
 
-    def sum_gradients(self, parameters: Sequence[nn.Parameter], finite: Tensor) -> Tensor:
+    def sum_gradients(self, parameters: Sequence[nn.Parameter], number: Tensor) -> Tensor:
         """Adds up gradients over ranks; a rank without any takes part with zeros.
 
-        Gradients and `finite` travel as one tensor, which gradients exist between the hosts' memories, so that no
+        Gradients and the number travel as one tensor, which gradients exist between the hosts' memories, so that no
         accelerator is waited for. A parameter that has a gradient on no rank is left without.
 
         Args:
             parameters: in the same order on every rank.
-            finite: bool [], whether this rank's losses were.
+            number: [], to be added up, too.
 
         Returns:
-            bool [], whether they were on every rank; gradients are of no use otherwise.
+            [], its sum.
         """
         if self.world == 1:
-            return finite
+            return number
         exists = self.sums(*(int(p.grad is not None) for p in parameters))
         flat = [p.grad.reshape(-1) if p.grad is not None else p.new_zeros(p.numel()) for p in parameters]
-        bucket = torch.cat([*flat, (~finite).to(flat[0].dtype)[None]])
+        bucket = torch.cat([*flat, number.to(flat[0].dtype)[None]])
         self.sum_(bucket)
-        *totals, bad = torch.split(bucket, [*(p.numel() for p in parameters), 1])
-        for parameter, total, there in zip(parameters, totals, exists, strict=True):
-            parameter.grad = total.view_as(parameter) if there else None
-        return bad[0] == 0
+        *totals, total = torch.split(bucket, [*(p.numel() for p in parameters), 1])
+        for parameter, gradient, there in zip(parameters, totals, exists, strict=True):
+            parameter.grad = gradient.view_as(parameter) if there else None
+        return total[0]
 
-    def check_same(self, tensors: dict[str, Tensor], when: str) -> None:
+    def check_same(self, tensors: Iterable[Tensor], when: str) -> None:
         """Compares what should be the same everywhere.
 
         Raises:
@@ -73,19 +70,19 @@ ALONE = Ranks()
 
 
 class TorchGroup:
-    """`shared.group.Group` of torch: gloo for the hosts, NCCL for CUDA devices.
+    """`shared.training.group.Group` of torch: gloo for the hosts, NCCL for CUDA devices.
 
     Stands in both packages, which never import each other, while `shared` stays without torch.
 
     Attributes:
-        is_asynchronous: see `shared.group.Group`.
+        is_asynchronous: see `shared.training.group.Group`.
     """
 
     def __init__(self) -> None:
         self.is_asynchronous = torch.cuda.is_available()
 
     def meet(self, rank: int, world: int, seconds: float) -> TorchMeeting:
-        """See `shared.group.Group`."""
+        """See `shared.training.group.Group`."""
         # If this is imported later, as torch.optim does, its functions hold the group as the default of an argument, so
         # that gloo's threads outlive `leave`; and a process that ends with these is now and then aborted.
         importlib.import_module("torch.distributed.nn.functional")
@@ -103,19 +100,19 @@ class TorchGroup:
         return TorchMeeting(store)
 
     def gather(self, value: T, world: int) -> list[T]:
-        """See `shared.group.Group`."""
+        """See `shared.training.group.Group`."""
         values: list[Any] = [None] * world
         dist.all_gather_object(values, value)
         return values
 
     def broadcast(self, value: T) -> T:
-        """See `shared.group.Group`."""
+        """See `shared.training.group.Group`."""
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
     def sum_(self, values: Any) -> Work | None:
-        """See `shared.group.Group`."""
+        """See `shared.training.group.Group`."""
         tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
         if not tensor.is_cuda:
             dist.all_reduce(tensor)
@@ -123,45 +120,45 @@ class TorchGroup:
         return TorchWork(dist.all_reduce(tensor, async_op=True))
 
     def abort(self) -> None:
-        """See `shared.group.Group`."""
+        """See `shared.training.group.Group`."""
         dist.distributed_c10d._abort_process_group()
 
     def leave(self) -> None:
-        """See `shared.group.Group`."""
+        """See `shared.training.group.Group`."""
         dist.destroy_process_group()
 
 
 class TorchMeeting:
-    """`shared.group.Meeting` of torch: the store of the rendezvous."""
+    """`shared.training.group.Meeting` of torch: the store of the rendezvous."""
 
     def __init__(self, store: Any) -> None:
         self._store = store
 
     def add(self, name: str, amount: int, /) -> int:
-        """See `shared.heartbeats.Counters`."""
+        """See `shared.training.heartbeats.Counters`."""
         return int(self._store.add(name, amount))
 
     def set_seconds(self, seconds: float) -> None:
-        """See `shared.group.Meeting`."""
+        """See `shared.training.group.Meeting`."""
         self._store.set_timeout(datetime.timedelta(seconds=seconds))
 
     def another(self) -> TorchMeeting:
-        """See `shared.group.Meeting`."""
+        """See `shared.training.group.Meeting`."""
         return TorchMeeting(self._store.clone())
 
 
 class TorchWork:
-    """`shared.group.Work` of torch."""
+    """`shared.training.group.Work` of torch."""
 
     def __init__(self, work: Any) -> None:
         self._work = work
 
     def is_completed(self) -> bool:
-        """See `shared.group.Work`."""
+        """See `shared.training.group.Work`."""
         return bool(self._work.is_completed())
 
     def wait(self) -> None:
-        """See `shared.group.Work`."""
+        """See `shared.training.group.Work`."""
         self._work.wait()
         failure = self._work.exception()
         if failure is not None:
@@ -181,7 +178,7 @@ class ProcessRanks(JoinedRanks, Ranks):
 
 
 @contextlib.contextmanager
-def join(teacher_seconds: float) -> Iterator[Ranks]:
+def join(teacher_seconds: float = 0.0) -> Iterator[Ranks]:
     """The ranks that this process is one of, by the variables RANK and WORLD_SIZE; without them it is alone.
 
     An error that a user can mend ends all ranks, with one message.
@@ -196,8 +193,8 @@ def join(teacher_seconds: float) -> Iterator[Ranks]:
         yield joined
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
+def _digest(tensors: Iterable[Tensor]) -> str:
     sha = hashlib.sha256()
-    for tensor in tensors.values():
+    for tensor in tensors:
         sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, TypeVar
 
-from shared.heartbeats import Counters
+from shared.training.heartbeats import Counters
 
 T = TypeVar("T")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from shared import logbook
 from shared.errors import FileFormatError
 from shared.sinks import WandbRun
+from shared.training import logbook
 
 
 def test_a_last_line_that_a_crash_cut_is_no_record(tmp_path: Path) -> None:

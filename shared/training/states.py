@@ -1,10 +1,14 @@
-"""Giving an optimizer or a loss scaler the state of a checkpoint, looked at first: torch takes whatever it is given."""
+"""States of an optimizer, a loss scaler and random generators: given back from a checkpoint, looked at first, for torch
+takes whatever it is given."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from shared.errors import FileFormatError
 
@@ -60,3 +64,25 @@ def restore_scaler(scaler: Any, state: Mapping[str, Any]) -> None:
             f"expected {sorted(known)}"
         )
     scaler.load_state_dict(dict(state))
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """State of the generators that a layer on the device may draw from, by device type: uint8 each."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_random_state(states: Mapping[str, Tensor], device: torch.device) -> None:
+    """Restores what `random_state` gave; a run may go on on another type of device, without that type's state.
+
+    Raises:
+        FileFormatError: these are no states of generators.
+    """
+    try:
+        torch.set_rng_state(states["cpu"])
+        if device.type == "cuda" and "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], device)
+    except (LookupError, TypeError, RuntimeError) as error:
+        raise FileFormatError(f"the checkpoint's state of the random generators is damaged: {error}") from None
