@@ -20,6 +20,8 @@ FILE_SCHEME = "file:"
 FORMS = "expected HOST:PORT, [IPV6]:PORT or unix:PATH"
 HIGHEST_PORT = 65535
 USUAL_PORT = 50051
+FILE_ENDINGS = (".safetensors", ".pt", ".pth")
+"""Of teachers and weights, which some give in place of an address."""
 ENCRYPTED_SCHEMES = frozenset({"https", "grpcs"})
 
 
@@ -52,6 +54,11 @@ class Address:
         host, colon, port = text.rpartition(":")
         if _is_ipv6(host) or _is_ipv6(text):  # whose last group may be a port
             raise ValueError(f"{FORMS}; an IPv6 address with a port has brackets, as in [::1]:{USUAL_PORT}")
+        if text.endswith(FILE_ENDINGS):
+            raise ValueError(
+                f"{text} looks like a file, and this takes the address of a running teacher (serve the file with "
+                "`teacher-server serve`), or file:PATH for answers that `teacher-server answer` wrote"
+            )
         if not colon or text.endswith("]"):
             example = f"HOST:{text}" if text.isdecimal() else f"{text or 'HOST'}:{USUAL_PORT}"
             raise ValueError(f"{FORMS}; a host or a port is missing, as in {example}")

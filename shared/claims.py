@@ -9,6 +9,7 @@ that holds nothing else counts as empty.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from shared import files, lock
 from shared.errors import ConfigError
 from shared.lock import Held, Lock
 
-CHOOSE = "choose another --out or remove it"
+CHOOSE = "choose another --out"
 """How to mend it that a place is taken."""
+MOST_ATTEMPTS = 1000
+"""At making a folder that others remove as soon as it is there; some file systems refuse as if that were so."""
 
 
 @contextlib.contextmanager
@@ -79,6 +82,25 @@ def check(out: Path, what: str, is_ours: Callable[[Path], bool], mend: str = CHO
         raise ConfigError(f"{out} exists and is not {what}, so it is left alone; {mend}")
 
 
+def written_by(out: Path) -> str:
+    """The job whose settings a directory holds, in its config.yaml; empty if it holds none's."""
+    try:
+        text = (out / "config.yaml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+    found = re.search(r"^([a-z][a-z-]*):", text, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def of(job: str) -> Callable[[Path], bool]:
+    """For `check`: whether a job wrote what a directory holds, or was killed before it had written anything whole."""
+
+    def is_ours(out: Path) -> bool:
+        return written_by(out) == job or all(path.name.startswith(".") for path in out.iterdir())
+
+    return is_ours
+
+
 def check_file(out: Path, may_replace: bool, mend: str) -> None:
     """Refuses to replace a file unless that is wanted.
 
@@ -96,7 +118,7 @@ def holder(out: Path) -> Held | None:
 
 def _take(out: Path, folder: Path, path: Path) -> tuple[Lock, list[Path]]:
     """The lock in a folder, and what had to be made for it, the folder first."""
-    while True:
+    for attempt in range(MOST_ATTEMPTS + 1):
         made = [folder for folder in (folder, *folder.parents) if not folder.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -104,10 +126,12 @@ def _take(out: Path, folder: Path, path: Path) -> tuple[Lock, list[Path]]:
         except Held as held:
             raise _in_use(out, held) from None
         except FileNotFoundError:  # a job that has ended has just removed the folder
-            continue
-        except FileExistsError:  # so it was there, and may have been removed before `mkdir` could look what it is
-            if folder.exists() and not folder.is_dir():
+            if attempt == MOST_ATTEMPTS:
                 raise
+        except FileExistsError:  # so it was there, and may have been removed before `mkdir` could look what it is
+            if attempt == MOST_ATTEMPTS or (folder.exists() and not folder.is_dir()):
+                raise
+    raise AssertionError("the last attempt raises or returns")
 
 
 def _let_go(held: Lock, made: list[Path]) -> None:

@@ -18,7 +18,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 import yaml
@@ -57,6 +57,9 @@ class Section(pydantic.BaseModel):
                 raise ValueError("expected a path; write . for the working directory")
         return value
 
+
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
+"""A setting that seeds random numbers: what every generator takes."""
 
 S = TypeVar("S", bound=Section)
 REQUIRED = "required"
@@ -287,15 +290,18 @@ def _read_section(path: Path, job: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(v, dict | None) for v in content.values()):
         raise ConfigError(f"{path}: expected a mapping from job names to their settings, as in 'train: {{...}}'")
     if unknown := sorted(str(name) for name in set(content) - JOBS):
-        raise ConfigError(f"{path}: unknown job {', '.join(unknown)}; jobs are {', '.join(sorted(JOBS))}")
+        near = difflib.get_close_matches(unknown[0], sorted(JOBS), 1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        raise ConfigError(f"{path}: unknown job {', '.join(unknown)}{meant}; jobs are {', '.join(sorted(JOBS))}")
     return content.get(job) or {}
 
 
 def _parse_override(schema: type[Section], text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not all(part for part in key.split(".")):
-        near = similar(key.lstrip("-"), [name for name, _, _ in describe(schema)])
-        example = f"{near[0]}={value or 'VALUE'}" if near else "distill.window=4"
+        known = [name for name, _, _ in describe(schema)]
+        near = similar(key.lstrip("-"), known)
+        example = f"{near[0]}={value or 'VALUE'}" if near else f"{known[0]}=VALUE"
         raise ConfigError(f"cannot read override {text!r}; write key=value, for example {example}")
     kind = kind_of(schema, key)
     if kind == "text":

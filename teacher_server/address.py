@@ -38,7 +38,9 @@ def check_free(address: Address) -> None:
             _check_port(address)
     except OSError as error:
         reason = "it is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
-        raise ConfigError(f"cannot listen on {address}: {reason}; choose another address") from None
+        raise ConfigError(
+            f"cannot listen on {address}: {reason}; choose another with --listen, or --metrics-listen for metrics"
+        ) from None
 
 
 def _check_port(address: Address) -> None:

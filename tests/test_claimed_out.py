@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -154,6 +155,24 @@ def test_a_job_is_refused_where_another_one_writes(
     assert printed == ""
     (line,) = [line for line in said.splitlines() if line.startswith(("student-trainer", "teacher-server"))]
     assert f"in use by process {holder.pid} on {socket.gethostname()} since 2" in line and "another --out" in line
+    assert content(tmp_path) == before
+
+
+OWN = {"store": "prepare", "models/vanilla": "train --resume", "one": "evaluate"}
+"""Places that jobs have made, and which may write there again."""
+
+
+@pytest.mark.parametrize("place", OWN)
+def test_a_job_leaves_alone_what_another_job_has_made(
+    job: str, place: str, made: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if job in SUFFIX or job == OWN[place]:
+        return
+    shutil.copytree(made["store"].parent / place, tmp_path / "out")
+    before = content(tmp_path)
+    capsys.readouterr()
+    assert command(job, made | {"out": tmp_path / "out"}) == 2
+    assert "choose another --out" in capsys.readouterr().err.splitlines()[-1]
     assert content(tmp_path) == before
 
 

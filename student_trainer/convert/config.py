@@ -7,7 +7,7 @@ from typing import Literal
 
 import pydantic
 
-from shared.config import Section
+from shared.config import Section, Seed
 
 DRIVABLE = (
     *("motorway", "motorway_link", "trunk", "trunk_link", "primary", "primary_link", "secondary", "secondary_link"),
@@ -55,7 +55,7 @@ class SplitConfig(Section):
     """Share of the trips."""
     test: float = pydantic.Field(0.1, gt=0, lt=1)
     """Share of the trips."""
-    seed: int = pydantic.Field(0, ge=0)
+    seed: Seed = 0
     """Of the chance."""
 
     @pydantic.model_validator(mode="after")

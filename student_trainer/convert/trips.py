@@ -80,7 +80,7 @@ def _read_csv(path: Path, columns: TripsConfig) -> pl.DataFrame:
         csv_faults.check_kind(path)
         present = pl.read_csv(path, n_rows=0, infer_schema=False, glob=False).columns
         if missing := [name for name in wanted if name not in present]:
-            error = csv_faults.missing_columns(path, present, missing)
+            error = csv_faults.missing_columns(path, present, missing, wanted)
             raise DataError(f"{error}. Or say what they are called: columns.trip=, columns.road=, columns.time=")
         frame = pl.read_csv(path, columns=wanted, infer_schema=False, glob=False).select(wanted)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,31 @@ def read_document(path: Path) -> dict[str, Any]:
     if not isinstance(document.get("store"), str):
         raise FileFormatError(f"{path / DOCUMENT} does not name its store; {MEND}")
     return document
+
+
+def sampled_digest(path: Path) -> str:
+    """What tells the trips of a directory from those of any other; raises `FileFormatError`."""
+    return files.digest(json.dumps(_digests(path, read_document(path)), sort_keys=True))
+
+
+def differences(path: Path, revision: str, train_trips: int, sample_seed: int) -> Iterator[str]:
+    """What is told of sampled trips that do not belong to a run with these settings, and a teacher of this revision.
+
+    Raises:
+        FileFormatError: the directory is not one that `sample` wrote.
+    """
+    document = read_document(path)
+    teacher, settings = document.get("teacher"), document.get("settings")
+    drawn_by = teacher.get("revision") if isinstance(teacher, dict) else None
+    if revision and drawn_by not in (None, revision):
+        yield f"the trips in {path} were drawn from a teacher with the weights {drawn_by}, this run's has {revision}"
+    known = settings if isinstance(settings, dict) else {}
+    theirs = known.get("train_trips"), known.get("sample_seed") if known.get("train_trips") else sample_seed
+    if theirs[0] is not None and theirs != (train_trips, sample_seed):
+        yield (
+            f"the trips in {path} were drawn with train_trips={theirs[0]} sample_seed={theirs[1]}, and use what these "
+            f"show; this run has batch.train_trips={train_trips} batch.sample_seed={sample_seed}"
+        )
 
 
 def is_sampled(path: Path) -> bool:

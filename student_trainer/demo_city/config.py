@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pydantic
 
-from shared.config import Section
+from shared.config import Section, Seed
 
 
 class TripCounts(Section):
@@ -25,7 +25,7 @@ class DemoCityConfig(Section):
 
     out: Path
     """Directory to write in HOSER format; an older demo city there is replaced."""
-    seed: int = pydantic.Field(0, ge=0)
+    seed: Seed = 0
     """Seed of everything: the same seed and settings give the same bytes."""
     columns: int = pydantic.Field(15, ge=9, le=60)
     """Streets that run south to north."""

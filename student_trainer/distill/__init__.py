@@ -2,5 +2,5 @@
 
     batch -> query -> client: retried, cut for several teachers, sent (gRPC) -> reply -> target -> KL -> loss
 
-The package may import `data` and `model`; only `train` and `tune` import it.
+The package may import `data` and `model`.
 """

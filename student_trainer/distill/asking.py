@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, overload
@@ -12,10 +12,10 @@ import numpy as np
 
 from shared import ragged
 from shared.address import check_teachers
-from shared.arrays import Float64, Int32, Int64, Integers
+from shared.arrays import Float64, Int32, Integers
 from shared.errors import ConfigError, DataError
 from shared.store import Store
-from shared.wire import HistoryMode, Limits, ScoreQuery, TeacherInfo
+from shared.wire import HistoryMode, ScoreQuery, TeacherInfo
 from student_trainer.distill.client import GrpcTeacher
 from student_trainer.distill.config import ClientConfig
 
@@ -125,24 +125,10 @@ class Teacher:
         if any(not len(row) for row in candidates):
             raise DataError("a history has no candidates; give at least one")
         lengths = np.array([len(row) for row in candidates], np.int64)
-        futures = [
-            self._client.submit(_query(histories[part], candidates[part])) for part in _parts(lengths, self.info.limits)
-        ]
-        flat = np.concatenate([np.empty(0), *(future.result().log_probs for future in futures)]).astype(np.float64)
-        return [TeacherScore(row) for row in np.split(flat, ragged.offsets(lengths)[1:-1])] if len(lengths) else []
-
-
-def _parts(lengths: Int64, limits: Limits) -> Iterator[slice]:
-    """Histories whose candidates [n] fit into a request each; one that is too large alone is left to the teacher."""
-    start = count = 0
-    for row, length in enumerate(lengths.tolist()):
-        full = row - start == limits.max_request_positions or count + length > limits.max_request_candidates
-        if full and row > start:
-            yield slice(start, row)
-            start, count = row, 0
-        count += length
-    if len(lengths):
-        yield slice(start, len(lengths))
+        if not len(lengths):
+            return []
+        flat = self._client.submit(_query(histories, candidates)).result().log_probs.astype(np.float64)
+        return [TeacherScore(row) for row in np.split(flat, ragged.offsets(lengths)[1:-1])]
 
 
 def _query(histories: Sequence[Integers], candidates: Sequence[Integers]) -> ScoreQuery:

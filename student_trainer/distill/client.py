@@ -33,9 +33,6 @@ from student_trainer.distill.fleet import Fleet, open_fleet
 from student_trainer.distill.outage import Outage
 from student_trainer.distill.retry import Attempts, RetryPolicy, backoff
 
-ENVELOPE_BYTES = 80
-"""What a stream's message adds to a request: its trace's context, and how long both are."""
-
 
 class GrpcTeacher:
     """A teacher behind an address, or several that serve the same weights behind a list of addresses or a name.
@@ -92,7 +89,9 @@ class GrpcTeacher:
 
     async def _answer(self, query: ScoreQuery) -> ScoreReply:
         async with self._in_flight:
-            return await self._collect(query, RetryPolicy.of(self._config), Attempts())
+            parts, policy = routing.within(query, self.info.limits), RetryPolicy.of(self._config)
+            replies = await _all([self._collect(part.query, policy, Attempts()) for part in parts])
+            return routing.merge(query, parts, replies)
 
     async def _collect(self, query: ScoreQuery, policy: RetryPolicy, attempts: Attempts) -> ScoreReply:
         """The reply to a query, or to a sub-query that has been tried before.
@@ -137,11 +136,11 @@ class GrpcTeacher:
 
     def _request(self, query: ScoreQuery) -> pb.ScoreRequest:
         request = encode_query(query, next(self._ids))
-        size, limit = request.ByteSize() + ENVELOPE_BYTES, self.info.limits.max_message_bytes
+        size, limit = request.ByteSize() + routing.ENVELOPE_BYTES, self.info.limits.max_message_bytes
         if size > limit:  # gRPC would answer as if the teacher were busy, and end the stream
             raise ConfigError(
-                f"a request of {size} bytes is above the teacher's limit of {limit}; "
-                "lower optim.batch_size, or serve with a larger max_message_bytes"
+                f"a history with its candidates has {size} bytes, above the teacher's limit of {limit}; "
+                "serve with a larger max_message_bytes"
             )
         return request
 

@@ -105,7 +105,7 @@ def hits_of(choices: Choices, coefficients: Float64) -> Float64:
     return np.asarray(np.minimum.reduceat(place, choices.first) == choices.label, np.float64)
 
 
-def fit(choices: Choices, ridge: float = RIDGE) -> Fit:
+def fit(choices: Choices) -> Fit:
     """Maximum likelihood with a small ridge on the coefficients of standardised features.
 
     Positions whose choice is not among their candidates, and those with a single candidate, say nothing and are left
@@ -126,7 +126,7 @@ def fit(choices: Choices, ridge: float = RIDGE) -> Fit:
     if not varies.any():
         raise TrainingError("no feature tells the candidates of a position apart, so that nothing can be fitted")
     scaled = dataclasses.replace(told, features=centred[:, varies] / scale[varies])
-    found = _newton(scaled, ridge)
+    found = _newton(scaled)
     coefficients = np.zeros(told.features.shape[1])
     coefficients[varies] = found / scale[varies]
     return Fit(coefficients, float(nll_of(told, coefficients).mean()), positions)
@@ -137,24 +137,24 @@ def _means(features: Float64, length: Int64) -> Float64:
     return np.asarray(sums / length[:, None])
 
 
-def _newton(choices: Choices, ridge: float) -> Float64:
+def _newton(choices: Choices) -> Float64:
     chosen = choices.first + choices.label
     row = ragged.rows(choices.length)
     b = np.zeros(choices.features.shape[1])
-    loss = _penalised(choices, b, ridge)
+    loss = _penalised(choices, b)
     for _ in range(STEPS):
         p = np.exp(log_probs(choices.features, choices.length, b))
         mean = np.add.reduceat(p[:, None] * choices.features, choices.first, axis=0)  # [P, F]
-        gradient = mean.sum(0) - choices.features[chosen].sum(0) + 2 * ridge * b
+        gradient = mean.sum(0) - choices.features[chosen].sum(0) + 2 * RIDGE * b
         around = choices.features - mean[row]
-        hessian = (around * p[:, None]).T @ around + 2 * ridge * np.eye(len(b))
+        hessian = (around * p[:, None]).T @ around + 2 * RIDGE * np.eye(len(b))
         direction = np.linalg.solve(hessian, gradient)
         decrement = float(gradient @ direction) / 2
         if decrement <= TOLERANCE * len(choices.label):
             break
         share = 1.0
         for _ in range(HALVINGS):
-            tried = _penalised(choices, b - share * direction, ridge)
+            tried = _penalised(choices, b - share * direction)
             if tried <= loss - 1e-4 * share * 2 * decrement:
                 break
             share /= 2
@@ -162,5 +162,5 @@ def _newton(choices: Choices, ridge: float) -> Float64:
     return b
 
 
-def _penalised(choices: Choices, b: Float64, ridge: float) -> float:
-    return float(nll_of(choices, b).sum() + ridge * (b**2).sum())
+def _penalised(choices: Choices, b: Float64) -> float:
+    return float(nll_of(choices, b).sum() + RIDGE * (b**2).sum())

@@ -38,13 +38,6 @@ class TeacherTarget:
         is_first = exists & ~(same & earlier).any(-1)
         return cls(log_probs.float().masked_fill(~exists, -torch.inf), same, is_first)
 
-    @classmethod
-    def apart(cls, scores: Tensor, exists: Tensor) -> TeacherTarget:
-        """From scores [P, C] of candidates, -inf beyond them, that are known one by one: each is a cell of its own."""
-        itself = torch.eye(scores.shape[1], dtype=torch.bool, device=scores.device)
-        scores = scores.float().masked_fill(~exists, torch.finfo(torch.float32).min)  # some pads have none at all
-        return cls(scores.log_softmax(-1).masked_fill(~exists, -torch.inf), itself & exists[:, :, None], exists)
-
     @property
     def cell_log_probs(self) -> Tensor:
         """log q over the distinct cells, at their first candidate: float32 [P, C], -inf elsewhere."""
@@ -72,9 +65,12 @@ def forward_kl(logits: Tensor, target: TeacherTarget, temperature: float, collis
         temperature: tau > 0.
     """
     if collisions == "marginal":
-        log_q, log_p, exists = target.cell_log_probs, target.student_cell_log_probs(logits), target.is_first
-    else:
-        log_q, log_p, exists = target.log_probs, logits, target.log_probs > -torch.inf
+        return kl_over(target.cell_log_probs, target.student_cell_log_probs(logits), target.is_first, temperature)
+    return kl_over(target.log_probs, logits, target.log_probs > -torch.inf, temperature)
+
+
+def kl_over(log_q: Tensor, log_p: Tensor, exists: Tensor, temperature: float) -> Tensor:
+    """KL(q_tau || p_tau) per position, float32 [P], of log q and log p [P, C] over what exists, bool [P, C]."""
     hole = torch.finfo(torch.float32).min
     log_q = (log_q / temperature).masked_fill(~exists, -torch.inf).log_softmax(-1)
     log_p = (log_p / temperature).masked_fill(~exists, hole).log_softmax(-1)

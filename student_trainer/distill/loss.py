@@ -23,7 +23,7 @@ from torch import Tensor
 from shared.arrays import Floating
 from student_trainer.data.batch import IGNORED_LABEL, Batch
 from student_trainer.distill.config import DistillConfig
-from student_trainer.distill.kl import TeacherTarget, forward_kl, teacher_diagnostics
+from student_trainer.distill.kl import TeacherTarget, forward_kl, kl_over, teacher_diagnostics
 from student_trainer.model.device import to_device
 from student_trainer.model.student import StudentOutput
 
@@ -49,14 +49,14 @@ class Comparison:
         batch: on the student's device.
         output: the student's, with gradients in training.
         target: the teacher's answer beside the student's candidates.
-        aware: the destination-aware target, every candidate a cell of its own, if it is used.
+        aware: float32 [P, C], log q' of the destination-aware target, if it is used; -inf beyond the candidates.
         is_sampled: bool [P], whether a position's trip was sampled from the teacher; None if none was.
     """
 
     batch: Batch
     output: StudentOutput
     target: TeacherTarget
-    aware: TeacherTarget | None
+    aware: Tensor | None
     is_sampled: Tensor | None = None
 
     @classmethod
@@ -68,23 +68,24 @@ class Comparison:
         )
         aware = None
         if answer.scores is not None:
-            aware = TeacherTarget.apart(layout.pad(answer.scores, -torch.inf), layout.exists)
+            aware = masked_log_softmax(layout.pad(answer.scores, -torch.inf), layout.exists)
         return cls(batch, output, target, aware, is_sampled)
 
     def total(self, values: Tensor) -> Tensor:
         """The sum [] of values [P] of positions, without those that pad the batch."""
         return torch.where(self.batch.is_real, values, 0).sum()
 
-    def diagnostics(self) -> dict[str, Tensor]:
+    def diagnostics(self, label: Tensor) -> dict[str, Tensor]:
         """Sums of what both models think (`TeacherDiagnostics`), float32 [] each, by name; without gradients.
 
+        Of the label, int64 [P], of real next roads: `IGNORED_LABEL` where a trip was sampled.
         Of a destination-aware target also `target_accuracy` and `target_nll`; its sums leave out, as accuracy does,
         no position: one whose next road is not among the candidates counts as wrong and as 0 nats.
         """
-        found = teacher_diagnostics(self.output.logits.detach(), self.target, self.batch.label)
+        found = teacher_diagnostics(self.output.logits.detach(), self.target, label)
         sums = {field.name: self.total(getattr(found, field.name)) for field in dataclasses.fields(found)}
         if self.aware is not None:
-            label, log_q = self.batch.label, self.aware.log_probs
+            log_q = self.aware
             nll = F.cross_entropy(log_q, label, ignore_index=IGNORED_LABEL, reduction="none")
             sums |= {
                 "target_accuracy": self.total((log_q.argmax(-1) == label).float()),
@@ -117,13 +118,11 @@ class Distilled:
     """All terms of a batch, as sums over its positions: float32 [] each, by name of the term.
 
     Attributes:
-        comparison: what was compared.
         divergences: of each term.
         losses: the same times the terms' scales.
         loss: the losses by their weights; a step divides it by its positions.
     """
 
-    comparison: Comparison
     divergences: dict[str, Tensor]
     losses: dict[str, Tensor]
     loss: Tensor
@@ -153,7 +152,7 @@ class Distillation:
             else:
                 pull = comparison.total(values * torch.where(comparison.is_sampled, sampled, real)) * term.scale
             weighted.append(pull * share if term.fades else pull)
-        return Distilled(comparison, divergences, losses, functools.reduce(operator.add, weighted))
+        return Distilled(divergences, losses, functools.reduce(operator.add, weighted))
 
 
 def terms_of(config: DistillConfig) -> tuple[Term, ...]:
@@ -161,7 +160,7 @@ def terms_of(config: DistillConfig) -> tuple[Term, ...]:
 
     def kl(of: Comparison) -> Tensor:
         if of.aware is not None:
-            return forward_kl(of.output.logits, of.aware, config.temperature, "duplicate")
+            return kl_over(of.aware, of.output.logits, of.aware > -torch.inf, config.temperature)
         return forward_kl(of.output.logits, of.target, config.temperature, config.collisions)
 
     def head(of: Comparison) -> Tensor:
@@ -175,6 +174,12 @@ def terms_of(config: DistillConfig) -> tuple[Term, ...]:
     if config.head > 0:
         terms.append(Term("head_kl", (config.head, config.head), scale, head))
     return tuple(terms)
+
+
+def masked_log_softmax(scores: Tensor, exists: Tensor) -> Tensor:
+    """Of the candidates of each position, -inf beyond them: [P, C] each."""
+    scores = scores.float().masked_fill(~exists, torch.finfo(torch.float32).min)  # some pads have none at all
+    return scores.log_softmax(-1).masked_fill(~exists, -torch.inf)
 
 
 def answer_of(arrays: Sequence[Floating], batch: Batch) -> Answer:

@@ -18,7 +18,10 @@ import numpy as np
 
 from shared import ragged
 from shared.arrays import Bool, Int64, UInt64
-from shared.wire import HistoryMode, ScoreQuery, ScoreReply
+from shared.wire import HistoryMode, Limits, ScoreQuery, ScoreReply
+
+ENVELOPE_BYTES = 1024
+"""Of a message beside its arrays, at most: numbers, lengths of fields, the trace's context."""
 
 
 def mix(values: UInt64) -> UInt64:
@@ -63,7 +66,7 @@ class SubQuery:
     """The histories of a query that go to one endpoint.
 
     Attributes:
-        endpoint: where to.
+        endpoint: where to; of parts for the same teacher, their number.
         query: these histories alone.
         positions: bool [P], which of the whole query's positions they are; None: all.
         candidates: bool [K], which of its candidates.
@@ -86,6 +89,30 @@ def split(query: ScoreQuery, endpoint_of: Int64) -> list[SubQuery]:
     if len(endpoints) == 1:
         return [SubQuery(int(endpoints[0]), query)]
     return [_select(query, int(endpoint), endpoint_of == endpoint) for endpoint in endpoints]
+
+
+def within(query: ScoreQuery, limits: Limits) -> list[SubQuery]:
+    """Cuts a query along its histories into parts that a teacher takes; a query that it takes is the only one itself.
+
+    A history that is too large alone is a part, too: the teacher says what is wrong with it.
+    """
+    in_rows = np.ones_like(query.history_lengths) if query.mode is HistoryMode.WINDOW else query.history_lengths
+    bounds = ragged.offsets(in_rows)
+    candidates = np.diff(ragged.offsets(query.candidate_lengths)[bounds])
+    numbers = candidates + in_rows + query.history_lengths + 1  # of 4 bytes each
+    costs = np.stack([in_rows, candidates, 4 * numbers], axis=1).astype(np.int64)  # [R, 3]
+    most = np.array(
+        [limits.max_request_positions, limits.max_request_candidates, limits.max_message_bytes - ENVELOPE_BYTES]
+    )
+    if (costs.sum(0) <= most).all():
+        return [SubQuery(0, query)]
+    part, parts, filled = np.zeros(len(costs), np.int64), 0, np.zeros(3, np.int64)
+    for row, cost in enumerate(costs):
+        if row and (filled + cost > most).any():
+            parts, filled = parts + 1, np.zeros(3, np.int64)
+        part[row] = parts
+        filled += cost
+    return split(query, part)
 
 
 def _select(query: ScoreQuery, endpoint: int, histories: Bool) -> SubQuery:

@@ -81,6 +81,7 @@ def compare(settings: CompareConfig) -> dict[str, Any]:
         ConfigError: two have the same name, none is the baseline, or another job writes to OUT.
     """
     with claims.directory(settings.out):
+        claims.check(settings.out, "a comparison", claims.of("compare"))
         document = _compare(settings)
         config.save(settings, "compare", settings.out / "config.yaml")
         files.write_json(settings.out / "comparison.json", document)

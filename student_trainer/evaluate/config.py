@@ -7,7 +7,7 @@ from typing import Annotated
 
 import pydantic
 
-from shared.config import Section, split_commas
+from shared.config import Section, Seed, split_commas
 from shared.sinks import Wandb
 from shared.store import Cache
 from student_trainer.runs.layout import WeightsPath
@@ -22,7 +22,7 @@ class BootstrapConfig(Section):
     """How often the trips are drawn again, with replacement."""
     confidence: float = pydantic.Field(0.95, gt=0.5, lt=1)
     """Share of the draws that an interval covers."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the draws."""
 
 

@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 def run(settings: EvaluateConfig) -> int:
     """Measures, writes, prints a table on stderr and the values as JSON on stdout."""
     document = evaluate(settings)
-    print("\n".join(filter(None, (table(document), document["left_out"]))), file=sys.stderr)
+    print("\n".join(filter(None, (table(document), document.get("left_out")))), file=sys.stderr)
     print(json.dumps({"out": str(settings.out), **metrics.flat(document)}))
     return 0
 
@@ -73,6 +73,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     """
     check_wandb(settings.log.wandb)
     with claims.directory(settings.out):
+        claims.check(settings.out, "an evaluation", claims.of("evaluate"))
         return _evaluate(settings)
 
 
@@ -87,6 +88,7 @@ def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     measured, histograms, pairs = _measure_trips(network, whole, whole.take(found.source_trip), found, settings)
     curve, rules, next_roads = None, dict[str, Floor](), None
     if settings.weights is not None:
+        _check_weights(settings.weights, found)
         positions = predictions.of_weights(settings, store, found.split, whole)
         boot = Bootstrap(settings.bootstrap, len(whole))
         more, curve = metrics.next_road_metrics(positions, len(whole), settings.bins, boot)
@@ -158,6 +160,13 @@ def code_version() -> str:
 
 def _weights(path: Path) -> dict[str, str]:
     return {"file": str(path), "sha256": files.file_digest(path)}
+
+
+def _check_weights(weights: Path, found: Generated) -> None:
+    """Warns where next roads are not of the student that generated the trips."""
+    made = found.summary.get("weights")
+    if made is not None and made["sha256"] != files.file_digest(weights):
+        log.warning("%s is not %s, which the trips were generated with", weights, made["file"])
 
 
 def _training(settings: EvaluateConfig, found: Generated) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pydantic
 
-from shared.config import Section
+from shared.config import Section, Seed
 from shared.store import Cache, SplitName
 from student_trainer.runs.layout import WeightsPath
 
@@ -86,7 +86,7 @@ class GenerateConfig(SearcherConfig):
     pairs: int = pydantic.Field(1000, ge=0)
     """Trips of the split to take OD pairs from, at most, drawn without replacement; 0 takes all, in the split's order.
     The first pairs of a longer draw are those of a shorter one."""
-    seed: int = 42
+    seed: Seed = 42
     """Seed of the draw; nothing else is random."""
     candidate_top_k: int = pydantic.Field(64, ge=0)
     """As in training: keep at most this many candidates per position; 0 keeps all."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pydantic
 
 from shared.address import TeachersText
-from shared.config import Section
+from shared.config import Section, Seed
 from shared.store import Cache, SplitName
 from student_trainer.distill.config import ClientConfig
 from student_trainer.evaluate.config import BootstrapConfig
@@ -26,8 +26,8 @@ class HeadroomConfig(Section):
     split: SplitName = "val"
     """train, val or test: trips that the student has not been trained on."""
     trips: int = pydantic.Field(2_000, ge=0)
-    """Measure on a sample of so many of its trips; 0: all."""
-    seed: int = 0
+    """Measure on a sample of at most so many of its trips; 0: all."""
+    seed: Seed = 0
     """Of this sample, and of the halves on which coefficients are fitted and judged."""
     window: int | None = pydantic.Field(None, ge=0)
     """Cells of history that the teacher sees after SOT, as distill.window; none: as the run, or 4."""

@@ -54,7 +54,7 @@ def measure(settings: HeadroomConfig) -> dict[str, Any]:
     trained = _trained(weights)
     recipe = _recipe(settings, trained)
     trips, labelled = (store.trips(split, settings.cache) for split in (settings.split, "train"))
-    chosen = subset.choose(trips, settings.trips, settings.seed, "trips", settings.split)
+    chosen = subset.draw(len(trips), settings.trips or len(trips), settings.seed)
     learned = len(subset.choose(labelled, recipe.batch.train_trips, 0, "train_trips", "training"))
     with contextlib.closing(connect(recipe, store)) as teacher:
         feed = Feed(RoadNetwork.load(store), trips, recipe, teacher, pick_device("cpu"))

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from shared.config import Section, split_commas
+from shared.config import Section, Seed, split_commas
 from shared.store import SplitName
 from student_trainer.evaluate.config import BootstrapConfig
 from student_trainer.generate.config import Method, SearchConfig
@@ -17,7 +17,7 @@ Phase = Literal["generate", "evaluate", "compare", "report"]
 
 Phases = Annotated[tuple[Phase, ...], pydantic.BeforeValidator(split_commas)]
 Splits = Annotated[tuple[SplitName, ...], pydantic.BeforeValidator(split_commas)]
-Seeds = Annotated[tuple[int, ...], pydantic.BeforeValidator(split_commas)]
+Seeds = Annotated[tuple[Seed, ...], pydantic.BeforeValidator(split_commas)]
 
 
 class PipelineConfig(Section):

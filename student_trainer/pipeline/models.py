@@ -12,7 +12,7 @@ from shared.store import Store
 from student_trainer.evaluate import arms, training
 from student_trainer.evaluate.arms import Arm
 from student_trainer.evaluate.training import Training
-from student_trainer.runs.layout import BEST
+from student_trainer.runs.layout import BEST, RunFiles
 
 TRIALS = "optuna_trials"
 """Where `tune` keeps the runs of its trials."""
@@ -51,7 +51,7 @@ class Found:
     Attributes:
         models: the baseline's first, arm by arm.
         arms: the baseline first.
-        left_out: a line about each thing that is no model of the store.
+        left_out: a line about each thing that is no model of the store, or that has not finished.
     """
 
     models: Sequence[Model]
@@ -83,7 +83,7 @@ def find(folder: Path, store: Store, baseline: str, shortest_path: bool) -> Foun
     candidates: list[tuple[str, Path, Path | None]] = [(_name(run, folder), run / BEST, run) for run in runs]
     public = [path for path in sorted(folder.glob("*.pth")) if path.parent in runs and training.is_published(path)]
     candidates += [(path.stem, path, None) for path in sorted(folder.glob("*.pth")) if path not in public]
-    models: dict[str, Model] = {}
+    models, notes = dict[str, Model](), list[str]()
     for name, path, run in candidates:
         if name in models:
             raise ConfigError(f"{models[name].weights} and {path} would both be called {name}; rename one")
@@ -92,6 +92,8 @@ def find(folder: Path, store: Store, baseline: str, shortest_path: bool) -> Foun
             left_out.append(f"left out: {name} ({path}), trained on another store than {store.path}")
             continue
         models[name] = Model(name, path, files.file_digest(path), run, known)
+        if run is not None and not RunFiles(run).summary.exists():
+            notes.append(f"note: {name} has not finished, its best weights so far are taken; go on with --resume")
     if not models:
         said = f" of {store.path}: {'; '.join(left_out)}" if left_out else f": neither RUN/{BEST} nor a .pth file"
         raise ConfigError(f"{folder} holds no model{said}")
@@ -99,7 +101,7 @@ def find(folder: Path, store: Store, baseline: str, shortest_path: bool) -> Foun
         models[SHORTEST.name] = SHORTEST
     grouped = arms.group([models[name].as_arms() for name in sorted(models)])
     ordered = arms.in_order(grouped, arms.choose_baseline(grouped, baseline))
-    return Found([models[name] for arm in ordered for name in arm.models], ordered, left_out)
+    return Found([models[name] for arm in ordered for name in arm.models], ordered, [*left_out, *notes])
 
 
 def _name(run: Path, folder: Path) -> str:

@@ -48,6 +48,7 @@ def run(settings: PipelineConfig) -> int:
     if settings.dry_run:
         return _tell(settings, places)
     with claims.directory(settings.out):
+        claims.check(settings.out, "what a pipeline writes", claims.of("pipeline"))
         return _run(settings, places)
 
 

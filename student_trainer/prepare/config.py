@@ -48,7 +48,7 @@ class ZonesConfig(Section):
     """Number of zones."""
     min_roads: int = pydantic.Field(10, ge=1)
     """Roads per zone on average, at least: a small network gets fewer zones than `count`."""
-    seed: int = pydantic.Field(0, ge=0)
+    seed: int = pydantic.Field(0, ge=0, lt=2**31)
     """Seed of the partitioner."""
 
 

@@ -12,10 +12,10 @@ from shared.errors import DataError
 HEAD_BYTES = 2**20
 """Looked at for line ends."""
 OTHER_FILES = {
-    b"\x1f\x8b": "compressed with gzip; unpack it: gunzip < {0} > {0}.csv",
-    b"BZh": "compressed with bzip2; unpack it: bunzip2 < {0} > {0}.csv",
-    b"\xfd7zXZ": "compressed with xz; unpack it: unxz < {0} > {0}.csv",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it: zstd -d < {0} > {0}.csv",
+    b"\x1f\x8b": "compressed with gzip; unpack it: mv {0} {0}.packed && gunzip < {0}.packed > {0}",
+    b"BZh": "compressed with bzip2; unpack it: mv {0} {0}.packed && bunzip2 < {0}.packed > {0}",
+    b"\xfd7zXZ": "compressed with xz; unpack it: mv {0} {0}.packed && unxz < {0}.packed > {0}",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it: mv {0} {0}.packed && zstd -d < {0}.packed > {0}",
     b"PK\x03\x04": "a ZIP archive or a spreadsheet; unpack it, or export it as CSV in UTF-8",
     b"PAR1": "a Parquet file; write it as CSV",
     b"\xff\xfe": "in UTF-16; convert it: iconv -f UTF-16 -t UTF-8 {0} > {0}.utf8",
@@ -51,8 +51,8 @@ def ends_within_row(path: Path) -> bool:
         return stream.read(1) not in (b"\n", b"\r")
 
 
-def missing_columns(path: Path, present: Sequence[str], missing: Sequence[str]) -> DataError:
-    """The complaint about columns that a file lacks, with what may have been meant."""
+def missing_columns(path: Path, present: Sequence[str], missing: Sequence[str], wanted: Sequence[str]) -> DataError:
+    """The complaint about columns that a file lacks, of those that are wanted, with what may have been meant."""
     text = f"{path}, line 1: has no column {', '.join(missing)}; it has {', '.join(map(repr, present))}"
     if len(present) == 1 and any(mark in present[0] for mark in ";\t|"):
         mark = next(mark for mark in ";\t|" if mark in present[0])
@@ -61,7 +61,8 @@ def missing_columns(path: Path, present: Sequence[str], missing: Sequence[str]) 
     for name in missing:
         if name in plain:
             return DataError(f"{text}. Rename {plain[name]!r} to {name!r}: no blanks, and small letters")
-        if near := difflib.get_close_matches(name, list(plain), 1):
+        spare = [key for key, given in plain.items() if given not in wanted]
+        if near := difflib.get_close_matches(name, spare, 1):
             return DataError(f"{text}. Is {plain[near[0]]!r} meant for {name!r}? Then rename it")
     return DataError(text)
 

@@ -58,9 +58,13 @@ class Part:
 Parts = dict[str, Part]
 
 
+REQUIRED = ("roadmap.geo", "roadmap.rel", *(f"{split}.csv" for split in SPLITS))
+"""Files that every city has."""
+
+
 def input_paths(config: PrepareConfig) -> dict[str, Path]:
     """Every file that decides what the store holds, by name; those that exist."""
-    names = ["roadmap.geo", "roadmap.rel", *(f"{split}.csv" for split in SPLITS), zones.PARTITION_FILE]
+    names = [*REQUIRED, zones.PARTITION_FILE]
     paths = {name: config.raw / name for name in names}
     if config.grid.teacher is not None:
         paths["grid.teacher"] = config.grid.teacher

@@ -240,7 +240,7 @@ def _check_columns(path: Path, source: Path | io.BytesIO, wanted: Sequence[str])
     with _reporting(path):
         present = pl.read_csv(source, n_rows=0, infer_schema=False, glob=False).columns
     if missing := [column for column in wanted if column not in present]:
-        raise csv_faults.missing_columns(path, present, missing)
+        raise csv_faults.missing_columns(path, present, missing, wanted)
     return present
 
 

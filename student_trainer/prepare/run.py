@@ -16,7 +16,7 @@ from typing import Any
 
 import shared
 from shared import claims, cli, files
-from shared.errors import DataError
+from shared.errors import ConfigError, DataError
 from shared.store import FORMAT, SPLITS
 from student_trainer.prepare import parts, report
 from student_trainer.prepare.build import Builder
@@ -73,6 +73,12 @@ def prepare(config: PrepareConfig) -> Prepared:
 def _prepare(config: PrepareConfig) -> Prepared:
     if not config.raw.is_dir():
         raise DataError(f"{config.raw} is not a directory; --raw takes one in HOSER format")
+    missing = [name for name in parts.REQUIRED if not (config.raw / name).is_file()]
+    if missing:
+        needed = ", ".join(parts.REQUIRED)
+        raise DataError(f"{config.raw} has no {', '.join(missing)}; a directory in HOSER format has {needed}")
+    if config.grid.teacher is not None and not config.grid.teacher.is_file():
+        raise ConfigError(f"there is no teacher file {config.grid.teacher}; grid.teacher takes one")
     paths = parts.input_paths(config)
     seen = _states(paths)
     inputs = _digests(paths)

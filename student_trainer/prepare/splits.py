@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def write(
             clock.add(block.clock)
             advance(block.size)
     if not trips:
-        raise DataError(f"{file.path} has no usable trip: of {rows} trips dropped {dict(dropped)}")
+        raise DataError(f"{file.path} has no usable trip: {_of(rows, dropped)}")
     if trips < rows:
         log.warning("%s: %d of %d trips dropped: %s", file.path, rows - trips, rows, dict(dropped))
     facts = {"trips": trips, "roads": roads, "steps": roads - trips, "longest_trip": longest}
@@ -128,3 +128,8 @@ def _read_some(folder: Path, first: int, last: int) -> Trips:
 def _mapped(folder: Path, name: str) -> npt.NDArray[Any]:
     """Mapped anew for each block: pages that were read do not stay in the process."""
     return np.lib.format.open_memmap(folder / f"{name}.npy", mode="r")
+
+
+def _of(rows: int, dropped: Mapping[str, int]) -> str:
+    """What has become of all rows."""
+    return f"of {rows} trips dropped {dict(dropped)}" if rows else "it has no rows"

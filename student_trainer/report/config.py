@@ -7,7 +7,7 @@ from typing import Annotated
 
 import pydantic
 
-from shared.config import Section, split_commas
+from shared.config import Section, Seed, split_commas
 from student_trainer.evaluate.config import Paths
 from student_trainer.runs.layout import WeightsPath
 
@@ -31,7 +31,7 @@ class ReportConfig(Section):
     """Headline."""
     map_pairs: int = pydantic.Field(200, ge=1)
     """OD pairs on the map: a quarter each of those where a model did not arrive and of the worst, the rest drawn."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of that draw."""
 
     @pydantic.field_validator("evaluations")

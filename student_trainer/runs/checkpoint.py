@@ -18,8 +18,9 @@ from shared.training.checkpoints import AS_IT_IS, Format, load_tensors
 
 __all__ = ["Checkpoint", "Progress", "is_checkpoint", "load", "load_newest", "load_tensors", "save", "save_tensors"]
 
-FAMILY, FORMAT, BEFORE = "hoser-checkpoint/", "hoser-checkpoint/3", "hoser-checkpoint/2"
-"""Of checkpoints; the format before this one, which is read, lacks `distillation`."""
+FAMILY = "hoser-checkpoint/"
+FORMAT, BEFORE = f"{FAMILY}4", (f"{FAMILY}3", f"{FAMILY}2")
+"""Of checkpoints; those before, which are read, lack `sampled`, and the last of them `distillation`."""
 
 
 @dataclasses.dataclass
@@ -66,6 +67,7 @@ class Checkpoint:
         torch: version that saved this.
         distillation: what is trained or fitted beside the model and not part of it: the destination-free head's
             weights, the destination-aware target's coefficients.
+        sampled: digest of the sampled trips that are mixed in; empty without.
     """
 
     model: dict[str, Tensor]
@@ -81,11 +83,12 @@ class Checkpoint:
     random_state: dict[str, Tensor]
     torch: str
     distillation: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    sampled: str = ""
 
     __pydantic_config__ = AS_IT_IS
 
 
-_FORMAT = Format(Checkpoint, FORMAT, BEFORE)
+_FORMAT = Format(Checkpoint, FORMAT, *BEFORE)
 save, load, load_newest = _FORMAT.save, _FORMAT.load, _FORMAT.load_newest
 
 

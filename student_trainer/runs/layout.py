@@ -8,7 +8,7 @@ from typing import Annotated
 
 import pydantic
 
-from shared import files
+from shared import claims, files
 from shared.errors import ConfigError, FileFormatError
 
 BEST = Path("checkpoints", "best.pt")
@@ -75,7 +75,14 @@ WeightsPath = Annotated[Path, pydantic.AfterValidator(weights_in)]
 """A setting that takes weights: a file, or a run's directory for the best of the run."""
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a directory holds what `train` has written."""
+    return claims.written_by(folder) == "train" or RunFiles(folder).last.exists()
+
+
 def check_unused(out: Path) -> None:
     """Raises `ConfigError` if a new run cannot be written to a directory."""
     if out.exists() and not files.is_empty(out):
-        raise ConfigError(f"{out} is not empty; go on with --resume, or choose another --out")
+        if is_run(out):
+            raise ConfigError(f"{out} holds a run; go on with --resume, or choose another --out")
+        raise ConfigError(f"{out} is not empty and holds no run; choose another --out")

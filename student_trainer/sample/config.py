@@ -8,7 +8,7 @@ from typing import Literal
 import pydantic
 
 from shared.address import TeachersText, answers_path
-from shared.config import Section
+from shared.config import Section, Seed
 from shared.store import Cache
 from student_trainer.distill.config import ClientConfig
 
@@ -27,7 +27,7 @@ class SampleConfig(Section):
     policy: Literal["teacher", "destination"] = "teacher"
     """teacher: as the teacher says, up to the end of the trip; destination: towards the last road of one of the
     labelled trips that begin nearest, by the teacher's answer corrected for the destination as distill.target does."""
-    seed: int = pydantic.Field(0, ge=0, lt=2**64)
+    seed: Seed = 0
     """Seed of all random numbers. Every walker has its own, so that trips do not depend on who walks beside it."""
     window: int = pydantic.Field(4, ge=0)
     """Cells of history that the teacher sees after SOT, as distill.window; 0 for the whole trip so far, as far as the
@@ -36,12 +36,12 @@ class SampleConfig(Section):
     """Of policy=teacher. calibrated: add a number to log q(EOT), for each of some twenty ranges of a trip's length so
     far, fitted so that labelled trips end as often as they do (a window hides how long a trip is: q(EOT) alone makes
     trips several times too long); teacher: take q(EOT) as it is."""
-    max_roads: int = pydantic.Field(300, ge=2)
+    max_roads: int = pydantic.Field(300, ge=2, le=10_000)
     """Roads of a trip at most. Trips that have not ended then are dropped and counted."""
     train_trips: int = pydantic.Field(0, ge=0)
     """Labelled trips that may be used, as train's batch.train_trips: what is not the teacher's (the roads of a cell,
     departures, seconds on a road) comes from these alone. 0 for all of the training split."""
-    sample_seed: int = 0
+    sample_seed: Seed = 0
     """As train's batch.sample_seed: the same two settings choose the same trips."""
     smoothing: float = pydantic.Field(0.1, gt=0)
     """Added to how often labelled trips start on a road, and take a transition, before roads of one cell share its

@@ -10,8 +10,6 @@ Shapes: P positions of labelled trips, B ranges of lengths.
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
-from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from shared import ragged
 from shared.arrays import Bool, Float64, Int32, Int64
 from shared.store import Trips
 from shared.subset import evenly
-from shared.wire import HistoryMode, ScoreQuery, ScoreReply
+from shared.wire import HistoryMode, ScoreQuery
 from student_trainer.distill.teacher import Teacher
 from student_trainer.sample.choices import Choices
 
@@ -60,17 +58,19 @@ class Ends:
 
     def __str__(self) -> str:
         factors = np.exp(self.shift[np.abs(self.shift) < LARGEST / 2])
-        often = f"{factors.min():.2g} to {factors.max():.2g} times as often" if len(factors) else "as never seen"
+        by = (
+            f"by {factors.min():.2g} to {factors.max():.2g}, depending on length"
+            if len(factors)
+            else "by 0 or endlessly"
+        )
         is_never = bool(self.shift[0] < -LARGEST / 2) and len(self.after) > 0
-        return often + (f" (never before {self.after[0] + 1} roads)" if is_never else "")
+        return by + (f" (0 before {self.after[0] + 1} roads)" if is_never else "")
 
 
 AS_THE_TEACHER_SAYS = Ends(np.zeros(0, np.int64), np.zeros(1))
 
 
-def fit_ends(
-    teacher: Teacher, trips: Trips, choices: Choices, road_token: Int32, window: int, size: int, requests: int
-) -> Ends:
+def fit_ends(teacher: Teacher, trips: Trips, choices: Choices, road_token: Int32, window: int) -> Ends:
     """What to add to log q(EOT).
 
     Args:
@@ -79,8 +79,6 @@ def fit_ends(
         choices: of each road.
         road_token: int32 [N].
         window: tokens of history that the teacher is shown.
-        size: positions of a request.
-        requests: under way at once.
 
     Raises:
         TeacherError: it does not answer.
@@ -92,22 +90,11 @@ def fit_ends(
     chosen = np.flatnonzero(choices.has_ways(road))
     roads = ragged.positions(trips.lengths) + 1
     shown = np.minimum(roads, window)
-    under_way: deque[tuple[Int64, Future[ScoreReply]]] = deque()
-    log_odds: list[Float64] = []
-
-    def collect() -> None:
-        asked, future = under_way.popleft()
-        log_odds.append(choices.log_odds_of_end(road[asked], future.result().log_probs))
-
-    for part in np.array_split(chosen, max(1, -(-len(chosen) // size))):
-        if len(under_way) == requests:
-            collect()
-        tokens = road_token[road[ragged.slices(part + 1 - shown[part], shown[part])]]
-        query = ScoreQuery(HistoryMode.WINDOW, tokens, shown[part].astype(np.int32), *choices.candidates(road[part]))
-        under_way.append((part, teacher.submit(query)))
-    while under_way:
-        collect()
-    return fit(np.concatenate(log_odds), roads[chosen], has_ended[chosen])
+    tokens = road_token[road[ragged.slices(chosen + 1 - shown[chosen], shown[chosen])]]
+    candidates = choices.candidates(road[chosen])
+    query = ScoreQuery(HistoryMode.WINDOW, tokens, shown[chosen].astype(np.int32), *candidates)
+    log_odds = choices.log_odds_of_end(road[chosen], teacher.submit(query).result().log_probs)
+    return fit(log_odds, roads[chosen], has_ended[chosen])
 
 
 def fit(log_odds: Float64, roads: Int64, has_ended: Bool) -> Ends:

@@ -36,17 +36,15 @@ from student_trainer.sample.ends import AS_THE_TEACHER_SAYS, fit_ends
 from student_trainer.sample.observed import Observed, observe
 from student_trainer.sample.origin import origin_weights
 from student_trainer.sample.policy import End, HistoryPolicy, Policy
-from student_trainer.sample.towards import make_policy
+from student_trainer.sample.towards import MOST_TRIPS, make_policy
 from student_trainer.sample.walk import Ground, Walks, walk
 
 log = logging.getLogger(__name__)
 
 FEWEST = 0.01
-"""Share of walkers that must make a trip; below it the teacher, or a setting, is wrong."""
+"""Share of walkers that must make a trip, of enough to tell; below it the teacher, or a setting, is wrong."""
 SPARE = 1.1
 """How many more walkers are sent than are likely to be needed, once some have made no trip."""
-TOKEN_BYTES, MESSAGE_BYTES = 4, 4096
-"""Of a token or a length in a message, and what is left for its other fields."""
 
 
 def run(settings: SampleConfig) -> int:
@@ -102,10 +100,9 @@ def draw(settings: SampleConfig, store: Store, teacher: Teacher, limits: Limits)
     scene = Scene.of(settings, store)
     network = scene.network
     window = min(settings.window or limits.max_window, settings.max_roads)
-    size = group_size(settings.walkers, window, network, limits)
-    policy, about = _policy(settings, scene, teacher, limits, window, size)
+    policy, about = _policy(settings, scene, teacher, limits, window)
     ground = Ground(policy, network.road_token, settings.seed, window, settings.max_roads)
-    walks, positions = _walk(settings, ground, teacher, size)
+    walks, positions = _walk(settings, ground, teacher)
     kept = walks.take(np.flatnonzero(walks.is_trip)[: settings.trips])
     times = scene.observed.times(settings.seed, kept.number, kept.roads.astype(np.int64), kept.offsets)
     trips = Trips(kept.roads, times, kept.offsets, kept.number)
@@ -156,28 +153,29 @@ class Scene:
 
 
 def _policy(
-    settings: SampleConfig, scene: Scene, teacher: Teacher, limits: Limits, window: int, size: int
+    settings: SampleConfig, scene: Scene, teacher: Teacher, limits: Limits, window: int
 ) -> tuple[Policy, dict[str, Any]]:
     """How walkers choose, and what was fitted for that."""
-    network, observed, requests = scene.network, scene.observed, settings.client.lookahead
+    network, observed = scene.network, scene.observed
     weights = origin_weights(
         teacher, network.road_token, observed.first, settings.smoothing, limits.max_request_candidates
     )
     origin = np.cumsum(weights)
     if settings.policy == "destination":
         distill = DistillConfig(window=window, history="window")
-        trips = (scene.labelled, scene.store.trips("val", settings.cache))
-        towards = make_policy(teacher, network, scene.length, *trips, origin, distill, settings.seed, requests)
+        unseen = scene.store.trips("val", settings.cache)
+        unseen = unseen.take(subset.draw(len(unseen), MOST_TRIPS, settings.sample_seed))
+        towards = make_policy(teacher, network, scene.length, scene.labelled, unseen, origin, distill, settings.seed)
         return towards, {"coefficients": dict(zip(FEATURES, towards.coefficients.tolist(), strict=True))}
     choices = make_choices(network, scene.eot, observed.taken, settings.smoothing)
     ends = AS_THE_TEACHER_SAYS
     if settings.ends == "calibrated":
-        ends = fit_ends(teacher, scene.labelled, choices, network.road_token, window, size, requests)
-        log.info("with a window of %d, in comparison with what the teacher says, trips end %s", window, ends)
+        ends = fit_ends(teacher, scene.labelled, choices, network.road_token, window)
+        log.info("a window of %d hides how long a trip is: q(EOT) is multiplied %s", window, ends)
     return HistoryPolicy(choices, ends, origin, settings.seed), {"ends": ends.as_dict()}
 
 
-def _walk(settings: SampleConfig, ground: Ground, teacher: Teacher, size: int) -> tuple[Walks, int]:
+def _walk(settings: SampleConfig, ground: Ground, teacher: Teacher) -> tuple[Walks, int]:
     """Walks enough for the trips, by number, and how many positions were asked."""
     positions, walks = 0, Walks.nobody()
     with progress.bar(total=settings.trips, unit="trip") as bar:
@@ -189,26 +187,16 @@ def _walk(settings: SampleConfig, ground: Ground, teacher: Teacher, size: int) -
 
         while (made := int(walks.is_trip.sum())) < settings.trips:
             walked, missing = len(walks.number), settings.trips - made
-            if made < FEWEST * walked:
+            if walked >= 1 / FEWEST and made < FEWEST * walked:
                 raise DataError(
                     f"of {walked} walkers {made} made a trip: {_ends(walks)}; see max_roads and the teacher"
                 )
-            count = math.ceil(SPARE * missing * walked / made) if walked else missing
-            more = walk(ground, teacher, walked, count, size, settings.client.lookahead, advance)
+            enough = math.ceil(1 / FEWEST)
+            count = math.ceil(SPARE * missing * walked / made) if made else missing if not walked else enough
+            more = walk(ground, teacher, walked, count, settings.walkers, settings.client.lookahead, advance)
             walks = Walks.joined([walks, more])
     last = np.flatnonzero(walks.is_trip)[settings.trips - 1]
     return walks.take(np.arange(last + 1)), positions
-
-
-def group_size(wanted: int, window: int, network: RoadNetwork, limits: Limits) -> int:
-    """Walkers of a request, so that it keeps to a teacher's limits whatever they do; at least 1."""
-    candidates = int(np.diff(network.successor_offsets).max()) + 1
-    row_bytes = TOKEN_BYTES * (window + 1 + candidates + 1)
-    by_bytes = (limits.max_message_bytes - MESSAGE_BYTES) // row_bytes
-    size = min(wanted, limits.max_request_positions, limits.max_request_candidates // candidates, by_bytes)
-    if size < wanted:
-        log.info("%d walkers a request, for the teacher's limits (walkers: %d)", max(1, size), wanted)
-    return max(1, size)
 
 
 def _ends(walks: Walks) -> dict[str, int]:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections import deque
-from concurrent.futures import Future
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -21,8 +19,7 @@ from shared import ragged
 from shared.arrays import Float16, Float32, Float64, Int32, Int64
 from shared.store import Trips
 from shared.subset import evenly
-from shared.wire import ScoreReply
-from student_trainer.data.batch import Batch, build_batch, candidates_of
+from student_trainer.data.batch import build_batch, candidates_of
 from student_trainer.data.network import RoadNetwork
 from student_trainer.data.remaining import no_farther, remaining_ways, ways_to
 from student_trainer.distill.conditional_logit import Choices
@@ -168,7 +165,6 @@ def make_policy(
     origin: Float64,
     distill: DistillConfig,
     seed: int,
-    requests: int,
 ) -> DestinationPolicy:
     """The policy, fitted.
 
@@ -177,20 +173,19 @@ def make_policy(
         network: N roads.
         length: float64 [N], metres.
         labelled: trips whose destinations are drawn; at most `MOST_TRIPS` are taken, evenly.
-        unseen: trips that the teacher was not trained on, which the policy is fitted to; as many.
+        unseen: trips that the teacher was not trained on, which the policy is fitted to.
         origin: float64 [N], running sums of the roads' weights as first ones.
         distill: the window that the teacher is shown.
         seed: of the walkers' random numbers.
-        requests: under way at once.
 
     Raises:
         TeacherError: it does not answer.
         TrainingError: the trips leave no choice.
     """
-    trips, unseen = (each.take(evenly(len(each), MOST_TRIPS)) for each in (labelled, unseen))
+    trips = labelled.take(evenly(len(labelled), MOST_TRIPS))
     first, last = (trips.roads[place].astype(np.int64) for place in (trips.offsets[:-1], trips.offsets[1:] - 1))
     ways = Ways.measured(network, length, np.unique(last))
-    target, fit = DestinationTarget.fitted(_choices(teacher, network, length, unseen, distill, requests))
+    target, fit = DestinationTarget.fitted(_choices(teacher, network, length, unseen, distill))
     log.info(
         "destination-aware policy, fitted on %d positions of %d validation trips: nll %.4f where there is a choice; %s",
         fit.positions, len(unseen), fit.nll, target,
@@ -200,23 +195,18 @@ def make_policy(
     return DestinationPolicy(network, ways, target.coefficients, first, last, nearby, origin, seed, most)
 
 
-def _choices(
-    teacher: Teacher, network: RoadNetwork, length: Float64, trips: Trips, distill: DistillConfig, requests: int
-) -> Choices:
+def _choices(teacher: Teacher, network: RoadNetwork, length: Float64, trips: Trips, distill: DistillConfig) -> Choices:
     ways = remaining_ways(network, length, trips)
-    under_way: deque[tuple[Batch, Future[ScoreReply]]] = deque()
-    parts: list[Choices] = []
-
-    def collect() -> None:
-        batch, future = under_way.popleft()
-        way = ways.take(batch.trips.numpy(), batch.length.numpy())
-        parts.append(choices_of(batch, features_of(batch, way), future.result().log_probs))
-
-    for start in range(0, len(trips), BATCH):
-        if len(under_way) == requests:
-            collect()
-        batch = build_batch(network, trips, np.arange(start, min(start + BATCH, len(trips))))
-        under_way.append((batch, teacher.submit(build_query(batch, network, distill))))
-    while under_way:
-        collect()
-    return Choices.joined(parts)
+    numbers = np.arange(len(trips))
+    batches = [build_batch(network, trips, numbers[start : start + BATCH]) for start in range(0, len(trips), BATCH)]
+    replies = [teacher.submit(build_query(batch, network, distill)) for batch in batches]
+    return Choices.joined(
+        [
+            choices_of(
+                batch,
+                features_of(batch, ways.take(batch.trips.numpy(), batch.length.numpy())),
+                reply.result().log_probs,
+            )
+            for batch, reply in zip(batches, replies, strict=True)
+        ]
+    )

@@ -9,7 +9,7 @@ import pydantic
 
 from shared import log
 from shared.address import TeachersText
-from shared.config import Section
+from shared.config import Section, Seed
 from shared.sinks import Wandb
 from shared.store import Cache
 from shared.tracing import TracingConfig
@@ -31,14 +31,15 @@ class DataConfig(Section):
     train_trips: int = pydantic.Field(0, ge=0)
     """Train on a sample of so many trips (drawn by sample_seed); 0 trains on all."""
     val_trips: int = pydantic.Field(0, ge=0)
-    """Validate on a sample of so many trips (drawn by sample_seed); 0 validates on all."""
-    sample_seed: int = 0
+    """Validate on a sample of so many trips (drawn by sample_seed); 0 validates on all. The destination-aware target
+    is fitted on these, too."""
+    sample_seed: Seed = 0
     """Seed of these samples, apart from the run's seed so that runs share them."""
     sampled: Path | None = None
     """Directory of trips sampled from the teacher (`student-trainer sample`), mixed in with the training trips."""
     sampled_trips: int = pydantic.Field(0, ge=0)
     """Mix in so many of them, the first ones; 0 mixes in all."""
-    labelled_passes: int = pydantic.Field(0, ge=0)
+    labelled_passes: int = pydantic.Field(0, ge=0, le=1000)
     """Passes over the training trips in an epoch that has one over the sampled ones; 0 for as many as make both kinds
     about equal, or 1 if these are more than 8."""
     sampled_share: float = pydantic.Field(0.0, ge=0, le=1)
@@ -167,8 +168,34 @@ class TrainConfig(RecipeConfig):
     torch.profiler (OUT/trace.json). On an accelerator each stage of a step is then waited for, which costs time."""
     tracing: TracingConfig = TracingConfig()
     """Spans of steps and of their requests."""
-    seed: int = 42
+    seed: Seed = 42
     """Seed of initial weights and of the order of trips."""
+
+    @pydantic.model_validator(mode="after")
+    def _check_effects(self) -> TrainConfig:
+        """Refuses settings that would do nothing, where somebody might believe that they do something."""
+        batch, distill, asks = self.batch, self.distill, self.distils
+        if batch.sampled is None:
+            if batch.sampled_trips or batch.sampled_share:
+                raise ValueError("batch.sampled_trips and sampled_share are of sampled trips; give batch.sampled=DIR")
+            if asks and (
+                distill.sampled_labels or (distill.sampled_weight and not distill.weight and not distill.head)
+            ):
+                raise ValueError(
+                    "distill.sampled_labels and sampled_weight are of sampled trips; give batch.sampled=DIR"
+                )
+        elif not asks and not distill.sampled_labels:
+            raise ValueError(
+                f"batch.sampled={batch.sampled}: sampled trips have no labels, and nothing is learned from them "
+                f"{'with distill.weight=0 distill.head=0' if self.teacher != 'none' else 'without a teacher'}; "
+                "leave it out, or see distill.sampled_labels"
+            )
+        if asks and distill.collisions == "duplicate" and distill.target == "destination" and not distill.head:
+            raise ValueError(
+                "distill.collisions=duplicate is of the head and of target=history, and this run has neither: with "
+                "target=destination candidates that share a cell are told apart"
+            )
+        return self
 
     @property
     def distils(self) -> bool:

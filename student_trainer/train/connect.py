@@ -34,7 +34,8 @@ def connect(settings: TrainConfig, store: Store, ranks: Ranks = ALONE) -> Teache
         CompatibilityError: it does not fit the store or the settings.
     """
     if not settings.distils:
-        log.info("training without a teacher (%s)", "teacher=none" if settings.teacher == "none" else "weight 0")
+        without = "teacher=none, so distill.* does nothing" if settings.teacher == "none" else "weight 0"
+        log.info("training without a teacher (%s)", without)
         return NullTeacher()
     path = answers_path(settings.teacher)
     teacher = FileTeacher(path) if path else GrpcTeacher(settings.teacher, client_of(settings.client, ranks))

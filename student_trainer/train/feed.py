@@ -49,8 +49,9 @@ class Prepared:
 
     def count(self, metric: str) -> int:
         """Positions that a sum of `objective.Outcome` is over."""
-        known = {"loss_next_road": self.labels, "loss_time": self.labels, "accuracy": self.labelled}
-        return {**known, "loss_hindsight": self.hindsight}.get(metric, self.batch.positions)
+        judged = dict.fromkeys(("accuracy", "teacher_accuracy", "target_accuracy", "target_nll"), self.labelled)
+        losses = {"loss_next_road": self.labels, "loss_time": self.labels, "loss_hindsight": self.hindsight}
+        return {**judged, **losses}.get(metric, self.batch.positions)
 
     @property
     def padded_steps(self) -> int:

@@ -12,10 +12,11 @@ import logging
 import numpy as np
 
 from shared.arrays import Float64, Int64
+from shared.errors import TrainingError
 from shared.subset import draw
 from shared.training.torch_ranks import Ranks
 from student_trainer.distill.conditional_logit import Choices
-from student_trainer.distill.destination import DestinationTarget, choices_of
+from student_trainer.distill.destination import FEATURES, DestinationTarget, choices_of
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed
 from student_trainer.train.trips import RunTrips
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 TRIPS = 2_000
 """Validation trips that are enough for a handful of coefficients; of more a sample is taken."""
+FEW_POSITIONS = 1_000
+"""Fewer with a choice are warned of: on 280 of them (20 trips) the coefficients were still far off."""
 BATCH = 64
 
 
@@ -73,11 +76,22 @@ def fit_target(feed: Feed, trips: int, seed: int) -> DestinationTarget:
         TrainingError: the trips leave no choice.
     """
     chosen = draw(trips, TRIPS, seed)
-    target, fit = DestinationTarget.fitted(choices_among(feed, chosen))
+    try:
+        target, fit = DestinationTarget.fitted(choices_among(feed, chosen))
+    except TrainingError as error:
+        raise TrainingError(
+            f"the destination-aware target cannot be fitted on {len(chosen)} validation trips: {error}. "
+            "Set distill.target=history, or prepare more validation trips"
+        ) from None
     log.info(
         "destination-aware target, fitted on %d positions of %d validation trips: nll %.4f where there is a choice; %s",
         fit.positions, len(chosen), fit.nll, target,
     )  # fmt: skip
+    if fit.positions < FEW_POSITIONS:
+        log.warning(
+            "%d positions are few for %d coefficients, which may fit these alone; validate on more trips "
+            "(batch.val_trips, the store's val split), or set distill.target=history", fit.positions, len(FEATURES),
+        )  # fmt: skip
     return target
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from shared.errors import TeacherError, TrainingError
+from shared.errors import ReportableError, TrainingError
 from student_trainer.data.batch import Batch
 from student_trainer.data.loader import one_late
 from student_trainer.distill.conditional_logit import Choices
@@ -85,7 +85,7 @@ def of_run(
     try:
         answers = answers_of(model, feed, validator.some_of(TRIPS), device)
         found = headroom.measure(answers, SEED, RESAMPLING, labelled_trips)
-    except (TeacherError, TrainingError) as error:
+    except ReportableError as error:  # a run that is done is not lost for it
         log.warning("the headroom was not measured: %s", error)
         return None
     log.info("%s (an estimate; see docs/metrics.md)", found["sentence"])

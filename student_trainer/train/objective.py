@@ -22,7 +22,7 @@ class Divisors(NamedTuple):
 
     Attributes:
         positions: all of them, for the distillation terms.
-        labels: weights of all labels, for the next road; at least 1.
+        labels: weights of all labels, for the next road; 1 where there are none.
         timed: labels of labelled trips, for their times; at least 1.
         share: of the weight of the terms that fade.
     """
@@ -110,7 +110,7 @@ class Objective:
             distilled = self._distillation.measure(comparison, divisors.share)
             loss = loss + distilled.loss / divisors.positions
             sums |= {f"loss_{name}": total for name, total in distilled.losses.items()}
-            sums |= comparison.diagnostics()
+            sums |= comparison.diagnostics(label)
         sums = {"loss": loss * divisors.positions, **sums}
         return Outcome(loss, {name: total.detach() for name, total in sums.items()})
 

@@ -23,7 +23,7 @@ from student_trainer.runs.checkpoint import Checkpoint
 from student_trainer.runs.layout import RunFiles, check_unused
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.meters import Sums
-from student_trainer.train.optim import learning_rate
+from student_trainer.train.optim import distill_share, learning_rate
 from student_trainer.train.schedule import Schedule
 from student_trainer.train.trainer import Trainer
 
@@ -90,7 +90,8 @@ def _check_resumable(settings: TrainConfig, store: Store, found: Checkpoint) -> 
             f"cannot resume {settings.out} with another student: model.name is {theirs} there, {ours} here. Give it "
             f"model.name={theirs}, or begin a run in another --out"
         )
-    changed = [key for key in config.differing(now, before) if not _is_free(key, now, before)]
+    free = ("batch.sampled",) if found.sampled else ()  # where it is; what it holds is compared when it is read
+    changed = [key for key in config.differing(now, before) if key not in free and not _is_free(key, now, before)]
     epochs = int(before["optim"]["epochs"])
     if settings.continue_to:
         if settings.continue_to < epochs:
@@ -113,6 +114,8 @@ def _is_free(key: str, now: Mapping[str, Any], before: Mapping[str, Any]) -> boo
 
 def _way_out(changed: Sequence[str], now: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     """What is sound instead."""
+    if gone := [key for key in changed if key in GONE]:
+        return f"There is no {', '.join(gone)} any more: such a run cannot go on. Begin one in another --out"
     older = [f"{key}={_value(before, key)}" for key in changed if _lacking(key, before)]
     lacking = f" and {' '.join(older)}, which its version did without saying" if older else ""
     again = f"Give it the settings of its config.yaml{lacking}, or begin a run in another --out"
@@ -151,23 +154,46 @@ def _given(settings: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def restore(trainer: Trainer, found: Checkpoint, revision: str) -> None:
+def check_sources(found: Checkpoint, revision: str, sampled: str) -> None:
+    """Whether a run goes on to learn from what it has learned from.
+
+    Args:
+        found: the checkpoint.
+        revision: of the teacher's weights now.
+        sampled: digest of the sampled trips now; empty where there are none.
+
+    Raises:
+        CompatibilityError: the run was distilled from other weights, or mixed in other sampled trips.
+    """
+    if found.teacher_revision and not revision:
+        raise CompatibilityError(
+            f"the run was distilled from a teacher (weights {found.teacher_revision}), and there is none now: "
+            "give the address of one that serves these, with --teacher"
+        )
+    if revision and not found.teacher_revision:
+        raise CompatibilityError("the run was trained without a teacher, and there is one now: leave out --teacher")
+    if found.teacher_revision != revision:
+        raise CompatibilityError(
+            f"the run was distilled from teacher weights {found.teacher_revision}, the teacher serves {revision}; "
+            "serve the same teacher file to resume"
+        )
+    if found.sampled and found.sampled != sampled:
+        raise CompatibilityError(
+            f"the run mixed in other trips than batch.sampled has now (sampled again?); give it those of its "
+            f"beginning, in {found.config['batch']['sampled']} then, or begin a run in another --out"
+        )
+
+
+def restore(trainer: Trainer, found: Checkpoint) -> None:
     """Brings a new trainer to where a checkpoint was written; the sums since the last metrics are the first rank's.
 
     Args:
         trainer: of the same settings.
         found: the checkpoint.
-        revision: of the teacher's weights now.
 
     Raises:
-        CompatibilityError: they are not those that the run was distilled from.
         FileFormatError: the checkpoint does not hold the state of such a run.
     """
-    if found.teacher_revision != revision:
-        raise CompatibilityError(
-            f"the run was distilled from teacher weights {found.teacher_revision or 'none'}, "
-            f"the teacher serves {revision or 'none'}; serve the same teacher file to resume"
-        )
     runtime = trainer.runtime
     students.architecture_of(trainer.model).load(trainer.model, found.model)
     _restore_head(trainer.head, found.distillation)
@@ -216,10 +242,19 @@ def note_extension(trainer: Trainer, schedule: Schedule, found: Checkpoint) -> N
         "%.3g. A run of %d epochs from the start would have been another one",
         before, now, last, learning_rate(step, schedule.total_steps, optim), optim.final_lr * optim.learning_rate, now,
     )  # fmt: skip
+    if trainer.settings.distils and trainer.settings.distill.schedule != "constant":
+        distill = trainer.settings.distill
+        log.info(
+            "with it the share of distill.weight that is left goes from %.3g to %.3g",
+            distill_share(max(step - 1, 0), schedule.steps_per_epoch * before, distill),
+            distill_share(step, schedule.total_steps, distill),
+        )
 
 
-def snapshot(trainer: Trainer, store: Store, revision: str, target: DestinationTarget | None = None) -> Checkpoint:
-    """What `restore` needs, as the trainer stands."""
+def snapshot(
+    trainer: Trainer, store: Store, revision: str, sampled: str = "", target: DestinationTarget | None = None
+) -> Checkpoint:
+    """What `restore` and `check_sources` need, as the trainer stands."""
     distillation = {} if target is None else {TARGET: torch.from_numpy(target.coefficients.copy())}
     if trainer.head is not None:
         distillation |= {HEAD + name: value for name, value in trainer.head.state_dict().items()}
@@ -234,6 +269,7 @@ def snapshot(trainer: Trainer, store: Store, revision: str, target: DestinationT
         mu=trainer.scale.mu,
         sigma=trainer.scale.sigma,
         teacher_revision=revision,
+        sampled=sampled,
         sums=trainer.sums.totals(),
         random_state=random_state(trainer.runtime.device),
         torch=str(torch.__version__),

@@ -28,6 +28,7 @@ from shared.training.torch_ranks import Ranks, join
 from student_trainer.evaluate.headroom import left
 from student_trainer.model.device import pick_device, use_threads
 from student_trainer.runs.checkpoint import Checkpoint
+from student_trainer.runs.layout import is_run
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.connect import connect, patience_seconds
 from student_trainer.train.resume import extended, find_checkpoint
@@ -97,4 +98,6 @@ def open_inputs(settings: TrainConfig, ranks: Ranks, claimed: contextlib.ExitSta
         return Inputs(device, store, None)
     check_wandb(settings.log.wandb)
     claimed.enter_context(claims.directory(settings.out))
+    if settings.resume or settings.continue_to:
+        claims.check(settings.out, "a run", is_run)
     return Inputs(device, store, find_checkpoint(settings, store))

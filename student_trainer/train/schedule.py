@@ -23,7 +23,6 @@ class PlannedStep:
 
     number: int
     epoch: int
-    ends_epoch: bool
     micro_batches: Sequence[Int64]
 
 
@@ -76,7 +75,7 @@ class Schedule:
                 number = epoch * self.steps_per_epoch + i
                 if number >= first:
                     group = batches[i * self._accumulation : (i + 1) * self._accumulation]
-                    yield PlannedStep(number, epoch, i == self.steps_per_epoch - 1, group)
+                    yield PlannedStep(number, epoch, group)
 
 
 def prepare_step(

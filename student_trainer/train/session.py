@@ -14,6 +14,7 @@ import tqdm
 from shared import config, files, progress
 from shared.errors import CompatibilityError, ConfigError, TeacherError
 from shared.store import Store
+from shared.training.forecast import Forecast, to_go
 from shared.training.states import random_state
 from shared.training.torch_ranks import RankLost
 from student_trainer.data.loader import Prefetcher
@@ -34,7 +35,7 @@ from student_trainer.train.fit import give_target
 from student_trainer.train.logbook import Logbook
 from student_trainer.train.meters import Clock
 from student_trainer.train.profiling import Profile
-from student_trainer.train.resume import note_extension, restore, snapshot, target_of
+from student_trainer.train.resume import check_sources, note_extension, restore, snapshot, target_of
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.schedule import PlannedStep, Step, prepare_step
 from student_trainer.train.trainer import Trainer
@@ -64,7 +65,7 @@ class Session:
 
         Raises:
             ConfigError: the store has fewer trips than the settings want.
-            CompatibilityError: the run goes on with another teacher.
+            CompatibilityError: the run goes on with another teacher, or other sampled trips.
             FileFormatError: the checkpoint does not hold the state of such a run.
         """
         self.settings, self.store, self.runtime = settings, store, runtime
@@ -73,7 +74,7 @@ class Session:
         self.scale = TimeScale(*store.time_scale)
         self._profile: Profile | None = None
         network = RoadNetwork.load(store)
-        trips = open_trips(store, settings)
+        trips = open_trips(store, settings, self.revision)
 
         self.model, head = _new_student(settings, network, runtime.device)
         asked = self.teacher if settings.distils else None
@@ -83,11 +84,14 @@ class Session:
         self.val_feed = Feed(network, trips.validation, settings, asked, runtime.device)
         self.validator = Validator(self.val_feed, trips.validation, settings, self.scale, runtime)
         self.trainer = Trainer(self.model, head, settings, self.scale, runtime, self.schedule, trips.first_sampled)
-        if settings.distils and settings.distill.target == "destination":
+        self._sampled = trips.sampled_digest
+        if resumed is not None:
+            check_sources(resumed, self.revision, self._sampled)
+        if settings.distils and settings.distill.target == "destination" and settings.distill.pulls:
             known = None if resumed is None else target_of(resumed)
             give_target(known, self.feed, self.val_feed, trips, store.network("length"), settings, runtime.ranks)
         if resumed is not None:
-            restore(self.trainer, resumed, self.revision)
+            restore(self.trainer, resumed)
             note_extension(self.trainer, self.schedule, resumed)
         self.random_state = random_state(runtime.device)
         log.info(
@@ -146,7 +150,7 @@ class Session:
             unit="step",
             shown=self.settings.log.progress and self.runtime.ranks.is_first,
         )
-        clock = Clock()
+        clock, forecast = Clock(), Forecast()
         plan = self.schedule.from_step(self.progress.step)
         with bar, Prefetcher(self._prepare, plan, lookahead) as steps:
             yield from self._after_step(logbook, bar, clock)  # what an interrupted run has left undone
@@ -162,11 +166,21 @@ class Session:
                 if self._profile is not None:
                     self._profile.add_step(self.trainer.stopwatch.since(before), time.perf_counter() - waited)
                 bar.update()
+                self._advance(forecast)
                 yield from self._after_step(logbook, bar, clock)
                 if self._is_checkpoint_due():
                     self.trainer.settle_sums()
                     self._save("last")
                 waited = time.perf_counter()
+                forecast.begin()
+
+    def _advance(self, forecast: Forecast) -> None:
+        """Counts a step, and says once how long the others will take."""
+        was_said = forecast.is_worth_saying
+        forecast.add(1)
+        seconds = forecast.seconds_for(self.schedule.total_steps - self.progress.step)
+        if forecast.is_worth_saying and not was_said and seconds is not None and self.runtime.ranks.is_first:
+            log.info("%.0f ms a step: %s, beside validation", 1000 / forecast.pace, to_go(seconds))
 
     def _prepare(self, plan: PlannedStep) -> Step:
         return prepare_step(self.feed, self.model.graph, plan, self.runtime.ranks, self.runtime.tracer)
@@ -226,7 +240,7 @@ class Session:
             return
         keep = self.settings.log.keep_checkpoints if name == "last" else 1
         with self.runtime.stop.shield():
-            content = snapshot(self.trainer, self.store, self.revision, self.feed.target)
+            content = snapshot(self.trainer, self.store, self.revision, self._sampled, self.feed.target)
             checkpoints.save(RunFiles(self.settings.out).checkpoint(name), content, keep)
 
     def _export_best(self) -> None:

@@ -11,12 +11,12 @@ import numpy as np
 
 from shared.arrays import Int64
 from shared.errors import ConfigError
-from shared.store import SplitName, Store, Trips
+from shared.store import Store, Trips
 from shared.subset import choose
 from student_trainer.data.coverage import unseen_share
 from student_trainer.data.loader import TripOrder
 from student_trainer.data.mixed import MixedTrips, Numbered
-from student_trainer.data.sampled import load_sampled
+from student_trainer.data.sampled import differences, load_sampled, sampled_digest
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.schedule import Schedule
 
@@ -46,6 +46,7 @@ class RunTrips:
         first_sampled: from which number on trips of `training` are sampled; None if all are labelled.
         validation: those that it is validated on.
         mixing: how often, and how long, both kinds come.
+        sampled_digest: of the directory of sampled trips, also if they are left out; empty without one.
     """
 
     training: Numbered
@@ -54,6 +55,7 @@ class RunTrips:
     first_sampled: int | None
     validation: Trips
     mixing: Mixing
+    sampled_digest: str = ""
 
     @property
     def numbers(self) -> Int64:
@@ -77,8 +79,13 @@ class RunTrips:
         return f"{len(self.labelled)} training trips{often}{mixed_in}, {len(self.validation)} validation trips"
 
 
-def open_trips(store: Store, settings: TrainConfig) -> RunTrips:
+def open_trips(store: Store, settings: TrainConfig, revision: str = "") -> RunTrips:
     """Opens and chooses them.
+
+    Args:
+        store: whose they are.
+        settings: of the run.
+        revision: of the teacher's weights, if it has one.
 
     Raises:
         ConfigError: there are fewer than wanted.
@@ -86,19 +93,23 @@ def open_trips(store: Store, settings: TrainConfig) -> RunTrips:
         FileFormatError: a file of them is missing or damaged.
     """
     train, val = store.trips("train", settings.batch.cache), store.trips("val", settings.batch.cache)
-    if settings.batch.val_trips:
-        val = val.take(choose_trips(val, settings, "val"))
-    chosen = choose_trips(train, settings)
-
     batch, epochs = settings.batch, settings.optim.epochs
-    sampled = None if batch.sampled is None else _sampled(store, batch.sampled, batch.sampled_trips)
+    if batch.val_trips:
+        val = val.take(choose(val, batch.val_trips, batch.sample_seed, "batch.val_trips", "validation"))
+    chosen = choose(train, batch.train_trips, batch.sample_seed, "batch.train_trips", "training")
+    sampled, digest = None, ""
+    if batch.sampled is not None:
+        sampled = _sampled(store, batch.sampled, batch.sampled_trips)
+        digest = sampled_digest(batch.sampled)
+        for difference in differences(batch.sampled, revision, batch.train_trips, batch.sample_seed):
+            log.warning("%s", difference)
     if sampled is None or not (batch.sampled_share or _show_enough(train.take(chosen), sampled)):
         mixing = mixing_of(len(chosen), 0, epochs, batch.labelled_passes)
-        return RunTrips(train, chosen, np.zeros(0, np.int64), None, val, mixing)
+        return RunTrips(train, chosen, np.zeros(0, np.int64), None, val, mixing, digest)
     mixed = MixedTrips(train, sampled)
     numbers = mixed.first_sampled + np.arange(len(sampled))
     mixing = mixing_of(len(chosen), len(sampled), epochs, batch.labelled_passes, batch.sampled_share)
-    return RunTrips(mixed, chosen, numbers, mixed.first_sampled, val, mixing)
+    return RunTrips(mixed, chosen, numbers, mixed.first_sampled, val, mixing, digest)
 
 
 def _sampled(store: Store, folder: Path, wanted: int) -> Trips:
@@ -167,16 +178,3 @@ def schedule_of(trips: RunTrips, settings: TrainConfig) -> Schedule:
         return mixed if epoch < trips.mixing.epochs else order(trips.epoch(epoch))
 
     return Schedule(order_of, settings.optim.accumulation, settings.optim.epochs)
-
-
-def choose_trips(trips: Trips, settings: TrainConfig, split: SplitName = "train") -> Int64:
-    """All trips, or a sample of them that depends on the sample's seed alone: int64 [n], ascending.
-
-    Raises:
-        ConfigError: there are fewer than wanted.
-    """
-    wanted, kind = {
-        "train": (settings.batch.train_trips, "training"),
-        "val": (settings.batch.val_trips, "validation"),
-    }[split]
-    return choose(trips, wanted, settings.batch.sample_seed, f"batch.{split}_trips", kind)

@@ -121,5 +121,5 @@ class Validator:
         if reply is not None:
             comparison = Comparison.of(batch, output, answer_of(item.arrays(reply), batch))
             divergences = self._distillation.measure(comparison).divergences
-            for name, total in (divergences | comparison.diagnostics()).items():
+            for name, total in (divergences | comparison.diagnostics(comparison.batch.label)).items():
                 sums.add(name, total, batch.positions)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from shared.address import TeachersText
-from shared.config import Section, split_commas
+from shared.config import Section, Seed, split_commas
 from student_trainer.train.config import RecipeConfig
 from student_trainer.tune.space import SPACE, Point, Space, merged
 
@@ -19,6 +19,7 @@ Objective = Literal["accuracy", "nll", "accuracy+step_time"]
 
 
 Integers = Annotated[tuple[int, ...], pydantic.BeforeValidator(split_commas)]
+Seeds = Annotated[tuple[Seed, ...], pydantic.BeforeValidator(split_commas)]
 
 
 class SamplerConfig(Section):
@@ -26,7 +27,7 @@ class SamplerConfig(Section):
 
     name: Literal["cmaes", "tpe", "gp", "random", "grid"] = "cmaes"
     """CMA-ES, tree-structured Parzen estimator, Gaussian process, random, or every point of a grid."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the proposals; each depends on it, on the slot's number and on what had ended before."""
     population: int = pydantic.Field(0, ge=0)
     """Trials in a generation of CMA-ES; 0: what is usual for the number of parameters, or fewer so that several
@@ -72,7 +73,7 @@ class FinalConfig(Section):
 
     epochs: int = pydantic.Field(25, ge=1)
     """Epochs of each run."""
-    seeds: Integers = (42, 43, 44)
+    seeds: Seeds = (42, 43, 44)
     """A run each, with and without the teacher."""
     train_trips: int | None = pydantic.Field(None, ge=0)
     """Instead of train.batch.train_trips; 0 for all."""
@@ -106,7 +107,7 @@ class TuneConfig(Section):
     """Trials of the search, pruned and failed ones included. A study that is there can get more."""
     epochs: int = pydantic.Field(8, ge=1)
     """Epochs of a trial that is not pruned."""
-    seeds: Integers = (0,)
+    seeds: Seeds = (0,)
     """Seeds of every trial: trained in step, and the objective is their mean."""
     objective: Objective = "accuracy"
     """Of validation, highest accuracy or lowest negative log-likelihood of any epoch; or the accuracy and

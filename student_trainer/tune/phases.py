@@ -80,6 +80,8 @@ class Phase:
         settings = self.settings
         point = space.suggest(trial, settings.space) if self.number == 1 else self.point
         recipe = final_recipe(settings, point) if self.is_final else space.apply(settings.train, point)
+        if self.arm == "vanilla":
+            recipe = labels_alone(recipe)
         return Task(
             data=settings.data,
             teacher=settings.teacher if self.arm == "distilled" else "none",
@@ -150,6 +152,12 @@ def _directions(settings: TuneConfig) -> list[Direction]:
     if settings.objective == "accuracy+step_time":
         return ["maximize", "minimize"]
     return ["minimize" if settings.objective == "nll" else "maximize"]
+
+
+def labels_alone(recipe: RecipeConfig) -> RecipeConfig:
+    """The recipe of a student without a teacher, whom sampled trips, which have no labels, teach nothing."""
+    batch = recipe.batch.model_copy(update={"sampled": None, "sampled_trips": 0, "sampled_share": 0.0})
+    return recipe.model_copy(update={"batch": batch})
 
 
 def final_recipe(settings: TuneConfig, point: Point) -> RecipeConfig:

@@ -104,9 +104,8 @@ def check(settings: TuneConfig) -> None:
         FileFormatError: there is no store, or no answers file where the teacher should be one.
     """
     make(settings)
-    if not settings.dry_run:
-        Store(settings.data)
-        answers_file.check_address(settings.teacher)
+    Store(settings.data)
+    answers_file.check_address(settings.teacher)
 
 
 def make(settings: TuneConfig) -> Plan:
@@ -156,7 +155,7 @@ def _search(settings: TuneConfig, problems: _Problems) -> tuple[tuple[Point, ...
     points = _points(settings, problems)
     fits = len(points) <= settings.trials
     if not fits:
-        problems.append(f"trials={settings.trials} is less than the {len(points)} given points")
+        problems.append(f"trials={settings.trials} is less than the {len(points)} points tried first (points=[]: none)")
     if settings.sampler.name != "cmaes":
         return points, 0, 0, brackets
     unordered = [name for name, parameter in settings.space.items() if parameter.choices is not None]

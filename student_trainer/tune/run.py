@@ -57,6 +57,7 @@ def run(settings: TuneConfig) -> int:
     check_wandb(settings.train.log.wandb)  # once: a trial goes on without it
     revision = _check_teacher(settings)
     with claims.directory(settings.out):
+        claims.check(settings.out, "the directory of a study", _is_of_a_study)
         log.info("settings: %s", config.in_force(settings))
         return _run(settings, planned, revision)
 
@@ -136,22 +137,21 @@ def _claim(settings: TuneConfig) -> None:
     """Makes OUT this study's; the settings are saved for the workers.
 
     Raises:
-        ConfigError: it is another study's, or something else.
+        ConfigError: it is another study's.
     """
     saved = settings.out / "config.yaml"
     if saved.exists():
         before = config.load(TuneConfig, "tune", [saved])
         if before.study != settings.study:
             raise ConfigError(f"{settings.out} is the directory of study {before.study}; choose another --out")
-    claims.check(settings.out, "the directory of a study", _is_of_a_study)
     for name in ("optuna_trials", "logs"):
         files.make_directory(settings.out / name)
     config.save(settings, "tune", saved)
 
 
 def _is_of_a_study(out: Path) -> bool:
-    """Whether it holds settings of a study, or nothing but the storage that this command has just made."""
-    return (out / "config.yaml").exists() or all(path.name in ("optuna.db", lock.NAME) for path in out.iterdir())
+    """Whether it holds settings of a study, or nothing but the storage of a command that was killed at once."""
+    return claims.written_by(out) == "tune" or all(path.name in ("optuna.db", lock.NAME) for path in out.iterdir())
 
 
 def _watch(phase: Phase, workers: WorkerPool) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pydantic
 
-from shared.config import Section
+from shared.config import Section, Seed
 from shared.sinks import Wandb
 
 
@@ -39,7 +39,7 @@ class PretrainConfig(Section):
     """Replace `out` if it exists, and an earlier run in OUT.run."""
     resume: bool = False
     """Go on from the last checkpoint in OUT.run, bit for bit as if nothing had happened."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights, order, crops and dropout; with the same threads it repeats a run bit for bit on the CPU."""
     device: str = pydantic.Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """auto (the first accelerator, otherwise the CPU), cpu, cuda or cuda:N; several ranks take a device each."""
@@ -67,7 +67,7 @@ class PretrainConfig(Section):
     train_trips: int = pydantic.Field(0, ge=0)
     """Train on a sample of so many trips, 0 for all: the same as the student's, if train's batch.train_trips and
     batch.sample_seed are the same, for a teacher that has seen no more than its student."""
-    sample_seed: int = 0
+    sample_seed: Seed = 0
     """Seed of that sample."""
     epochs: int = pydantic.Field(10, gt=0)
     """Passes over the training trips."""

@@ -6,7 +6,6 @@ beginning and the number of steps done since, so that the same spans and batches
 
 from __future__ import annotations
 
-import datetime
 import logging
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from shared.errors import TrainingError
 from shared.sinks import WandbRun
 from shared.store import Store
 from shared.teacher_file import Weights
+from shared.training.forecast import Forecast, to_go
 from shared.training.logbook import Logbook
 from shared.training.ranks import RankLost
 from teacher_server.pretrain import checkpoint as checkpoints
@@ -27,7 +27,6 @@ from teacher_server.pretrain.checkpoint import Checkpoint, Progress
 from teacher_server.pretrain.config import PretrainConfig
 from teacher_server.pretrain.corpus import fingerprint_of, read_corpus
 from teacher_server.pretrain.epochs import Epoch, Epochs, find_architecture
-from teacher_server.pretrain.forecast import Forecast, spoken
 from teacher_server.pretrain.layout import RunFiles
 from teacher_server.pretrain.trainer import Surroundings, Trainer, learning_rate
 
@@ -167,11 +166,7 @@ class Session:
     def _say_forecast(self, epoch: Epoch) -> None:
         seconds = self._forecast.seconds_for(self._epochs.work_left(epoch, self.progress))
         if seconds is not None:
-            end = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
-            log.info(
-                "%.0f tokens/s: %s to go, until about %s; %d steps an epoch",
-                self._forecast.pace, spoken(seconds), end.strftime("%Y-%m-%d %H:%M"), epoch.steps,
-            )  # fmt: skip
+            log.info("%.0f tokens/s: %s; %d steps an epoch", self._forecast.pace, to_go(seconds), epoch.steps)
 
     def _report(self, logbook: Logbook | None, epoch: Epoch) -> None:
         progress = self.progress

@@ -7,6 +7,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import pytest
@@ -53,14 +54,25 @@ def recorded_reads() -> Iterator[set[Setting]]:
         schema = type(self)
         if name in schema.__pydantic_fields__:
             caller = sys._getframe(1)
-            is_validator = caller.f_code.co_name in schema.__pydantic_decorators__.model_validators
-            if not is_validator and not caller.f_globals["__name__"].startswith("pydantic"):
+            if not is_within_validator(caller) and not caller.f_globals["__name__"].startswith("pydantic"):
                 reads.add((schema.__name__, name))
         return object.__getattribute__(self, name)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Section, "__getattribute__", getattribute)
         yield reads
+
+
+def is_within_validator(frame: FrameType | None) -> bool:
+    """Whether a validator of a section's model reads, itself or through a property."""
+    for _ in range(3):
+        section = None if frame is None else frame.f_locals.get("self")
+        if frame is None or not isinstance(section, Section):
+            return False
+        if frame.f_code.co_name in type(section).__pydantic_decorators__.model_validators:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def reads_of_the_log(job: Job, settings: Section) -> set[Setting]:

@@ -230,7 +230,7 @@ function listTrips() {
     const worst = Math.max(...Object.values(pair.models).map((m) => m.metrics.hausdorff_km ?? 0));
     const failed = Object.values(pair.models).filter((m) => !m.arrived).length;
     const button = el("button", { type: "button", role: "option", "data-pair": pair.pair, "aria-selected": String(map.selected === pair), tabindex: "-1" },
-      `Pair ${pair.pair}`, el("small", {}, `${pair.real.roads.length} roads, ${minutes(duration(pair.real))} · ${format(worst, 3)} km off${failed ? ` · ${failed} not arrived` : ""}`));
+      `Pair ${pair.pair}`, el("small", {}, `${pair.real.roads.length} roads, ${minutes(duration(pair.real))} · up to ${format(worst, 3)} km off${failed ? ` · ${failed} not arrived` : ""}`));
     button.addEventListener("click", () => select(pair));
     return button;
   }));
@@ -247,7 +247,7 @@ function select(pair) {
     if (chosen) button.scrollIntoView({ block: "nearest" });
   }
   byId("details").replaceChildren(pair ? details(pair) : el("p", { class: "hint" }, "Pick a trip from the list, or a dot on the map: each is the origin of one."));
-  byId("legend").replaceChildren(...(pair ? legend([{ name: "real trip", colour: "var(--real)" }, ...DATA.names.map((name, i) => ({ name, colour: colourOf(name), dash: i > 0 }))]).childNodes : []));
+  byId("legend").replaceChildren(...(pair ? legend([{ name: "real trip", colour: "var(--real)", fill: true }, ...DATA.names.map((name, i) => ({ name, colour: colourOf(name), dash: i > 0 }))]).childNodes : []));
   byId("clock").disabled = byId("play").disabled = !pair;
   byId("clock").value = 1000;
   byId("now").textContent = pair ? minutes(longest()) : "";

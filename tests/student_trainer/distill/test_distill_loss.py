@@ -72,8 +72,9 @@ def test_a_step_minimises_the_weighted_and_scaled_divergence(
     assert item.reply is not None
     config = DistillConfig(weight=0.5, target="history", head=0, temperature=2.0, tau_squared=tau_squared)
     answer = answer_of([item.reply.result().log_probs], item.batch)
-    found = Distillation(config).measure(Comparison.of(item.batch, output, answer))
-    kl = forward_kl(output.logits, found.comparison.target, 2.0, "marginal").sum()
+    comparison = Comparison.of(item.batch, output, answer)
+    found = Distillation(config).measure(comparison)
+    kl = forward_kl(output.logits, comparison.target, 2.0, "marginal").sum()
     assert found.divergences == {"kl": kl} and kl > 0
     assert torch.equal(found.losses["kl"], kl * scale)
     assert torch.equal(found.loss, 0.5 * (kl * scale))
@@ -207,11 +208,12 @@ def test_which_terms_there_are() -> None:
 
 def test_the_target_is_reported_beside_the_teacher() -> None:
     case = Case(9)
-    found, label = case.comparison.diagnostics(), case.batch.label.tolist()
+    found, label = case.comparison.diagnostics(case.batch.label), case.batch.label.tolist()
     rows = [(row, mine) for row, mine in zip(case.log_aware, label, strict=True) if mine >= 0]
     assert found["target_accuracy"].item() == sum(int(np.argmax(row)) == mine for row, mine in rows)
     assert found["target_nll"].item() == pytest.approx(sum(-row[mine] for row, mine in rows), rel=1e-5)
-    assert "target_nll" not in Case(9, is_aware=False).comparison.diagnostics()
+    other = Case(9, is_aware=False)
+    assert "target_nll" not in other.comparison.diagnostics(other.batch.label)
 
 
 def test_the_design_document_s_settings_give_its_formula() -> None:

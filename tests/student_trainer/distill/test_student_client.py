@@ -264,9 +264,17 @@ def test_believes_a_refusal_that_is_repeated(server: Server, connect: Connect) -
     assert server.teacher.attempts == 3
 
 
-def test_an_oversize_request_is_refused_before_it_is_sent(server: Server, connect: Connect) -> None:
-    with pytest.raises(ConfigError, match=r"above the teacher's limit of 1048576; lower optim\.batch_size"):
-        connect().submit(query_of(0, positions=200_000)).result(20)
+def test_a_query_beyond_the_teacher_s_limits_is_cut_and_answered_as_a_whole(server: Server, connect: Connect) -> None:
+    query = query_of(0, positions=LIMITS.max_request_positions * 3 + 1)
+    np.testing.assert_array_equal(connect().submit(query).result(20).log_probs, scores_of(query))
+    assert server.teacher.attempts == 4
+
+
+def test_an_oversize_history_is_refused_before_it_is_sent(server: Server, connect: Connect) -> None:
+    length = np.array([300_000], np.int32)
+    query = ScoreQuery(HistoryMode.WINDOW, np.zeros(300_000, np.int32), length, np.ones(2, np.int32), length // 150_000)
+    with pytest.raises(ConfigError, match=r"above the teacher's limit of 1048576; serve with a larger max_message"):
+        connect().submit(query).result(20)
     assert server.teacher.attempts == 0
     check_all(connect(), 2)
 

@@ -14,6 +14,7 @@ from support.definitions import kl as kl_by_definition
 from student_trainer.distill import kl as distillation
 from student_trainer.distill.config import Collisions
 from student_trainer.distill.kl import TeacherTarget
+from student_trainer.distill.loss import masked_log_softmax
 from student_trainer.train import loss as losses
 
 
@@ -145,27 +146,23 @@ def test_candidates_that_are_known_one_by_one_are_compared_one_by_one(
     """Of scores that are log-probabilities but for a constant, whatever cells candidates share; none collides."""
     scores = padded([[value + shift for value in row[1]] for row in rows], -math.inf)
     logits, exists = padded([row[0] for row in rows], -math.inf), scores > -math.inf
-    target = TeacherTarget.apart(scores, exists)
+    aware = masked_log_softmax(scores, exists)
     log_q = [np.log(np.exp(row[1]) / np.exp(row[1]).sum()).tolist() for row in rows]
     expected = [
         kl_by_definition(row[0], q, list(range(len(q))), temperature, "duplicate")
         for row, q in zip(rows, log_q, strict=True)
     ]
-    for collisions in ("duplicate", "marginal"):
-        found = distillation.forward_kl(logits, target, temperature, collisions)
-        np.testing.assert_allclose(found.numpy(), expected, rtol=2e-4, atol=2e-5)
-    assert target.log_probs.exp().sum(-1).tolist() == pytest.approx([1.0] * len(rows), abs=1e-5)
-    assert bool((target.log_probs[~exists] == -math.inf).all())
-    assert (
-        distillation.teacher_diagnostics(logits, target, torch.zeros(len(rows), dtype=torch.int64)).collides.sum() == 0
-    )
+    found = distillation.kl_over(aware, logits, exists, temperature)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=2e-4, atol=2e-5)
+    assert aware.exp().sum(-1).tolist() == pytest.approx([1.0] * len(rows), abs=1e-5)
+    assert bool((aware[~exists] == -math.inf).all())
 
 
 def test_a_position_without_candidates_gives_no_nan() -> None:
     """One without any candidate, beside a real one: no NaN goes back to what is in front of it."""
     scores = torch.tensor([[0.0, 1.0], [-math.inf, -math.inf]])
-    target = TeacherTarget.apart(scores, scores > -math.inf)
+    exists = scores > -math.inf
     logits = torch.tensor([[1.0, 0.0], [0.0, 0.0]], requires_grad=True)
-    kl = distillation.forward_kl(logits, target, 1.0, "duplicate")
+    kl = distillation.kl_over(masked_log_softmax(scores, exists), logits, exists, 1.0)
     torch.where(torch.tensor([True, False]), kl, 0).sum().backward()
     assert logits.grad is not None and bool(torch.isfinite(logits.grad).all()) and logits.grad[1].tolist() == [0, 0]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.fakes import scores_of
 
-from shared.wire import HistoryMode, ScoreQuery, ScoreReply
+from shared.wire import HistoryMode, Limits, ScoreQuery, ScoreReply
 from student_trainer.distill import routing
 
 
@@ -64,6 +64,28 @@ def test_parts_hold_their_rows_and_merge_to_the_whole(query: ScoreQuery, data: s
     if query.include_candidate_mass:
         assert merged.candidate_mass is not None and whole.candidate_mass is not None
         assert merged.candidate_mass.tobytes() == whole.candidate_mass.tobytes()
+
+
+def cost_of(query: ScoreQuery) -> tuple[int, int, int]:
+    """Positions, candidates and bytes of a request, without its envelope."""
+    arrays = (query.history_tokens, query.history_lengths, query.candidate_tokens, query.candidate_lengths)
+    return query.positions, len(query.candidate_tokens), 4 * sum(map(len, arrays))
+
+
+@given(queries(), st.tuples(st.integers(1, 9), st.integers(1, 12), st.integers(1, 120)))
+def test_parts_keep_to_a_teacher_s_limits_in_the_order_of_rows(query: ScoreQuery, most: tuple[int, int, int]) -> None:
+    limits = Limits(5, most[2] + routing.ENVELOPE_BYTES, 100, most[0], most[1])
+    parts = routing.within(query, limits)
+    assert [row for part in parts for row in rows_of(part.query)] == rows_of(query)
+    for part in parts:
+        is_within = all(cost <= limit for cost, limit in zip(cost_of(part.query), most, strict=True))
+        assert is_within or len(part.query.history_lengths) == 1, "a row too large alone is left to the teacher"
+    for part, following in itertools.pairwise(parts):  # none could have held one more
+        first = routing.split(following.query, np.arange(len(following.query.history_lengths)))[0].query
+        together = np.add(cost_of(part.query), cost_of(first))
+        assert (together > most).any()
+    merged, whole = routing.merge(query, parts, [reply_to(part.query) for part in parts]), reply_to(query)
+    assert merged.log_probs.tobytes() == whole.log_probs.tobytes()
 
 
 def test_one_place_is_not_cut() -> None:

@@ -210,8 +210,10 @@ def test_the_run_without_a_teacher_is_the_baseline(tmp_path: Path) -> None:
     store, other = (write_random_store(tmp_path / name, trips=12, seed=seed) for seed, name in enumerate("so"))
     folder = tmp_path / "models"
     for seed in (1, 2):
-        write_run(folder / f"aided-s{seed}", store, seed, "h:1")
-        write_run(folder / f"plain-s{seed}", store, seed)
+        for name, teacher in (("aided", "h:1"), ("plain", "none")):
+            write_run(folder / f"{name}-s{seed}", store, seed, teacher)
+            (folder / f"{name}-s{seed}" / "summary.json").touch()
+    (folder / "aided-s2" / "summary.json").unlink()
     write_run(folder / "elsewhere", other, 1)
     write_run(folder / "study" / "optuna_trials" / "trial_000_vanilla_complete" / "seed1", store, 1)
     found = models.find(folder, store, "", True)
@@ -225,6 +227,7 @@ def test_the_run_without_a_teacher_is_the_baseline(tmp_path: Path) -> None:
         "left out: 1 trials of studies",
         f"left out: elsewhere ({folder / 'elsewhere' / 'checkpoints' / 'best.pt'}), trained on another store than "
         f"{store.path}",
+        "note: aided-s2 has not finished, its best weights so far are taken; go on with --resume",
     ]
     assert models.find(folder, store, "aided", False).arms[0].name == "aided"
     write_weights(folder / "plain-s1" / "hoser.pth", store, seed=1)

@@ -58,7 +58,11 @@ BROKEN: dict[str, tuple[str, str | bytes, str]] = {
         "row 1 (line 3): a quote is opened and never",
     ),
     "cut roads": ("roadmap.geo", geo('0,"[[1, 2], [3, 4]]",a,1')[:-10], "row 0 (line 2): a quote is opened and never"),
-    "gzip": ("train.csv", gzip.compress(b"rid_list,time_list\n"), "gunzip < train.csv > train.csv.csv"),
+    "gzip": (
+        "train.csv",
+        gzip.compress(b"rid_list,time_list\n"),
+        "mv train.csv train.csv.packed && gunzip < train.csv.packed > train.csv",
+    ),
     "zip": ("roadmap.geo", b"PK\x03\x04rest", "a ZIP archive or a spreadsheet"),
     "UTF-16": ("roadmap.rel", "origin_id,destination_id\n".encode("utf-16"), "in UTF-16; convert it: iconv"),
     "list of anything": ("roadmap.geo", geo("0,\"[[1, 2], [3, 4]]\",['a' 3],1"), "looks like a list of road classes"),
@@ -125,7 +129,7 @@ def test_broken_files_are_refused_by_name_row_and_column(tmp_path: Path, case: s
 def test_missing_files_are_named(tmp_path: Path, name: str) -> None:
     raw = write_tiny_city(tmp_path / "raw")
     (raw / name).unlink()
-    with pytest.raises(DataError, match=f"{name} is missing"):
+    with pytest.raises(DataError, match=f"raw has no {name}; a directory in HOSER format has"):
         run(PrepareConfig(raw=raw, out=tmp_path / "store"))
 
 

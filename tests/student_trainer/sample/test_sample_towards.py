@@ -39,7 +39,7 @@ def policy(store: Store) -> DestinationPolicy:
     teacher = WeighingTeacher(store.tokeniser.vocabulary.size)
     origin = np.cumsum(np.ones(network.num_roads))
     trips = store.trips("train"), store.trips("val")
-    return make_policy(teacher, network, store.network("length"), *trips, origin, WINDOW, 3, 2)
+    return make_policy(teacher, network, store.network("length"), *trips, origin, WINDOW, 3)
 
 
 def asked(store: Store, network: RoadNetwork, trips: Trips) -> tuple[Batch, ScoreQuery, Float16, Float64]:
@@ -126,7 +126,7 @@ def test_a_road_without_successors_is_no_way(store: Store, tmp_path: Path) -> No
     trips = trips.take(np.flatnonzero(stays))
     policy = make_policy(
         WeighingTeacher(other.tokeniser.vocabulary.size), network, other.network("length"), trips, trips,
-        np.cumsum(np.ones(30)), WINDOW, 0, 1,
+        np.cumsum(np.ones(30)), WINDOW, 0,
     )  # fmt: skip
     goal = np.full(2, policy.last[policy.last < 28][0])
     assert policy.arrive(np.array([28, 29]), goal).tolist() == [End.LOST, End.LOST]

@@ -205,8 +205,9 @@ def make_older(out: Path, weight: float) -> None:
     values = torch.load(path, weights_only=True)
     old = {name: value for name, value in values["config"]["distill"].items() if name not in OLDER}
     values["config"]["distill"] = old | {"weight": weight}
-    del values["config"]["batch"]["sampled"], values["config"]["optim"]["label_smoothing"], values["distillation"]
-    torch.save({**values, "format": checkpoints.BEFORE}, path)
+    del values["config"]["batch"]["sampled"], values["config"]["optim"]["label_smoothing"]
+    del values["distillation"], values["sampled"]
+    torch.save({**values, "format": checkpoints.BEFORE[-1]}, path)
     (out / "config.yaml").write_text(yaml.safe_dump({"train": values["config"]}))
 
 

@@ -115,12 +115,11 @@ def test_sums_are_divided_by_what_they_are_over(top_k: int) -> None:
     assert (item.labelled, item.labels, item.hindsight) == (
         (~is_sampled).sum(), (has_label & ~is_sampled).sum(), (has_label & is_sampled).sum(),
     )  # fmt: skip
-    counts = {name: item.count(name) for name in ("accuracy", "loss_next_road", "loss_time", "loss_hindsight")}
-    assert counts == {
-        "accuracy": item.labelled, "loss_next_road": item.labels, "loss_time": item.labels,
-        "loss_hindsight": item.hindsight,
-    }  # fmt: skip
-    assert {item.count(name) for name in ("loss", "loss_kl", "loss_head_kl", "target_nll")} == {len(is_sampled)}
+    counts = {name: item.count(name) for name in ("loss_next_road", "loss_time", "loss_hindsight")}
+    assert counts == {"loss_next_road": item.labels, "loss_time": item.labels, "loss_hindsight": item.hindsight}
+    judged = ("accuracy", "teacher_accuracy", "target_accuracy", "target_nll")
+    assert {item.count(name) for name in judged} == {item.labelled}
+    assert {item.count(name) for name in ("loss", "loss_kl", "loss_head_kl", "agreement")} == {len(is_sampled)}
     alone = Feed(NETWORK, MIXED.labelled, recipe, None, CPU).prepare(np.array([3, 7, 0]))
     assert (alone.labelled, alone.hindsight) == (alone.batch.positions, 0)
 

@@ -357,7 +357,7 @@ def test_two_processes_learn_what_one_learns(store: Store, tmp_path: Path, runni
             out, err = process.communicate(timeout=120)
     assert process.returncode != 0 and not out
     (line,) = ours(err)
-    assert "is not empty; go on with --resume" in line
+    assert "holds a run; go on with --resume" in line
 
 
 @pytest.mark.long

@@ -35,7 +35,7 @@ from student_trainer.train.resume import find_checkpoint
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.schedule import PlannedStep, prepare_step
 from student_trainer.train.session import Session
-from student_trainer.train.trips import choose_trips
+from student_trainer.train.trips import open_trips
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {
@@ -281,7 +281,7 @@ def test_accumulation_changes_only_memory(store: Store, tmp_path: Path, variant:
         optim = {"batch_size": batch_size, "accumulation": accumulation}
         session = start(settings_of(store, tmp_path / f"{batch_size}", optim=optim, **changed), store)
         trips = np.arange(8) if variant == "default" else np.arange(55, 63)  # 5 labelled ones, then 3 sampled ones
-        plan = PlannedStep(0, 0, ends_epoch=False, micro_batches=np.split(trips, accumulation))
+        plan = PlannedStep(0, 0, micro_batches=np.split(trips, accumulation))
         assert session.trainer.compute_gradients(prepare_step(session.feed, session.model.graph, plan), Sums())
         gradients.append([p.grad.clone() for p in session.trainer._parameters if p.grad is not None])
     assert len(gradients[0]) == len(gradients[1])
@@ -386,7 +386,7 @@ def test_refuses_to_resume_with_another_teacher_or_store(store: Store, tmp_path:
 def test_sub_sample_depends_on_its_own_seed(store: Store, tmp_path: Path) -> None:
     def chosen(name: str, seed: int, sample_seed: int) -> list[int]:
         settings = settings_of(store, tmp_path / name, batch={"train_trips": 20, "sample_seed": sample_seed})
-        return choose_trips(store.trips("train"), settings.model_copy(update={"seed": seed})).tolist()
+        return open_trips(store, settings.model_copy(update={"seed": seed})).labelled.tolist()
 
     assert chosen("a", 0, 0) == chosen("b", 1, 0) != chosen("c", 0, 1)
     assert len(set(chosen("a", 0, 0))) == 20

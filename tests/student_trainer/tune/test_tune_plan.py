@@ -59,7 +59,7 @@ REFUSED = {
     "the seed": (("space.seed={low: 1, high: 2}",), "all trials must have the same seed"),
     "point outside": (("points=[{distill.weight: 20}]",), "points: distill.weight=20 is not within 0.001 to 10"),
     "point of nothing": (("points=[{optim.warmup: 0.1}]",), "optim.warmup is not searched"),
-    "points above trials": (("trials=2",), "trials=2 is less than the 3 given points"),
+    "points above trials": (("trials=2",), "trials=2 is less than the 3 points tried first"),
     "no teacher": (("teacher=none",), "need a --teacher; leave them out with --skip 1,2"),
     "one seed": (("final.seeds=[1]",), "a single seed says nothing"),
     "nothing searched": (("space={distill: {weight: null, temperature: null, window: null}}",), "nothing is searched"),

@@ -199,7 +199,7 @@ def test_a_run_is_neither_replaced_nor_resumed_as_another(
         pretraining.run(settings(store, out))
     with pytest.raises(
         ConfigError,
-        match=r"other settings: seed is 3 there, 4 here; n_embd is \d+ there, 16 here\. Give it the settings",
+        match=r"other settings: seed is \d+ there, 4 here; n_embd is \d+ there, 16 here\. Give it the settings",
     ):
         pretraining.run(settings(store, out, resume=True, n_embd=16, seed=4))
     other = write_store(tmp_path / "store", {"train": circular_trips(5, 0), "val": circular_trips(5, 1)})

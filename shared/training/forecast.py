@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Callable
 
@@ -52,6 +53,12 @@ class Forecast:
     def seconds_for(self, work: float) -> float | None:
         """How long so much work will take; None while nobody knows."""
         return work / self.pace if self.pace > 0 else None
+
+
+def to_go(seconds: float) -> str:
+    """How long a job will take from now, and until when, for people."""
+    end = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
+    return f"{spoken(seconds)} to go, until about {end.isoformat(' ', 'minutes')}"
 
 
 def spoken(seconds: float) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from teacher_server.pretrain import forecast
-from teacher_server.pretrain.forecast import Forecast
+from shared.training import forecast
+from shared.training.forecast import Forecast
 
 
 class Clock:
