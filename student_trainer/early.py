@@ -12,8 +12,9 @@ from shared.training.launch import is_one_of_several
 from student_trainer.runs.layout import check_unused
 
 if TYPE_CHECKING:  # of these a command imports its own alone
+    from student_trainer.compare.config import CompareConfig
     from student_trainer.convert.config import ConvertConfig
-    from student_trainer.evaluate.config import CompareConfig, EvaluateConfig
+    from student_trainer.evaluate.config import EvaluateConfig
     from student_trainer.generate.config import GenerateConfig
     from student_trainer.headroom.config import HeadroomConfig
     from student_trainer.pipeline.config import PipelineConfig

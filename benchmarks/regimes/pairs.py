@@ -21,10 +21,10 @@ from benchmarks.regimes import arms, runs
 from benchmarks.regimes.runs import HIGHER_IS_BETTER, RESULTS, TRIPS
 from benchmarks.regimes.tables import FREE, SIGNIFICANCE, TITLES, header, row
 from shared import files
-from student_trainer.evaluate import differences
-from student_trainer.evaluate.arms import Arm
-from student_trainer.evaluate.config import CompareConfig
-from student_trainer.evaluate.differences import Difference
+from student_trainer.compare import differences
+from student_trainer.compare.arms import Arm
+from student_trainer.compare.config import CompareConfig
+from student_trainer.compare.differences import Difference
 from student_trainer.evaluate.evaluation import Evaluation, check_same, read
 
 TABLE = RESULTS / "regimes_pairs.md"

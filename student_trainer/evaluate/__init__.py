@@ -1,1 +1,1 @@
-"""How good generated trips are, and whether one model's are better than another's."""
+"""How good generated trips, and predictions of the next road, are."""

@@ -15,9 +15,10 @@ from typing import Any
 from shared import files, provenance
 from shared.config import Section
 from shared.store import Store
-from student_trainer.evaluate import compare
+from student_trainer.compare import run as compare
+from student_trainer.compare.config import CompareConfig
 from student_trainer.evaluate import run as evaluation
-from student_trainer.evaluate.config import CompareConfig, EvaluateConfig
+from student_trainer.evaluate.config import EvaluateConfig
 from student_trainer.generate import run as generation
 from student_trainer.generate.config import GenerateConfig
 from student_trainer.pipeline.config import Phase, PipelineConfig

@@ -9,8 +9,9 @@ from pathlib import Path
 from shared import files
 from shared.errors import ConfigError
 from shared.store import Store
-from student_trainer.evaluate import arms, training
-from student_trainer.evaluate.arms import Arm
+from student_trainer.compare import arms
+from student_trainer.compare.arms import Arm
+from student_trainer.evaluate import training
 from student_trainer.evaluate.training import Training
 from student_trainer.runs.layout import BEST, RunFiles
 

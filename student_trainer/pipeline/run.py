@@ -22,7 +22,7 @@ from typing import Literal
 from shared import claims, config, files
 from shared.errors import ReportableError
 from shared.store import Store
-from student_trainer.evaluate import compare
+from student_trainer.compare import run as compare
 from student_trainer.pipeline import models
 from student_trainer.pipeline.config import PipelineConfig
 from student_trainer.pipeline.items import Item, Place, plan

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import shared
 from shared import claims, files, lock
 from shared.errors import ConfigError, FileFormatError
-from student_trainer.evaluate import arms
+from student_trainer.compare import arms
 from student_trainer.report.config import BundleConfig
 from student_trainer.report.run import REPORT
 from student_trainer.runs import layout

@@ -11,8 +11,10 @@ from shared import cli, config, provenance
 from shared.errors import CompatibilityError
 from shared.floors import RULES
 from shared.store import Store, Trips
-from student_trainer.evaluate import arms, compare, evaluation, generated, next_road, trip_metrics
-from student_trainer.evaluate.arms import Arm, Model
+from student_trainer.compare import arms
+from student_trainer.compare import run as compare
+from student_trainer.compare.arms import Arm, Model
+from student_trainer.evaluate import evaluation, generated, next_road, trip_metrics
 from student_trainer.evaluate.evaluation import Evaluation, floors_of, over_runs
 from student_trainer.evaluate.generated import Generated, read_document
 from student_trainer.report import study as studies

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from shared.errors import FileFormatError
 from shared.training import logbook
-from student_trainer.evaluate import arms, headroom, training
-from student_trainer.evaluate.arms import Arm, Model
+from student_trainer.compare import arms
+from student_trainer.compare.arms import Arm, Model
+from student_trainer.evaluate import headroom, training
 from student_trainer.evaluate.evaluation import Evaluation
 from student_trainer.runs.layout import RunFiles
 

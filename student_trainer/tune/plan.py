@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from shared import answers_file
 from shared.errors import ConfigError
 from shared.store import Store
-from student_trainer.evaluate.over_seeds import smallest_p
+from student_trainer.compare.over_seeds import smallest_p
 from student_trainer.tune import samplers, space
 from student_trainer.tune.config import TuneConfig
 from student_trainer.tune.space import Point

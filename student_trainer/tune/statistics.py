@@ -10,7 +10,7 @@ import numpy as np
 import scipy  # stats are imported when they are first used, which takes seconds
 
 from shared.arrays import Float64
-from student_trainer.evaluate.over_seeds import sign_flip_p, smallest_p
+from student_trainer.compare.over_seeds import sign_flip_p, smallest_p
 
 EXACT_RESAMPLES = 100_000
 

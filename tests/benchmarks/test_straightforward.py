@@ -99,7 +99,7 @@ def test_losses_and_gradients_agree(store: Store, tmp_path: Path, temporal: str,
     next_road, time = student.losses(logits, times, batch, session.scale)
     (next_road + time).backward()
 
-    step = prepare_step(session.feed, session.model.graph, PlannedStep(0, 0, False, [index]))
+    step = prepare_step(session.feed, session.model.graph, PlannedStep(0, 0, [index]))
     (ours,) = step.micro_batches
     ours = dataclasses.replace(ours, batch=doubled(ours.batch))
     session.trainer.train_step(dataclasses.replace(step, micro_batches=[ours]))

@@ -18,7 +18,7 @@ JOBS = (
     "student_trainer.prepare.run",
     "student_trainer.generate.run",
     "student_trainer.evaluate.run",
-    "student_trainer.evaluate.compare",
+    "student_trainer.compare.run",
     "student_trainer.report.run",
 )
 

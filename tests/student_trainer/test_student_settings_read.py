@@ -30,14 +30,15 @@ from support.trained_runs import write_run
 from shared.errors import ConfigError, TrainingError
 from shared.store import Store
 from student_trainer.__main__ import JOBS
+from student_trainer.compare import run as compare
+from student_trainer.compare.config import CompareConfig
 from student_trainer.data.network import RoadNetwork
 from student_trainer.demo_city.config import DemoCityConfig
 from student_trainer.demo_city.run import run as run_demo_city
 from student_trainer.distill.config import ClientConfig
 from student_trainer.distill.retry import RetryPolicy
-from student_trainer.evaluate import compare
 from student_trainer.evaluate import run as evaluation
-from student_trainer.evaluate.config import CompareConfig, EvaluateConfig
+from student_trainer.evaluate.config import EvaluateConfig
 from student_trainer.generate.config import SearchConfig
 from student_trainer.headroom import run as headroom
 from student_trainer.headroom.config import HeadroomConfig

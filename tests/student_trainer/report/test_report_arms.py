@@ -13,7 +13,7 @@ import pytest
 from support.report_city import call, city
 from support.seeded_city import add_seeds
 
-from student_trainer.evaluate import compare
+from student_trainer.compare import run as compare
 from student_trainer.report import content
 
 __all__ = ["city"]

@@ -85,7 +85,7 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 
     The learning rate and the share of the weight are ones that float32 holds, in which a device reads them.
     """
-    narrow, unpack, of, apart = torch.Tensor.float, Packed.unpack, TeacherTarget.of, TeacherTarget.apart
+    narrow, unpack, of, softmax = torch.Tensor.float, Packed.unpack, TeacherTarget.of, terms.masked_log_softmax
     monkeypatch.setattr(torch.Tensor, "float", lambda t: t if t.dtype == torch.float64 else narrow(t))
     monkeypatch.setattr(hoser_parts, "HOSER", lambda *arguments: HOSER(*arguments).double())
     monkeypatch.setattr(sessions, "HistoryHead", lambda *arguments: HistoryHead(*arguments).double())
@@ -94,7 +94,7 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "distill_share", lambda *given: float(np.float32(distill_share(*given))))
     monkeypatch.setattr(feed, "to_device", lambda batch, _: wide(batch))
     monkeypatch.setattr(TeacherTarget, "of", lambda log_probs, *others: of(log_probs.double(), *others))
-    monkeypatch.setattr(TeacherTarget, "apart", lambda scores, *others: apart(scores.double(), *others))
+    monkeypatch.setattr(terms, "masked_log_softmax", lambda scores, exists: softmax(scores.double(), exists))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from student_trainer.evaluate.over_seeds import sign_flip_p, smallest_p
+from student_trainer.compare.over_seeds import sign_flip_p, smallest_p
 from student_trainer.tune.statistics import bootstrap_interval, compare, sentence
 
 few = st.lists(st.integers(-100, 100).map(lambda value: value / 100), min_size=2, max_size=7)

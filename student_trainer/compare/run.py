@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shared import claims, config, files, provenance
-from student_trainer.evaluate import arms, differences, verdicts
-from student_trainer.evaluate.arms import Arm, Model
-from student_trainer.evaluate.config import CompareConfig
-from student_trainer.evaluate.differences import Difference
+from student_trainer.compare import arms, differences, verdicts
+from student_trainer.compare.arms import Arm, Model
+from student_trainer.compare.config import CompareConfig
+from student_trainer.compare.differences import Difference
 from student_trainer.evaluate.evaluation import Evaluation, check_names, check_same, floors_of, read
 
 FORMAT = "hoser-comparison/2"

@@ -10,16 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from student_trainer.evaluate import next_road, over_seeds, paired, trip_metrics, verdicts
-from student_trainer.evaluate.arms import Arm
+from student_trainer.compare import over_seeds, verdicts
+from student_trainer.compare.arms import Arm
+from student_trainer.compare.config import CompareConfig
+from student_trainer.compare.over_seeds import OverSeeds
+from student_trainer.compare.significance_tests import PairedTest, holm, mcnemar, wilcoxon
+from student_trainer.compare.verdicts import OverTrips, Question
+from student_trainer.evaluate import next_road, trip_metrics
 from student_trainer.evaluate.bootstrap import Bootstrap, Estimate
-from student_trainer.evaluate.config import CompareConfig
 from student_trainer.evaluate.evaluation import Evaluation, over_runs
 from student_trainer.evaluate.next_road import StepMetric
-from student_trainer.evaluate.over_seeds import OverSeeds
-from student_trainer.evaluate.paired import PairedTest
 from student_trainer.evaluate.trip_metrics import PairMetric
-from student_trainer.evaluate.verdicts import OverTrips, Question
 
 Float = npt.NDArray[np.float64]
 Runs = Sequence[Evaluation]
@@ -62,7 +63,7 @@ def between(arms: tuple[Arm, Arm], runs: tuple[Runs, Runs], settings: CompareCon
         runs: of both.
     """
     found = list(_over_trips(runs, settings))
-    adjusted = paired.holm([test.p for _, _, _, test in found])
+    adjusted = holm([test.p for _, _, _, test in found])
     values = [np.array([_values(run, [metric.name for metric, *_ in found]) for run in side]) for side in runs]
     seeds = over_seeds.compare(values[0], values[1], (arms[0].seeds, arms[1].seeds), settings.bootstrap.confidence)
     differences = []
@@ -112,7 +113,7 @@ def _over_trips(runs: tuple[Runs, Runs], settings: CompareConfig) -> Iterator[Fo
         if isinstance(metric, PairMetric):
             before, after = (_averaged(side, metric) for side in runs)
             is_plain = metric.is_flag and len(runs[0]) == len(runs[1]) == 1
-            test = paired.mcnemar(before > 0, after > 0) if is_plain else paired.wilcoxon(after - before)
+            test = mcnemar(before > 0, after > 0) if is_plain else wilcoxon(after - before)
             estimate = Bootstrap(settings.bootstrap, len(before)).mean(after - before)
             yield metric, (float(before.mean()), float(after.mean())), estimate, test
         elif has_steps:
@@ -132,7 +133,7 @@ def _of_steps(metric: StepMetric, sums: Float, settings: CompareConfig) -> Found
         estimate = Bootstrap(settings.bootstrap, len(sums)).statistic(sums, difference, known)
         totals = sums.sum(axis=0)
         means = float(totals[0] / totals[1]), float(totals[2] / totals[3])
-    return metric, means, estimate, paired.wilcoxon(trip_means[:, 1] - trip_means[:, 0])
+    return metric, means, estimate, wilcoxon(trip_means[:, 1] - trip_means[:, 0])
 
 
 def _averaged(runs: Runs, metric: PairMetric) -> Float:

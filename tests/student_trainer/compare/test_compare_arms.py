@@ -14,8 +14,9 @@ from support.trained_runs import write_run
 
 from shared.errors import ConfigError
 from shared.store import Store
-from student_trainer.evaluate import arms, training
-from student_trainer.evaluate.arms import Model
+from student_trainer.compare import arms
+from student_trainer.compare.arms import Model
+from student_trainer.evaluate import training
 from student_trainer.runs import checkpoint as checkpoints
 
 

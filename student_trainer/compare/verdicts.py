@@ -13,7 +13,7 @@ import dataclasses
 import math
 from typing import Literal
 
-from student_trainer.evaluate.over_seeds import OverSeeds, smallest_p
+from student_trainer.compare.over_seeds import OverSeeds, smallest_p
 
 Level = Literal["seeds", "trips", "none"]
 FEW = 5

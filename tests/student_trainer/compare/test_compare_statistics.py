@@ -11,10 +11,10 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from student_trainer.compare.significance_tests import holm, mcnemar, wilcoxon
 from student_trainer.evaluate.bootstrap import Bootstrap
 from student_trainer.evaluate.config import BootstrapConfig
 from student_trainer.evaluate.distributions import jensen_shannon_nats
-from student_trainer.evaluate.paired import holm, mcnemar, wilcoxon
 
 
 def bootstrap(n: int, draws: int = 1000, seed: int = 0) -> Bootstrap:

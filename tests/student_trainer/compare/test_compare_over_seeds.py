@@ -11,9 +11,9 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from student_trainer.evaluate import over_seeds, verdicts
-from student_trainer.evaluate.over_seeds import OverSeeds
-from student_trainer.evaluate.verdicts import OverTrips, Question
+from student_trainer.compare import over_seeds, verdicts
+from student_trainer.compare.over_seeds import OverSeeds
+from student_trainer.compare.verdicts import OverTrips, Question
 
 FEW = st.lists(st.lists(st.integers(-50, 50), min_size=2, max_size=2), min_size=2, max_size=6)
 

@@ -1,0 +1,1 @@
+"""`student-trainer compare`: arms of runs, over seeds and pair by pair, and whether a difference is real."""
