@@ -16,11 +16,9 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from shared.arrays import Int32, Int64
 from shared.errors import Unavailable
 from shared.teacher_file import TeacherHeader
-
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

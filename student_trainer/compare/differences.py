@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
+from shared.arrays import Float64
 from student_trainer.compare import over_seeds, verdicts
 from student_trainer.compare.arms import Arm
 from student_trainer.compare.config import CompareConfig
@@ -22,7 +22,6 @@ from student_trainer.evaluate.evaluation import Evaluation, over_runs
 from student_trainer.evaluate.next_road import StepMetric
 from student_trainer.evaluate.trip_metrics import PairMetric
 
-Float = npt.NDArray[np.float64]
 Runs = Sequence[Evaluation]
 
 
@@ -120,12 +119,12 @@ def _over_trips(runs: tuple[Runs, Runs], settings: CompareConfig) -> Iterator[Fo
             yield _of_steps(metric, np.concatenate([_summed(side, metric) for side in runs], axis=1), settings)
 
 
-def _of_steps(metric: StepMetric, sums: Float, settings: CompareConfig) -> Found:
+def _of_steps(metric: StepMetric, sums: Float64, settings: CompareConfig) -> Found:
     """Means over steps, resampled by trip; the test compares the trips' own means."""
     with np.errstate(invalid="ignore", divide="ignore"):
         trip_means = sums[:, [0, 2]] / sums[:, [1, 3]]
 
-    def difference(totals: Float) -> Float:
+    def difference(totals: Float64) -> Float64:
         return np.asarray(totals[..., 2] / totals[..., 3] - totals[..., 0] / totals[..., 1])
 
     known = int(np.isfinite(trip_means).all(axis=1).sum())
@@ -136,13 +135,13 @@ def _of_steps(metric: StepMetric, sums: Float, settings: CompareConfig) -> Found
     return metric, means, estimate, wilcoxon(trip_means[:, 1] - trip_means[:, 0])
 
 
-def _averaged(runs: Runs, metric: PairMetric) -> Float:
+def _averaged(runs: Runs, metric: PairMetric) -> Float64:
     """Of each pair, the mean over an arm's runs: float64 [n]."""
     values = [run.pairs[metric.column].to_numpy().astype(np.float64) for run in runs]
     return np.asarray(np.mean(values, axis=0), np.float64)
 
 
-def _summed(runs: Runs, metric: StepMetric) -> Float:
+def _summed(runs: Runs, metric: StepMetric) -> Float64:
     """Of each trip of the split, the sum over an arm's runs and steps, and how many: float64 [n, 2]."""
     columns = metric.column, f"{metric.column}_count"
     tables: list[pl.DataFrame] = [run.next_road for run in runs if run.next_road is not None]

@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import scipy  # stats are imported when they are first used, which takes seconds
 
-Float = npt.NDArray[np.float64]
+from shared.arrays import Float64
 
 EXACT_SEEDS = 16
 """Up to so many pairs all signs are enumerated."""
@@ -62,7 +61,7 @@ class OverSeeds:
 
 
 def compare(
-    baseline: Float, other: Float, seeds: tuple[Sequence[int | None], Sequence[int | None]], confidence: float
+    baseline: Float64, other: Float64, seeds: tuple[Sequence[int | None], Sequence[int | None]], confidence: float
 ) -> list[OverSeeds] | None:
     """Each metric of two arms; None if an arm has one seed only: nothing can be said.
 
@@ -78,7 +77,7 @@ def compare(
     return _independent(before, after, confidence)
 
 
-def _by_seed(values: Float, seeds: Sequence[int | None]) -> tuple[Float, list[int | None]]:
+def _by_seed(values: Float64, seeds: Sequence[int | None]) -> tuple[Float64, list[int | None]]:
     """Means over the runs of each seed; a run whose seed is not known is one of its own."""
     keys = [("unknown", row) if seed is None else ("seed", seed) for row, seed in enumerate(seeds)]
     distinct = list(dict.fromkeys(keys))
@@ -86,7 +85,7 @@ def _by_seed(values: Float, seeds: Sequence[int | None]) -> tuple[Float, list[in
     return np.array(means), [None if kind == "unknown" else seed for kind, seed in distinct]
 
 
-def _paired(differences: Float, confidence: float) -> list[OverSeeds]:
+def _paired(differences: Float64, confidence: float) -> list[OverSeeds]:
     """Of differences [n, M] seed by seed."""
     n = len(differences)
     p, adjusted = _relabelled((differences.T,), _share_of_size, "samples", 2**n)
@@ -101,7 +100,7 @@ def _paired(differences: Float, confidence: float) -> list[OverSeeds]:
     ]  # fmt: skip
 
 
-def _independent(before: Float, after: Float, confidence: float) -> list[OverSeeds]:
+def _independent(before: Float64, after: Float64, confidence: float) -> list[OverSeeds]:
     """Of values [a, M] and [b, M] of different seeds."""
     a, b = len(before), len(after)
     count = math.comb(a + b, a)
@@ -122,32 +121,32 @@ def _independent(before: Float, after: Float, confidence: float) -> list[OverSee
     ]  # fmt: skip
 
 
-def _quantile(freedom: Float, confidence: float) -> Float:
+def _quantile(freedom: Float64, confidence: float) -> Float64:
     return np.asarray(scipy.stats.t.ppf((1 + confidence) / 2, freedom))
 
 
-def _share_of_size(differences: Float, axis: int) -> Float:
+def _share_of_size(differences: Float64, axis: int) -> Float64:
     """|sum| as a share of the root of n times the sum of squares, which no signs change: rises with Student's t."""
     n = differences.shape[axis]
     scale = np.sqrt(n * (differences**2).sum(axis=axis))
     return _rounded(np.abs(differences.sum(axis=axis)), scale)
 
 
-def _share_of_spread(before: Float, after: Float, axis: int) -> Float:
+def _share_of_spread(before: Float64, after: Float64, axis: int) -> Float64:
     """|difference of means| in units of all values' spread, which no exchange changes."""
     both = np.concatenate([before, after], axis=axis)
     return _rounded(np.abs(after.mean(axis=axis) - before.mean(axis=axis)), both.std(axis=axis))
 
 
-def _rounded(sizes: Float, scale: Float) -> Float:
+def _rounded(sizes: Float64, scale: Float64) -> Float64:
     """In units of the scale, without the bits that the order of a sum decides; 0 where nothing varies."""
     units = np.divide(sizes, scale, out=np.zeros_like(sizes), where=scale > SMALLEST)
     return np.asarray(np.round(units, DIGITS), np.float64)
 
 
 def _relabelled(
-    data: tuple[Float, ...], statistic: Callable[..., Float], kind: Literal["samples", "independent"], count: int
-) -> tuple[Float, Float]:
+    data: tuple[Float64, ...], statistic: Callable[..., Float64], kind: Literal["samples", "independent"], count: int
+) -> tuple[Float64, Float64]:
     """p-values of M metrics alone and as a family; all metrics are relabelled alike.
 
     Args:
@@ -164,7 +163,7 @@ def _relabelled(
     return np.asarray(found.pvalue), np.asarray(adjusted)
 
 
-def sign_flip_p(differences: Float) -> float:
+def sign_flip_p(differences: Float64) -> float:
     """Exact p-value of differences [n], n >= 2: the share of all ways to sign them whose mean is as far from 0.
 
     If the arms do not differ, a seed's difference is as likely as its negative. Above `EXACT_SEEDS` pairs a sample.

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 
-Float = npt.NDArray[np.float64]
+from shared.arrays import Float64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class PairedTest:
     kind: str
 
 
-def wilcoxon(differences: Float) -> PairedTest:
+def wilcoxon(differences: Float64) -> PairedTest:
     """Wilcoxon's signed-rank test of differences [n], zeros left out, ties given their mean rank.
 
     Exact up to 50 differences without ties, otherwise the normal approximation with correction for ties, as scipy

@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse
 
+from shared.arrays import Float64
 from student_trainer.evaluate.config import BootstrapConfig
 from student_trainer.evaluate.distributions import totals
-
-Float = npt.NDArray[np.float64]
 
 BLOCK = 250
 """Draws whose weights are in memory at once."""
@@ -39,7 +38,7 @@ class Bootstrap:
     def __init__(self, config: BootstrapConfig, n: int) -> None:
         self._config, self._n = config, n
 
-    def weights(self) -> Iterator[Float]:
+    def weights(self) -> Iterator[Float64]:
         """How often each trip is drawn: blocks of float64 [up to `BLOCK`, n], each row sums to n."""
         random = np.random.default_rng([self._config.seed, self._n])
         left = self._config.draws
@@ -48,16 +47,16 @@ class Bootstrap:
             yield random.multinomial(self._n, np.full(self._n, 1 / self._n), size=count).astype(np.float64)
             left -= count
 
-    def mean(self, values: Float) -> Estimate:
+    def mean(self, values: Float64) -> Estimate:
         """The mean of values [n], NaN left out; percentile interval."""
         known = np.isfinite(values)
         return self.ratio(np.where(known, values, 0.0), known.astype(np.float64), int(known.sum()))
 
-    def ratio(self, sums: Float, counts: Float, n: int) -> Estimate:
+    def ratio(self, sums: Float64, counts: Float64, n: int) -> Estimate:
         """Sums [n] over counts [n] of what each trip has; percentile interval."""
         return self.statistic(np.stack([sums, counts], axis=1), _ratio, n)
 
-    def median(self, values: Float) -> Estimate:
+    def median(self, values: Float64) -> Estimate:
         """The median of values [n], without NaN; percentile interval."""
         known = np.flatnonzero(np.isfinite(values))
         if len(known) == 0:
@@ -73,7 +72,7 @@ class Bootstrap:
         return self._estimate(float(np.median(ordered)), np.concatenate(medians), len(known))
 
     def statistic(
-        self, contributions: Float, function: Callable[[Float], Float], n: int, is_distance: bool = False
+        self, contributions: Float64, function: Callable[[Float64], Float64], n: int, is_distance: bool = False
     ) -> Estimate:
         """A function of sums over trips; percentile interval, shifted for what noise only makes larger.
 
@@ -87,7 +86,10 @@ class Bootstrap:
         return self._shifted(value, draws, n) if is_distance else self._estimate(value, draws, n)
 
     def divergence(
-        self, real: scipy.sparse.csr_array, generated: scipy.sparse.csr_array, function: Callable[[Float, Float], Float]
+        self,
+        real: scipy.sparse.csr_array,
+        generated: scipy.sparse.csr_array,
+        function: Callable[[Float64, Float64], Float64],
     ) -> tuple[Estimate, float]:
         """A divergence of two histograms that both sides of the trips add to, and its floor.
 
@@ -107,15 +109,15 @@ class Bootstrap:
         mixed = swap @ real + (1 - swap) @ generated, swap @ generated + (1 - swap) @ real
         return self._shifted(value, draws, real.shape[0]), float(np.mean(function(*mixed)))
 
-    def _shifted(self, value: float, draws: Float, n: int) -> Estimate:
+    def _shifted(self, value: float, draws: Float64, n: int) -> Estimate:
         low, high = self._quantiles(draws)
         excess = float(np.nanmean(draws)) - value
         return Estimate(value, max(0.0, low - excess), max(0.0, high - excess), n)
 
-    def _estimate(self, value: float, draws: Float, n: int) -> Estimate:
+    def _estimate(self, value: float, draws: Float64, n: int) -> Estimate:
         return Estimate(value, *self._quantiles(draws), n) if n else Estimate(np.nan, np.nan, np.nan, 0)
 
-    def _quantiles(self, draws: Float) -> tuple[float, float]:
+    def _quantiles(self, draws: Float64) -> tuple[float, float]:
         tail = (1 - self._config.confidence) / 2
         draws = draws[np.isfinite(draws)]
         if len(draws) == 0:
@@ -124,11 +126,11 @@ class Bootstrap:
         return float(low), float(high)
 
 
-def _ratio(sums: Float) -> Float:
+def _ratio(sums: Float64) -> Float64:
     with np.errstate(invalid="ignore"):
         return np.asarray(sums[..., 0] / sums[..., 1])
 
 
-def _first_at(reached: Float, rank: Float) -> npt.NDArray[np.int64]:
+def _first_at(reached: Float64, rank: Float64) -> npt.NDArray[np.int64]:
     """In each row of running counts, the first place where the rank is reached."""
     return np.asarray(np.minimum((reached < rank).sum(axis=1), reached.shape[1] - 1))

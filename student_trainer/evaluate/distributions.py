@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse
 
 from shared import ragged
-
-Float = npt.NDArray[np.float64]
-Int = npt.NDArray[np.int64]
+from shared.arrays import Float64, Int64
 
 EDGES = 100
 """Finite edges of a histogram, as upstream has them: 99 bins up to the largest real value, and one for what is
@@ -27,15 +24,15 @@ class Values:
         offsets: int64 [n + 1].
     """
 
-    flat: Float
-    offsets: Int
+    flat: Float64
+    offsets: Int64
 
     @classmethod
-    def one_each(cls, values: Float) -> Values:
+    def one_each(cls, values: Float64) -> Values:
         """A value a trip."""
         return cls(values, np.arange(len(values) + 1))
 
-    def binned(self, edges: Float) -> scipy.sparse.csr_array:
+    def binned(self, edges: Float64) -> scipy.sparse.csr_array:
         """How many values of each trip fall into each bin: [n, EDGES]."""
         place = np.clip(np.searchsorted(edges, self.flat, side="right") - 1, 0, len(edges) - 1)
         row = ragged.rows(np.diff(self.offsets))
@@ -43,18 +40,18 @@ class Values:
         return scipy.sparse.csr_array((np.ones(len(place)), (row, place)), shape=shape)
 
 
-def totals(binned: scipy.sparse.csr_array) -> Float:
+def totals(binned: scipy.sparse.csr_array) -> Float64:
     """Counts of all trips, [bins]."""
     return np.asarray(binned.sum(axis=0), np.float64)
 
 
-def edges_of(real: Float) -> Float:
+def edges_of(real: Float64) -> Float64:
     """The finite edges, float64 [EDGES], from 0 to the largest real value."""
     largest = float(real.max(initial=0.0))
     return np.linspace(0, largest if largest > 0 else 1.0, EDGES)
 
 
-def jensen_shannon_nats(p: Float, q: Float) -> Float:
+def jensen_shannon_nats(p: Float64, q: Float64) -> Float64:
     """Jensen-Shannon divergence of counts [..., bins], in nats: (KL(p, m) + KL(q, m)) / 2 with m = (p + q) / 2.
 
     Between 0 and ln 2; NaN where a side has no counts. In bits it is divided by ln 2. (Its root is a metric, which

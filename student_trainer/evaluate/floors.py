@@ -9,17 +9,14 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import numpy.typing as npt
 
 from shared import ragged
+from shared.arrays import Bool, Int64
 from shared.floors import RULES
 from shared.store import Trips
 from student_trainer.data import geometry
 from student_trainer.data.network import RoadNetwork
 from student_trainer.evaluate.next_road import Positions
-
-Int = npt.NDArray[np.int64]
-Bool = npt.NDArray[np.bool_]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +63,7 @@ def _accuracies(hits: Bool, has_choice: Bool) -> dict[str, float | None]:
     }
 
 
-def _nearest(network: RoadNetwork, road: Int, destination: Int) -> Int:
+def _nearest(network: RoadNetwork, road: Int64, destination: Int64) -> Int64:
     """The successor of each road whose centroid is nearest to the destination's."""
     degree = np.diff(network.successor_offsets)[road]
     candidate = network.successors[ragged.slices(network.successor_offsets[road], degree)]
@@ -77,7 +74,7 @@ def _nearest(network: RoadNetwork, road: Int, destination: Int) -> Int:
     return candidate[least[np.searchsorted(least, starts)]].astype(np.int64)
 
 
-def _most_frequent(network: RoadNetwork, train: Trips) -> Int:
+def _most_frequent(network: RoadNetwork, train: Trips) -> Int64:
     """The successor taken most often from each road; the first one where none was, -1 where there is none: [N]."""
     counts = np.bincount(_slots(network, *_turns(train)), minlength=len(network.successors))
     degree = np.diff(network.successor_offsets)
@@ -90,7 +87,7 @@ def _most_frequent(network: RoadNetwork, train: Trips) -> Int:
     return best
 
 
-def _second_order(network: RoadNetwork, train: Trips, before: Int, road: Int, first: Int) -> Int:
+def _second_order(network: RoadNetwork, train: Trips, before: Int64, road: Int64, first: Int64) -> Int64:
     """The road that followed most often on the last two; `first` where these were never seen or there is one only."""
     inside = np.flatnonzero(_is_turn(train)[1:] & _is_turn(train)[:-1]) + 1  # the middle of three roads
     roads = train.roads.astype(np.int64)
@@ -114,13 +111,13 @@ def _is_turn(trips: Trips) -> Bool:
     return has_next
 
 
-def _turns(trips: Trips) -> tuple[Int, Int]:
+def _turns(trips: Trips) -> tuple[Int64, Int64]:
     """Every road with the road after it."""
     index = np.flatnonzero(_is_turn(trips))
     return trips.roads[index].astype(np.int64), trips.roads[index + 1].astype(np.int64)
 
 
-def _slots(network: RoadNetwork, road: Int, following: Int) -> Int:
+def _slots(network: RoadNetwork, road: Int64, following: Int64) -> Int64:
     """Places in `successors` of roads after roads; all of a store's trips are on it."""
     origin = ragged.rows(np.diff(network.successor_offsets))
     keys = origin * network.num_roads + network.successors

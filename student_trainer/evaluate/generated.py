@@ -13,6 +13,7 @@ import numpy.typing as npt
 import polars as pl
 
 from shared import ragged
+from shared.arrays import Int64
 from shared.errors import CompatibilityError, FileFormatError
 from shared.store import SPLITS, SplitName, Store, Trips
 from student_trainer.data import tables
@@ -31,7 +32,6 @@ COLUMNS: dict[str, Any] = {
 """What is read of `trips.parquet`."""
 ARRIVED = "arrived"
 
-Int = npt.NDArray[np.int64]
 TableReader = Callable[[Path], pl.DataFrame]
 """All columns of a Parquet file, as `tables.read` gives them."""
 
@@ -49,10 +49,10 @@ class Generated:
     """
 
     summary: dict[str, Any]
-    pair: Int
-    source_trip: Int
-    origin: Int
-    destination: Int
+    pair: Int64
+    source_trip: Int64
+    origin: Int64
+    destination: Int64
     status: npt.NDArray[np.str_]
     trips: Trips
 
@@ -97,7 +97,7 @@ def read(folder: Path, store: Store, reader: TableReader = tables.read) -> Gener
     return found
 
 
-def _check(path: Path, found: Generated, counts: Int, num_roads: int, store: Store) -> None:
+def _check(path: Path, found: Generated, counts: Int64, num_roads: int, store: Store) -> None:
     trips, lengths = found.trips, found.trips.lengths
     if (lengths == 0).any() or (lengths != counts).any():
         _refuse(path, (lengths == 0) | (lengths != counts), "has no road, or other than one time for each road")

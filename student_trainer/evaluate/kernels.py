@@ -11,26 +11,23 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import numpy.typing as npt
 
+from shared.arrays import Float64, Int64
 from shared.compiled import compiled
 from shared.provenance import cores
 from student_trainer.data.geometry import EARTH_RADIUS_M
-
-Float = npt.NDArray[np.float64]
-Int = npt.NDArray[np.int64]
 
 RADIUS_KM = EARTH_RADIUS_M / 1000
 CHUNKS_A_CORE = 8
 
 
-def unit_vectors(lat_lng: Float) -> Float:
+def unit_vectors(lat_lng: Float64) -> Float64:
     """Points [N, 2] in degrees as unit vectors [N, 3]."""
     phi, lamda = np.radians(lat_lng).T
     return np.stack([np.cos(phi) * np.cos(lamda), np.cos(phi) * np.sin(lamda), np.sin(phi)], axis=1)
 
 
-def path_lengths_km(points: Float, offsets: Int) -> Float:
+def path_lengths_km(points: Float64, offsets: Int64) -> Float64:
     """Sum of the great circles between consecutive points of each row: float64 [n].
 
     Args:
@@ -44,8 +41,8 @@ def path_lengths_km(points: Float, offsets: Int) -> Float:
 
 
 def local_distances(
-    left: Float, left_offsets: Int, right: Float, right_offsets: Int, tolerance_km: float
-) -> tuple[Float, Float, Float]:
+    left: Float64, left_offsets: Int64, right: Float64, right_offsets: Int64, tolerance_km: float
+) -> tuple[Float64, Float64, Float64]:
     """Hausdorff distance, dynamic time warping and edit distance on real sequences of n pairs of rows.
 
     - Hausdorff: the larger of the two directed ones, km.
@@ -79,14 +76,14 @@ def local_distances(
 
 @compiled
 def _fill(
-    left: Float,
-    left_offsets: Int,
-    right: Float,
-    right_offsets: Int,
+    left: Float64,
+    left_offsets: Int64,
+    right: Float64,
+    right_offsets: Int64,
     squared_tolerance: float,
     first: int,
     last: int,
-    results: Float,
+    results: Float64,
 ) -> None:
     widest = 1
     for pair in range(first, last):

@@ -8,17 +8,13 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import numpy.typing as npt
 
 from shared import ragged
+from shared.arrays import Bool, Float64, Int64
 from shared.store import Trips
 from student_trainer.data import geometry
 from student_trainer.data.network import RoadNetwork
 from student_trainer.evaluate import kernels
-
-Float = npt.NDArray[np.float64]
-Int = npt.NDArray[np.int64]
-Bool = npt.NDArray[np.bool_]
 
 EDR_TOLERANCE_KM = 0.1
 CELL_DEGREES = 0.001
@@ -38,12 +34,12 @@ class TripMeasures:
         segment_offsets: int64 [n + 1].
     """
 
-    distance_km: Float
-    radius_km: Float
-    radius_rms_km: Float
-    duration_s: Float
-    segment_s: Float
-    segment_offsets: Int
+    distance_km: Float64
+    radius_km: Float64
+    radius_rms_km: Float64
+    duration_s: Float64
+    segment_s: Float64
+    segment_offsets: Int64
 
 
 def measure_trips(network: RoadNetwork, trips: Trips) -> TripMeasures:
@@ -70,10 +66,10 @@ def measure_trips(network: RoadNetwork, trips: Trips) -> TripMeasures:
 class PairMeasures:
     """Of n pairs: how far the generated trip is from its real counterpart. float64 [n] each; see `kernels`."""
 
-    hausdorff_km: Float
-    dtw_km: Float
-    dtw_per_point_km: Float
-    edr: Float
+    hausdorff_km: Float64
+    dtw_km: Float64
+    dtw_per_point_km: Float64
+    edr: Float64
 
 
 def measure_pairs(network: RoadNetwork, real: Trips, generated: Trips) -> PairMeasures:
@@ -109,7 +105,7 @@ class Cells:
         of_road: int64 [N] cell of each road.
     """
 
-    of_road: Int
+    of_road: Int64
 
     @classmethod
     def over(cls, network: RoadNetwork) -> Cells:
@@ -119,14 +115,14 @@ class Cells:
         place = np.minimum(((network.line_centroid - low) / CELL_DEGREES).astype(np.int64), count - 1)
         return cls(place[:, 1] * count[0] + place[:, 0])
 
-    def ends(self, trips: Trips) -> Int:
+    def ends(self, trips: Trips) -> Int64:
         """Cells of the first and the last road of each trip, [n, 2]."""
         return np.stack(
             [self.of_road[trips.roads[trips.offsets[:-1]]], self.of_road[trips.roads[trips.offsets[1:] - 1]]], 1
         )
 
 
-def shared_cell_pairs(real_ends: Int, generated_ends: Int) -> tuple[Int, Int]:
+def shared_cell_pairs(real_ends: Int64, generated_ends: Int64) -> tuple[Int64, Int64]:
     """Upstream's matching: of trips with the same cells at both ends, the k-th real one with the k-th generated one.
 
     Args:
@@ -145,7 +141,7 @@ def shared_cell_pairs(real_ends: Int, generated_ends: Int) -> tuple[Int, Int]:
     return in_real.astype(np.int64), in_generated.astype(np.int64)
 
 
-def _occurrences(key: Int) -> Int:
+def _occurrences(key: Int64) -> Int64:
     """How often each value has occurred before, as in 0 0 1 0 2 for a b a c a."""
     order = np.argsort(key, kind="stable")
     ordered = key[order]

@@ -14,14 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from shared import files
+from shared.arrays import Float64
 from student_trainer.evaluate import distributions, next_road, trip_metrics
 from student_trainer.evaluate.bootstrap import Bootstrap, Estimate
 from student_trainer.evaluate.distributions import Values, jensen_shannon_nats
 from student_trainer.evaluate.measures import TripMeasures
 from student_trainer.evaluate.next_road import Positions
 from student_trainer.evaluate.trip_metrics import Better, Group, PairMetric, Pairs
-
-Float = npt.NDArray[np.float64]
 
 NAN = math.nan
 
@@ -57,9 +56,9 @@ class Histogram:
     name: str
     label: str
     unit: str
-    edges: Float
-    real: Float
-    generated: Float
+    edges: Float64
+    real: Float64
+    generated: Float64
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON. The last bin holds the last edge and all above it, so that there are as many bins as edges."""

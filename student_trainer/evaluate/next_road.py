@@ -12,12 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from shared import ragged
+from shared.arrays import Bool, Float64, Int64
 from shared.store import Trips
 from student_trainer.evaluate.trip_metrics import Better
-
-Float = npt.NDArray[np.float64]
-Int = npt.NDArray[np.int64]
-Bool = npt.NDArray[np.bool_]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,14 +31,14 @@ class Positions:
         seconds: float64 [P], the true ones.
     """
 
-    trip: Int
-    step: Int
+    trip: Int64
+    step: Int64
     has_choice: Bool
     is_hit: Bool
-    confidence: Float
-    nll_nats: Float
-    seconds_error: Float
-    seconds: Float
+    confidence: Float64
+    nll_nats: Float64
+    seconds_error: Float64
+    seconds: Float64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +66,7 @@ class StepMetric:
     is_card: bool = False
 
 
-def _relative_time_error(positions: Positions) -> Float:
+def _relative_time_error(positions: Positions) -> Float64:
     log_seconds = np.log1p(positions.seconds)
     predicted = np.log1p(np.maximum(positions.seconds + positions.seconds_error, 0))
     return np.asarray(np.abs(predicted - log_seconds) / np.maximum(log_seconds, 1))
@@ -127,7 +124,7 @@ def positions_of(arrays: dict[str, npt.NDArray], trips: Trips) -> Positions:
     )
 
 
-def per_trip(positions: Positions, values: npt.NDArray, n: int) -> tuple[Float, Float]:
+def per_trip(positions: Positions, values: npt.NDArray, n: int) -> tuple[Float64, Float64]:
     """Sum of the known values of each of n trips, and how many they are: float64 [n] each."""
     values = values.astype(np.float64)
     known = np.isfinite(values)
@@ -135,7 +132,7 @@ def per_trip(positions: Positions, values: npt.NDArray, n: int) -> tuple[Float, 
     return np.bincount(trip, values[known], n).astype(np.float64), np.bincount(trip, minlength=n).astype(np.float64)
 
 
-def binned_confidence(positions: Positions, bins: int, n: int) -> Float:
+def binned_confidence(positions: Positions, bins: int, n: int) -> Float64:
     """What each trip adds to each bin of confidence, bins of equal width.
 
     Returns:
@@ -147,7 +144,7 @@ def binned_confidence(positions: Positions, bins: int, n: int) -> Float:
     return np.concatenate([np.bincount(flat, part, n * bins).reshape(n, bins) for part in parts], axis=1)
 
 
-def expected_calibration_error(sums: Float) -> Float:
+def expected_calibration_error(sums: Float64) -> Float64:
     """Mean over positions of |accuracy - confidence| of their bin (Naeini et al. 2015).
 
     Args:
@@ -157,7 +154,7 @@ def expected_calibration_error(sums: Float) -> Float:
     return np.asarray(np.abs(hits - confidence).sum(axis=-1) / counts.sum(axis=-1))
 
 
-def reliability(sums: Float) -> dict[str, list[float]]:
+def reliability(sums: Float64) -> dict[str, list[float]]:
     """Mean confidence and accuracy of each bin that holds positions, and how many.
 
     Args:

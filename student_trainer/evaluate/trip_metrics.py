@@ -15,14 +15,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from shared.arrays import Bool, Float64, Int64
 from shared.store import Trips
 from student_trainer.data.network import RoadNetwork
 from student_trainer.evaluate import measures
 from student_trainer.evaluate.measures import Cells, PairMeasures, TripMeasures
-
-Float = npt.NDArray[np.float64]
-Int = npt.NDArray[np.int64]
-Bool = npt.NDArray[np.bool_]
 
 Group = Literal["arrival", "global", "local", "time", "next_road"]
 Better = Literal["lower", "higher"]
@@ -40,7 +37,7 @@ class Pairs:
     network: RoadNetwork
     real: Trips
     generated: Trips
-    destination: Int
+    destination: Int64
 
     @functools.cached_property
     def arrived(self) -> Bool:
@@ -113,11 +110,11 @@ def _in_destination_cell(pairs: Pairs) -> Bool:
     return np.asarray(ends == pairs.cells.of_road[pairs.destination])
 
 
-def _duration_error(pairs: Pairs) -> Float:
+def _duration_error(pairs: Pairs) -> Float64:
     return np.abs(pairs.generated_measures.duration_s - pairs.real_measures.duration_s)
 
 
-def _relative_duration_error(pairs: Pairs) -> Float:
+def _relative_duration_error(pairs: Pairs) -> Float64:
     real = pairs.real_measures.duration_s
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(np.where(real > 0, _duration_error(pairs) / real, np.nan))

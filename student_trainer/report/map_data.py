@@ -6,8 +6,8 @@ import base64
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from shared.arrays import Int64
 from shared.store import Store, Trips
 from student_trainer.data.geometry import EARTH_RADIUS_M
 from student_trainer.evaluate import trip_metrics
@@ -17,8 +17,6 @@ from student_trainer.report.content import Content
 STEPS = 2**16 - 1
 MEASURES = ("distance_km", "duration_s")
 """Columns of `pairs.parquet` that are shown beside a trip, and are no metrics."""
-
-Int = npt.NDArray[np.int64]
 
 
 def network(store: Store) -> dict[str, Any]:
@@ -54,7 +52,7 @@ def columns() -> list[str]:
     return [*(metric.column for metric in metrics()), *MEASURES]
 
 
-def choose(content: Content, count: int, seed: int) -> Int:
+def choose(content: Content, count: int, seed: int) -> Int64:
     """Rows of the pairs that are shown, ascending: a quarter where a model did not arrive, a quarter where one is
     farthest from the real trip (Hausdorff), the rest drawn."""
     total = len(content.real)
@@ -67,7 +65,7 @@ def choose(content: Content, count: int, seed: int) -> Int:
     return np.sort(np.concatenate([picked, others])).astype(np.int64)
 
 
-def pairs(content: Content, rows: Int) -> list[dict[str, Any]]:
+def pairs(content: Content, rows: Int64) -> list[dict[str, Any]]:
     """The chosen pairs: real and generated trips with seconds since departure, and what was measured."""
     found = []
     evaluations, first = content.evaluations, content.generated[0]

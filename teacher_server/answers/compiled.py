@@ -16,11 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from shared.arrays import Int32, Int64, UInt16
 from shared.compiled import compiled_in_place
-
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
-UInt16 = npt.NDArray[np.uint16]
 
 BLOCK_WORDS = 16
 """int32 words of a block."""

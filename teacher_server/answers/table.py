@@ -31,7 +31,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from shared.arrays import Float16
+from shared.arrays import Float16, Int32, Int64
 from shared.wire import HistoryMode, ScoreQuery
 from teacher_server.answers import compiled
 from teacher_server.answers.compiled import (
@@ -59,9 +59,6 @@ from teacher_server.answers.compiled import (
     Table,
 )
 from teacher_server.scorer import Batch, Scores
-
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
 
 LEAST_BLOCKS = 1024
 """Blocks that a table starts with at least."""

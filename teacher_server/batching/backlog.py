@@ -7,14 +7,12 @@ from collections.abc import Callable, KeysView
 from typing import Generic, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
+from shared.arrays import Int64
 from teacher_server.answers.table import AnswerTable, PendingAnswer
 from teacher_server.batching.fair_queue import FairQueue
 from teacher_server.batching.pacing import Pacing
 from teacher_server.metrics import CutReason
-
-Int64 = npt.NDArray[np.int64]
 
 
 @dataclasses.dataclass(eq=False)

@@ -14,14 +14,14 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from shared.arrays import Float32, Int64
 from teacher_server.engine.graphs import Graphs, Shape
-from teacher_server.engine.head import Float32, Head
+from teacher_server.engine.head import Head
 from teacher_server.engine.layouts import Tile
 from teacher_server.engine.streams import Streams
 from teacher_server.engine.tiler import Tiling
 from teacher_server.engine.transfer import Parcel, Part, Receiver, Sender
 from teacher_server.lmtad.model import LMTAD
-from teacher_server.scorer import Int64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

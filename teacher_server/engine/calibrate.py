@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shared.arrays import Int32, Int64
 from teacher_server.engine.layouts import Tile, filled, nodes_of
 from teacher_server.engine.shapes import SCORED_SHARE, SIZES, Buckets, Group, Kind
 from teacher_server.engine.threads import Threads
 from teacher_server.lmtad.model import LMTAD
-from teacher_server.scorer import Int32, Int64
 
 log = logging.getLogger(__name__)
 

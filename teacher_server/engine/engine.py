@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from shared import teacher_file
+from shared.arrays import Float32, Int64
 from shared.errors import ConfigError, InternalError
 from shared.teacher_file import TeacherHeader
 from teacher_server.engine import arithmetic, calibrate, fused
@@ -53,11 +54,10 @@ from teacher_server.engine.tiler import Tiler, Tiling, pairs_of
 from teacher_server.lmtad import model
 from teacher_server.lmtad.device import find_device, find_dtype
 from teacher_server.lmtad.model import LMTAD
-from teacher_server.scorer import Batch, Int64, ScorerLost, Scores, Served
+from teacher_server.scorer import Batch, ScorerLost, Scores, Served
 
 log = logging.getLogger(__name__)
 
-Float32 = npt.NDArray[np.float32]
 
 RECORDING_SECONDS = 3.0
 """Spent on graphs before the first request; shapes that are left are recorded when they are first needed."""

@@ -10,18 +10,15 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from shared import ragged
+from shared.arrays import Float32, Int64
 from teacher_server.engine import calibrate
 from teacher_server.engine.fused import Fused, dots_by_gathering
 from teacher_server.engine.shapes import OVERHEAD, Choice
 from teacher_server.engine.threads import Threads
-from teacher_server.scorer import Int64
-
-Float32 = npt.NDArray[np.float32]
 
 NORMALISER_VALUES = 1 << 22
 """Logits of the largest chunk of the full-vocabulary normaliser on a CPU."""

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from shared import ragged
+from shared.arrays import Int32, Int64
 from teacher_server.engine import compiled
 from teacher_server.engine.compiled import Contexts, Nodes, Trie
 from teacher_server.engine.forward import states_of
 from teacher_server.engine.shapes import SCORED_SHARE, Choice, Group, Kind
 from teacher_server.lmtad.model import LMTAD
-from teacher_server.scorer import Int32, Int64
 
 _FACTOR = secrets.randbits(62) | 1
 """Of the hashes, odd, another one in each process; no layout depends on it."""

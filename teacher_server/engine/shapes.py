@@ -15,7 +15,7 @@ import enum
 import numpy as np
 import numpy.typing as npt
 
-from teacher_server.scorer import Int64
+from shared.arrays import Int64
 
 SIZES = 3
 """Sizes of tile, each a quarter of the one before."""

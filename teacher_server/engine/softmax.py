@@ -6,10 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shared import ragged
-
-Float32 = npt.NDArray[np.float32]
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
+from shared.arrays import Float32, Int32, Int64
 
 
 def log_softmax(logits: Float32, lengths: Int64) -> npt.NDArray[np.float16]:

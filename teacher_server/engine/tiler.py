@@ -18,11 +18,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from shared import ragged
+from shared.arrays import Int64
 from teacher_server.engine import compiled
 from teacher_server.engine.compiled import Contexts
 from teacher_server.engine.layouts import PlainLayout, Tile, TreeLayout
 from teacher_server.engine.shapes import SIZES, Buckets, Choice, Group, Kind
-from teacher_server.scorer import Batch, Int64
+from teacher_server.scorer import Batch
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -16,9 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from shared.arrays import Float32
 from teacher_server.engine.streams import Memory, Streams
-
-Float32 = npt.NDArray[np.float32]
 
 ALIGNED = 32
 """Parts start at multiples of so many numbers: 128 bytes, as fast loads and kernels chosen by alignment need it."""

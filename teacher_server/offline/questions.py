@@ -11,17 +11,14 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from shared import ragged
 from shared.answers_file import WHOLE_HISTORY
+from shared.arrays import Int32, Int64
 from shared.errors import CompatibilityError, DataError
 from shared.store import Store, Trips
 from shared.vocab import Tokeniser
 from shared.wire import HistoryMode, ScoreQuery
-
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
 
 STEPS_AT_ONCE = 2**20
 """Steps of trips whose rows are compared together, about."""

@@ -9,16 +9,13 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
 from shared import ragged, subset
+from shared.arrays import Int32, Int64
 from shared.errors import DataError, FileFormatError
 from shared.files import digest
 from shared.store import SplitName, Store
 from shared.vocab import Vocabulary
-
-Int32 = npt.NDArray[np.int32]
-Int64 = npt.NDArray[np.int64]
 
 POOL_BATCHES = 64
 """Batches whose trips are sorted by length together: enough to waste little padding, few enough to stay random."""

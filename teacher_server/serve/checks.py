@@ -7,12 +7,11 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
+from shared.arrays import Int32
 from shared.errors import InvalidRequest
 from shared.wire import HistoryMode, ScoreQuery
 from teacher_server.batching.config import BatchingConfig
 from teacher_server.scorer import Served
-
-Int32 = npt.NDArray[np.int32]
 
 
 @dataclasses.dataclass(frozen=True)

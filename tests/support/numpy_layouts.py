@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from shared import ragged
+from shared.arrays import Int32, Int64
 from teacher_server.engine.layouts import Tile, filled, nodes_of
 from teacher_server.engine.shapes import SCORED_SHARE, Choice, Group, Kind
 from teacher_server.engine.tiler import Tiler, Tiling
-from teacher_server.scorer import Batch, Int32, Int64
+from teacher_server.scorer import Batch
 
 UInt64 = npt.NDArray[np.uint64]
 
