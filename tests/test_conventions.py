@@ -334,7 +334,7 @@ LONG_FILES = {
     "teacher_server.lmtad.model": "one architecture",
     "student_trainer.generate.run": "one job",
     "student_trainer.prepare.raw": "one format",
-    "student_trainer.train.graphs": "a recorded step, and what it falls back to",
+    "student_trainer.train.cuda_graphs": "a recorded step, and what it falls back to",
 }
 LONG_FUNCTIONS = {
     "teacher_server.answers.compiled.split": "a request's phases share their cursors; calls cost more",

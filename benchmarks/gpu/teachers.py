@@ -21,8 +21,8 @@ from shared.store import Store
 from shared.vocab import Tokeniser, Vocabulary
 from teacher_server.engine import calibrate, engine
 from teacher_server.engine.config import EngineConfig
+from teacher_server.engine.cuda_graphs import Shape
 from teacher_server.engine.engine import Engine
-from teacher_server.engine.graphs import Shape
 from teacher_server.engine.layouts import Tile
 from teacher_server.engine.shapes import Kind
 from teacher_server.lmtad import export, model

@@ -22,8 +22,8 @@ from student_trainer.distill.conditional_logit import hits_of, nll_of
 from student_trainer.distill.destination import DestinationTarget
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.connect import connect
+from student_trainer.train.destination_target import choices_among
 from student_trainer.train.feed import Feed
-from student_trainer.train.fit import choices_among
 
 TRIPS = 1_000
 """Validation trips that the target is fitted on, and as many after them that it is measured on."""

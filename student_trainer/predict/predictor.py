@@ -17,7 +17,7 @@ from shared.errors import DataError
 from shared.store import Store, Trips
 from student_trainer.data.loader import by_length
 from student_trainer.data.network import RoadNetwork
-from student_trainer.data.partial import UnderWay, build_partial
+from student_trainer.data.under_way import UnderWay, build_partial
 from student_trainer.model import students
 from student_trainer.model.device import fetch, float32_products, pick_device
 from student_trainer.model.student import Student

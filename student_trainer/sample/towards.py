@@ -21,7 +21,7 @@ from shared.store import Trips
 from shared.subset import evenly
 from student_trainer.data.batch import build_batch, candidates_of
 from student_trainer.data.network import RoadNetwork
-from student_trainer.data.remaining import no_farther, remaining_ways, ways_to
+from student_trainer.data.shortest_ways import no_farther, remaining_ways, ways_to
 from student_trainer.distill.conditional_logit import Choices
 from student_trainer.distill.config import DistillConfig
 from student_trainer.distill.destination import DestinationTarget, choices_of, features_among, features_of, teachers

@@ -15,7 +15,7 @@ from student_trainer.data.batch import Batch, build_batch
 from student_trainer.data.mixed import MixedTrips, Numbered
 from student_trainer.data.network import RoadNetwork
 from student_trainer.data.packing import Packed, Shape, to_device
-from student_trainer.data.remaining import RemainingWays, remaining_ways
+from student_trainer.data.shortest_ways import RemainingWays, remaining_ways
 from student_trainer.distill.config import OnFailure
 from student_trainer.distill.destination import DestinationTarget, features_of
 from student_trainer.distill.query import build_query

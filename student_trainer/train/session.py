@@ -27,11 +27,11 @@ from student_trainer.model.time_scale import TimeScale
 from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.runs.checkpoint import Checkpoint, Progress
 from student_trainer.runs.layout import RunFiles
-from student_trainer.train import graphs, headroom
+from student_trainer.train import cuda_graphs, headroom
 from student_trainer.train.compiling import use_own_directory
 from student_trainer.train.config import TrainConfig
+from student_trainer.train.destination_target import give_target
 from student_trainer.train.feed import Feed
-from student_trainer.train.fit import give_target
 from student_trainer.train.logbook import Logbook
 from student_trainer.train.meters import Clock
 from student_trainer.train.profiling import Profile
@@ -78,7 +78,7 @@ class Session:
 
         self.model, head = _new_student(settings, network, runtime.device)
         asked = self.teacher if settings.distils else None
-        rounds = graphs.wanted(settings.runtime, runtime)
+        rounds = cuda_graphs.wanted(settings.runtime, runtime)
         self.feed = Feed(network, trips.training, settings, asked, runtime.device, rounds)
         self.schedule = schedule_of(trips, settings)
         self.val_feed = Feed(network, trips.validation, settings, asked, runtime.device)

@@ -30,10 +30,10 @@ from student_trainer.model.history_head import HistoryHead
 from student_trainer.model.student import NetworkEmbedding, Student
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.runs.checkpoint import Progress
-from student_trainer.train import graphs
+from student_trainer.train import cuda_graphs
 from student_trainer.train.config import TrainConfig
+from student_trainer.train.cuda_graphs import Request, StepGraphs
 from student_trainer.train.feed import Prepared
-from student_trainer.train.graphs import Request, StepGraphs
 from student_trainer.train.meters import Stopwatch, Sums
 from student_trainer.train.objective import Divisors, Objective, forward
 from student_trainer.train.optim import build_optimizer, distill_share, learning_rate
@@ -79,7 +79,7 @@ class Trainer:
         self._awaited = runtime.device if settings.profile != "off" and runtime.device.type == "cuda" else None
         self.sums, self.stopwatch = Sums(), Stopwatch(self._awaited)
         self.graphs: StepGraphs | None = None
-        if graphs.wanted(settings.runtime, runtime):
+        if cuda_graphs.wanted(settings.runtime, runtime):
             self.graphs = StepGraphs(
                 model, head, self.optimizer, self._objective, runtime, settings.optim.clip_norm,
                 is_demanded=settings.runtime.graphs == "on",

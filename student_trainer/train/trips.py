@@ -13,10 +13,10 @@ from shared.arrays import Int64
 from shared.errors import ConfigError
 from shared.store import Store, Trips
 from shared.subset import choose
-from student_trainer.data.coverage import unseen_share
 from student_trainer.data.loader import TripOrder
 from student_trainer.data.mixed import MixedTrips, Numbered
 from student_trainer.data.sampled import differences, load_sampled, sampled_digest
+from student_trainer.data.turns import unseen_share
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.schedule import Schedule
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from shared.arrays import Float32, Int64
-from teacher_server.engine.graphs import Graphs, Shape
+from teacher_server.engine.cuda_graphs import Graphs, Shape
 from teacher_server.engine.head import Head
 from teacher_server.engine.layouts import Tile
 from teacher_server.engine.streams import Streams

@@ -42,8 +42,8 @@ from shared.teacher_file import TeacherHeader
 from teacher_server.engine import arithmetic, calibrate, fused
 from teacher_server.engine.accelerated import Accelerated, Packed
 from teacher_server.engine.config import EngineConfig
+from teacher_server.engine.cuda_graphs import Graphs
 from teacher_server.engine.fused import Fused
-from teacher_server.engine.graphs import Graphs
 from teacher_server.engine.head import Head
 from teacher_server.engine.layouts import Tile
 from teacher_server.engine.shapes import ACCELERATOR_LEAST_ENDS, ACCELERATOR_SIZES, LEAST_ROWS, OVERHEAD, SIZES, Buckets

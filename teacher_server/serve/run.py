@@ -34,11 +34,11 @@ from teacher_server.batching.batcher import Batcher
 from teacher_server.metrics import Metrics
 from teacher_server.scorer import Scorer, Served
 from teacher_server.serve import access, exposition, limits, memory, notify, security
+from teacher_server.serve.cache_file import Keeper
 from teacher_server.serve.config import ServeConfig
 from teacher_server.serve.exposition import Exposition
 from teacher_server.serve.health import Health
 from teacher_server.serve.interceptors import GoneCallers
-from teacher_server.serve.keeping import Keeper
 from teacher_server.serve.lifecycle import Lifecycle, State
 from teacher_server.serve.limits import FewRecords
 from teacher_server.serve.server import build

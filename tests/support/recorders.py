@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from student_trainer.train.cuda_graphs import Body, StepGraphs
 from student_trainer.train.feed import Feed
-from student_trainer.train.graphs import Body, StepGraphs
 from student_trainer.train.session import Session
 
 

@@ -15,7 +15,7 @@ from shared import ragged
 from shared.store import Trips
 from student_trainer.data.batch import Batch, build_batch
 from student_trainer.data.network import RoadNetwork
-from student_trainer.data.remaining import FARTHEST_M, RemainingWays, remaining_ways
+from student_trainer.data.shortest_ways import FARTHEST_M, RemainingWays, remaining_ways
 from student_trainer.distill.conditional_logit import Choices, log_probs
 from student_trainer.distill.destination import (
     FEATURES,

@@ -27,7 +27,7 @@ from student_trainer.model.weights import load_model
 from student_trainer.predict.config import CutConfig
 from student_trainer.predict.positions import accuracy_of, predict
 from student_trainer.train.config import TrainConfig
-from student_trainer.train.fit import choices_among, fit_target
+from student_trainer.train.destination_target import choices_among, fit_target
 from student_trainer.train.headroom import answers_of, of_run
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.session import Session

@@ -20,7 +20,7 @@ from shared.errors import DataError, FileFormatError
 from shared.store import Store, Trips
 from student_trainer.__main__ import JOBS
 from student_trainer.data.batch import build_batch
-from student_trainer.data.partial import UnderWay, build_partial
+from student_trainer.data.under_way import UnderWay, build_partial
 from student_trainer.predict.next_road import NextRoad, next_road_of
 from student_trainer.predict.predictor import Predictor
 

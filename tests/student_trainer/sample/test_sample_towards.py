@@ -18,7 +18,7 @@ from shared.wire import ScoreQuery
 from student_trainer.data import graph
 from student_trainer.data.batch import Batch, build_batch
 from student_trainer.data.network import RoadNetwork
-from student_trainer.data.remaining import remaining_ways
+from student_trainer.data.shortest_ways import remaining_ways
 from student_trainer.distill.config import DistillConfig
 from student_trainer.distill.destination import DestinationTarget, choices_of, features_of
 from student_trainer.distill.query import build_query

@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import (
 from shared.store import Store
 from shared.training.states import restore_optimizer
 from shared.training.torch_ranks import ALONE, Ranks
-from student_trainer.data import partial
+from student_trainer.data import under_way
 from student_trainer.data.network import RoadNetwork
 from student_trainer.evaluate import next_road
 from student_trainer.model import device as devices
@@ -37,10 +37,10 @@ from student_trainer.model.hoser import HOSER
 from student_trainer.model.time_scale import TimeScale
 from student_trainer.predict import positions, predictor
 from student_trainer.predict.config import CutConfig
-from student_trainer.train import graphs, headroom
+from student_trainer.train import cuda_graphs, headroom
 from student_trainer.train import session as sessions
 from student_trainer.train.config import OptimConfig, TrainConfig
-from student_trainer.train.fit import give_target
+from student_trainer.train.destination_target import give_target
 from student_trainer.train.optim import build_optimizer
 from student_trainer.train.runtime import Runtime
 from student_trainer.train.schedule import Step, prepare_step
@@ -186,7 +186,7 @@ def test_a_recorded_step_on_cuda_copies_twice_and_reads_once(
 ) -> None:
     """Its operations wait for nothing; when it is repeated, batch and answer are copied and one vector is read."""
     optim = {"epochs": 2, "batch_size": 8}
-    monkeypatch.setattr(graphs, "CudaRecorder", lambda _: Kept())
+    monkeypatch.setattr(cuda_graphs, "CudaRecorder", lambda _: Kept())
     session = start(
         store, tmp_path, cuda.here(watched=False), CUDA, monkeypatch, runtime={"amp": amp, "graphs": "on"}, optim=optim
     )
@@ -326,9 +326,9 @@ def test_a_question_on_cuda_is_one_copy_and_one_read(
         reads.append(tensor.device)
         return np.zeros(tuple(tensor.shape), np.float32)
 
-    def build(*given: Any) -> partial.PartialBatch:
+    def build(*given: Any) -> under_way.PartialBatch:
         with unset_fake_temporarily():
-            return partial.build_partial(*given)
+            return under_way.build_partial(*given)
 
     monkeypatch.setattr(predictor, "fetch", fetch)
     monkeypatch.setattr(predictor, "build_partial", build)

@@ -21,14 +21,14 @@ from shared import ragged
 from shared.errors import CompatibilityError, ConfigError, FileFormatError, TrainingError
 from shared.store import Store
 from shared.wire import ScoreQuery
-from student_trainer.data.coverage import unseen_share
 from student_trainer.data.mixed import MixedTrips
 from student_trainer.data.network import RoadNetwork
 from student_trainer.data.sampled import differences, load_sampled, write_sampled
+from student_trainer.data.turns import unseen_share
 from student_trainer.distill.destination import FEATURES, choices_of
 from student_trainer.distill.query import build_query
 from student_trainer.runs import checkpoint as checkpoints
-from student_trainer.train import fit, trips
+from student_trainer.train import destination_target, trips
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.resume import find_checkpoint, target_of
 from student_trainer.train.runtime import Runtime
@@ -94,7 +94,7 @@ def test_a_teacher_that_knows_its_own_trips_by_heart_is_trusted_as_it_deserves_e
         return np.where(is_it, 0, -8).astype(np.float16)
 
     session = start(settings_of(store, tmp_path / "run"), store, FakeTeacher(scores=by_heart))
-    trusted = fit.fit_target(session.feed, 60, 0).coefficients[0]
+    trusted = destination_target.fit_target(session.feed, 60, 0).coefficients[0]
     assert 0 < coefficients(session)[0] < 0.3 * trusted
 
 
@@ -129,8 +129,8 @@ def test_of_many_validation_trips_a_sample_is_asked_about(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Drawn by the seed of the data, not by the run's."""
-    monkeypatch.setattr(fit, "TRIPS", 10)
-    monkeypatch.setattr(fit, "BATCH", 4)
+    monkeypatch.setattr(destination_target, "TRIPS", 10)
+    monkeypatch.setattr(destination_target, "BATCH", 4)
     found = []
     for name, seed, sample_seed in (("a", 1, 0), ("b", 2, 0), ("c", 1, 1)):
         teacher = FakeTeacher()
@@ -225,7 +225,7 @@ def test_candidates_that_are_cut_are_refused_before_anything_is_asked(store: Sto
 def test_validation_trips_without_a_choice_are_an_error(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "choices_of", lambda *given: choices_of(*given).take(np.zeros(0, np.int64)))
+    monkeypatch.setattr(destination_target, "choices_of", lambda *given: choices_of(*given).take(np.zeros(0, np.int64)))
     told = r"cannot be fitted on 20 validation trips: no position has a label .*\. Set distill\.target=history, or"
     with pytest.raises(TrainingError, match=told):
         start(settings_of(store, tmp_path / "run"), store)

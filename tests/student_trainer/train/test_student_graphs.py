@@ -30,7 +30,7 @@ from student_trainer.model import device as devices
 from student_trainer.model import hoser_parts
 from student_trainer.model.history_head import HistoryHead
 from student_trainer.model.hoser import HOSER
-from student_trainer.train import feed, graphs, trainer
+from student_trainer.train import cuda_graphs, feed, trainer
 from student_trainer.train import session as sessions
 from student_trainer.train.config import RuntimeConfig, TrainConfig
 from student_trainer.train.objective import Divisors
@@ -189,7 +189,7 @@ def test_recording_a_step_changes_nothing(store: Store, tmp_path: Path) -> None:
     numbers = {**Divisors(50, 50, 50)._asdict(), "learning_rate": 0.1, "hold": 0}
     answer = step.micro_batches[0].arrays(reply.result())
     assert len(answer) == 2  # the log-probs, and the target's scores
-    assert found.ready(graphs.Request([packed], [answer], numbers)) is not None
+    assert found.ready(cuda_graphs.Request([packed], [answer], numbers)) is not None
     after = state_of(session)
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
@@ -237,7 +237,7 @@ def test_a_step_that_is_not_finite_is_left_out(store: Store, tmp_path: Path) -> 
 class Refusing(Repeating):
     """Cannot record."""
 
-    def record(self, body: graphs.Body) -> tuple[Callable[[], None], torch.Tensor]:
+    def record(self, body: cuda_graphs.Body) -> tuple[Callable[[], None], torch.Tensor]:
         """Fails as torch does."""
         body()
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore lines")
@@ -246,7 +246,7 @@ class Refusing(Repeating):
 class Wrong(Repeating):
     """Repeats something else."""
 
-    def record(self, body: graphs.Body) -> tuple[Callable[[], None], torch.Tensor]:
+    def record(self, body: cuda_graphs.Body) -> tuple[Callable[[], None], torch.Tensor]:
         """With a norm that is too large."""
         repeat, result = super().record(body)
 
@@ -310,7 +310,7 @@ def test_a_new_teachers_answer_and_rate_reach_a_recording(store: Store, tmp_path
     sums = []
     for answer in ([log_q, scores], [log_q, scores * 2], [log_q * 2, scores]):
         numbers = {**Divisors(50, 50, 50)._asdict(), "learning_rate": 0.0, "hold": 0}
-        recorded = found.ready(graphs.Request([packed], [answer], numbers))
+        recorded = found.ready(cuda_graphs.Request([packed], [answer], numbers))
         assert recorded is not None
         sums.append(recorded.make().sums[0])
     kl, head = ([found[name] for found in sums] for name in ("loss_kl", "loss_head_kl"))
@@ -328,7 +328,7 @@ def test_the_share_of_the_weight_reaches_a_recording(store: Store, tmp_path: Pat
     answer, sums = step.micro_batches[0].arrays(reply.result()), []
     for share in (0.0, 0.25, 1.0):
         numbers = {**Divisors(50, 50, 50, share)._asdict(), "learning_rate": 0.0, "hold": 0}
-        recorded = found.ready(graphs.Request([packed], [answer], numbers))
+        recorded = found.ready(cuda_graphs.Request([packed], [answer], numbers))
         assert recorded is not None
         sums.append(recorded.make().sums[0])
     for share, found_sums in zip((0.0, 0.25, 1.0), sums, strict=True):
@@ -340,7 +340,7 @@ def test_of_many_shapes_the_first_are_recorded(store: Store, tmp_path: Path, mon
     """Others' steps are made of the same operations: the same bits."""
     states = []
     for most in (1, 99):
-        monkeypatch.setattr(graphs, "MOST_GRAPHS", most)
+        monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", most)
         session = start(store, tmp_path / str(most))
         recorder = Repeating()
         record_steps(session, recorder, is_demanded=True)
@@ -376,6 +376,6 @@ def test_when_steps_are_recorded(
     there = Runtime.of(settings, device, Ranks(0, world, 0))
     if isinstance(expected, str):
         with pytest.raises(ConfigError, match=rf"^runtime\.graphs=on {expected}"):
-            graphs.wanted(settings, there)
+            cuda_graphs.wanted(settings, there)
     else:
-        assert graphs.wanted(settings, there) is expected
+        assert cuda_graphs.wanted(settings, there) is expected

@@ -15,8 +15,8 @@ from shared.errors import ConfigError
 from shared.wire import HistoryMode, ScoreQuery
 from teacher_server.engine import calibrate
 from teacher_server.engine.accelerated import Accelerated
+from teacher_server.engine.cuda_graphs import Graphs
 from teacher_server.engine.engine import Engine
-from teacher_server.engine.graphs import Graphs
 from teacher_server.engine.shapes import Kind
 from teacher_server.engine.streams import Direct, Memory, Streams
 from teacher_server.engine.transfer import Receiver

@@ -11,9 +11,9 @@ from test_teacher_accelerator import batch_of
 from test_teacher_engine import CPU, MODEL, make_engine
 
 from teacher_server.engine import engine, fused
+from teacher_server.engine.cuda_graphs import Graphs, Shape
 from teacher_server.engine.engine import Engine
 from teacher_server.engine.fused import Fused
-from teacher_server.engine.graphs import Graphs, Shape
 from teacher_server.engine.shapes import Kind
 from teacher_server.engine.streams import Direct, Replay
 from teacher_server.lmtad.model import attend_by_gathering, future_of

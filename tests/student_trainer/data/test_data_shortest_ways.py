@@ -10,9 +10,9 @@ from support.random_city import random_network, random_trips
 
 from shared import ragged
 from shared.store import Trips
-from student_trainer.data import remaining
+from student_trainer.data import shortest_ways
 from student_trainer.data.network import RoadNetwork
-from student_trainer.data.remaining import FARTHEST_M, no_farther, remaining_ways, ways_to
+from student_trainer.data.shortest_ways import FARTHEST_M, no_farther, remaining_ways, ways_to
 
 ROADS = 20
 
@@ -83,7 +83,7 @@ def test_how_many_are_searched_at_once_changes_no_bit(monkeypatch: pytest.Monkey
     network, length = city(0, 2_000.0)
     trips = random_trips(network, 40, 0)
     expected = remaining_ways(network, length, trips).metres, ways_to(network, length, np.arange(ROADS))
-    monkeypatch.setattr(remaining, "SOURCES", sources)
+    monkeypatch.setattr(shortest_ways, "SOURCES", sources)
     assert np.array_equal(remaining_ways(network, length, trips).metres, expected[0])
     assert np.array_equal(ways_to(network, length, np.arange(ROADS)), expected[1])
 

@@ -14,7 +14,7 @@ from shared.wire import HistoryMode, ScoreQuery
 from teacher_server.answers import saved
 from teacher_server.answers.config import CacheConfig
 from teacher_server.answers.table import AnswerTable
-from teacher_server.serve.keeping import Keeper
+from teacher_server.serve.cache_file import Keeper
 
 PATIENCE = 30
 
@@ -86,7 +86,7 @@ def test_at_the_end_only(tmp_path: Path) -> None:
 def test_the_end_waits_for_what_is_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow: the last writing is the one that stays, and there are no pauses any more."""
     path, table = tmp_path / "answers", make_table()
-    monkeypatch.setattr("teacher_server.serve.keeping.BYTES_PER_SECOND", 1)
+    monkeypatch.setattr("teacher_server.serve.cache_file.BYTES_PER_SECOND", 1)
 
     async def serve() -> None:
         async with Keeper(table, "n", CacheConfig(file=path, save_seconds=0.01)).keeping():

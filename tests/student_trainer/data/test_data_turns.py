@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from shared import ragged
 from shared.store import Trips
-from student_trainer.data.coverage import unseen_share
+from student_trainer.data.turns import unseen_share
 
 Roads = list[list[int]]
 SOME = st.lists(st.lists(st.integers(0, 3), max_size=7), max_size=6)
