@@ -9,7 +9,7 @@ from shared import answers_file, claims
 from shared.errors import DataError, FileFormatError
 from shared.store import Store
 from shared.training.launch import is_one_of_several
-from student_trainer.runs.layout import check_unused
+from student_trainer.runs.layout import EVALUATION, REPORT, check_unused
 
 if TYPE_CHECKING:  # of these a command imports its own alone
     from student_trainer.compare.config import CompareConfig
@@ -65,11 +65,11 @@ def check_student(settings: WithStudent) -> None:
 def check_evaluations(settings: CompareConfig | ReportConfig) -> None:
     """Raises `FileFormatError` if one of them is missing."""
     for folder in settings.evaluations:
-        if not (path := folder / "metrics.json").exists():
+        if not (path := folder / EVALUATION).exists():
             raise FileFormatError(f"{path} does not exist; make it with `student-trainer evaluate`")
 
 
 def check_report(settings: BundleConfig) -> None:
     """Raises `FileFormatError` if there is no report."""
-    if not (settings.report / "report.html").is_file():
+    if not (settings.report / REPORT).is_file():
         raise FileFormatError(f"{settings.report} is no report; make one with `student-trainer report`")

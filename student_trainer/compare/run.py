@@ -17,6 +17,7 @@ from student_trainer.compare.arms import Arm, Model
 from student_trainer.compare.config import CompareConfig
 from student_trainer.compare.differences import Difference
 from student_trainer.evaluate.evaluation import Evaluation, check_names, check_same, floors_of, read
+from student_trainer.runs.layout import COMPARISON
 
 FORMAT = "hoser-comparison/2"
 """2: of arms rather than of models."""
@@ -84,7 +85,7 @@ def compare(settings: CompareConfig) -> dict[str, Any]:
         claims.check(settings.out, "a comparison", claims.of("compare"))
         document = _compare(settings)
         config.save(settings, "compare", settings.out / "config.yaml")
-        files.write_json(settings.out / "comparison.json", document)
+        files.write_json(settings.out / COMPARISON, document)
     return document
 
 

@@ -14,9 +14,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 import polars as pl
 
@@ -128,3 +129,28 @@ def read(path: Path) -> pl.DataFrame:
     """All columns of one Parquet file; raises `FileFormatError`."""
     with Reader() as reader:
         return reader.read(path)
+
+
+TableReader = Callable[[Path], pl.DataFrame]
+"""All columns of a Parquet file, as `read` gives them."""
+
+
+def read_columns(path: Path, columns: Mapping[str, Any], reader: TableReader = read) -> pl.DataFrame:
+    """Columns of a Parquet file, without nulls and of the given types.
+
+    Raises:
+        FileFormatError: it is missing or damaged, a column is missing, of another type, or has nulls.
+    """
+    frame = reader(path)
+    missing = [name for name in columns if name not in frame.columns]
+    if missing:
+        raise FileFormatError(f"{path} lacks the columns {', '.join(missing)}")
+    frame = frame.select(list(columns))
+    for name, dtype in columns.items():
+        if frame.schema[name] != dtype:
+            raise FileFormatError(f"{path}, column {name}: expected {dtype}, found {frame.schema[name]}")
+        column = frame[name]
+        lists = isinstance(dtype, pl.List)
+        if column.null_count() or (lists and column.filter(column.list.len() > 0).explode().null_count()):
+            raise FileFormatError(f"{path}, column {name}: has values that are missing")
+    return frame

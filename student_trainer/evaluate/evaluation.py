@@ -12,9 +12,9 @@ import numpy as np
 import polars as pl
 
 from shared.errors import CompatibilityError, ConfigError, FileFormatError
-from student_trainer.data import tables
+from student_trainer.data import documents, tables
 from student_trainer.evaluate import next_road, trip_metrics
-from student_trainer.evaluate.generated import read_document, read_parquet
+from student_trainer.runs.layout import EVALUATION
 
 FORMAT = "hoser-evaluation/2"
 """2: how the weights were trained, accuracy where there is a choice, floors; where the trips are from here."""
@@ -46,18 +46,18 @@ class Evaluation:
 
 def read(path: Path) -> Evaluation:
     """An evaluation; raises `FileFormatError`."""
-    document = read_document(path / "metrics.json", FORMAT, "evaluate")
+    document = documents.read(path / EVALUATION, FORMAT, "evaluate")
     wrong = [name for name, types in HOLDS.items() if not isinstance(document.get(name, ...), types)]
     if wrong:
         raise FileFormatError(f"{path / 'metrics.json'} lacks {', '.join(wrong)}; make it again with `evaluate`")
     columns: dict[str, Any] = {**KEYS, **dict.fromkeys(SHOWN, pl.Float64)}
     columns |= {metric.column: pl.Boolean if metric.is_flag else pl.Float64 for metric in trip_metrics.METRICS}
     with tables.Reader() as reader:
-        pairs = read_parquet(path / "pairs.parquet", columns, reader.read)
+        pairs = tables.read_columns(path / "pairs.parquet", columns, reader.read)
         if document["reliability"] is None:
             return Evaluation(path, document, pairs, None)
         sums = {name: pl.Float64 for metric in next_road.METRICS for name in (metric.column, f"{metric.column}_count")}
-        steps = read_parquet(path / "next_road.parquet", {"trip": pl.Int64, **sums}, reader.read)
+        steps = tables.read_columns(path / "next_road.parquet", {"trip": pl.Int64, **sums}, reader.read)
     return Evaluation(path, document, pairs, steps)
 
 

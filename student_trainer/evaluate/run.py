@@ -28,11 +28,12 @@ from shared import claims, config, files, provenance
 from shared.errors import DataError
 from shared.sinks import check_wandb
 from shared.store import SplitName, Store, Trips
+from student_trainer.data import generated
+from student_trainer.data.generated import Generated
 from student_trainer.data.network import RoadNetwork
 from student_trainer.data.sampled import is_sampled
 from student_trainer.evaluate import (
     floors,
-    generated,
     metrics,
     next_road,
     predictions,
@@ -45,11 +46,11 @@ from student_trainer.evaluate.bootstrap import Bootstrap
 from student_trainer.evaluate.config import EvaluateConfig
 from student_trainer.evaluate.evaluation import FORMAT
 from student_trainer.evaluate.floors import Floor
-from student_trainer.evaluate.generated import Generated
 from student_trainer.evaluate.measures import measure_trips, shared_cell_pairs
 from student_trainer.evaluate.metrics import Histogram, Metric
 from student_trainer.evaluate.next_road import Positions
 from student_trainer.evaluate.trip_metrics import Pairs
+from student_trainer.runs.layout import EVALUATION
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ def _judge_sampled(settings: EvaluateConfig, store: Store, network: RoadNetwork)
         "floors": {},
     }
     config.save(settings, "evaluate", settings.out / "config.yaml")
-    files.write_json(settings.out / "metrics.json", document)
+    files.write_json(settings.out / EVALUATION, document)
     for name in ("pairs.parquet", "next_road.parquet"):  # of what was evaluated here before
         files.remove(settings.out / name)
     publish.publish(settings, document)
@@ -234,7 +235,7 @@ def _write(
     with contextlib.ExitStack() as stack:  # all is on disk before any of it gets its name, the first of these last
         metrics_path, pairs_path, config_path = (
             stack.enter_context(files.atomic_path(settings.out / name))
-            for name in ("metrics.json", "pairs.parquet", "config.yaml")
+            for name in (EVALUATION, "pairs.parquet", "config.yaml")
         )
         if next_roads is not None:
             next_roads.write_parquet(stack.enter_context(files.atomic_path(settings.out / "next_road.parquet")))

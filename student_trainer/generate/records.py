@@ -13,24 +13,9 @@ import polars as pl
 from shared import files
 from shared.errors import FileFormatError
 from student_trainer.data import tables
+from student_trainer.data.generated import SCHEMA
 from student_trainer.generate.found import Found
 from student_trainer.generate.pairs import Pairs
-
-SCHEMA: dict[str, pl.DataType] = {
-    "pair": pl.Int64(),
-    "source_trip": pl.Int64(),
-    "source_row": pl.Int64(),
-    "origin": pl.Int32(),
-    "destination": pl.Int32(),
-    "departure": pl.Int64(),
-    "status": pl.String(),
-    "roads": pl.List(pl.Int32()),
-    "times": pl.List(pl.Int64()),
-    "log_prob": pl.Float64(),
-    "steps": pl.Int32(),
-    "expanded": pl.Int64(),
-}
-"""Columns of trips.parquet; see `Found` and `Pairs`."""
 
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 

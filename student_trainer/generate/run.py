@@ -26,6 +26,7 @@ from shared import claims, config, files, progress, provenance
 from shared.errors import ConfigError, FileFormatError
 from shared.store import Store
 from student_trainer.data import graph
+from student_trainer.data.generated import FORMAT
 from student_trainer.data.network import RoadNetwork
 from student_trainer.generate import records, workers
 from student_trainer.generate.beam import BeamSearch
@@ -42,7 +43,6 @@ from student_trainer.model.weights import load_model
 
 log = logging.getLogger(__name__)
 
-FORMAT = "hoser-generated/1"
 RESULTS = ("summary.json", "trips.parquet", "trips.csv", "config.yaml")
 DIGESTED = ("trips.parquet", "trips.csv")
 """Results whose SHA-256 the summary holds."""

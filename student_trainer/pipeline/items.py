@@ -25,7 +25,7 @@ from student_trainer.pipeline.config import Phase, PipelineConfig
 from student_trainer.pipeline.models import Model
 from student_trainer.report import run as reporting
 from student_trainer.report.config import ReportConfig
-from student_trainer.runs.layout import RunFiles
+from student_trainer.runs.layout import COMPARISON, EVALUATION, REPORT, RunFiles
 
 PLACES = {
     *("data", "trips", "out", "weights", "evaluations", "comparison", "runs", "replace", "name"),
@@ -146,7 +146,7 @@ def _evaluate(settings: PipelineConfig, model: Model, trips: Item, place: str) -
         predictions=settings.out / "predictions",
     )
     made_of = [evaluation.code_version(), model.name, model.sha256 if settings.next_road else ""]
-    return _item(name, "evaluate", job, "metrics.json", (trips,), made_of, lambda: evaluation.evaluate(job))
+    return _item(name, "evaluate", job, EVALUATION, (trips,), made_of, lambda: evaluation.evaluate(job))
 
 
 def _compare(settings: PipelineConfig, evaluations: Sequence[Item], place: str) -> Item:
@@ -159,7 +159,7 @@ def _compare(settings: PipelineConfig, evaluations: Sequence[Item], place: str) 
         significance=settings.significance,
     )
     return _item(
-        name, "compare", job, "comparison.json", tuple(evaluations), [compare.code_version()],
+        name, "compare", job, COMPARISON, tuple(evaluations), [compare.code_version()],
         lambda: compare.compare(job),
     )  # fmt: skip
 
@@ -181,7 +181,7 @@ def _report(
     source = provenance.source_digest("student_trainer.report.run", assets="student_trainer.report.assets")
     made_of = [source, *(files.file_digest(RunFiles(run).metrics) for run in runs)]
     needs = (*evaluations, *compared)
-    return _item(name, "report", job, "report.html", needs, made_of, lambda: reporting.write(job))
+    return _item(name, "report", job, REPORT, needs, made_of, lambda: reporting.write(job))
 
 
 def _item(

@@ -15,7 +15,6 @@ from shared import claims, files, lock
 from shared.errors import ConfigError, FileFormatError
 from student_trainer.compare import arms
 from student_trainer.report.config import BundleConfig
-from student_trainer.report.run import REPORT
 from student_trainer.runs import layout
 
 FORMAT = "hoser-bundle/1"
@@ -57,7 +56,7 @@ def run(settings: BundleConfig) -> int:
 
 def _members(settings: BundleConfig) -> Iterator[tuple[str, Path]]:
     """Names in the archive, with forward slashes and below it, and the files."""
-    if not (settings.report / REPORT).is_file():
+    if not (settings.report / layout.REPORT).is_file():
         raise FileFormatError(f"{settings.report} is no report; make one with `student-trainer report`")
     for path in sorted(settings.report.rglob("*")):
         if path.is_file() and not path.is_symlink() and path.name != lock.NAME:

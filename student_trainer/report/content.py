@@ -14,13 +14,15 @@ from shared.store import Store, Trips
 from student_trainer.compare import arms
 from student_trainer.compare import run as compare
 from student_trainer.compare.arms import Arm, Model
-from student_trainer.evaluate import evaluation, generated, next_road, trip_metrics
+from student_trainer.data import documents, generated
+from student_trainer.data.generated import Generated
+from student_trainer.evaluate import evaluation, next_road, trip_metrics
 from student_trainer.evaluate.evaluation import Evaluation, floors_of, over_runs
-from student_trainer.evaluate.generated import Generated, read_document
 from student_trainer.report import study as studies
 from student_trainer.report.config import ReportConfig
 from student_trainer.report.curves import CURVES, Curves, all_curves
 from student_trainer.report.study import Study
+from student_trainer.runs.layout import COMPARISON
 
 CURVES_WITH_CEILING = {"val/accuracy": "accuracy", "val/nll": "nll"}
 """Records whose ceiling a run's headroom tells, and what it is called there."""
@@ -153,7 +155,7 @@ def read(settings: ReportConfig) -> Content:
     names = evaluation.check_names(given)
     comparison = None
     if settings.comparison is not None:
-        comparison = read_document(settings.comparison / "comparison.json", compare.FORMAT, "compare")
+        comparison = documents.read(settings.comparison / COMPARISON, compare.FORMAT, "compare")
         if sorted(comparison["models"]) != sorted(names):
             raise CompatibilityError(
                 f"{settings.comparison} compares {', '.join(comparison['models'])}; the evaluations are of "

@@ -22,10 +22,9 @@ from student_trainer.report import content as contents
 from student_trainer.report import figures, geojson, html, map_data
 from student_trainer.report.config import ReportConfig
 from student_trainer.report.content import Content
+from student_trainer.runs.layout import COMPARISON, EVALUATION, REPORT
 
 log = logging.getLogger(__name__)
-
-REPORT = "report.html"
 
 
 def run(settings: ReportConfig) -> int:
@@ -62,9 +61,9 @@ def _write(content: Content, settings: ReportConfig, folder: Path) -> None:
     (folder / "evaluations").mkdir()
     for evaluation in content.evaluations:
         name = f"{file_name(evaluation.name)}.json"
-        shutil.copyfile(evaluation.path / "metrics.json", folder / "evaluations" / name)
+        shutil.copyfile(evaluation.path / EVALUATION, folder / "evaluations" / name)
     if settings.comparison is not None:
-        shutil.copyfile(settings.comparison / "comparison.json", folder / "evaluations" / "comparison.json")
+        shutil.copyfile(settings.comparison / COMPARISON, folder / "evaluations" / COMPARISON)
     config.save(settings, "report", folder / "config.yaml")
 
 

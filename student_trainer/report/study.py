@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import FileFormatError
-from student_trainer.evaluate.generated import read_document
+from student_trainer.data import documents
 
 FORMAT = "tune-study/1"
 FIGURES = {
@@ -51,9 +51,9 @@ def read(folder: Path) -> Study:
     Raises:
         FileFormatError: it is not there or not what `tune` has written.
     """
-    summary = read_document(folder / "study_summary.json", FORMAT, "tune")
+    summary = documents.read(folder / "study_summary.json", FORMAT, "tune")
     path = folder / "final_results.json"
-    final = read_document(path, FORMAT, "tune") if path.exists() else None
+    final = documents.read(path, FORMAT, "tune") if path.exists() else None
     pictures = {name: folder / "figures" / f"{name}.png" for name in FIGURES}
     study = Study(summary, final, {name: path.read_bytes() for name, path in pictures.items() if path.is_file()})
     try:

@@ -13,6 +13,8 @@ from shared.errors import ConfigError, FileFormatError
 
 BEST = Path("checkpoints", "best.pt")
 """The best weights, below a run's directory: what makes a directory a run with a model."""
+EVALUATION, COMPARISON, REPORT = "metrics.json", "comparison.json", "report.html"
+"""What `evaluate`, `compare` and `report` write into their OUT."""
 BOOKS = ("config.yaml", "summary.json", "metrics.jsonl", "profile.json")
 """What tells of a run without its weights."""
 

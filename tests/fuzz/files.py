@@ -31,9 +31,8 @@ from shared.errors import FileFormatError
 from shared.store import Store
 from shared.vocab import Tokeniser, Vocabulary
 from shared.wire import HistoryMode, ScoreQuery
-from student_trainer.data import tables
+from student_trainer.data import generated, tables
 from student_trainer.distill.offline import FileTeacher
-from student_trainer.evaluate import generated
 from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.runs.checkpoint import Checkpoint, Progress
 from teacher_server.answers import saved

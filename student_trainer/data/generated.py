@@ -1,10 +1,8 @@
-"""Reads what `generate` wrote, and looks whether it can be what it says it is."""
+"""Trips that `generate` wrote: their format, and reading them, with a look whether they can be what they say."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +14,28 @@ from shared import ragged
 from shared.arrays import Int64
 from shared.errors import CompatibilityError, FileFormatError
 from shared.store import SPLITS, SplitName, Store, Trips
-from student_trainer.data import tables
+from student_trainer.data import documents, tables
+from student_trainer.data.tables import TableReader
 
 FORMAT = "hoser-generated/1"
-COLUMNS: dict[str, Any] = {
-    "pair": pl.Int64,
-    "source_trip": pl.Int64,
-    "origin": pl.Int32,
-    "destination": pl.Int32,
-    "departure": pl.Int64,
-    "status": pl.String,
-    "roads": pl.List(pl.Int32),
-    "times": pl.List(pl.Int64),
+SCHEMA: dict[str, pl.DataType] = {
+    "pair": pl.Int64(),
+    "source_trip": pl.Int64(),
+    "source_row": pl.Int64(),
+    "origin": pl.Int32(),
+    "destination": pl.Int32(),
+    "departure": pl.Int64(),
+    "status": pl.String(),
+    "roads": pl.List(pl.Int32()),
+    "times": pl.List(pl.Int64()),
+    "log_prob": pl.Float64(),
+    "steps": pl.Int32(),
+    "expanded": pl.Int64(),
 }
-"""What is read of `trips.parquet`."""
+"""Columns of trips.parquet; see `Found` and `Pairs` of `generate`."""
+READ = ("pair", "source_trip", "origin", "destination", "departure", "status", "roads", "times")
+"""Those that are read again."""
 ARRIVED = "arrived"
-
-TableReader = Callable[[Path], pl.DataFrame]
-"""All columns of a Parquet file, as `tables.read` gives them."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,18 +77,19 @@ def read(folder: Path, store: Store, reader: TableReader = tables.read) -> Gener
         FileFormatError: it is no such directory, or is damaged.
         CompatibilityError: it was generated on another store.
     """
-    summary = read_document(folder / "summary.json", FORMAT, "generate")
+    summary = documents.read(folder / "summary.json", FORMAT, "generate")
     if summary.get("store") != store.fingerprint:
         raise CompatibilityError(f"{folder} was generated on another store than {store.path}; generate it again")
     if summary.get("split") not in SPLITS:
         raise FileFormatError(f"{folder / 'summary.json'} names no split")
-    frame = read_parquet(folder / "trips.parquet", COLUMNS, reader)
+    columns = {name: SCHEMA[name] for name in READ}
+    frame = tables.read_columns(folder / "trips.parquet", columns, reader)
     path = folder / "trips.parquet"
     if frame.is_empty():
         raise FileFormatError(f"{path} holds no trip: nothing can be measured")
     lengths, counts = (frame[name].list.len().to_numpy().astype(np.int64) for name in ("roads", "times"))
     roads, times = (_flat(frame[name]) for name in ("roads", "times"))
-    integers = {name: frame[name].to_numpy().astype(np.int64) for name in COLUMNS if COLUMNS[name].is_integer()}
+    integers = {name: frame[name].to_numpy().astype(np.int64) for name in READ if SCHEMA[name].is_integer()}
     found = Generated(
         summary=summary,
         status=frame["status"].to_numpy().astype(np.str_),
@@ -131,41 +134,3 @@ def _refuse(path: Path, bad: npt.NDArray[np.bool_], problem: str) -> None:
 def _flat(column: pl.Series) -> npt.NDArray:
     """The values of lists back to back; empty lists have none."""
     return column.filter(column.list.len() > 0).explode().to_numpy()
-
-
-def read_document(path: Path, expected: str, job: str) -> dict[str, Any]:
-    """A JSON object with a format of ours.
-
-    Raises:
-        FileFormatError: it is missing, damaged or of another format; names the job that writes such files.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileFormatError(f"{path} does not exist; make it with `student-trainer {job}`") from None
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise FileFormatError(f"{path} cannot be read: {error}") from None
-    if not isinstance(document, dict) or document.get("format") != expected:
-        raise FileFormatError(f"{path} is not of the format {expected}; make it again with `student-trainer {job}`")
-    return document
-
-
-def read_parquet(path: Path, columns: dict[str, Any], reader: TableReader = tables.read) -> pl.DataFrame:
-    """Columns of a Parquet file, without nulls and of the given types.
-
-    Raises:
-        FileFormatError: it is missing or damaged, a column is missing, of another type, or has nulls.
-    """
-    frame = reader(path)
-    missing = [name for name in columns if name not in frame.columns]
-    if missing:
-        raise FileFormatError(f"{path} lacks the columns {', '.join(missing)}")
-    frame = frame.select(list(columns))
-    for name, dtype in columns.items():
-        if frame.schema[name] != dtype:
-            raise FileFormatError(f"{path}, column {name}: expected {dtype}, found {frame.schema[name]}")
-        column = frame[name]
-        lists = isinstance(dtype, pl.List)
-        if column.null_count() or (lists and column.filter(column.list.len() > 0).explode().null_count()):
-            raise FileFormatError(f"{path}, column {name}: has values that are missing")
-    return frame
