@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -222,6 +224,20 @@ def begin(store: Store, out: Path, *more: str) -> None:
 def session_of(settings: TrainConfig, store: Store) -> Session:
     runtime = Runtime.of(settings.runtime, torch.device("cpu"))
     return Session(settings, store, runtime, FakeTeacher(), find_checkpoint(settings, store))
+
+
+def test_weights_that_fade_are_stretched_with_the_schedule(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After one of two epochs, of four: half along the cosine before, a quarter now."""
+    out = tmp_path / "run"
+    begin(store, out)
+    caplog.set_level("INFO")
+    settings = config.load(TrainConfig, "train", [out / "config.yaml"], ["continue_to=4"])
+    session_of(resume.extended(settings), store)
+    (told,) = [message for message in caplog.messages if "share of distill.weight" in message]
+    before, now = map(float, re.findall(r"from ([\d.]+) to ([\d.]+)", told)[0])
+    assert 0.5 < before < 0.6 and now == pytest.approx((1 + math.cos(math.pi / 4)) / 2, abs=1e-3)
 
 
 def test_a_run_of_an_older_version_is_not_resumed_with_new_defaults(store: Store, tmp_path: Path) -> None:
