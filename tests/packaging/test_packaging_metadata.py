@@ -127,7 +127,7 @@ def needed_by(path: Path) -> tuple[str, ...]:
     """The extras that the code of a file may count on."""
     package, *rest = path.relative_to(REPOSITORY).with_suffix("").parts
     if package == "shared":
-        return {"compiled": ("teacher",), "sinks": ("trainer",)}.get(rest[0], ())
+        return {"compiled": ("teacher",), "sinks": ("trainer",), "training": ("trainer",)}.get(rest[0], ())
     if package == "teacher_server":
         return () if rest[0] in CLIENT or rest[-1] == "config" else ("teacher",)
     return BROUGHT.get({"pipeline": "report"}.get(rest[0], rest[0]), ("trainer",))

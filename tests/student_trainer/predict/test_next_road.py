@@ -278,7 +278,10 @@ def test_the_command_refuses(flags: str, message: str, city: Path, capsys: pytes
     assert message in said.err and said.out == ""
 
 
-def test_a_run_where_a_file_is_asked_for_is_told_its_file(city: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ("--data", city / "store", "--weights", city / "run", "--trip", 1, "--destination", 2)
-    assert call("predict", *given) == 2
-    assert f"did you mean {city / 'run' / 'checkpoints' / 'best.pt'}?" in capsys.readouterr().err
+def test_a_run_stands_for_its_best_weights(city: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("--data", city / "store", "--trip", 1, "--destination", 2, "times=2024-01-08T12:00:00Z")
+    said = []
+    for weights in (city / "run", city / "run" / "checkpoints" / "best.pt"):
+        assert call("predict", *given, "--weights", weights) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] != ""

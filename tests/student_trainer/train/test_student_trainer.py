@@ -364,7 +364,7 @@ def test_best_is_chosen_by_accuracy_and_loads_upstream(store: Store, tmp_path: P
 def test_refuses_a_used_directory_and_changed_settings(store: Store, tmp_path: Path) -> None:
     settings = settings_of(store, tmp_path / "run")
     train(settings, store)
-    with pytest.raises(ConfigError, match="not empty"):
+    with pytest.raises(ConfigError, match="holds a run; go on with --resume"):
         start(settings, store)
     changed = settings_of(store, tmp_path / "run", optim={"learning_rate": 1.0}).model_copy(update={"resume": True})
     with pytest.raises(ConfigError, match=r"optim\.learning_rate is 0\.003 there, 1\.0 here"):

@@ -33,6 +33,8 @@ pytestmark = pytest.mark.integration
 PATIENCE = 60
 """Seconds until a server that does not answer fails the test."""
 
+MEND = "choose another with --listen, or --metrics-listen for metrics"
+
 
 @pytest.fixture(scope="module")
 def teacher(tiny_teacher: Path) -> Iterator[RunningTeacher]:
@@ -321,7 +323,7 @@ def test_unix_socket(tmp_path: Path, tiny_teacher: Path, running_teacher: Teache
         assert (server.address, server.metrics) == (path, None)
         assert stub(path).Score(wire.encode_query(windows([[1]], [[2, 3]]), 8)).request_id == 8
         line = refuse("serve", "--teacher", str(tiny_teacher), "--listen", path)
-        assert line == f"teacher-server serve: cannot listen on {path}: it is in use; choose another address"
+        assert line == f"teacher-server serve: cannot listen on {path}: it is in use; {MEND}"
 
 
 @pytest.mark.parametrize("flag", ["--listen", "--metrics-listen"])
@@ -330,7 +332,7 @@ def test_port_in_use_is_one_line(tiny_teacher: Path, flag: str) -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         ports = {"--listen": "127.0.0.1:0", "--metrics-listen": "127.0.0.1:0"} | {flag: address}
         line = refuse("serve", "--teacher", str(tiny_teacher), *[part for pair in ports.items() for part in pair])
-    assert line == f"teacher-server serve: cannot listen on {address}: it is in use; choose another address"
+    assert line == f"teacher-server serve: cannot listen on {address}: it is in use; {MEND}"
 
 
 def test_two_servers_do_not_share_a_port(tiny_teacher: Path, teacher: RunningTeacher) -> None:
