@@ -1,4 +1,4 @@
-"""What ranks need of a library of collective operations, which `shared` does not import."""
+"""What ranks need of a library of collective operations; torch's is in `torch_ranks`."""
 
 from __future__ import annotations
 

@@ -6,5 +6,5 @@ import os
 
 
 def is_one_of_several() -> bool:
-    """Whether RANK and WORLD_SIZE, as `torchrun` sets them, name other processes that train the same student."""
+    """Whether RANK and WORLD_SIZE, as `torchrun` sets them, name other processes that train the same model."""
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1

@@ -3,7 +3,7 @@
 Every rank holds the whole model and takes its share of every batch. Losses are divided by what the whole batch holds,
 so that gradients add up: after the sum all ranks make the same update. Rank 0 writes files and speaks for all.
 
-How numbers and tensors travel is the business of a `Group`, which the packages implement: this knows no torch.
+How numbers and tensors travel is the business of a `Group`, torch's in `torch_ranks`: this knows no torch.
 """
 
 from __future__ import annotations

@@ -72,8 +72,6 @@ ALONE = Ranks()
 class TorchGroup:
     """`shared.training.group.Group` of torch: gloo for the hosts, NCCL for CUDA devices.
 
-    Stands in both packages, which never import each other, while `shared` stays without torch.
-
     Attributes:
         is_asynchronous: see `shared.training.group.Group`.
     """

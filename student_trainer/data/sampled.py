@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,18 +85,21 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def sampled_digest(path: Path) -> str:
-    """What tells the trips of a directory from those of any other; raises `FileFormatError`."""
-    return files.digest(json.dumps(_digests(path, read_document(path)), sort_keys=True))
+def sampled_digest(document: Mapping[str, Any]) -> str:
+    """What tells the trips of a directory, of which this is the document, from those of any other."""
+    return files.digest(json.dumps(document["files"], sort_keys=True))
 
 
-def differences(path: Path, revision: str, train_trips: int, sample_seed: int) -> Iterator[str]:
+def differences(
+    document: Mapping[str, Any], path: Path, revision: str, train_trips: int, sample_seed: int
+) -> Iterator[str]:
     """What is told of sampled trips that do not belong to a run with these settings, and a teacher of this revision.
 
-    Raises:
-        FileFormatError: the directory is not one that `sample` wrote.
+    Args:
+        document: what their directory, `path`, says of them.
+        revision: empty without a teacher.
+        train_trips, sample_seed: of the run.
     """
-    document = read_document(path)
     teacher, settings = document.get("teacher"), document.get("settings")
     drawn_by = teacher.get("revision") if isinstance(teacher, dict) else None
     if revision and drawn_by not in (None, revision):

@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 FEWEST = 0.01
 """Share of walkers that must make a trip, of enough to tell; below it the teacher, or a setting, is wrong."""
+ENOUGH = math.ceil(1 / FEWEST)
+"""Walkers that tell; so many more are sent where none has made a trip."""
 SPARE = 1.1
 """How many more walkers are sent than are likely to be needed, once some have made no trip."""
 
@@ -187,12 +189,12 @@ def _walk(settings: SampleConfig, ground: Ground, teacher: Teacher) -> tuple[Wal
 
         while (made := int(walks.is_trip.sum())) < settings.trips:
             walked, missing = len(walks.number), settings.trips - made
-            if walked >= 1 / FEWEST and made < FEWEST * walked:
+            if walked >= ENOUGH and made < FEWEST * walked:
                 raise DataError(
                     f"of {walked} walkers {made} made a trip: {_ends(walks)}; see max_roads and the teacher"
                 )
-            enough = math.ceil(1 / FEWEST)
-            count = math.ceil(SPARE * missing * walked / made) if made else missing if not walked else enough
+            without_trip = ENOUGH if walked else missing
+            count = math.ceil(SPARE * missing * walked / made) if made else without_trip
             more = walk(ground, teacher, walked, count, settings.walkers, settings.client.lookahead, advance)
             walks = Walks.joined([walks, more])
     last = np.flatnonzero(walks.is_trip)[settings.trips - 1]

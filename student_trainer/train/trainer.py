@@ -147,7 +147,7 @@ class Trainer:
             with self.stopwatch.stage("network_backward"):
                 network.backward(leaves)
         with self._meeting():
-            return self.runtime.ranks.sum_gradients(self._parameters, (~finite).float()) == 0
+            return self.runtime.ranks.sum_gradients(self._parameters, ~finite) == 0
 
     def _count(self, step: Step) -> Divisors:
         """By what the sums of a step of all ranks are divided."""

@@ -15,7 +15,7 @@ from shared.store import Store, Trips
 from shared.subset import choose
 from student_trainer.data.loader import TripOrder
 from student_trainer.data.mixed import MixedTrips, Numbered
-from student_trainer.data.sampled import differences, load_sampled, sampled_digest
+from student_trainer.data.sampled import differences, load_sampled, read_document, sampled_digest
 from student_trainer.data.turns import unseen_share
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.schedule import Schedule
@@ -100,8 +100,9 @@ def open_trips(store: Store, settings: TrainConfig, revision: str = "") -> RunTr
     sampled, digest = None, ""
     if batch.sampled is not None:
         sampled = _sampled(store, batch.sampled, batch.sampled_trips)
-        digest = sampled_digest(batch.sampled)
-        for difference in differences(batch.sampled, revision, batch.train_trips, batch.sample_seed):
+        document = read_document(batch.sampled)
+        digest = sampled_digest(document)
+        for difference in differences(document, batch.sampled, revision, batch.train_trips, batch.sample_seed):
             log.warning("%s", difference)
     if sampled is None or not (batch.sampled_share or _show_enough(train.take(chosen), sampled)):
         mixing = mixing_of(len(chosen), 0, epochs, batch.labelled_passes)

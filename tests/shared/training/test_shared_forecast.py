@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from support.clock import Clock
 
 from shared.training import forecast
 from shared.training.forecast import Forecast
-
-
-class Clock:
-    """Seconds that pass when told."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from fractions import Fraction
 from pathlib import Path
@@ -23,7 +24,7 @@ from shared.store import Store
 from shared.wire import ScoreQuery
 from student_trainer.data.mixed import MixedTrips
 from student_trainer.data.network import RoadNetwork
-from student_trainer.data.sampled import differences, load_sampled, write_sampled
+from student_trainer.data.sampled import differences, load_sampled, read_document, write_sampled
 from student_trainer.data.turns import unseen_share
 from student_trainer.distill.destination import FEATURES, choices_of
 from student_trainer.distill.query import build_query
@@ -172,10 +173,11 @@ def test_trips_that_do_not_belong_to_the_run_are_warned_of(store: Store, tmp_pat
     known = {"teacher": {"revision": "a"}, "settings": {"train_trips": 30, "sample_seed": 0}}
     (folder := tmp_path / "sampled").mkdir()
     write_sampled(folder, store.trips("train"), store, known)
-    assert list(differences(folder, "a", 30, 0)) == [] == list(differences(folder, "", 30, 0))
-    assert ["weights a, this run's has b" in told for told in differences(folder, "b", 30, 0)] == [True]
+    of = functools.partial(differences, read_document(folder), folder)
+    assert list(of("a", 30, 0)) == [] == list(of("", 30, 0))
+    assert ["weights a, this run's has b" in told for told in of("b", 30, 0)] == [True]
     for wanted in ((20, 0), (30, 1), (0, 0)):
-        (told,) = differences(folder, "a", *wanted)
+        (told,) = of("a", *wanted)
         assert "drawn with train_trips=30 sample_seed=0" in told
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
+from support.clock import Clock
 from support.row_fakes import make_query
 from support.teacher_fakes import FakeScorer, expected_log_probs
 
@@ -26,16 +27,6 @@ from teacher_server.metrics import Metrics
 from teacher_server.scorer import Batch, ScorerLost
 
 LONGEST_COST = 64
-
-
-class Clock:
-    """Time that the test tells."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def work(*tags: int, cost: int = 1) -> ScoreQuery:

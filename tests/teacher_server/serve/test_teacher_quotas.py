@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import prometheus_client
 import pytest
+from support.clock import Clock
 
 from shared.errors import InvalidRequest, Overloaded, Unavailable
 from teacher_server.metrics import Metrics
@@ -41,16 +42,6 @@ def test_who_calls() -> None:
     assert asked == [("alice", "alice"), ("bob", ""), ("ipv4:127.0.0.1:1", "")]
     with pytest.raises(InvalidRequest, match="64 printable"):
         ask("", teacher_client="x" * 65)
-
-
-class Clock:
-    """Seconds that pass when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
