@@ -54,11 +54,6 @@ class Address:
         host, colon, port = text.rpartition(":")
         if _is_ipv6(host) or _is_ipv6(text):  # whose last group may be a port
             raise ValueError(f"{FORMS}; an IPv6 address with a port has brackets, as in [::1]:{USUAL_PORT}")
-        if text.endswith(FILE_ENDINGS):
-            raise ValueError(
-                f"{text} looks like a file, and this takes the address of a running teacher (serve the file with "
-                "`teacher-server serve`), or file:PATH for answers that `teacher-server answer` wrote"
-            )
         if not colon or text.endswith("]"):
             example = f"HOST:{text}" if text.isdecimal() else f"{text or 'HOST'}:{USUAL_PORT}"
             raise ValueError(f"{FORMS}; a host or a port is missing, as in {example}")
@@ -91,6 +86,11 @@ class Address:
 
 def check_server(text: str) -> str:
     """The address of a server to call, as it was written; raises `ValueError` saying how to write one."""
+    if text.endswith(FILE_ENDINGS) and not text.startswith("unix:"):
+        raise ValueError(
+            f"{text} looks like a file, and this takes the address of a running teacher (serve the file with "
+            "`teacher-server serve`), or file:PATH for answers that `teacher-server answer` wrote"
+        )
     address = Address.parse(text)
     if not address.path and address.port == 0:
         raise ValueError("port 0 is nowhere; write the port that the teacher says it listens on")

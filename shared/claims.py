@@ -92,11 +92,15 @@ def written_by(out: Path) -> str:
     return found[1] if found else ""
 
 
-def of(job: str) -> Callable[[Path], bool]:
-    """For `check`: whether a job wrote what a directory holds, or was killed before it had written anything whole."""
+def of(job: str, *before: str) -> Callable[[Path], bool]:
+    """For `check`: whether a job wrote what a directory holds, or was killed before it had written its settings.
+
+    Args:
+        before: names of what the job writes before its settings.
+    """
 
     def is_ours(out: Path) -> bool:
-        return written_by(out) == job or all(path.name.startswith(".") for path in out.iterdir())
+        return written_by(out) == job or all(path.name.startswith(".") or path.name in before for path in out.iterdir())
 
     return is_ours
 

@@ -39,16 +39,19 @@ def check_store(settings: PipelineConfig | SampleConfig | TrainConfig | WithStud
 
 
 def check_run(settings: TrainConfig) -> None:
-    """Raises `ReportableError` if there is no store, the answers file is none, or OUT is used and not resumed; who uses
-    it now is said later.
+    """Raises `ReportableError` if there is no store, the answers file is none, or, of a run that begins, settings have
+    no effect or OUT is used; who uses it now is said later.
 
     Several ranks would each say so: they look when they have met, and say it once.
     """
     if is_one_of_several():
         return
+    begins = not settings.resume and not settings.continue_to
+    if begins:
+        settings.check_effects()
     check_store(settings)
     answers_file.check_address(settings.teacher)
-    if not settings.resume and not settings.continue_to and claims.holder(settings.out) is None:
+    if begins and claims.holder(settings.out) is None:
         check_unused(settings.out)
 
 

@@ -59,16 +59,22 @@ def read(path: Path) -> list[dict[str, Any]]:
         FileNotFoundError: there is none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        records = [json.loads(line) for line in lines if line.endswith("\n")]
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
         raise FileFormatError(f"{path} cannot be read: {error}") from None
-    for number, record in enumerate(records, start=1):
-        if not isinstance(record, dict) or "step" not in record:
-            raise FileFormatError(f"{path} cannot be read: line {number} is no record of a step")
-    return records
+    return [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def _record(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        raise FileFormatError(f"{where} is no record of a step; remove it, or the file to go on without records")
+    return record
 
 
 def _keep_until(path: Path, step: int) -> None:

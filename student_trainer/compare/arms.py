@@ -130,9 +130,9 @@ def unique_names(paths: Sequence[os.PathLike[str]]) -> list[str]:
     Raises:
         ConfigError: two are the same.
     """
-    parts = [os.path.realpath(path).strip(os.sep).split(os.sep) for path in paths]
-    if len({tuple(part) for part in parts}) < len(parts):
+    if len({os.path.realpath(path) for path in paths}) < len(paths):
         raise ConfigError(f"one is named twice: {', '.join(map(str, paths))}")
+    parts = [os.path.abspath(path).strip(os.sep).split(os.sep) for path in paths]
     depth = 1
     while len({tuple(part[-depth:]) for part in parts}) < len(parts):
         depth += 1

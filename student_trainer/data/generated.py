@@ -82,6 +82,9 @@ def read(folder: Path, store: Store, reader: TableReader = tables.read) -> Gener
         raise CompatibilityError(f"{folder} was generated on another store than {store.path}; generate it again")
     if summary.get("split") not in SPLITS:
         raise FileFormatError(f"{folder / 'summary.json'} names no split")
+    made = summary.get("weights")
+    if made is not None and not (isinstance(made, dict) and {"file", "sha256"} <= made.keys()):
+        raise FileFormatError(f"{folder / 'summary.json'} does not say which weights the trips are of")
     columns = {name: SCHEMA[name] for name in READ}
     frame = tables.read_columns(folder / "trips.parquet", columns, reader)
     path = folder / "trips.parquet"

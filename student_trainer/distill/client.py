@@ -33,6 +33,9 @@ from student_trainer.distill.fleet import Fleet, open_fleet
 from student_trainer.distill.outage import Outage
 from student_trainer.distill.retry import Attempts, RetryPolicy, backoff
 
+STREAM_BYTES = 80
+"""That a stream adds to a request, at most: its length and the trace's context."""
+
 
 class GrpcTeacher:
     """A teacher behind an address, or several that serve the same weights behind a list of addresses or a name.
@@ -88,10 +91,12 @@ class GrpcTeacher:
         return await self._fleet.connect(self._config.connect_seconds)
 
     async def _answer(self, query: ScoreQuery) -> ScoreReply:
+        parts = routing.within(query, self.info.limits)
+        return routing.merge(query, parts, await _all([self._answer_part(part.query) for part in parts]))
+
+    async def _answer_part(self, query: ScoreQuery) -> ScoreReply:
         async with self._in_flight:
-            parts, policy = routing.within(query, self.info.limits), RetryPolicy.of(self._config)
-            replies = await _all([self._collect(part.query, policy, Attempts()) for part in parts])
-            return routing.merge(query, parts, replies)
+            return await self._collect(query, RetryPolicy.of(self._config), Attempts())
 
     async def _collect(self, query: ScoreQuery, policy: RetryPolicy, attempts: Attempts) -> ScoreReply:
         """The reply to a query, or to a sub-query that has been tried before.
@@ -136,7 +141,7 @@ class GrpcTeacher:
 
     def _request(self, query: ScoreQuery) -> pb.ScoreRequest:
         request = encode_query(query, next(self._ids))
-        size, limit = request.ByteSize() + routing.ENVELOPE_BYTES, self.info.limits.max_message_bytes
+        size, limit = request.ByteSize() + STREAM_BYTES, self.info.limits.max_message_bytes
         if size > limit:  # gRPC would answer as if the teacher were busy, and end the stream
             raise ConfigError(
                 f"a history with its candidates has {size} bytes, above the teacher's limit of {limit}; "

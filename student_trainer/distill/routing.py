@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,7 +22,7 @@ from shared.arrays import Bool, Int64, UInt64
 from shared.wire import HistoryMode, Limits, ScoreQuery, ScoreReply
 
 ENVELOPE_BYTES = 1024
-"""Of a message beside its arrays, at most: numbers, lengths of fields, the trace's context."""
+"""Of a message beside its arrays, more than it ever has: numbers, lengths of fields, the trace's context."""
 
 
 def mix(values: UInt64) -> UInt64:
@@ -68,14 +69,14 @@ class SubQuery:
     Attributes:
         endpoint: where to; of parts for the same teacher, their number.
         query: these histories alone.
-        positions: bool [P], which of the whole query's positions they are; None: all.
-        candidates: bool [K], which of its candidates.
+        positions: which of the whole query's positions they are, bool [P] or a range of them; None: all.
+        candidates: the same of its candidates, bool [K] or a range.
     """
 
     endpoint: int
     query: ScoreQuery
-    positions: Bool | None = None
-    candidates: Bool | None = None
+    positions: Bool | slice | None = None
+    candidates: Bool | slice | None = None
 
 
 def split(query: ScoreQuery, endpoint_of: Int64) -> list[SubQuery]:
@@ -106,13 +107,33 @@ def within(query: ScoreQuery, limits: Limits) -> list[SubQuery]:
     )
     if (costs.sum(0) <= most).all():
         return [SubQuery(0, query)]
-    part, parts, filled = np.zeros(len(costs), np.int64), 0, np.zeros(3, np.int64)
+    first, filled = [0], np.zeros(3, np.int64)
     for row, cost in enumerate(costs):
         if row and (filled + cost > most).any():
-            parts, filled = parts + 1, np.zeros(3, np.int64)
-        part[row] = parts
+            first.append(row)
+            filled = np.zeros(3, np.int64)
         filled += cost
-    return split(query, part)
+    return _ranges(query, [*first, len(costs)])
+
+
+def _ranges(query: ScoreQuery, bounds: Sequence[int]) -> list[SubQuery]:
+    """The histories `bounds[i]` to `bounds[i + 1]` of a query as its part i, whose arrays are views of the query's."""
+    tokens = ragged.offsets(query.history_lengths)
+    positions = np.arange(len(tokens)) if query.mode is HistoryMode.WINDOW else tokens
+    candidates = ragged.offsets(query.candidate_lengths)
+    parts = []
+    for number, (first, last) in enumerate(itertools.pairwise(bounds)):
+        of_positions = slice(int(positions[first]), int(positions[last]))
+        of_candidates = slice(int(candidates[of_positions.start]), int(candidates[of_positions.stop]))
+        part = dataclasses.replace(
+            query,
+            history_tokens=query.history_tokens[tokens[first] : tokens[last]],
+            history_lengths=query.history_lengths[first:last],
+            candidate_tokens=query.candidate_tokens[of_candidates],
+            candidate_lengths=query.candidate_lengths[of_positions],
+        )
+        parts.append(SubQuery(number, part, of_positions, of_candidates))
+    return parts
 
 
 def _select(query: ScoreQuery, endpoint: int, histories: Bool) -> SubQuery:

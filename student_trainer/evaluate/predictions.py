@@ -22,6 +22,9 @@ from student_trainer.evaluate.next_road import Positions
 
 log = logging.getLogger(__name__)
 
+FOLDER = "predictions"
+"""Below the evaluation, unless another place is set."""
+
 
 def of_weights(settings: EvaluateConfig, store: Store, split: SplitName, trips: Trips) -> Positions:
     """The predictions, from `settings.predictions` if they are there, and left there otherwise.
@@ -29,7 +32,7 @@ def of_weights(settings: EvaluateConfig, store: Store, split: SplitName, trips: 
     Args:
         trips: all of the split.
     """
-    folder = settings.out / "predictions" if settings.predictions is None else settings.predictions
+    folder = settings.out / FOLDER if settings.predictions is None else settings.predictions
     path = folder / f"{_key(settings, store, split)}.npz"
     kept = _read(path)
     if kept is not None:

@@ -54,6 +54,8 @@ from student_trainer.runs.layout import EVALUATION
 
 log = logging.getLogger(__name__)
 
+NEXT_ROAD = "next_road.parquet"
+
 
 def run(settings: EvaluateConfig) -> int:
     """Measures, writes, prints a table on stderr and the values as JSON on stdout."""
@@ -74,7 +76,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     """
     check_wandb(settings.log.wandb)
     with claims.directory(settings.out):
-        claims.check(settings.out, "an evaluation", claims.of("evaluate"))
+        claims.check(settings.out, "an evaluation", claims.of("evaluate", predictions.FOLDER, NEXT_ROAD))
         return _evaluate(settings)
 
 
@@ -138,7 +140,7 @@ def _judge_sampled(settings: EvaluateConfig, store: Store, network: RoadNetwork)
     }
     config.save(settings, "evaluate", settings.out / "config.yaml")
     files.write_json(settings.out / EVALUATION, document)
-    for name in ("pairs.parquet", "next_road.parquet"):  # of what was evaluated here before
+    for name in ("pairs.parquet", NEXT_ROAD):  # of what was evaluated here before
         files.remove(settings.out / name)
     publish.publish(settings, document)
     return document
@@ -238,12 +240,12 @@ def _write(
             for name in (EVALUATION, "pairs.parquet", "config.yaml")
         )
         if next_roads is not None:
-            next_roads.write_parquet(stack.enter_context(files.atomic_path(settings.out / "next_road.parquet")))
+            next_roads.write_parquet(stack.enter_context(files.atomic_path(settings.out / NEXT_ROAD)))
         pairs.write_parquet(pairs_path)
         config.save(settings, "evaluate", config_path)
         files.write_json(metrics_path, document)
     if next_roads is None:
-        files.remove(settings.out / "next_road.parquet")
+        files.remove(settings.out / NEXT_ROAD)
 
 
 def table(document: dict[str, Any]) -> str:

@@ -70,7 +70,7 @@ class GenerateConfig(SearcherConfig):
 
     data: Path
     """Store that `prepare` wrote."""
-    weights: WeightsPath | Literal["none"] = "none"
+    weights: Literal["none"] | WeightsPath = pydantic.Field("none", union_mode="left_to_right")
     """A run's directory or checkpoint, or a public `state_dict`; none for shortest_path with times by road class."""
     out: Path
     """Directory to write: trips.parquet, trips.csv, summary.json, config.yaml."""

@@ -10,6 +10,7 @@ import pydantic
 from shared import log
 from shared.address import TeachersText
 from shared.config import Section, Seed
+from shared.errors import ConfigError
 from shared.sinks import Wandb
 from shared.store import Cache
 from shared.tracing import TracingConfig
@@ -171,31 +172,33 @@ class TrainConfig(RecipeConfig):
     seed: Seed = 42
     """Seed of initial weights and of the order of trips."""
 
-    @pydantic.model_validator(mode="after")
-    def _check_effects(self) -> TrainConfig:
-        """Refuses settings that would do nothing, where somebody might believe that they do something."""
+    def check_effects(self) -> None:
+        """Refuses settings that would do nothing, where somebody might believe that they do something.
+
+        Of a run that begins: one that goes on has the settings that it was begun with, whatever was allowed then.
+
+        Raises:
+            ConfigError: naming the settings, and what would give them an effect.
+        """
         batch, distill, asks = self.batch, self.distill, self.distils
         if batch.sampled is None:
             if batch.sampled_trips or batch.sampled_share:
-                raise ValueError("batch.sampled_trips and sampled_share are of sampled trips; give batch.sampled=DIR")
-            if asks and (
-                distill.sampled_labels or (distill.sampled_weight and not distill.weight and not distill.head)
-            ):
-                raise ValueError(
+                raise ConfigError("batch.sampled_trips and sampled_share are of sampled trips; give batch.sampled=DIR")
+            if distill.sampled_labels or distill.sampled_weight is not None:
+                raise ConfigError(
                     "distill.sampled_labels and sampled_weight are of sampled trips; give batch.sampled=DIR"
                 )
         elif not asks and not distill.sampled_labels:
-            raise ValueError(
+            raise ConfigError(
                 f"batch.sampled={batch.sampled}: sampled trips have no labels, and nothing is learned from them "
                 f"{'with distill.weight=0 distill.head=0' if self.teacher != 'none' else 'without a teacher'}; "
                 "leave it out, or see distill.sampled_labels"
             )
         if asks and distill.collisions == "duplicate" and distill.target == "destination" and not distill.head:
-            raise ValueError(
+            raise ConfigError(
                 "distill.collisions=duplicate is of the head and of target=history, and this run has neither: with "
                 "target=destination candidates that share a cell are told apart"
             )
-        return self
 
     @property
     def distils(self) -> bool:

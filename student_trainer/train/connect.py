@@ -34,7 +34,8 @@ def connect(settings: TrainConfig, store: Store, ranks: Ranks = ALONE) -> Teache
         CompatibilityError: it does not fit the store or the settings.
     """
     if not settings.distils:
-        without = "teacher=none, so distill.* does nothing" if settings.teacher == "none" else "weight 0"
+        but = " but sampled_labels" if settings.distill.sampled_labels else ""
+        without = f"teacher=none, so distill.* does nothing{but}" if settings.teacher == "none" else "weight 0"
         log.info("training without a teacher (%s)", without)
         return NullTeacher()
     path = answers_path(settings.teacher)

@@ -60,12 +60,14 @@ def find_checkpoint(settings: TrainConfig, store: Store) -> Checkpoint | None:
     """The checkpoint to resume from, if any. OUT is claimed by then: temporary files are nobody's.
 
     Raises:
-        ConfigError: OUT holds a run, and it is not resumed or has other settings; or there is none to continue.
+        ConfigError: OUT holds a run, and it is not resumed or has other settings; or there is none to continue; or a
+            run begins with settings that have no effect.
         CompatibilityError: it was trained on another store.
         FileFormatError: none of its checkpoints can be read.
     """
     if not settings.resume:
         check_unused(settings.out)
+        settings.check_effects()
         return None
     last = RunFiles(settings.out).last
     for name in ("last", "best"):
@@ -76,6 +78,7 @@ def find_checkpoint(settings: TrainConfig, store: Store) -> Checkpoint | None:
     elif settings.continue_to:
         raise ConfigError(f"{settings.out} has no checkpoint to continue; begin a run with optim.epochs instead")
     else:
+        settings.check_effects()
         log.info("%s has no checkpoint yet; starting at step 0", settings.out)
     return found
 

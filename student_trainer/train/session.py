@@ -121,6 +121,8 @@ class Session:
             if self.settings.profile != "off":
                 self._profile = Profile(self.settings.out, trace=self.settings.profile == "trace")
             config.save(self.settings, "train", RunFiles(self.settings.out).config)
+            if self.progress.step < self.schedule.total_steps:  # a run that goes on has not finished
+                files.remove(RunFiles(self.settings.out).summary)
             log.info("settings: %s", config.in_force(self.settings))
             logbook = Logbook(self.settings, self.progress.step, self.revision, self.store.fingerprint)
         try:

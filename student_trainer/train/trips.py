@@ -17,7 +17,7 @@ from student_trainer.data.loader import TripOrder
 from student_trainer.data.mixed import MixedTrips, Numbered
 from student_trainer.data.sampled import differences, load_sampled, read_document, sampled_digest
 from student_trainer.data.turns import unseen_share
-from student_trainer.train.config import TrainConfig
+from student_trainer.train.config import RecipeConfig, TrainConfig
 from student_trainer.train.schedule import Schedule
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class RunTrips:
         return f"{len(self.labelled)} training trips{often}{mixed_in}, {len(self.validation)} validation trips"
 
 
-def open_trips(store: Store, settings: TrainConfig, revision: str = "") -> RunTrips:
+def open_trips(store: Store, settings: RecipeConfig, revision: str = "") -> RunTrips:
     """Opens and chooses them.
 
     Args:

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from shared.errors import ConfigError
 from shared.store import Store
 from student_trainer.train.config import RecipeConfig
+from student_trainer.train.trips import open_trips
 from student_trainer.tune import samplers, space
 from student_trainer.tune.config import TuneConfig
 from student_trainer.tune.plan import Plan
@@ -81,7 +82,7 @@ class Phase:
         point = space.suggest(trial, settings.space) if self.number == 1 else self.point
         recipe = final_recipe(settings, point) if self.is_final else space.apply(settings.train, point)
         if self.arm == "vanilla":
-            recipe = labels_alone(recipe)
+            recipe = labels_alone(recipe, Store(settings.data))
         return Task(
             data=settings.data,
             teacher=settings.teacher if self.arm == "distilled" else "none",
@@ -154,10 +155,26 @@ def _directions(settings: TuneConfig) -> list[Direction]:
     return ["minimize" if settings.objective == "nll" else "maximize"]
 
 
-def labels_alone(recipe: RecipeConfig) -> RecipeConfig:
-    """The recipe of a student without a teacher, whom sampled trips, which have no labels, teach nothing."""
-    batch = recipe.batch.model_copy(update={"sampled": None, "sampled_trips": 0, "sampled_share": 0.0})
-    return recipe.model_copy(update={"batch": batch})
+def labels_alone(recipe: RecipeConfig, store: Store) -> RecipeConfig:
+    """The recipe of a student without a teacher, whom sampled trips, which have no labels, teach nothing.
+
+    It makes as many steps as with them: an epoch has about as many trips, all of them labelled.
+
+    Raises:
+        ConfigError, CompatibilityError, FileFormatError: the trips cannot be opened; see `open_trips`.
+    """
+    if recipe.batch.sampled is None:
+        return recipe
+    trips = open_trips(store, recipe)
+    passes = max(round(len(trips.epoch(0)) / len(trips.labelled)), 1)
+    unsampled = {"sampled": None, "sampled_trips": 0, "sampled_share": 0.0, "labelled_passes": passes}
+    untaught = {"sampled_labels": 0.0, "sampled_weight": None}
+    return recipe.model_copy(
+        update={
+            "batch": recipe.batch.model_copy(update=unsampled),
+            "distill": recipe.distill.model_copy(update=untaught),
+        }
+    )
 
 
 def final_recipe(settings: TuneConfig, point: Point) -> RecipeConfig:

@@ -151,7 +151,9 @@ def _claim(settings: TuneConfig) -> None:
 
 def _is_of_a_study(out: Path) -> bool:
     """Whether it holds settings of a study, or nothing but the storage of a command that was killed at once."""
-    return claims.written_by(out) == "tune" or all(path.name in ("optuna.db", lock.NAME) for path in out.iterdir())
+    return claims.written_by(out) == "tune" or all(
+        path.name.startswith(("optuna.db", lock.NAME)) for path in out.iterdir()
+    )
 
 
 def _watch(phase: Phase, workers: WorkerPool) -> None:

@@ -20,9 +20,9 @@ def test_a_last_line_that_a_crash_cut_is_no_record(tmp_path: Path) -> None:
 
 def test_a_damaged_line_is_told_with_the_file(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    for line in ('{"st', "5", '{"train/loss": 1}'):
-        path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
-        with pytest.raises(FileFormatError, match=r"metrics\.jsonl cannot be read: .*line (1|2)"):
+    for line in ('{"st', "5", '{"train/loss": 1}', '{"step": "x"}', "\x00"):
+        path.write_text(f'{{"step": 1}}\n\n{line}\n{{"step": 2}}\n')
+        with pytest.raises(FileFormatError, match=r"metrics\.jsonl, line 3 is no record of a step; remove it"):
             logbook.read(path)
 
 

@@ -119,5 +119,9 @@ def test_directories_get_names_that_differ(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("a/seed1", "b/seed1", "b/seed2")]
     assert arms.unique_names(paths) == ["a/seed1", "b/seed1", "b/seed2"]
     assert arms.unique_names(paths[1:]) == ["seed1", "seed2"]
+    (tmp_path / "student.pt").symlink_to(paths[0])
+    assert arms.unique_names([tmp_path / "student.pt", paths[1]]) == ["student.pt", "seed1"]
+    with pytest.raises(ConfigError, match="named twice"):
+        arms.unique_names([tmp_path / "student.pt", paths[0]])
     with pytest.raises(ConfigError, match="named twice"):
         arms.unique_names([paths[0], tmp_path / "b" / os.pardir / "a" / "seed1"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
 import socket
 import threading
@@ -266,6 +267,14 @@ def test_believes_a_refusal_that_is_repeated(server: Server, connect: Connect) -
 
 def test_a_query_beyond_the_teacher_s_limits_is_cut_and_answered_as_a_whole(server: Server, connect: Connect) -> None:
     query = query_of(0, positions=LIMITS.max_request_positions * 3 + 1)
+    np.testing.assert_array_equal(connect().submit(query).result(20).log_probs, scores_of(query))
+    assert server.teacher.attempts == 4
+
+
+def test_a_query_that_is_cut_by_bytes_fills_messages_that_are_sent(server: Server, connect: Connect) -> None:
+    rows = 90
+    long = np.full(rows, 9_973, np.int32)  # 26 of them fill a message but for a few hundred bytes
+    query = dataclasses.replace(query_of(0, rows), history_tokens=np.zeros(long.sum(), np.int32), history_lengths=long)
     np.testing.assert_array_equal(connect().submit(query).result(20).log_probs, scores_of(query))
     assert server.teacher.attempts == 4
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.fakes import scores_of
 
-from shared.wire import HistoryMode, Limits, ScoreQuery, ScoreReply
+from shared.wire import HistoryMode, Limits, ScoreQuery, ScoreReply, encode_query
 from student_trainer.distill import routing
+from student_trainer.distill.client import STREAM_BYTES
 
 
 @st.composite
@@ -80,6 +81,9 @@ def test_parts_keep_to_a_teacher_s_limits_in_the_order_of_rows(query: ScoreQuery
     for part in parts:
         is_within = all(cost <= limit for cost, limit in zip(cost_of(part.query), most, strict=True))
         assert is_within or len(part.query.history_lengths) == 1, "a row too large alone is left to the teacher"
+        size = encode_query(part.query, 2**63).ByteSize() + STREAM_BYTES
+        assert size <= limits.max_message_bytes or not is_within, "what is cut here is not refused by the client"
+        assert len(parts) == 1 or part.query.candidate_tokens.base is not None, "a part copies nothing"
     for part, following in itertools.pairwise(parts):  # none could have held one more
         first = routing.split(following.query, np.arange(len(following.query.history_lengths)))[0].query
         together = np.add(cost_of(part.query), cost_of(first))

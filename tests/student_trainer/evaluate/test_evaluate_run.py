@@ -18,7 +18,8 @@ from support.random_city import write_random_store
 from shared.store import Store
 from student_trainer.__main__ import main as _main
 from student_trainer.data.network import RoadNetwork
-from student_trainer.evaluate import metrics
+from student_trainer.evaluate import metrics, predictions
+from student_trainer.evaluate import run as evaluation_run
 from student_trainer.model import upstream
 from student_trainer.model.config import ModelConfig
 from student_trainer.model.hoser import HOSER
@@ -223,6 +224,7 @@ def changed(name: str, value: Any) -> Callable[[Path], None]:
         ("summary.json", changed("format", "hoser-generated/0"), "hoser-generated/1"),
         ("summary.json", changed("store", "another"), "another store"),
         ("summary.json", changed("split", "nights"), "names no split"),
+        ("summary.json", changed("weights", {"file": "x"}), "does not say which weights"),
         (
             "trips.parquet",
             lambda path: pl.read_parquet(path).drop("roads").write_parquet(path),
@@ -244,6 +246,33 @@ def test_files_that_are_not_what_they_should_be_are_refused(
     change(tmp_path / "gen" / file)
     assert main("evaluate", "--data", store.path, "--trips", tmp_path / "gen", "--out", tmp_path / "e") == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_evaluation_that_was_killed_is_made_again(
+    store: Store, tmp_path: Path, main: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had predicted is kept, and no other directory is taken for one."""
+    write_generated(tmp_path / "gen", store, PAIRS)
+    weights = weights_of(store, tmp_path / "w.pth")
+    arguments = ("evaluate", "--data", store.path, "--trips", tmp_path / "gen", "--weights", weights, "--out")
+
+    class Killed(BaseException):
+        """Nobody catches it."""
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as dying:
+        dying.setattr(evaluation_run, "_write", kill)
+        with pytest.raises(Killed):
+            main(*arguments, tmp_path / "e")
+    (tmp_path / "e" / "next_road.parquet").touch()
+    with monkeypatch.context() as known:
+        known.setattr(predictions, "predict", kill)
+        assert main(*arguments, tmp_path / "e") == 0
+    (tmp_path / "mine" / "predictions").mkdir(parents=True)
+    (tmp_path / "mine" / "notes.txt").touch()
+    assert main(*arguments, tmp_path / "mine") == 2
 
 
 def test_weights_of_another_city_are_refused(

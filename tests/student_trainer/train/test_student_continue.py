@@ -104,7 +104,9 @@ def test_the_same_command_goes_on_with_what_was_continued(tmp_path: Path, train:
     loop = session.epochs()
     next(loop)
     loop.close()
+    assert not (cut / "summary.json").exists(), "the run has not finished"
     assert train(cut, "--continue-to", 4) == 0
+    assert (cut / "summary.json").exists()
     contents = [checkpoints.load(out / "checkpoints" / "last.pt") for out in (whole, cut)]
     assert_same_bits(contents[0].model, contents[1].model)
     assert contents[0].progress == contents[1].progress
@@ -277,6 +279,21 @@ def test_a_run_that_mixed_in_sampled_trips_before_there_was_a_choice_did_so_thro
     with pytest.raises(ConfigError, match=r"Give it .* batch.labelled_passes=1 batch.sampled_share=1.0, w") as caught:
         resume._check_resumable(found["mixed"][0], store, found["mixed"][1])
     assert "batch.sampled_share is 1.0 there (of an older version), 0.0 here" in str(caught.value)
+
+
+def test_a_run_goes_on_with_settings_that_a_new_one_may_not_have(store: Store, tmp_path: Path) -> None:
+    """Older versions took some that have no effect; what the run was begun with decides."""
+    out, given = tmp_path / "run", ("distill.sampled_weight=0.5",)
+    with pytest.raises(ConfigError, match=r"give batch\.sampled=DIR"):
+        begin(store, out, *given)
+    with pytest.MonkeyPatch.context() as older:
+        older.setattr(TrainConfig, "check_effects", lambda settings: None)
+        begin(store, out, *given)
+    settings = config.load(TrainConfig, "train", [out / "config.yaml"], ["resume=true"])
+    session_of(settings, store).train()
+    assert len(checkpoints.load(out / "checkpoints" / "last.pt").progress.history) == 2
+    with pytest.raises(ConfigError, match=r"give batch\.sampled=DIR"):
+        find_checkpoint(settings.model_copy(update={"out": tmp_path / "new"}), store)
 
 
 @pytest.mark.parametrize("fades", [False, True])

@@ -62,6 +62,11 @@ REFUSED = {
     "points above trials": (("trials=2",), "trials=2 is less than the 3 points tried first"),
     "no teacher": (("teacher=none",), "need a --teacher; leave them out with --skip 1,2"),
     "one seed": (("final.seeds=[1]",), "a single seed says nothing"),
+    "nothing to mix": (("train.batch.sampled_trips=5",), r"\A[^\n]*are of sampled trips; give batch.sampled=DIR\Z"),
+    "nothing that collides": (
+        ("space.distill.collisions.choices=[marginal,duplicate]", "train.distill.head=0", "sampler.name=random"),
+        r"\Aspace: at distill.weight=0.001, [^\n]*, distill.collisions=duplicate: distill.collisions=duplicate is of",
+    ),
     "nothing searched": (("space={distill: {weight: null, temperature: null, window: null}}",), "nothing is searched"),
 }
 
@@ -114,6 +119,7 @@ def test_settings_that_contradict_each_other(overrides: tuple[str, ...], message
 
 def test_vanilla_alone_needs_no_teacher() -> None:
     assert plan.make(settings("teacher=none", "skip=1,2")).settings.phases == (0, 3)
+    assert plan.make(settings("teacher=none", "skip=1,2", "train.batch.sampled=s")).settings.phases == (0, 3)
 
 
 def test_the_space_is_laid_over_the_default_and_survives_being_saved(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import TeacherStarter, write_tiny_teacher
 from optuna.trial import TrialState
-from support.random_city import write_random_store
+from support.random_city import write_random_sample, write_random_store
 from support.runs import assert_same_runs
 from support.setting_reads import reads_all_of, recorded_reads, settings_of
 from support.trials import SMALL, phase_of, run_one, tune_settings
@@ -23,6 +23,7 @@ from shared.store import Store
 from student_trainer.evaluate import headroom
 from student_trainer.train.config import RecipeConfig, TrainConfig
 from student_trainer.train.run import run as run_train
+from student_trainer.train.trips import open_trips, schedule_of
 from student_trainer.tune import figures, folders, plan, results, trial, worker
 from student_trainer.tune import run as tuning
 from student_trainer.tune.config import PrunerConfig, SamplerConfig, TuneConfig
@@ -176,6 +177,28 @@ def test_final_runs_are_measured_on_the_test_split(tmp_path: Path, store: Store)
     for ended, seed in zip(phase.slots.ended(), settings.final.seeds, strict=True):
         (measured,) = ended.user_attrs["result"]["final"].items()
         assert measured[0] == str(seed) and measured[1]["positions"] == int((trips.lengths - 1).sum())
+
+
+def test_vanilla_makes_the_steps_of_the_distilled_student_on_labelled_trips(tmp_path: Path, store: Store) -> None:
+    sampled = write_random_sample(tmp_path / "sampled", store)
+    batch = {"sampled": str(sampled), "sampled_share": 1, "train_trips": 10}
+    taught = {"sampled_weight": 0.5, "sampled_labels": 0.1}
+    settings = tune_settings(
+        store, tmp_path / "out", teacher="fake:1", train=SMALL | {"batch": batch, "distill": taught}
+    )
+    steps, plans = {}, {}
+    for number in (2, 3):
+        phase = phase_of(settings, number)
+        claimed = phase.slots.claim(phase.make_sampler)
+        assert claimed is not None
+        run = phase.task(claimed).settings(tmp_path / "run", 0)
+        run.check_effects()
+        found = open_trips(store, run)
+        steps[phase.arm] = schedule_of(found, run).total_steps
+        plans[phase.arm] = str(found)
+    assert plans["distilled"].startswith("10 training trips 3 times an epoch and 30 sampled ones until epoch 2")
+    assert plans["vanilla"].startswith("10 training trips 6 times an epoch, ")
+    assert steps["vanilla"] == pytest.approx(steps["distilled"], rel=0.15)
 
 
 def test_two_objectives_have_a_front(tmp_path: Path, store: Store) -> None:
