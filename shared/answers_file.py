@@ -157,7 +157,13 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
         (size,) = struct.unpack_from("<Q", data)
         start = _LENGTH_BYTES + size
         layout = json.loads(data[_LENGTH_BYTES:start].decode())
-        document = json.loads(layout.pop("__metadata__")["answers"])
+        about = layout.pop("__metadata__")
+        if "lmtad" in about:
+            raise FileFormatError(
+                f"{path} is no answers file but a teacher; serve it with `teacher-server serve`, or write its answers "
+                "with `teacher-server answer`"
+            )
+        document = json.loads(about["answers"])
         arrays = {name: _array(data, start, place) for name, place in layout.items()}
         is_whole = len(data) == start + sum(array.nbytes for array in arrays.values())
     except _UNREADABLE as error:

@@ -11,6 +11,7 @@ of such takes them cut at commas, everything else is YAML. Nothing is none, or n
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 import re
 import shlex
@@ -27,6 +28,8 @@ from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from shared import files, jobs
 from shared.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 JOBS = frozenset(jobs.STUDENT_TRAINER) | frozenset(jobs.TEACHER_SERVER)
 """The sections that a YAML file may have."""
@@ -45,11 +48,14 @@ class Section(pydantic.BaseModel):
 
     @pydantic.field_validator("*", mode="before")
     @classmethod
-    def _empty_text(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
-        """No text stands for none where that is allowed; no path is not the working directory."""
-        if not isinstance(value, str) or value or info.field_name is None:
+    def _empty(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        """No value stands for an empty list, no text for none where that is allowed; no path is not the working
+        directory."""
+        if value not in (None, "") or info.field_name is None:
             return value
         annotation = cls.model_fields[info.field_name].annotation
+        if value is None:
+            return () if _is_list(annotation) else None
         if _kind_of(annotation) == "text":
             if type(None) in _alternatives(annotation):
                 return None
@@ -254,6 +260,14 @@ def _kind_of(annotation: Any) -> Kind:
     return "yaml"
 
 
+def _is_list(annotation: Any) -> bool:
+    """Whether it is a list of any length, and nothing else."""
+    alternatives = _alternatives(annotation)
+    return len(alternatives) == 1 and (
+        typing.get_origin(alternatives[0]) is list or Ellipsis in typing.get_args(alternatives[0])
+    )
+
+
 def _is_text(kind: Any) -> bool:
     if typing.get_origin(kind) is Literal:
         return all(isinstance(choice, str) for choice in typing.get_args(kind))
@@ -293,6 +307,8 @@ def _read_section(path: Path, job: str) -> dict[str, Any]:
         near = difflib.get_close_matches(unknown[0], sorted(JOBS), 1)
         meant = f" (did you mean {near[0]}?)" if near else ""
         raise ConfigError(f"{path}: unknown job {', '.join(unknown)}{meant}; jobs are {', '.join(sorted(JOBS))}")
+    if content and job not in content:
+        log.warning("%s has nothing for %s: its settings are of %s", path, job, ", ".join(sorted(content)))
     return content.get(job) or {}
 
 
@@ -419,6 +435,8 @@ def _explain(schema: type[Section], issue: Any) -> str:
     if issue["type"] == "missing":
         return f"{where} is required"
     message = issue["msg"].removeprefix("Value error, ")
+    if issue["type"] in ("tuple_type", "list_type"):
+        message = "expected a list, as in [1, 2]"
     return f"{where}: {message}" + (f" (got {issue['input']!r})" if issue["loc"] else "")
 
 

@@ -210,7 +210,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"{path} is not a store (no store.json); make one with `student-trainer prepare`"
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise FileFormatError(f"{path / 'store.json'} cannot be read: {error}") from None
+        raise FileFormatError(f"{path / 'store.json'} cannot be read: {error}; run `prepare` again") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise FileFormatError(f"{path} is a store of another version (expected {FORMAT}); run `prepare` again")
     return manifest

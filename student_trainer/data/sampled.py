@@ -75,6 +75,8 @@ def read_document(path: Path) -> dict[str, Any]:
     try:
         document = json.loads((path / DOCUMENT).read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if not path.exists():
+            raise FileFormatError(f"{path} does not exist; `student-trainer sample` writes sampled trips") from None
         raise FileFormatError(f"{path} holds no sampled trips (no {DOCUMENT}); {MEND}") from None
     except (OSError, ValueError) as error:
         raise FileFormatError(f"{path / DOCUMENT} cannot be read: {' '.join(str(error).split())}; {MEND}") from None

@@ -103,7 +103,7 @@ class ClientConfig(Section):
     on_failure: OnFailure = "wait"
     """What to do when the teacher fails, is away or answers nonsense. wait: try again until it answers; the run ends
     with the same weights. skip: train the affected micro-batches without the distillation term, and count them.
-    abort: stop at once. A run that stops leaves a checkpoint to go on from with --resume."""
+    abort: stop after a few failed attempts. A run that stops leaves a checkpoint to go on from with --resume."""
     retry_seconds: float = pydantic.Field(300, ge=0)
     """wait and abort: how long a request is tried again, with growing pauses, before the run stops; 0: for ever."""
     attempts: int = pydantic.Field(3, ge=1)

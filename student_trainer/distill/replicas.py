@@ -165,7 +165,7 @@ class Replicas:
 
     def _check_some_left(self) -> None:
         if all(replica.state == "refused" for replica in self._replicas):
-            reasons = "; ".join(f"{replica.address}: {replica.reason}" for replica in self._replicas)
+            reasons = "; ".join(replica.reason for replica in self._replicas)
             raise CompatibilityError(f"{reasons}; serve the old file again")
 
     def _lose(self, replica: _Replica, error: TeacherError) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from shared.arrays import Bool, Float64, Int64
 from shared.errors import TrainingError
 from student_trainer.distill import conditional_logit
-from student_trainer.distill.conditional_logit import Choices
+from student_trainer.distill.conditional_logit import FEW_POSITIONS, Choices
 from student_trainer.distill.destination import FEATURES
 from student_trainer.evaluate.bootstrap import Bootstrap, Estimate
 from student_trainer.evaluate.config import BootstrapConfig
@@ -208,7 +208,7 @@ def measure(answers: Answers, seed: int, resampling: BootstrapConfig, labelled_t
         "arms": {name: _values(arm) for name, arm in judged.items()},
         "gains": {name: {key: _interval(found) for key, found in of.items()} for name, of in gains.items()},
         "ceiling": ceiling,
-        "sentence": sentence(gains, ceiling, labelled_trips, answers.trips),
+        "sentence": sentence(gains, ceiling, labelled_trips, answers.trips) + _reserve(answers),
         "hints": hints(gains),
     }
 
@@ -231,6 +231,14 @@ def sentence(gains: Mapping[str, Mapping[str, Estimate]], ceiling: str, labelled
         answers, ways = (_short(gains[name]) for name in (STACKED, HELPED))
         said += f"; the teacher's answers alone give {answers}, distances, directions and detours without them {ways}"
     return said
+
+
+def _reserve(answers: Answers) -> str:
+    """What to say where the stacks are fitted on so little that their intervals, which do not cover that, mislead."""
+    positions = int((answers.choices.length > 1).sum())
+    if positions >= 2 * FEW_POSITIONS:  # a half of the trips fits
+        return ""
+    return f" (measured on {positions} positions with a choice, which are few: more trips may say otherwise)"
 
 
 def hints(gains: Mapping[str, Mapping[str, Estimate]]) -> list[str]:

@@ -84,6 +84,8 @@ def is_run(folder: Path) -> bool:
 
 def check_unused(out: Path) -> None:
     """Raises `ConfigError` if a new run cannot be written to a directory."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is not a directory; {claims.CHOOSE}")
     if out.exists() and not files.is_empty(out):
         if is_run(out):
             raise ConfigError(f"{out} holds a run; go on with --resume, or choose another --out")

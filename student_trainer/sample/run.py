@@ -173,7 +173,8 @@ def _policy(
     ends = AS_THE_TEACHER_SAYS
     if settings.ends == "calibrated":
         ends = fit_ends(teacher, scene.labelled, choices, network.road_token, window)
-        log.info("a window of %d hides how long a trip is: q(EOT) is multiplied %s", window, ends)
+        shown = "the whole trip, as far as it knows" if settings.window == 0 else f"{window} cells of a trip"
+        log.info("the teacher sees %s, and q(EOT) is calibrated to labelled trips: multiplied %s", shown, ends)
     return HistoryPolicy(choices, ends, origin, settings.seed), {"ends": ends.as_dict()}
 
 

@@ -15,7 +15,7 @@ from shared.arrays import Float64, Int64
 from shared.errors import TrainingError
 from shared.subset import draw
 from shared.training.torch_ranks import Ranks
-from student_trainer.distill.conditional_logit import Choices
+from student_trainer.distill.conditional_logit import FEW_POSITIONS, Choices
 from student_trainer.distill.destination import FEATURES, DestinationTarget, choices_of
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.feed import Feed
@@ -25,8 +25,6 @@ log = logging.getLogger(__name__)
 
 TRIPS = 2_000
 """Validation trips that are enough for a handful of coefficients; of more a sample is taken."""
-FEW_POSITIONS = 1_000
-"""Fewer with a choice are warned of: on 280 of them (20 trips) the coefficients were still far off."""
 BATCH = 64
 
 

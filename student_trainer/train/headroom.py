@@ -78,7 +78,7 @@ def of_run(
     Args:
         model: with the best weights.
         feed: of the validation trips.
-        validator: of the same trips; only this rank's are measured.
+        validator: of the same trips.
         device: of the model.
         labelled_trips: that it was trained on.
     """

@@ -33,3 +33,9 @@ class Logbook(logbook.Logbook):
             RunFiles(settings.out).metrics, step, settings.log.tensorboard, wandb,
             prometheus=(lambda: Prometheus(settings.log.prometheus, about, step)) if serves else None,
         )  # fmt: skip
+
+
+def brief(metrics: dict[str, float]) -> dict[str, str]:
+    """What a progress bar shows of a record."""
+    shown = {"loss": "train/loss", "acc": "train/accuracy", "kl": "train/loss_kl", "wait ms": "perf/teacher_wait_ms"}
+    return {label: f"{metrics[name]:.3f}" for label, name in shown.items() if name in metrics}

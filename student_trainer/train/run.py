@@ -25,6 +25,7 @@ from shared.sinks import check_wandb
 from shared.store import Store
 from shared.training.stop import StopSignals
 from shared.training.torch_ranks import Ranks, join
+from student_trainer.data.sampled import read_document
 from student_trainer.evaluate.headroom import left
 from student_trainer.model.device import pick_device, use_threads
 from student_trainer.runs.checkpoint import Checkpoint
@@ -85,7 +86,7 @@ def open_inputs(settings: TrainConfig, ranks: Ranks, claimed: contextlib.ExitSta
     Raises:
         ConfigError: what the settings name is not there, not usable, in use, or too small for the ranks.
         CompatibilityError: OUT's run was trained on another store.
-        FileFormatError: the store, or every checkpoint in OUT, is damaged.
+        FileFormatError: the store, or every checkpoint in OUT, is damaged, or there are no sampled trips.
     """
     use_threads(settings.runtime.threads)
     if settings.optim.batch_size < ranks.world:
@@ -98,6 +99,8 @@ def open_inputs(settings: TrainConfig, ranks: Ranks, claimed: contextlib.ExitSta
         return Inputs(device, store, None)
     check_wandb(settings.log.wandb)
     claimed.enter_context(claims.directory(settings.out))
+    if settings.batch.sampled is not None:
+        read_document(settings.batch.sampled)  # before a teacher is waited for
     if settings.resume or settings.continue_to:
         claims.check(settings.out, "a run", is_run)
     return Inputs(device, store, find_checkpoint(settings, store))

@@ -32,7 +32,7 @@ from student_trainer.train.compiling import use_own_directory
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.destination_target import give_target
 from student_trainer.train.feed import Feed
-from student_trainer.train.logbook import Logbook
+from student_trainer.train.logbook import Logbook, brief
 from student_trainer.train.meters import Clock
 from student_trainer.train.profiling import Profile
 from student_trainer.train.resume import check_sources, note_extension, restore, snapshot, target_of
@@ -121,8 +121,10 @@ class Session:
             if self.settings.profile != "off":
                 self._profile = Profile(self.settings.out, trace=self.settings.profile == "trace")
             config.save(self.settings, "train", RunFiles(self.settings.out).config)
-            if self.progress.step < self.schedule.total_steps:  # a run that goes on has not finished
-                files.remove(RunFiles(self.settings.out).summary)
+            if self.progress.step < self.schedule.total_steps:
+                files.remove(RunFiles(self.settings.out).summary)  # a run that goes on has not finished
+            else:
+                log.info("the run is finished; no step is left")
             log.info("settings: %s", config.in_force(self.settings))
             logbook = Logbook(self.settings, self.progress.step, self.revision, self.store.fingerprint)
         try:
@@ -181,7 +183,7 @@ class Session:
         was_said = forecast.is_worth_saying
         forecast.add(1)
         seconds = forecast.seconds_for(self.schedule.total_steps - self.progress.step)
-        if forecast.is_worth_saying and not was_said and seconds is not None and self.runtime.ranks.is_first:
+        if forecast.is_worth_saying and not was_said and seconds and self.runtime.ranks.is_first:
             log.info("%.0f ms a step: %s, beside validation", 1000 / forecast.pace, to_go(seconds))
 
     def _prepare(self, plan: PlannedStep) -> Step:
@@ -197,7 +199,7 @@ class Session:
                 metrics = self.trainer.take_metrics(clock.lap()) | self._take_failures()
                 if logbook is not None:
                     logbook.write(step, metrics)
-            bar.set_postfix(_brief(metrics))
+            bar.set_postfix(brief(metrics))
         if ends_epoch and len(self.progress.history) < step // self.schedule.steps_per_epoch:
             self._end_epoch(logbook)
             yield self.progress.history[-1]
@@ -293,8 +295,3 @@ def _new_student(
         use_own_directory()
         model.compile_parts()
     return model, head
-
-
-def _brief(metrics: dict[str, float]) -> dict[str, str]:
-    shown = {"loss": "train/loss", "acc": "train/accuracy", "kl": "train/loss_kl", "wait ms": "perf/teacher_wait_ms"}
-    return {label: f"{metrics[name]:.3f}" for label, name in shown.items() if name in metrics}

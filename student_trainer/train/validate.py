@@ -37,7 +37,8 @@ class Validator:
         self._feed, self._scale, self._runtime = feed, scale, runtime
         self._on_failure, self._distillation = settings.client.on_failure, Distillation(settings.distill)
         ranks = runtime.ranks
-        self._batches = by_length(trips.lengths, settings.optim.batch_size)[ranks.rank :: ranks.world]
+        self._batches = by_length(trips.lengths, settings.optim.batch_size)
+        self._own = range(ranks.rank, len(self._batches), ranks.world)
         self._replies: dict[int, ScoreReply] = {}
 
     @torch.no_grad()
@@ -63,11 +64,11 @@ class Validator:
         missed = 0
         with (
             self._runtime.precision.float32_products(),
-            Prefetcher(self._prepare, range(len(self._batches)), LOOKAHEAD) as prepared,
+            Prefetcher(self._prepare, self._own, LOOKAHEAD) as prepared,
         ):
             with self._runtime.precision.autocast():
                 network = model.embed_network()
-            for number, item in enumerate(prepared):
+            for number, item in zip(self._own, prepared, strict=True):
                 reply = item.answer(self._on_failure)
                 if reply is not None:
                     self._replies[number] = reply
@@ -81,7 +82,10 @@ class Validator:
         return {"positions": positions, **sums.means(), **({"teacher_missed": missed / positions} if missed else {})}
 
     def some_of(self, trips: int) -> Iterator[Prepared]:
-        """About so many of this rank's trips at most, of all lengths alike, in batches that are answered or asked."""
+        """About so many of the trips at most, of all lengths alike, in batches that are answered or asked.
+
+        The same on every rank, whichever measures them.
+        """
         stride = max(1, -(-sum(map(len, self._batches)) // trips))
         for number in range(min(stride // 2, len(self._batches) - 1), len(self._batches), stride):
             yield self._answered(number)

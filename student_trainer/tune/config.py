@@ -147,6 +147,8 @@ class TuneConfig(Section):
                 raise ValueError(f"{name}: give at least one, each once")
         if unknown := sorted(set(self.skip) - set(PHASES)):
             raise ValueError(f"skip: there is no phase {unknown[0]}; phases are 0, 1, 2, 3")
+        if not self.phases:
+            raise ValueError("skip: all phases are left out; leave one in")
         return self
 
     @property

@@ -41,6 +41,8 @@ def write(study: optuna.Study, folder: Path, objective: Objective, vanilla: list
         return []
     written: list[str] = []
     for name, options in _figures(study, objective).items():
+        told = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # few trials have few values, which is no fault
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # experimental, and Matplotlib's about layouts
@@ -49,6 +51,8 @@ def write(study: optuna.Study, folder: Path, objective: Objective, vanilla: list
         except (ValueError, RuntimeError, ZeroDivisionError) as error:  # too few different values
             log.info("figure %s left out: %s", name, error)
             continue
+        finally:
+            optuna.logging.set_verbosity(told)
         if name == "optimization_history" and vanilla is not None:
             page.add_hline(vanilla[0], line_dash="dash", annotation_text="vanilla")
             axes.axhline(vanilla[0], linestyle="--", color="black", label="vanilla")

@@ -101,8 +101,11 @@ class Phase:
         return f"trial_{trial.number:03d}_{self.arm}"
 
 
-def open_phase(number: int, plan: Plan, storage: BaseStorage, revision: str) -> Phase:
+def open_phase(number: int, plan: Plan, storage: BaseStorage, revision: str | None) -> Phase:
     """A phase of a study that may be there already.
+
+    Args:
+        revision: of the teacher's weights; None if it is not known, where nothing is trained.
 
     Raises:
         ConfigError: it is there with other settings.
@@ -132,12 +135,12 @@ def _fixed(number: int, plan: Plan) -> tuple[Point | None, ...]:
     return (None,) * (1 if number == 0 else len(settings.final.seeds))
 
 
-def _about(number: int, settings: TuneConfig, revision: str, point: Point) -> dict[str, Any]:
+def _about(number: int, settings: TuneConfig, revision: str | None, point: Point) -> dict[str, Any]:
     """What must not change while a study is under way."""
     recipe = settings.train.model_dump(mode="json", exclude=UNDECIDED)
     store = Store(settings.data).fingerprint
     about: dict[str, Any] = {"train": recipe, "store": store, "objective": settings.objective}
-    if ARMS[number] == "distilled":
+    if ARMS[number] == "distilled" and revision is not None:
         about["teacher_revision"] = revision
     if number >= 2:
         final = settings.final

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator
 
 from shared import answers_file
 from shared.errors import ConfigError
 from shared.store import Store
 from student_trainer.compare.over_seeds import smallest_p
-from student_trainer.train.config import RecipeConfig, TrainConfig
 from student_trainer.tune import samplers, space
 from student_trainer.tune.config import TuneConfig
+from student_trainer.tune.effects import without_effect
 from student_trainer.tune.space import Point
 
-DECIDE_EFFECTS = ("batch.sampled", "distill.")
-"""Settings (or their beginnings) that others may depend on to have an effect; see `TrainConfig.check_effects`."""
-MOST_POINTS = 1024
-"""Of a space that are looked at for settings without an effect."""
 FEWEST_GENERATIONS = 2
 """Of CMA-ES: the first is drawn from the middle of the space, only the second from what was learned."""
 
@@ -129,7 +124,7 @@ def make(settings: TuneConfig) -> Plan:
         problems.append("final.seeds: a single seed says nothing about chance; give at least two")
     points, size, generations, brackets = _search(settings, problems) if 1 in settings.phases else ((), 0, 0, [])
     problems.refuse()
-    problems += _without_effect(settings)
+    problems += without_effect(settings)
     problems.refuse()
     final = settings.final.epochs * len(settings.final.seeds)
     each = settings.epochs * len(settings.seeds)
@@ -142,24 +137,6 @@ def make(settings: TuneConfig) -> Plan:
         epochs={0: each, 1: each * settings.trials, 2: final, 3: final},
         expected=round(settings.trials * len(settings.seeds) * _expected_epochs(settings, brackets)),
     )
-
-
-def _without_effect(settings: TuneConfig) -> Iterator[str]:
-    """What `train` would refuse of the distilled runs, each reason once, with the first point that it is met at."""
-    deciding = {name: p.corners() for name, p in settings.space.items() if name.startswith(DECIDE_EFFECTS)}
-    searched = itertools.product(*deciding.values()) if 1 in settings.phases else ()
-    points = [dict(zip(deciding, values, strict=True)) for values in itertools.islice(searched, MOST_POINTS)]
-    told = set()
-    for point in points or [{}] * (2 in settings.phases):
-        recipe = space.apply(settings.train, point)
-        sections = {name: getattr(recipe, name) for name in RecipeConfig.model_fields}
-        try:
-            TrainConfig(data=settings.data, teacher=settings.teacher, out=settings.out, **sections).check_effects()
-        except ConfigError as error:
-            if str(error) not in told:
-                at = ", ".join(f"{name}={value}" for name, value in point.items())
-                yield f"space: at {at}: {error}" if at else str(error)
-            told.add(str(error))
 
 
 class _Problems(list[str]):

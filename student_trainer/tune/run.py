@@ -24,6 +24,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from shared import claims, config, files, lock, progress, provenance
+from shared.address import answers_path
 from shared.errors import ConfigError
 from shared.sinks import check_wandb
 from shared.store import Store
@@ -35,7 +36,7 @@ from student_trainer.tune.phases import SUFFIXES, Phase, open_phase
 from student_trainer.tune.plan import Plan
 from student_trainer.tune.pool import WorkerPool
 from student_trainer.tune.space import Point, apply
-from student_trainer.tune.storage import open_storage, url_of
+from student_trainer.tune.storage import is_there, open_storage, url_of
 from student_trainer.tune.trial import Task
 
 log = logging.getLogger(__name__)
@@ -52,14 +53,32 @@ def run(settings: TuneConfig) -> int:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     planned = plan.make(settings)
     if settings.dry_run:
-        _tell(planned, None)
-        return 0
+        return _run_dry(settings, planned)
     check_wandb(settings.train.log.wandb)  # once: a trial goes on without it
     revision = _check_teacher(settings)
     with claims.directory(settings.out):
-        claims.check(settings.out, "the directory of a study", _is_of_a_study)
+        _check_out(settings.out)
         log.info("settings: %s", config.in_force(settings))
         return _run(settings, planned, revision)
+
+
+def _run_dry(settings: TuneConfig, planned: Plan) -> int:
+    """Refuses what the study would refuse, as far as nobody need answer and nothing is written, and tells the rest."""
+    if settings.out.exists():
+        _check_out(settings.out)
+    revision = None if answers_path(settings.teacher) is None else _check_teacher(settings)
+    seconds = None
+    if is_there(settings.storage, settings.out):
+        storage = open_storage(settings.storage, settings.out)
+        seconds = results.seconds_per_epoch(existing(planned, storage, revision))
+    _tell(planned, seconds)
+    return 0
+
+
+def _check_out(out: Path) -> None:
+    if not out.is_dir():
+        raise ConfigError(f"{out} is not a directory; {claims.CHOOSE}")
+    claims.check(out, "the directory of a study", _is_of_a_study)
 
 
 def _run(settings: TuneConfig, planned: Plan, revision: str) -> int:
@@ -84,7 +103,7 @@ def _run(settings: TuneConfig, planned: Plan, revision: str) -> int:
         found = existing(planned, storage, revision)
         for phase in found:
             folders.tidy(phase)
-        findings = results.write(settings, found)
+        findings = results.write(settings, sorted([*found, *skipped(planned, storage)], key=lambda p: p.number))
     for sentence in (findings.get("verdict", OPEN_QUESTION), f"open {Path(findings['out']) / 'study.html'}"):
         print(sentence, file=sys.stderr)
     print(json.dumps(findings))
@@ -105,11 +124,26 @@ def _log_duration(planned: Plan, phase: int, seconds_per_epoch: float | None) ->
         log.info("phase %d takes about %s", phase, planned.duration(phase, seconds_per_epoch))
 
 
-def existing(planned: Plan, storage: BaseStorage, revision: str) -> list[Phase]:
-    """The phases that have begun, here or elsewhere."""
-    names = optuna.get_all_study_names(storage)
-    numbers = [n for n in planned.settings.phases if planned.settings.study + SUFFIXES[n] in names]
-    return [open_phase(number, planned, storage, revision) for number in numbers]
+def existing(planned: Plan, storage: BaseStorage, revision: str | None) -> list[Phase]:
+    """The phases of this command that have begun, here or elsewhere; raises as `open_phase`."""
+    return [open_phase(number, planned, storage, revision) for number in _begun(planned, storage, skipped=False)]
+
+
+def skipped(planned: Plan, storage: BaseStorage) -> list[Phase]:
+    """The phases that this command leaves out and others have begun: of the same study, so that results hold them."""
+    found = []
+    for number in _begun(planned, storage, skipped=True):
+        try:
+            found.append(open_phase(number, planned, storage, None))
+        except ConfigError as error:
+            log.warning("the results leave out phase %d: %s", number, error)
+    return found
+
+
+def _begun(planned: Plan, storage: BaseStorage, skipped: bool) -> list[int]:
+    """Numbers of the phases that are in the storage, and that this command leaves out or does not."""
+    settings, names = planned.settings, optuna.get_all_study_names(storage)
+    return [n for n in SUFFIXES if (n in settings.skip) == skipped and settings.study + SUFFIXES[n] in names]
 
 
 def _check_teacher(settings: TuneConfig) -> str:

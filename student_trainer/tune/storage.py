@@ -45,6 +45,19 @@ def sqlite_url(file: Path) -> str:
     return url.render_as_string(hide_password=False)
 
 
+def is_there(config: StorageConfig, out: Path) -> bool:
+    """Whether the file of the studies is there; of a server, which would have to be asked, it is not known: False."""
+    kind, _, rest = (_with_environment(config.url) if config.url else "").partition(":")
+    match kind:
+        case "":
+            return (out / "optuna.db").exists()
+        case "sqlite":
+            return _sqlite_file(rest).exists()
+        case "journal":
+            return Path(rest).exists()
+    return False
+
+
 def open_storage(config: StorageConfig, out: Path) -> BaseStorage:
     """Connects, and makes what is not there yet. What a database holds is cached: all access must go through this.
 

@@ -172,7 +172,7 @@ def _clean(path: Path, state: dict[Any, Any]) -> dict[str, Tensor]:
 def _as_stored(path: Path, name: str, value: Tensor) -> Tensor:
     """float32 and float16 as they are; bfloat16, which numpy lacks, and float64 as float32."""
     if value.layout != torch.strided or not value.is_floating_point():
-        raise FileFormatError(f"{path}: {name} is not a dense floating-point tensor but {value.dtype}")
+        raise FileFormatError(f"{path}: {name} is not a dense floating-point tensor but {value.dtype}, so no LM-TAD's")
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # 44 bits of shape over 1 of data
         raise FileFormatError(f"{path}: {name} claims the shape {list(value.shape)}, larger than its data")
     if not bool(torch.isfinite(value).all()):

@@ -202,6 +202,8 @@ def publish(settings: PretrainConfig, inputs: Inputs, session: Session, seconds:
         )
         reached["floors"] = candidates.floors_of(store)
         log.info("next road among the successors: %s", _told(reached["next_road_accuracy"], reached["floors"]))
+        if (best := _worse_than_counting(reached["next_road_accuracy"], reached["floors"])) is not None:
+            log.warning("%s is right more often than this teacher: train it for more epochs before you distil", best)
     provenance = {
         "made_by": f"pretrain {shared.__version__}",
         "store_fingerprint": store.fingerprint,
@@ -215,6 +217,13 @@ def publish(settings: PretrainConfig, inputs: Inputs, session: Session, seconds:
     files.write_json(run_files.summary, kept)
     run_files.remove_checkpoints()
     return result
+
+
+def _worse_than_counting(accuracies: dict[str, float | None], floors: dict[str, float]) -> str | None:
+    """The rule that a teacher should beat whatever it was trained on, if this one does not, for people."""
+    rule = COUNTED[0]
+    known = [value for value in accuracies.values() if value is not None]
+    return RULES[rule] if known and max(known) < floors.get(rule, 0.0) else None
 
 
 def _told(accuracies: dict[str, float | None], floors: dict[str, float]) -> str:

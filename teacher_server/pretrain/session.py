@@ -7,6 +7,7 @@ beginning and the number of steps done since, so that the same spans and batches
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -105,6 +106,7 @@ class Session:
     def _loop(self, logbook: Logbook | None) -> None:
         while not self._is_done():
             epoch = self._epochs.draw(self.progress)
+            self._check_warm_up(epoch)
             for number in self._bar(epoch):
                 self._check_wishes()
                 self._step(epoch, number)
@@ -112,6 +114,16 @@ class Session:
                     self._report(logbook, epoch)
             self._check_wishes()
             self._end_epoch(epoch, logbook)
+
+    def _check_warm_up(self, epoch: Epoch) -> None:
+        """Warns, once, of a run that ends before its learning rate has risen."""
+        settings = self._settings
+        steps = min(settings.epochs * epoch.steps, settings.max_steps or math.inf)
+        if self.progress.step == 0 and settings.warmup_steps >= steps and self._around.ranks.is_first:
+            log.warning(
+                "the learning rate rises in all of about %d steps (warmup_steps=%d), and the teacher hardly learns; "
+                "train for more epochs, or set warmup_steps to a tenth of the steps", steps, settings.warmup_steps,
+            )  # fmt: skip
 
     def _is_done(self) -> bool:
         progress, settings = self.progress, self._settings

@@ -102,6 +102,12 @@ def test_other_jobs_sections_and_empty_files_are_left_alone(tmp_path: Path) -> N
     assert load(files=[path, write(tmp_path / "b.yaml", ""), write(tmp_path / "c.yaml", "# nothing\n")]) == load()
 
 
+def test_a_file_that_has_nothing_for_the_job_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path / "a.yaml", "serve: {nonsense: 1}\nprepare:\n")
+    assert load(files=[path, write(tmp_path / "b.yaml", "")]) == load()
+    assert caplog.messages == [f"{path} has nothing for train: its settings are of prepare, serve"]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

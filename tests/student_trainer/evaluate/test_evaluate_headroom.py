@@ -124,6 +124,12 @@ def test_ways_that_neither_knows_are_told_apart_from_the_teacher() -> None:
     assert any("distances, directions and detours" in hint for hint in found["hints"])
 
 
+def test_few_positions_are_told() -> None:
+    few, many = (answers(4, teacher=1.0, trips=trips) for trips in (5, 400))
+    assert "positions with a choice, which are few" in measure(few, 0, DRAWS, 10)["sentence"]
+    assert "few" not in measure(many, 0, DRAWS, 10)["sentence"]
+
+
 def test_without_ways_there_are_the_stacks_that_need_none() -> None:
     given = answers(3, teacher=0.8)
     short = dataclasses.replace(

@@ -150,7 +150,7 @@ def test_public_weights_run_without_this_project(tmp_path: Path) -> None:
 
 def test_another_suffix_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export(tmp_path, tmp_path / "w", tmp_path / "student.onnx") == 2
-    assert "out must end in .pt2" in capsys.readouterr().err
+    assert "out: must end in .pt2" in capsys.readouterr().err
 
 
 def test_the_repository_is_not_what_the_file_is_run_with() -> None:

@@ -37,6 +37,7 @@ from student_trainer.runs import checkpoint as checkpoints
 from student_trainer.train import run as training
 from student_trainer.train.config import TrainConfig
 from student_trainer.train.connect import client_of
+from student_trainer.train.headroom import of_run
 from student_trainer.train.meters import Sums
 from student_trainer.train.resume import find_checkpoint
 from student_trainer.train.runtime import Runtime
@@ -179,6 +180,8 @@ def test_ranks_measure_what_one_measures(store: Store, tmp_path: Path) -> None:
     measured = run_together([partial(s.validator.measure, s.model, s.trainer.head) for s in made], ranks)
     assert all(found == measured[0] for found in measured)
     assert measured[0] == pytest.approx(expected, rel=1e-12)
+    left = [of_run(s.model, s.val_feed, s.validator, torch.device("cpu"), 64) for s in (alone, made[0])]
+    assert left[0] == left[1] and left[0] is not None and left[0]["trips"] == 21, "the first rank has all ranks' trips"
 
 
 def test_every_rank_asks_about_its_own_share(store: Store, tmp_path: Path) -> None:

@@ -105,6 +105,7 @@ def test_all_that_makes_a_study_impossible_is_said_at_once() -> None:
     [
         (("seeds=[1,1]",), "seeds: give at least one, each once"),
         (("skip=4",), "there is no phase 4"),
+        (("skip=0,1,2,3",), "all phases are left out"),
         (("storage.stale_seconds=20",), "at least three heartbeats"),
         (("space.distill.weight.low=11",), "low must be below high"),
         (("space.distill.weight={choices: [1, 2], low: 1}",), "choices or a range"),

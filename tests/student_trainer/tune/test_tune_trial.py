@@ -18,7 +18,7 @@ from support.setting_reads import reads_all_of, recorded_reads, settings_of
 from support.trials import SMALL, phase_of, run_one, tune_settings
 
 from shared import config
-from shared.errors import ConfigError, TrainingError, Unavailable
+from shared.errors import ConfigError, FileFormatError, TrainingError, Unavailable
 from shared.store import Store
 from student_trainer.evaluate import headroom
 from student_trainer.train.config import RecipeConfig, TrainConfig
@@ -256,8 +256,13 @@ def test_tune_reads_all(
         assert own <= reads
         with pytest.raises(ConfigError, match=r"study-vanilla is there with other settings: seeds was \[0\], is \[9\]"):
             tuning.run(settings.model_copy(update={"seeds": (9,)}))
+        with pytest.raises(ConfigError, match=r"study-vanilla is there with other settings: seeds was \[0\], is \[9\]"):
+            tuning.run(settings.model_copy(update={"seeds": (9,), "dry_run": True}))
         with pytest.raises(ConfigError, match="is the directory of study study"):
             tuning.run(settings.model_copy(update={"study": "other"}))
+        capsys.readouterr()
+        assert tuning.run(settings.model_copy(update={"skip": (0, 3)})) == 0
+        assert json.loads(capsys.readouterr().out) == found, "what is left out was done before, and is told"
     folder = tmp_path / "out" / "optuna_results" / "study"
     assert found["out"] == str(folder)
     assert ends[-2:] == [found["verdict"], f"open {folder / 'study.html'}"]
@@ -282,6 +287,21 @@ def test_tune_reads_all(
     pages = list((folder / "figures").glob("*.html"))
     assert all(library.name in page.read_text() for page in pages)
     assert sum(page.stat().st_size for page in pages) < library.stat().st_size, "the library is there once"
+
+
+def test_a_dry_run_refuses_what_the_study_would(tmp_path: Path, store: Store) -> None:
+    """Where nothing need be asked, and without a trace."""
+    dry = {"dry_run": True, "space": {"optim": {"warmup": {"low": 0, "high": 1}}}, "teacher": "fake:1"}
+    assert tuning.run(tune_settings(store, tmp_path / "new", **dry)) == 0
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").write_text("train: {}\n")
+    for name, message in {"file": "is not a directory", "other": "is not the directory of a study"}.items():
+        with pytest.raises(ConfigError, match=message):
+            tuning.run(tune_settings(store, tmp_path / name, **dry))
+    with pytest.raises(FileFormatError, match="no answers file"):
+        tuning.run(tune_settings(store, tmp_path / "new", **dry | {"teacher": f"file:{tmp_path / 'file'}"}))
 
 
 def lose_one(phase: Phase) -> None:

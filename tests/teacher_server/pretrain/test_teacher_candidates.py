@@ -122,6 +122,10 @@ def test_a_run_ends_with_the_teacher_beside_the_floors(
         "; rule: the candidate nearest to the destination 25.0 %; rules counted in the whole training split: "
         "the most frequent next road 50.0 %, the most frequent next road after the last two 75.0 %"
     ) in caplog.text
+    is_beaten = max(expected.values()) < 0.5
+    assert ("the most frequent next road is right more often than this teacher" in caplog.text) == is_beaten
+    for accuracies, warned in (({"4": 0.49, "0": None}, True), ({"4": 0.51, "0": 0.1}, False), ({"4": None}, False)):
+        assert bool(pretraining._worse_than_counting(accuracies, result["floors"])) == warned
 
 
 def test_what_a_run_leaves_beside_its_teacher(

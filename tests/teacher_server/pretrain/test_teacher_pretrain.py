@@ -67,6 +67,18 @@ def test_a_log_in_a_file_holds_lines_and_no_progress_bar(
     assert said[-1].startswith("next: teacher-server serve --teacher ")
 
 
+@pytest.mark.parametrize("more", [{}, {"epochs": 100, "max_steps": 2}])
+def test_a_warm_up_as_long_as_the_run_is_warned_of(
+    store: Path, caplog: pytest.LogCaptureFixture, more: dict[str, int]
+) -> None:
+    found = []
+    for steps in (1, 500):
+        caplog.clear()
+        pretrain.run(settings(store, overwrite=True, **{"epochs": 1, "warmup_steps": steps, **more}))
+        found.append(any("the learning rate rises in all of about" in message for message in caplog.messages))
+    assert found == [False, True]
+
+
 def test_the_held_out_loss_is_that_of_the_file(store: Path) -> None:
     pretrain.run(settings(store, epochs=2))
     header, weights = teacher_file.read(store.parent / "teacher")
