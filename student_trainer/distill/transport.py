@@ -128,6 +128,8 @@ class _Stream:
                 self._call.cancel()  # nothing comes any more: whoever waits on this stream goes elsewhere
             raise DeadlineExceeded(f"no answer within {timeout:g} s") from None
         finally:
+            if answer.done() and not answer.cancelled():
+                answer.exception()  # who is cancelled before the answer reaches them has seen it, too
             del self._waiting[request.request_id]
             self._sent -= 1
             self._pump()
