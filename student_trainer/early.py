@@ -68,6 +68,8 @@ def check_student(settings: WithStudent) -> None:
 def check_evaluations(settings: CompareConfig | ReportConfig) -> None:
     """Raises `FileFormatError` if one of them is missing."""
     for folder in settings.evaluations:
+        if folder.is_file():
+            raise FileFormatError(f"{folder} is a file; give the directory that `student-trainer evaluate` wrote")
         if not (path := folder / EVALUATION).exists():
             raise FileFormatError(f"{path} does not exist; make it with `student-trainer evaluate`")
 

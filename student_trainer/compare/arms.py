@@ -16,6 +16,8 @@ RANK: tuple[Role, ...] = ("distilled", "unknown", "vanilla", "reference")
 """In which order arms are told of, after the baseline: the question is what the teacher brought."""
 SEED = re.compile(r"[-_ .=/]+(?:seed|s)?[-_ .=]*\d*$")
 """What is left of `-seed1` and its like where names of seeds are cut to what they share."""
+EQUAL_STEPS = 1.05
+"""Up to this ratio, arms have trained for equally many steps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +28,14 @@ class Model:
         training: `Training.as_dict`; None if it is not known.
         search: what else sets it apart, as JSON: how its trips were searched.
         is_reference: trips of a rule, without a model.
+        weights: digest that tells its weights from others, in whatever form they are; empty if unknown.
     """
 
     name: str
     training: Mapping[str, Any] | None
     search: str = ""
     is_reference: bool = False
+    weights: str = ""
 
     @classmethod
     def of_document(cls, document: Mapping[str, Any]) -> Model:
@@ -40,7 +44,18 @@ class Model:
         settings = made.get("settings", {})
         search = [made.get("method"), settings.get("search"), settings.get("candidate_top_k")]
         is_reference = made.get("method") == "shortest_path"
-        return cls(document["name"], document["training"], json.dumps(search, sort_keys=True), is_reference)
+        training = None if is_reference else document["training"]
+        known = (document.get("weights"), made.get("weights"))
+        file: Mapping[str, Any] = next((one for one in known if isinstance(one, dict)), {})
+        return cls(
+            document["name"], training, json.dumps(search, sort_keys=True), is_reference,
+            weights_of(training, str(file.get("sha256", ""))),
+        )  # fmt: skip
+
+
+def weights_of(training: Mapping[str, Any] | None, sha256: str) -> str:
+    """The digest of a file of weights, or, if it was exported from a run's checkpoint, that of the checkpoint."""
+    return str((training or {}).get("exported_from") or sha256)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +68,7 @@ class Arm:
         models: at least one.
         seeds: of each model's training; None where unknown.
         settings: those that not all arms of known training share, by dotted key.
+        steps: optimizer steps of each model's run; None where unknown.
     """
 
     name: str
@@ -60,6 +76,7 @@ class Arm:
     models: tuple[str, ...]
     seeds: tuple[int | None, ...]
     settings: Mapping[str, Any]
+    steps: tuple[int | None, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -70,10 +87,15 @@ def group(models: Sequence[Model]) -> list[Arm]:
     """The arms of models, in the order of their first ones; within an arm by seed.
 
     A model whose training is not known is an arm of its own.
+
+    Raises:
+        ConfigError: two models of an arm have the same weights: one run would count as two.
     """
     members: dict[str, list[Model]] = {}
     for model in models:
         members.setdefault(_key(model), []).append(model)
+    for found in members.values():
+        _check_distinct(found)
     groups = [sorted(found, key=_seed) for found in members.values()]
     names = _names(groups)
     differing = _differing([found[0].training for found in groups])
@@ -84,6 +106,7 @@ def group(models: Sequence[Model]) -> list[Arm]:
             tuple(model.name for model in found),
             tuple(None if model.training is None else int(model.training["seed"]) for model in found),
             _settings(found[0].training, differing),
+            tuple(None if model.training is None else model.training.get("steps") for model in found),
         )
         for name, found in zip(names, groups, strict=True)
     ]
@@ -124,6 +147,32 @@ def sentence(baseline: Arm) -> str:
     return f"baseline: {baseline.name} ({kinds.get(baseline.role, runs)}); baseline=NAME chooses another"
 
 
+def steps_note(found: Sequence[Arm]) -> str:
+    """Which arms have trained for other numbers of steps than the baseline; empty if none has, as far as is known.
+
+    Args:
+        found: the baseline first.
+    """
+    usual, *others = [(arm.name, _mean_steps(arm)) for arm in found]
+    if usual[1] is None:
+        return ""
+    apart = [one for one in others if one[1] is not None and _differ(one[1], usual[1])]
+    if not apart:
+        return ""
+    (name, steps), *rest = [*apart, usual]
+    told = [f"{name} trained {steps:,.0f} steps", *(f"{other} {number:,.0f}" for other, number in rest)]
+    return f"{', '.join(told)}: part of a difference may be the steps'; see docs/trips.md"
+
+
+def _mean_steps(arm: Arm) -> float | None:
+    known = [steps for steps in arm.steps if steps is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _differ(one: float, other: float) -> bool:
+    return max(one, other) > EQUAL_STEPS * min(one, other)
+
+
 def unique_names(paths: Sequence[os.PathLike[str]]) -> list[str]:
     """A name for each file or directory: its own, with as many of its parents as tell it from the others.
 
@@ -149,6 +198,17 @@ def _key(model: Model) -> str:
 def identity(training: Mapping[str, Any]) -> list[Any]:
     """What is equal in the trainings of an arm's runs."""
     return [dict(sorted(training["settings"].items())), training["teacher"], training["store"]]
+
+
+def _check_distinct(found: Sequence[Model]) -> None:
+    """Raises `ConfigError` if two models of an arm have the same weights."""
+    first: dict[str, str] = {}
+    for model in found:
+        if model.weights and (other := first.setdefault(model.weights, model.name)) != model.name:
+            raise ConfigError(
+                f"{other} and {model.name} have the same weights (SHA-256 {model.weights[:12]}...): they are one run, "
+                "not two of an arm; leave one of them out"
+            )
 
 
 def _seed(model: Model) -> int:
@@ -190,10 +250,16 @@ def _shared(found: Sequence[Model]) -> str:
 
 
 def _prefix(names: Sequence[str]) -> str:
-    """The characters that all begin with."""
+    """What all begin with, up to the end of a word or of a number: nothing of `distilled` and `dup`."""
     low, high = min(names), max(names)
     length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
-    return low[:length]
+    prefix, following = low[:length], [name[length] for name in names if len(name) > length]
+    for is_one in (str.isalpha, str.isdigit):
+        if is_one(prefix[-1:]) and any(map(is_one, following)):
+            while is_one(prefix[-1:]):
+                prefix = prefix[:-1]
+            break
+    return prefix
 
 
 def _differing(trainings: Sequence[Mapping[str, Any] | None]) -> list[str]:

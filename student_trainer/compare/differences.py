@@ -34,6 +34,11 @@ class Difference:
     trips: OverTrips
     seeds: OverSeeds | None
 
+    @property
+    def claims_trips_alone(self) -> bool:
+        """Whether it is shown on these trips, and nothing can be said of other seeds."""
+        return self.seeds is None and verdicts.level(self.question, self.trips, self.seeds) == "trips"
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
         level = verdicts.level(self.question, self.trips, self.seeds)

@@ -29,7 +29,9 @@ LEADING = 3
 def run(settings: CompareConfig) -> int:
     """Compares, writes, prints the verdicts on stderr and where the file is as JSON on stdout."""
     document = compare(settings)
-    lines = [document["baseline_choice"], *verdicts_of(document), *references_of(document), document["left_out"]]
+    note = document["steps_note"] and f"note: {document['steps_note']}"
+    found_lines = [*verdicts_of(document), document["coverage"], *references_of(document)]
+    lines = [document["baseline_choice"], note, *found_lines, document["left_out"]]
     print("\n".join(filter(None, lines)), file=sys.stderr)
     found = {key: document[key] for key in ("baseline", "models")}
     print(json.dumps({"out": str(settings.out), **found, "arms": [arm["name"] for arm in document["arms"]]}))
@@ -79,7 +81,8 @@ def compare(settings: CompareConfig) -> dict[str, Any]:
     Raises:
         FileFormatError: an evaluation cannot be read.
         CompatibilityError: they are of other stores or other OD pairs.
-        ConfigError: two have the same name, none is the baseline, or another job writes to OUT.
+        ConfigError: two have the same name, or are the same weights in one arm; none is the baseline; or another job
+            writes to OUT.
     """
     with claims.directory(settings.out):
         claims.check(settings.out, "a comparison", claims.of("compare"))
@@ -110,6 +113,8 @@ def _compare(settings: CompareConfig) -> dict[str, Any]:
             "split": first.document["generated"]["split"],
             "baseline": baseline.name,
             "baseline_choice": arms.sentence(baseline),
+            "steps_note": arms.steps_note(found),
+            "coverage": _coverage(found, against),
             "arms": [arm.as_dict() for arm in found],
             "models": names,
             "evaluations": [str(path) for path in settings.evaluations],
@@ -150,9 +155,17 @@ def _metrics(
     }
 
 
+def _coverage(found: Sequence[Arm], against: Mapping[str, Sequence[Difference]]) -> str:
+    """What the verdicts on trips alone leave open, once for all of them."""
+    claimed = [arm for arm in found if any(one.claims_trips_alone for one in against.get(arm.name, ()))]
+    return verdicts.coverage({arm.name: (len(found[0].models), len(arm.models)) for arm in claimed})
+
+
 def _notes(found: Sequence[Arm]) -> list[str]:
     """What the verdicts cover."""
+    note = arms.steps_note(found)
     notes = [
+        *([f"{note}."] if note else []),
         "An arm is all runs that differ in their seeds only; its values are means over them.",
         "Over seeds: exact permutation tests of runs, corrected for all metrics together (Westfall and Young); "
         "intervals of Student, or of Welch where the seeds are not the same.",

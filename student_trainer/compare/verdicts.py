@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 from student_trainer.compare.over_seeds import OverSeeds, smallest_p
@@ -132,10 +133,9 @@ def _over_trips(question: Question, trips: OverTrips) -> str:
 
 def _caution(question: Question, trips: OverTrips, seeds: OverSeeds | None) -> str:
     """What is open."""
-    has_claim = level(question, trips, seeds) == "trips"
     if seeds is None:
-        runs = "one run each" if question.runs == (1, 1) else f"{question.runs[1]} and {question.runs[0]} runs"
-        return f"This covers chance in the trips, not in training ({runs})." if has_claim else ""
+        return ""  # `coverage` says it once for all verdicts
+    has_claim = level(question, trips, seeds) == "trips"
     size = _over_seeds(question, seeds)
     if seeds.smallest_p > question.significance:
         if not has_claim:
@@ -146,6 +146,26 @@ def _caution(question: Question, trips: OverTrips, seeds: OverSeeds | None) -> s
     if not has_claim:
         return f"Nor over {_runs(seeds)}: exact {_p(seeds.p_adjusted)}, {size}."
     return f"Other seeds may not repeat it: over {_runs(seeds)} exact {_p(seeds.p_adjusted)}, {size}."
+
+
+def coverage(runs: Mapping[str, tuple[int, int]]) -> str:
+    """What verdicts on trips alone leave open; empty if there are none.
+
+    Args:
+        runs: of the baseline and of each other arm that has such verdicts, by its name.
+    """
+    if not runs:
+        return ""
+    told = {name: _counted(*each) for name, each in runs.items()}
+    if len(set(told.values())) == 1:
+        counts = next(iter(told.values()))
+    else:
+        counts = "; ".join(f"{name}: {each}" for name, each in told.items())
+    return f"Verdicts on these trips cover chance in the trips, not in training ({counts})."
+
+
+def _counted(baseline: int, other: int) -> str:
+    return "one run each" if baseline == other == 1 else f"{other} and {baseline} runs"
 
 
 def _over_seeds(question: Question, seeds: OverSeeds) -> str:

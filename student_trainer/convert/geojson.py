@@ -4,32 +4,35 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from shared.errors import DataError
 from student_trainer.convert.config import NetworkConfig
 from student_trainer.convert.network import OPPOSITE, Line, Road, measured
-from student_trainer.prepare import road_classes
+from student_trainer.prepare import csv_faults, road_classes
 
 UNKNOWN = "unclassified"
 """The class of a road that names none."""
 WGS84 = ("4326", "CRS84")
 FORWARD, BACKWARD = ("true", "yes", "1"), ("-1", "reverse")
 """What `oneway` says of a line that is driven one way only."""
+NAMED = 30
+"""Properties of a feature that are named."""
 
 Fail = Callable[[str], NoReturn]
 """Refuses a feature, for a reason."""
 
 
-def read(path: Path, config: NetworkConfig) -> list[Road]:
-    """The roads, in the order of the file.
+def read(path: Path, config: NetworkConfig) -> tuple[list[Road], list[str]]:
+    """The roads, in the order of the file, and sentences about what is odd.
 
     Raises:
         DataError: naming the file and the feature.
     """
     try:
+        csv_faults.check_unpacked(path)
         document = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as GeoJSON: {error}") from None
@@ -37,7 +40,8 @@ def read(path: Path, config: NetworkConfig) -> list[Road]:
     if not isinstance(features, list):
         raise DataError(f"{path} is no GeoJSON FeatureCollection: it has no list of features")
     _check_system(path, document)
-    return [road for number, feature in enumerate(features) for road in _roads(path, number, feature, config)]
+    roads = [road for number, feature in enumerate(features) for road in _roads(path, number, feature, config)]
+    return roads, _findings(path, [_properties(feature) for feature in features], config)
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -60,11 +64,11 @@ def _roads(path: Path, number: int, feature: Any, config: NetworkConfig) -> Iter
 
     if not isinstance(feature, dict) or not isinstance(feature.get("geometry"), dict):
         fail("has no geometry")
-    properties = feature.get("properties")
-    properties = properties if isinstance(properties, dict) else {}
+    properties = _properties(feature)
     name, line = _name(feature, properties, config), _line(feature["geometry"], fail)
     if name is None:
-        fail(f"has no {', '.join(config.id)}; name what the trips call a road, as in network.id=u,v,key")
+        wanted = "name what the trips call a road, as in network.id=u,v,key"
+        fail(f"has no {', '.join(config.id)}; {wanted}; it {_has(properties)}")
     length = properties.get(config.length)
     if length is None:
         length = measured(line)
@@ -76,6 +80,43 @@ def _roads(path: Path, number: int, feature: Any, config: NetworkConfig) -> Iter
         yield road
     if config.directions == "oneway" and oneway not in FORWARD:
         yield road.reversed(OPPOSITE + name)
+
+
+def _properties(feature: Mapping[str, Any]) -> Mapping[str, Any]:
+    properties = feature.get("properties")
+    return properties if isinstance(properties, dict) else {}
+
+
+def _findings(path: Path, features: Sequence[Mapping[str, Any]], config: NetworkConfig) -> list[str]:
+    """Sentences about properties that no feature has.
+
+    Args:
+        path: the file.
+        features: the properties of each.
+        config: how they are called.
+    """
+    wanted = [("network.highway", config.highway, f"every road is {UNKNOWN}; name the property with the class")]
+    if config.directions == "oneway":
+        wanted.append(("network.directions=oneway", "oneway", "every feature is two roads; rename what says it"))
+    if "length" in config.model_fields_set:  # by default it need not be there
+        wanted.append(("network.length", config.length, "every line is measured; name the property with metres"))
+    return [
+        f"{path.name}: no feature has a value of the property {name!r} ({setting}), so {follows}. "
+        f"The first feature {_has(features[0])}"
+        for setting, name, follows in wanted
+        if features and all(_is_empty(properties.get(name)) for properties in features)
+    ]
+
+
+def _has(properties: Mapping[str, Any]) -> str:
+    """What a feature has, as it goes on after "it"."""
+    names = [name for name in properties if not _is_empty(properties[name])]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"has {', '.join(map(repr, names[:NAMED]))}{more}" if names else "has no property with a value"
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value in ("", [])
 
 
 def _name(feature: Mapping[str, Any], properties: Mapping[str, Any], config: NetworkConfig) -> str | None:
@@ -108,7 +149,7 @@ def _line(geometry: Mapping[str, Any], fail: Fail) -> Line:
 
 
 def _class(value: Any, fail: Fail) -> str:
-    if value is None or value == "" or value == []:
+    if _is_empty(value):
         return UNKNOWN
     try:
         return road_classes.class_of(json.dumps(value) if isinstance(value, list) else str(value))

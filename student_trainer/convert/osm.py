@@ -35,10 +35,13 @@ def read(path: Path, config: NetworkConfig) -> list[Road]:
     """The roads, in the order of the file.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the file cannot be read, or holds no road.
         ModuleNotFoundError: the extra [convert] is not installed.
     """
-    return list(roads_of(list(_ways(path, config))))
+    roads = list(roads_of(list(_ways(path, config))))
+    if not roads:
+        raise DataError(f"{path} holds no road for cars of the classes in network.classes: {', '.join(config.classes)}")
+    return roads
 
 
 def roads_of(ways: Sequence[Way]) -> Iterator[Road]:

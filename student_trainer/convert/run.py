@@ -10,7 +10,7 @@ import csv
 import json
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ from student_trainer.convert import geojson, network, osm, trips
 from student_trainer.convert.config import ConvertConfig, SplitConfig
 from student_trainer.convert.network import Road
 from student_trainer.convert.trips import Found
-from student_trainer.prepare import plausible, raw
+from student_trainer.prepare import csv_faults, leaks, plausible, raw
 from student_trainer.prepare.clock import Clock
 from student_trainer.prepare.network import Successors
 from student_trainer.prepare.trips import usable
+from student_trainer.prepare.words import counted, form, reasons
 
 log = logging.getLogger(__name__)
 
@@ -51,17 +52,16 @@ def run(config: ConvertConfig) -> int:
     for sentence in findings:
         print(f"warning: {sentence}", file=sys.stderr)
     print(json.dumps({"out": str(config.out), **summary}))
-    log.info("next: %s", cli.command("student-trainer", "prepare", "--raw", str(config.out), "--out", "runs/store"))
+    store = config.out.parent / "store"
+    log.info("next: %s", cli.command("student-trainer", "prepare", "--raw", str(config.out), "--out", str(store)))
     return 0
 
 
 def _convert(config: ConvertConfig) -> tuple[dict[str, Any], list[str]]:
     """What was written, and what is odd."""
-    roads = read_roads(config)
+    roads, odd = read_roads(config)
     numbers = network.numbers(config.roads, roads)
-    pairs = list(network.successors(roads, config.network.u_turns))
-    if not pairs:
-        raise DataError(f"{config.roads}: no road begins where another ends; are their end points not the same?")
+    pairs = _successors(config, roads)
     found = trips.read(config.trips, config.columns, numbers)
     origin, destination = np.array(pairs, np.int64).T
     kept, dropped = usable(found.trips, Successors.from_pairs(origin, destination, len(roads)), strict=False)
@@ -81,21 +81,44 @@ def _convert(config: ConvertConfig) -> tuple[dict[str, Any], list[str]]:
             _write_trips(folder / f"{name}.csv", part)
         settings = config.model_dump(mode="json", exclude={"out"})
         files.write_json(folder / MARKER, {"settings": settings, "summary": summary})
-        odd = plausible.findings(raw.read_roads(folder / "roadmap.geo"), origin, destination)
-    for name, part in parts.items():
-        odd += Clock.of(part).facts(name)["findings"]
+        odd += plausible.findings(raw.read_roads(folder / "roadmap.geo"), origin, destination)
+    return summary, [*odd, *_odd_trips(parts), *_lost_trips(config, found, dropped, roads[0].name)]
+
+
+def _successors(config: ConvertConfig, roads: Sequence[Road]) -> list[tuple[int, int]]:
+    """Roads and those that may follow them; raises `DataError` if there are none."""
+    pairs = list(network.successors(roads, config.network.u_turns))
+    if not pairs:
+        why = "are their end points not the same"
+        if _is_osm(config):
+            why = "does network.classes leave out the roads between"
+        raise DataError(f"{config.roads}: no road begins where another ends; {why}?")
+    return pairs
+
+
+def _odd_trips(parts: Mapping[str, Trips]) -> list[str]:
+    """What `prepare` will say of the trips of each split."""
+    odd = [sentence for name, part in parts.items() for sentence in Clock.of(part).facts(name)["findings"]]
+    hashes = {name: leaks.hashes(part) for name, part in parts.items()}
+    return odd + leaks.findings(hashes, {name: np.arange(len(part)) for name, part in parts.items()})
+
+
+def _lost_trips(config: ConvertConfig, found: Found, dropped: Mapping[str, int], road: str) -> list[str]:
+    """Of trips that were dropped, if roads are unknown or many were; `road` is what the network calls one."""
+    odd = []
     if found.unknown:
         odd.append(
-            f"{config.trips.name}: {found.unknown} of {found.trips_in_file} trips name roads that the network has not, "
-            f"as {found.example!r}; its roads are called as {roads[0].name!r}"
+            f"{config.trips.name}: {found.unknown} of {counted(found.trips_in_file, 'trip')} "
+            f"{form(found.unknown, 'names', 'name')} roads that the network has not, as {found.example!r}; its roads "
+            f"are called as {road!r}"
         )
     if sum(dropped.values()) > found.trips_in_file // 10:
-        odd.append(f"{config.trips.name}: of {found.trips_in_file} trips dropped: {dropped}. {_why(dropped)}")
-    return summary, odd
+        odd.append(f"{config.trips.name}: {_dropped(config, found, dropped)}")
+    return odd
 
 
-def read_roads(config: ConvertConfig) -> list[Road]:
-    """The roads of the network's file, by the format that its name says.
+def read_roads(config: ConvertConfig) -> tuple[list[Road], list[str]]:
+    """The roads of the network's file, by the format that its name says, and sentences about what is odd.
 
     Raises:
         DataError: it is malformed.
@@ -104,8 +127,10 @@ def read_roads(config: ConvertConfig) -> list[Road]:
     name = config.roads.name.lower()
     if name.endswith(GEOJSON):
         return geojson.read(config.roads, config.network)
-    if name.endswith(OSM):
-        return osm.read(config.roads, config.network)
+    if _is_osm(config):
+        return osm.read(config.roads, config.network), []
+    if config.roads.is_file():
+        csv_faults.check_unpacked(config.roads)
     raise ConfigError(
         f"{config.roads} is neither GeoJSON ({', '.join(GEOJSON)}) nor OpenStreetMap data ({', '.join(OSM)}); "
         "convert other formats: ogr2ogr -t_srs EPSG:4326 roads.geojson FILE"
@@ -131,25 +156,39 @@ def split(kept: Trips, config: SplitConfig) -> dict[str, Int64]:
     return {name: np.sort(part) for name, part in zip(SPLITS, parts, strict=True)}
 
 
-def _check_kept(config: ConvertConfig, found: Found, kept: int, dropped: dict[str, int]) -> None:
+def _is_osm(config: ConvertConfig) -> bool:
+    return config.roads.name.lower().endswith(OSM)
+
+
+def _check_kept(config: ConvertConfig, found: Found, kept: int, dropped: Mapping[str, int]) -> None:
     if kept < len(SPLITS):
-        example = f", as {found.example!r}" if found.example else ""
         raise DataError(
-            f"{config.trips} has {kept} usable trips, too few for {', '.join(SPLITS)}: of {found.trips_in_file} "
-            f"dropped {dropped}{example}. {_why(dropped)}"
+            f"{config.trips} has {counted(kept, 'usable trip')}, too few for {', '.join(SPLITS)}, each of which needs "
+            f"one or more: {_dropped(config, found, dropped)}"
         )
 
 
-def _why(dropped: dict[str, int]) -> str:
+def _dropped(config: ConvertConfig, found: Found, dropped: Mapping[str, int]) -> str:
+    """How many trips were dropped for which reason, and what the commonest comes from."""
+    of = f"of {counted(found.trips_in_file, 'trip')}"
+    if not any(dropped.values()):
+        return f"{of} none was dropped. Give more trips; columns.trip says which rows are one"
+    return f"{of} dropped: {reasons(dropped)}. {_why(config, found, dropped)}"
+
+
+def _why(config: ConvertConfig, found: Found, dropped: Mapping[str, int]) -> str:
     """What the commonest reason for dropping trips comes from."""
-    reasons = {
-        "unknown_road": "Roads must be called in the trips as in the network: see network.id and network.directions.",
+    names = "see network.id and network.directions"
+    if _is_osm(config):
+        names = "FROM-TO, by the nodes at which ways of network.classes are cut"
+    explained = {
+        "unknown_road": f"Roads must be called in the trips as in the network ({names}), not {found.example!r}.",
         "off_network": "Trips must name every road that they drive on, in the direction of travel, without gaps: "
         "match points to roads first, and fill gaps there.",
         "too_short": "Trips need two roads or more: see columns.trip.",
         "time_backwards": "Times must not go backwards.",
     }
-    return reasons[max(dropped, key=lambda reason: dropped[reason])]
+    return explained[max(dropped, key=lambda reason: dropped[reason])]
 
 
 def _write_network(folder: Path, roads: Sequence[Road], pairs: Iterable[tuple[int, int]]) -> None:

@@ -18,6 +18,12 @@ from student_trainer.runs.layout import EVALUATION
 
 FORMAT = "hoser-evaluation/2"
 """2: how the weights were trained, accuracy where there is a choice, floors; where the trips are from here."""
+FORMAT_OF_SAMPLED = "hoser-evaluation-of-sampled/1"
+"""Of trips that were sampled from a teacher: no pairs, so nothing to compare."""
+OTHERS = {
+    FORMAT_OF_SAMPLED: "is of trips that were sampled from a teacher: they have no pairs, so they cannot be compared; "
+    "give evaluations of trips that `student-trainer generate` wrote"
+}
 HOLDS = {
     **dict.fromkeys(("name", "store", "trips", "trips_at"), (str,)),
     **dict.fromkeys(("generated", "settings", "metrics", "histograms", "floors"), (dict,)),
@@ -46,26 +52,34 @@ class Evaluation:
 
 def read(path: Path) -> Evaluation:
     """An evaluation; raises `FileFormatError`."""
-    document = documents.read(path / EVALUATION, FORMAT, "evaluate")
+    document = documents.read(path / EVALUATION, FORMAT, "evaluate", OTHERS)
     wrong = [name for name, types in HOLDS.items() if not isinstance(document.get(name, ...), types)]
     if wrong:
         raise FileFormatError(f"{path / 'metrics.json'} lacks {', '.join(wrong)}; make it again with `evaluate`")
+    try:
+        return Evaluation(path, document, *_tables(path, document["reliability"] is not None))
+    except FileFormatError as error:
+        raise FileFormatError(f"{error}; evaluate again (`student-trainer evaluate`)") from None
+
+
+def _tables(path: Path, has_next_roads: bool) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+    """What was measured of each pair, and of each trip of the split."""
     columns: dict[str, Any] = {**KEYS, **dict.fromkeys(SHOWN, pl.Float64)}
     columns |= {metric.column: pl.Boolean if metric.is_flag else pl.Float64 for metric in trip_metrics.METRICS}
     with tables.Reader() as reader:
         pairs = tables.read_columns(path / "pairs.parquet", columns, reader.read)
-        if document["reliability"] is None:
-            return Evaluation(path, document, pairs, None)
+        if not has_next_roads:
+            return pairs, None
         sums = {name: pl.Float64 for metric in next_road.METRICS for name in (metric.column, f"{metric.column}_count")}
-        steps = tables.read_columns(path / "next_road.parquet", {"trip": pl.Int64, **sums}, reader.read)
-    return Evaluation(path, document, pairs, steps)
+        return pairs, tables.read_columns(path / "next_road.parquet", {"trip": pl.Int64, **sums}, reader.read)
 
 
 def check_names(evaluations: Sequence[Evaluation]) -> list[str]:
     """The models' names; raises `ConfigError` if two have the same."""
     names = [evaluation.name for evaluation in evaluations]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"evaluations of the same name: {', '.join(names)}; give each a `name` when it is made")
+    same = [f"{e.name} ({e.path})" for e in evaluations if names.count(e.name) > 1]
+    if same:
+        raise ConfigError(f"evaluations of the same name: {', '.join(same)}; give each a `name` when it is made")
     return names
 
 

@@ -238,7 +238,7 @@ def _reserve(answers: Answers) -> str:
     positions = int((answers.choices.length > 1).sum())
     if positions >= 2 * FEW_POSITIONS:  # a half of the trips fits
         return ""
-    return f" (measured on {positions} positions with a choice, which are few: more trips may say otherwise)"
+    return f"; measured on {positions} positions with a choice, which are few: more trips may say otherwise"
 
 
 def hints(gains: Mapping[str, Mapping[str, Estimate]]) -> list[str]:

@@ -26,14 +26,15 @@ FOLDER = "predictions"
 """Below the evaluation, unless another place is set."""
 
 
-def of_weights(settings: EvaluateConfig, store: Store, split: SplitName, trips: Trips) -> Positions:
+def of_weights(settings: EvaluateConfig, sha256: str, store: Store, split: SplitName, trips: Trips) -> Positions:
     """The predictions, from `settings.predictions` if they are there, and left there otherwise.
 
     Args:
+        sha256: of the file of the weights.
         trips: all of the split.
     """
     folder = settings.out / FOLDER if settings.predictions is None else settings.predictions
-    path = folder / f"{_key(settings, store, split)}.npz"
+    path = folder / f"{_key(settings, sha256, store, split)}.npz"
     kept = _read(path)
     if kept is not None:
         log.info("next-road predictions of these weights on %s are known: %s", split, path)
@@ -65,12 +66,11 @@ def predict(settings: EvaluateConfig, store: Store, trips: Trips) -> Positions:
     return next_road.positions_of(arrays, trips)
 
 
-def _key(settings: EvaluateConfig, store: Store, split: SplitName) -> str:
+def _key(settings: EvaluateConfig, sha256: str, store: Store, split: SplitName) -> str:
     """Of all that decides the predictions but the number of threads, which may move their last bits."""
-    assert settings.weights is not None
     decides = settings.model_dump(mode="json", include={"candidate_top_k", "max_steps", "batch_size", "device"})
     source = provenance.source_digest(__name__)
-    parts = [files.file_digest(settings.weights), store.fingerprint, split, source, json.dumps(decides, sort_keys=True)]
+    parts = [sha256, store.fingerprint, split, source, json.dumps(decides, sort_keys=True)]
     return files.digest(*parts)[:32]
 
 

@@ -25,26 +25,27 @@ import numpy as np
 import polars as pl
 
 from shared import claims, config, files, provenance
-from shared.errors import DataError
+from shared.errors import DataError, FileFormatError
 from shared.sinks import check_wandb
 from shared.store import SplitName, Store, Trips
 from student_trainer.data import generated
 from student_trainer.data.generated import Generated
 from student_trainer.data.network import RoadNetwork
-from student_trainer.data.sampled import is_sampled
+from student_trainer.data.sampled import DOCUMENT, is_sampled
 from student_trainer.evaluate import (
     floors,
     metrics,
     next_road,
     predictions,
     publish,
+    replaced,
     sampled,
     training,
     trip_metrics,
 )
 from student_trainer.evaluate.bootstrap import Bootstrap
 from student_trainer.evaluate.config import EvaluateConfig
-from student_trainer.evaluate.evaluation import FORMAT
+from student_trainer.evaluate.evaluation import FORMAT, FORMAT_OF_SAMPLED
 from student_trainer.evaluate.floors import Floor
 from student_trainer.evaluate.measures import measure_trips, shared_cell_pairs
 from student_trainer.evaluate.metrics import Histogram, Metric
@@ -55,11 +56,16 @@ from student_trainer.runs.layout import EVALUATION
 log = logging.getLogger(__name__)
 
 NEXT_ROAD = "next_road.parquet"
+SUMMARY = "summary.json"
+"""What `generate` says of its trips."""
 
 
 def run(settings: EvaluateConfig) -> int:
     """Measures, writes, prints a table on stderr and the values as JSON on stdout."""
+    before = replaced.held(settings.out)
     document = evaluate(settings)
+    if before is not None:
+        replaced.tell(settings.out, before, document)
     print("\n".join(filter(None, (table(document), document.get("left_out")))), file=sys.stderr)
     print(json.dumps({"out": str(settings.out), **metrics.flat(document)}))
     return 0
@@ -75,6 +81,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         ConfigError: another job writes to OUT, or Weights & Biases cannot be used as asked.
     """
     check_wandb(settings.log.wandb)
+    _check_trips(settings.trips)
     with claims.directory(settings.out):
         claims.check(settings.out, "an evaluation", claims.of("evaluate", predictions.FOLDER, NEXT_ROAD))
         return _evaluate(settings)
@@ -89,10 +96,11 @@ def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     reason, whole = why_durations_are_left_out(store, found.split), store.trips(found.split, settings.cache)
     log.info("%d pairs of %s, %d arrived", len(found.pair), found.split, int(found.arrived.sum()))
     measured, histograms, pairs = _measure_trips(network, whole, whole.take(found.source_trip), found, settings)
+    weights = None if settings.weights is None else _weights(settings.weights)
+    known = training.of_student(weights, found.summary)
     curve, rules, next_roads = None, dict[str, Floor](), None
-    if settings.weights is not None:
-        _check_weights(settings.weights, found)
-        positions = predictions.of_weights(settings, store, found.split, whole)
+    if weights is not None:
+        positions = predictions.of_weights(settings, weights["sha256"], store, found.split, whole)
         boot = Bootstrap(settings.bootstrap, len(whole))
         more, curve = metrics.next_road_metrics(positions, len(whole), settings.bins, boot)
         measured += more
@@ -106,8 +114,8 @@ def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         "trips": os.path.relpath(os.path.realpath(settings.trips), os.path.realpath(settings.out)),
         "trips_at": os.path.realpath(settings.trips),
         "generated": found.summary,
-        "weights": None if settings.weights is None else _weights(settings.weights),
-        "training": _training(settings, found),
+        "weights": weights,
+        "training": None if known is None else known.as_dict(),
         "settings": settings.model_dump(mode="json"),
         "code_version": code_version(),
         "environment": provenance.environment(),
@@ -125,7 +133,7 @@ def _evaluate(settings: EvaluateConfig) -> dict[str, Any]:
 def _judge_sampled(settings: EvaluateConfig, store: Store, network: RoadNetwork) -> dict[str, Any]:
     judged = sampled.judge(settings, store, network)
     document = {
-        "format": sampled.FORMAT,
+        "format": FORMAT_OF_SAMPLED,
         "name": settings.name or settings.trips.resolve().name,
         "store": store.fingerprint,
         "split": sampled.SPLIT,
@@ -165,22 +173,14 @@ def _weights(path: Path) -> dict[str, str]:
     return {"file": str(path), "sha256": files.file_digest(path)}
 
 
-def _check_weights(weights: Path, found: Generated) -> None:
-    """Warns where next roads are not of the student that generated the trips."""
-    made = found.summary.get("weights")
-    if made is not None and made["sha256"] != files.file_digest(weights):
-        log.warning("%s is not %s, which the trips were generated with", weights, made["file"])
-
-
-def _training(settings: EvaluateConfig, found: Generated) -> dict[str, Any] | None:
-    """Of the weights that are measured, or else of those that the trips were generated with."""
-    path = settings.weights
-    if path is None and (made := found.summary.get("weights")) is not None:
-        path = Path(made["file"])
-        if not path.is_file() or files.file_digest(path) != made["sha256"]:
-            return None
-    known = None if path is None else training.read(path)
-    return None if known is None else known.as_dict()
+def _check_trips(path: Path) -> None:
+    """Raises `FileFormatError` unless a directory may hold trips."""
+    makers = "`student-trainer generate` or `student-trainer sample`"
+    if path.is_file():
+        raise FileFormatError(f"{path} is a file; --trips takes the directory that {makers} wrote, as {path.parent}")
+    if not any((path / name).exists() for name in (SUMMARY, DOCUMENT)):
+        what = f"holds no trips (no {SUMMARY}, no {DOCUMENT})" if path.exists() else "does not exist"
+        raise FileFormatError(f"{path} {what}; make them with {makers}")
 
 
 def _measure_trips(

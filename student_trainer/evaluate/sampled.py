@@ -22,7 +22,6 @@ from student_trainer.evaluate.config import EvaluateConfig
 from student_trainer.evaluate.measures import Cells, measure_trips
 from student_trainer.evaluate.metrics import NAN, Histogram, Metric
 
-FORMAT = "hoser-evaluation-of-sampled/1"
 SPLIT: SplitName = "test"
 """The real trips: those that neither teacher nor student have seen."""
 

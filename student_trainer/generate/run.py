@@ -22,7 +22,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from shared import claims, config, files, progress, provenance
+from shared import claims, cli, config, files, progress, provenance
 from shared.errors import ConfigError, FileFormatError
 from shared.store import Store
 from student_trainer.data import graph
@@ -59,15 +59,23 @@ class Search(Protocol):
 
 
 def run(settings: GenerateConfig) -> int:
-    """Generates and writes, or finds it done; prints the summary as JSON on stdout.
+    """Generates and writes, or finds it done; prints the summary as one line of JSON on stdout.
 
     Raises:
         ConfigError: settings do not fit the data, OUT holds something else, or another job writes there.
         CompatibilityError: the weights are of another network or store.
         DataError, FileFormatError: a file is missing or damaged, or the split is empty.
     """
-    print(json.dumps(generate(settings), indent=2))
+    print(json.dumps(generate(settings)), flush=True)
+    log.info("next: %s", _next(settings))
     return 0
+
+
+def _next(settings: GenerateConfig) -> str:
+    beside = settings.out.with_name(f"eval-{settings.out.name.removeprefix('trips-')}")
+    weights = ("--weights", str(settings.weights)) if settings.has_weights else ()
+    places = ("--data", str(settings.data), "--trips", str(settings.out), *weights, "--out", str(beside))
+    return cli.command("student-trainer", "evaluate", *places)
 
 
 def generate(settings: GenerateConfig) -> dict[str, Any]:

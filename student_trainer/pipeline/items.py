@@ -145,7 +145,8 @@ def _evaluate(settings: PipelineConfig, model: Model, trips: Item, place: str) -
         threads=settings.threads,
         predictions=settings.out / "predictions",
     )
-    made_of = [evaluation.code_version(), model.name, model.sha256 if settings.next_road else ""]
+    known = None if model.training is None else model.training.as_dict()
+    made_of = [evaluation.code_version(), model.name, model.sha256 if settings.next_road else "", json.dumps(known)]
     return _item(name, "evaluate", job, EVALUATION, (trips,), made_of, lambda: evaluation.evaluate(job))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from shared import files
@@ -39,7 +39,8 @@ class Model:
     def as_arms(self) -> arms.Model:
         """What arms are made of."""
         known = None if self.training is None else self.training.as_dict()
-        return arms.Model(self.name, known, is_reference=self.weights is None)
+        source = arms.weights_of(known, self.sha256)
+        return arms.Model(self.name, known, is_reference=self.weights is None, weights=source)
 
 
 SHORTEST = Model("shortest-path", None, "", None)
@@ -52,7 +53,7 @@ class Found:
     Attributes:
         models: the baseline's first, arm by arm.
         arms: the baseline first.
-        left_out: a line about each thing that is no model of the store, or that has not finished.
+        left_out: a line about each thing that is no model of the store or is one twice, or that has not finished.
     """
 
     models: Sequence[Model]
@@ -66,13 +67,15 @@ class Found:
             known = [str(seed) for seed in arm.seeds if seed is not None]
             seeds = f", seed{'s' if len(known) > 1 else ''} {' '.join(known)}" if known else ""
             told.append(f"arm {arm.name}: {', '.join(arm.models)}{seeds}")
-        return [*told, arms.sentence(self.arms[0]), *self.left_out]
+        note = arms.steps_note(self.arms)
+        return [*told, arms.sentence(self.arms[0]), *([f"note: {note}"] if note else []), *self.left_out]
 
 
 def find(folder: Path, store: Store, baseline: str, shortest_path: bool) -> Found:
     """The models of a store in a directory.
 
-    Runs on other stores are left out, and so are trials of studies. Weights that are damaged, or of which nothing is
+    Runs on other stores are left out, and so are trials of studies, and copies: of models of the same weights the
+    baseline's is taken, or the first by name. Weights that are damaged, or of which nothing is
     known, are models: who loads them says what is wrong with them.
 
     Raises:
@@ -84,7 +87,7 @@ def find(folder: Path, store: Store, baseline: str, shortest_path: bool) -> Foun
     candidates: list[tuple[str, Path, Path | None]] = [(_name(run, folder), run / BEST, run) for run in runs]
     public = [path for path in sorted(folder.glob("*.pth")) if path.parent in runs and training.is_published(path)]
     candidates += [(path.stem, path, None) for path in sorted(folder.glob("*.pth")) if path not in public]
-    models, notes = dict[str, Model](), list[str]()
+    models, unfinished = dict[str, Model](), list[str]()
     for name, path, run in candidates:
         if name in models:
             raise ConfigError(f"{models[name].weights} and {path} would both be called {name}; rename one")
@@ -94,7 +97,15 @@ def find(folder: Path, store: Store, baseline: str, shortest_path: bool) -> Foun
             continue
         models[name] = Model(name, path, files.file_digest(path), run, known)
         if run is not None and not RunFiles(run).summary.exists():
-            notes.append(f"note: {name} has not finished, its best weights so far are taken; go on with --resume")
+            unfinished.append(name)
+    for name, first in _copies(models, baseline).items():
+        left_out.append(f"left out: {name}, whose weights are those of {first}")
+        del models[name]
+    notes = [
+        f"note: {name} has not finished, its best weights so far are taken; go on with --resume"
+        for name in unfinished
+        if name in models
+    ]
     if not models:
         said = f" of {store.path}: {'; '.join(left_out)}" if left_out else f": neither RUN/{BEST} nor a .pth file"
         raise ConfigError(f"{folder} holds no model{said}")
@@ -103,6 +114,17 @@ def find(folder: Path, store: Store, baseline: str, shortest_path: bool) -> Foun
     grouped = arms.group([models[name].as_arms() for name in sorted(models)])
     ordered = arms.in_order(grouped, arms.choose_baseline(grouped, baseline))
     return Found([models[name] for arm in ordered for name in arm.models], ordered, [*left_out, *notes])
+
+
+def _copies(models: Mapping[str, Model], baseline: str) -> dict[str, str]:
+    """Models whose weights another one has, too, and which that is."""
+    first: dict[str, str] = {}
+    copies = {}
+    for name in sorted(models, key=lambda name: (name != baseline, name)):
+        kept = first.setdefault(models[name].as_arms().weights, name)
+        if kept != name:
+            copies[name] = kept
+    return copies
 
 
 def _name(run: Path, folder: Path) -> str:

@@ -29,6 +29,7 @@ from student_trainer.pipeline.items import Item, Place, plan
 
 log = logging.getLogger(__name__)
 
+NOTHING = "nothing of the phases that are asked for"
 Outcome = Literal["done", "was done", "failed", "skipped", "not asked for", "to do"]
 
 
@@ -57,11 +58,11 @@ def _tell(settings: PipelineConfig, places: Sequence[Place]) -> int:
     outcomes: dict[str, Outcome] = {}
     items = [item for place in places for item in (*place.items, *place.together(place.evaluations))]
     for item in items:
-        is_asked = not settings.only or item.phase in settings.only
         is_stale = settings.force or not item.is_done(settings.out)
         again = is_stale or any(outcomes[need.name] == "to do" for need in item.needs)
-        outcomes[item.name] = ("to do" if again else "was done") if is_asked else "not asked for"
-    print(_table(items, outcomes, {}), file=sys.stderr)
+        outcomes[item.name] = ("to do" if again else "was done") if _is_asked(item, settings) else "not asked for"
+    told = [item for item in items if _is_asked(item, settings)]
+    print(_table(told, outcomes, {}) if told else NOTHING, file=sys.stderr)
     print(json.dumps({"out": str(settings.out), "outcomes": outcomes, "reports": []}))
     return 0
 
@@ -71,16 +72,20 @@ def _run(settings: PipelineConfig, places: Sequence[Place]) -> int:
     outcomes: dict[str, Outcome] = {}
     reasons: dict[str, str] = {}
     items: list[Item] = []
-    count = sum(len(place.items) + len(place.together(place.evaluations)) for place in places)
+    whole = [item for place in places for item in (*place.items, *place.together(place.evaluations))]
+    asked = [item.name for item in whole if _is_asked(item, settings)]
 
     def do(item: Item) -> None:
         started = time.perf_counter()
-        log.info("%d of %d: %s ...", len(items) + 1, count, item.name)
+        number = f"{asked.index(item.name) + 1} of {len(asked)}" if item.name in asked else ""
+        if number:
+            log.info("%s: %s ...", number, item.name)
         outcome, reason = _do(item, settings, outcomes)
         items.append(item)
         outcomes[item.name], reasons[item.name] = outcome, reason
         took = f", {time.perf_counter() - started:.1f} s" if outcome in ("done", "failed") else ""
-        log.info("%d of %d: %s: %s%s%s", len(items), count, item.name, outcome, took, f": {reason}" if reason else "")
+        if number:
+            log.info("%s: %s: %s%s%s", number, item.name, outcome, took, f": {reason}" if reason else "")
 
     for place in places:
         for item in place.items:
@@ -92,7 +97,9 @@ def _run(settings: PipelineConfig, places: Sequence[Place]) -> int:
             if broken and outcomes[item.name].endswith("done"):
                 reasons[item.name] = f"without {', '.join(sorted(one.name.rpartition('/')[2] for one in broken))}"
     usable = [item for item in items if outcomes[item.name].endswith("done")]
-    told = [item for item in items if item not in usable or reasons[item.name]]  # the log has told of all others
+    told = [
+        item for item in items if outcomes[item.name] != "not asked for" and (item not in usable or reasons[item.name])
+    ]  # the log has told of all others
     counts = Counter(outcomes.values())
     lines = [_table(told, outcomes, reasons)] if told else []
     lines += [", ".join(f"{count} {outcome}" for outcome, count in counts.items()), *_verdicts(usable)]
@@ -109,14 +116,15 @@ def _verdicts(items: Sequence[Item]) -> Iterator[str]:
             document = json.loads(item.result.read_text(encoding="utf-8"))
             if sentences := compare.leading(document):
                 yield f"{item.name}, {document['pairs']} pairs of {document['split']}:"
-                yield from (f"  {sentence}" for sentence in sentences)
+                note = document["steps_note"] and f"note: {document['steps_note']}"
+                yield from (f"  {sentence}" for sentence in (*sentences, document["coverage"], note) if sentence)
     yield from (f"open {item.result}" for item in items if item.phase == "report")
 
 
 def _do(item: Item, settings: PipelineConfig, outcomes: dict[str, Outcome]) -> tuple[Outcome, str]:
     """What became of an item, and why."""
     out = settings.out
-    if settings.only and item.phase not in settings.only:
+    if not _is_asked(item, settings):
         return ("was done", "") if item.is_done(out) else ("not asked for", "")
     missing = [need.name for need in item.needs if not _is_usable(need, outcomes[need.name], out)]
     if missing:
@@ -134,6 +142,10 @@ def _do(item: Item, settings: PipelineConfig, outcomes: dict[str, Outcome]) -> t
         return "failed", f"{type(error).__name__}: {error}"
     item.mark_done(out)
     return "done", ""
+
+
+def _is_asked(item: Item, settings: PipelineConfig) -> bool:
+    return not settings.only or item.phase in settings.only
 
 
 def _is_usable(item: Item, outcome: Outcome, out: Path) -> bool:

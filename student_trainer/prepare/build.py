@@ -27,14 +27,16 @@ from shared.vocab import Tokeniser
 from student_trainer.prepare import collisions, counts, features, floors, network, parts, raw, splits, tokens, zones
 from student_trainer.prepare.config import PrepareConfig
 from student_trainer.prepare.counts import Counts
+from student_trainer.prepare.leaks import findings_of_store
 from student_trainer.prepare.network import Successors
 from student_trainer.prepare.partition import Partitioning, partition
 from student_trainer.prepare.parts import Facts, Parts
 from student_trainer.prepare.plausible import findings, remedy_for_far_roads
+from student_trainer.prepare.words import counted
 from student_trainer.prepare.workers import Workers
 
 MEASURED_SPLIT = "val"
-ORDER = ("roads", "tokens", *SPLITS, "measures", "zones", "flow")
+ORDER = ("roads", "tokens", *SPLITS, "leaks", "measures", "zones", "flow")
 """Parts in the order in which they are made: what others are made from comes first, and the zones, which another
 process cuts meanwhile, are waited for as late as possible."""
 
@@ -71,6 +73,7 @@ class Builder:
             "zones": self._make_zones,
             "flow": self._make_flow,
             "measures": self._make_measures,
+            "leaks": self._make_leaks,
             **{split: functools.partial(self._make_split, split) for split in SPLITS},
         }
         with contextlib.ExitStack() as self._running:
@@ -195,6 +198,9 @@ class Builder:
             "floors": accuracies,
         }
 
+    def _make_leaks(self) -> Facts:
+        return {"findings": findings_of_store(self._folder, self._workers)}
+
     @functools.cached_property
     def _successors(self) -> Successors:
         return Successors(self._load("successor_offsets"), self._load("successors"))
@@ -228,7 +234,8 @@ class Builder:
         settings = self._config.zones
         count = min(settings.count, max(1, num_roads // settings.min_roads))
         if count < settings.count:
-            log.info("%d zones instead of %d: %d roads a zone at least", count, settings.count, settings.min_roads)
+            least = counted(settings.min_roads, "road")
+            log.info("%s instead of %d: %s a zone at least", counted(count, "zone"), settings.count, least)
         question = (successors.origin, successors.roads.astype(np.int64), num_roads, count, settings.seed)
         if count == 1 or self._workers.count == 1:
             return lambda: partition(*question)

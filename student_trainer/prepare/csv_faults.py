@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,12 +13,35 @@ from shared.errors import DataError
 
 HEAD_BYTES = 2**20
 """Looked at for line ends."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Packer:
+    """A program that compresses files.
+
+    Attributes:
+        name: the program's.
+        ending: what it appends to the names of files.
+        magic: first bytes of its files.
+        unpack: the command, before the name of a file, that writes what is in it.
+    """
+
+    name: str
+    ending: str
+    magic: bytes
+    unpack: str
+
+
+ZIP = Packer("zip", ".zip", b"PK\x03\x04", "unzip -p")
+PACKERS = (
+    Packer("gzip", ".gz", b"\x1f\x8b", "gunzip <"),
+    Packer("bzip2", ".bz2", b"BZh", "bunzip2 <"),
+    Packer("xz", ".xz", b"\xfd7zXZ", "unxz <"),
+    Packer("zstd", ".zst", b"\x28\xb5\x2f\xfd", "zstd -d <"),
+)
+"""Of single files; others' magic is a spreadsheet's, too."""
 OTHER_FILES = {
-    b"\x1f\x8b": "compressed with gzip; unpack it: mv {0} {0}.packed && gunzip < {0}.packed > {0}",
-    b"BZh": "compressed with bzip2; unpack it: mv {0} {0}.packed && bunzip2 < {0}.packed > {0}",
-    b"\xfd7zXZ": "compressed with xz; unpack it: mv {0} {0}.packed && unxz < {0}.packed > {0}",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it: mv {0} {0}.packed && zstd -d < {0}.packed > {0}",
-    b"PK\x03\x04": "a ZIP archive or a spreadsheet; unpack it, or export it as CSV in UTF-8",
+    ZIP.magic: "a ZIP archive or a spreadsheet; unpack it, or export it as CSV in UTF-8",
     b"PAR1": "a Parquet file; write it as CSV",
     b"\xff\xfe": "in UTF-16; convert it: iconv -f UTF-16 -t UTF-8 {0} > {0}.utf8",
     b"\xfe\xff": "in UTF-16; convert it: iconv -f UTF-16 -t UTF-8 {0} > {0}.utf8",
@@ -30,16 +55,48 @@ def check_kind(path: Path) -> None:
     Raises:
         DataError: it is compressed, in UTF-16, or its lines end in a way that nothing reads as line ends.
     """
+    check_unpacked(path)
+    name = shlex.quote(str(path))
     with open(path, "rb") as stream:
         head = stream.read(HEAD_BYTES)
     for magic, problem in OTHER_FILES.items():
         if head.startswith(magic):
-            raise DataError(f"{path} is {problem.format(path.name)}")
+            raise DataError(f"{path} is {problem.format(name)}")
     if b"\r" in head and b"\n" not in head:
         raise DataError(
             f"{path} ends its lines with carriage returns alone, as old Macs did; "
-            f"convert it: tr '\\r' '\\n' < {path.name} > {path.name}.new"
+            f"convert it: tr '\\r' '\\n' < {name} > {name}.new"
         )
+
+
+def check_unpacked(path: Path) -> None:
+    """Raises `DataError` with the command that unpacks a file, if it is compressed."""
+    with open(path, "rb") as stream:
+        head = stream.read(max(len(packer.magic) for packer in PACKERS))
+    for packer in PACKERS:
+        if head.startswith(packer.magic):
+            raise DataError(f"{path} is compressed with {packer.name}; unpack it: {_unpacking_in_place(path, packer)}")
+
+
+def unpacking(path: Path) -> str:
+    """The command that makes a file which is not there from a compressed one beside it; empty if there is none."""
+    for packer in (*PACKERS, ZIP):
+        packed = path.with_name(path.name + packer.ending)
+        if packed.is_file():
+            return _command(packer, packed, path)
+    return ""
+
+
+def _unpacking_in_place(path: Path, packer: Packer) -> str:
+    """The command for a file whose name says that it is compressed, or does not."""
+    if path.suffix == packer.ending:
+        return _command(packer, path, path.with_suffix(""))
+    packed = path.with_name(f"{path.name}.packed")
+    return f"{shlex.join(['mv', str(path), str(packed)])} && {_command(packer, packed, path)}"
+
+
+def _command(packer: Packer, packed: Path, path: Path) -> str:
+    return f"{packer.unpack} {shlex.quote(str(packed))} > {shlex.quote(str(path))}"
 
 
 def ends_within_row(path: Path) -> bool:

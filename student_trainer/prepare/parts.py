@@ -6,6 +6,7 @@
     zones      the partition of the roads
     flow       transitions between zones in train, and the statistics of its travel times
     measures   floors and collisions, facts only
+    leaks      findings about trips that are in train and in another split
 
 Beside the arrays lies `parts.json`: of each part its fingerprint, its files and its facts.
 """
@@ -25,7 +26,7 @@ from typing import Any
 
 from shared import files, provenance
 from shared.store import SPLITS
-from student_trainer.prepare import collisions, zones
+from student_trainer.prepare import collisions, raw, zones
 from student_trainer.prepare.config import PrepareConfig
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,9 @@ log = logging.getLogger(__name__)
 PARTS_FILE = "parts.json"
 SAID = ("findings", "placeholders", "cell_size_reason")
 """Facts that say something about the content and are no part of it."""
-OF_THE_GRID = ("tokens", "measures")
-"""Parts that only a teacher's vocabulary decides, which has a fingerprint of its own: a student knows no cells."""
+NO_CONTENT = ("tokens", "measures", "leaks")
+"""Parts that are no part of the content: a teacher's vocabulary has a fingerprint of its own, for a student knows no
+cells; the others only say something."""
 
 
 Facts = dict[str, Any]
@@ -58,13 +60,9 @@ class Part:
 Parts = dict[str, Part]
 
 
-REQUIRED = ("roadmap.geo", "roadmap.rel", *(f"{split}.csv" for split in SPLITS))
-"""Files that every city has."""
-
-
 def input_paths(config: PrepareConfig) -> dict[str, Path]:
     """Every file that decides what the store holds, by name; those that exist."""
-    names = [*REQUIRED, zones.PARTITION_FILE]
+    names = [*raw.REQUIRED, zones.PARTITION_FILE]
     paths = {name: config.raw / name for name in names}
     if config.grid.teacher is not None:
         paths["grid.teacher"] = config.grid.teacher
@@ -98,6 +96,7 @@ def fingerprints(config: PrepareConfig, inputs: Mapping[str, str]) -> dict[str, 
     for split in SPLITS:
         result[split] = of(split, network, inputs.get(f"{split}.csv"), config.strict)
     result["flow"] = of("flow", result["zones"], result["train"])
+    result["leaks"] = of("leaks", *(result[split] for split in SPLITS))
     result["measures"] = of("measures", result["tokens"], result["train"], result["val"], collisions.CELL_SIZES)
     return result
 
@@ -152,7 +151,7 @@ def take_over(part: Part, old: Path, new: Path) -> None:
 
 def content_digest(parts: Parts) -> str:
     """Digest of the roads, zones and trips of a store; however they came about, and whatever its grid is."""
-    content = [[parts[name].files, _content(parts[name].facts)] for name in sorted(parts) if name not in OF_THE_GRID]
+    content = [[parts[name].files, _content(parts[name].facts)] for name in sorted(parts) if name not in NO_CONTENT]
     return files.digest(json.dumps(content, sort_keys=True))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from shared.arrays import Float64, Int64
 from student_trainer.data.geometry import haversine_m
 from student_trainer.prepare.raw import Roads
+from student_trainer.prepare.words import counted, form
 
 UNITS = {"kilometres": 1e-3, "miles": 1 / 1609.344, "feet": 3.28084, "centimetres": 100.0}
 """How many of each a metre has."""
@@ -97,8 +98,9 @@ def _merged_points(roads: Roads) -> list[str]:
     if not roads.merged_points:
         return []
     return [
-        f"roadmap.geo: {roads.merged_points} end points of roads lie within 0.1 m of another one without being equal, "
-        "as if the same point were written with other decimals; each is taken as the other"
+        f"roadmap.geo: {counted(roads.merged_points, 'end point')} of roads "
+        f"{form(roads.merged_points, 'lies', 'lie')} within 0.1 m of another one without being equal, as if the same "
+        "point were written with other decimals; each is taken as the other"
     ]
 
 
@@ -112,10 +114,10 @@ def _open_links(roads: Roads, origin: Int64, destination: Int64) -> list[str]:
     metres = haversine_m(a[:, 0], a[:, 1], b[:, 0], b[:, 1])
     row, worst = apart[0], float(metres.max())
     return [
-        f"roadmap.rel: {len(apart)} of {len(origin)} pairs do not meet: the second road begins elsewhere than the "
-        f"first ends, {np.median(metres):.3g} m in the median, {worst:.3g} m at most (first: row {row}, roads "
-        f"{origin[row]} and {destination[row]}). If they are neighbours, write their common points alike, with 6 "
-        "decimals or more: roads that share no point are no neighbours in the road graph"
+        f"roadmap.rel: {len(apart)} of {counted(len(origin), 'pair')} {form(len(apart), 'does', 'do')} not meet: the "
+        f"second road begins elsewhere than the first ends, {np.median(metres):.3g} m in the median, {worst:.3g} m at "
+        f"most (first: row {row}, roads {origin[row]} and {destination[row]}). If they are neighbours, write their "
+        "common points alike, with 6 decimals or more: roads that share no point are no neighbours in the road graph"
     ]
 
 
@@ -148,7 +150,8 @@ def _units(median: float, count: int) -> list[str]:
         return []
     likely = [unit for unit, number in UNITS.items() if 1 / NEAR <= median / number <= NEAR]
     unit = f" They look like {likely[0]}: convert them to metres" if likely else " Lengths are metres: convert them"
-    return [f"roadmap.geo, column length: the median of {count} roads is {median:.4g} times as long as its line.{unit}"]
+    of = counted(count, "road")
+    return [f"roadmap.geo, column length: the median of {of} is {median:.4g} times as long as its line.{unit}"]
 
 
 def _spread(ratio: Float64) -> float:
@@ -163,6 +166,7 @@ def _far_roads(roads: Roads) -> list[str]:
         return []
     named = _describe_far(roads.vertices, roads.vertex_offsets, far)
     return [
-        f"roadmap.geo: {len(far)} of {len(roads)} roads lie far from all others: {named}. Mend or remove them, or set "
-        "grid.bounds: the grid and the features of places are made for all roads"
+        f"roadmap.geo: {len(far)} of {counted(len(roads), 'road')} {form(len(far), 'lies', 'lie')} far from all "
+        f"others: {named}. Mend or remove {form(len(far), 'it', 'them')}, or set grid.bounds: the grid and the "
+        "features of places are made for all roads"
     ]

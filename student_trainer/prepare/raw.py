@@ -21,8 +21,12 @@ import polars as pl
 from shared import ragged
 from shared.arrays import Float64, Int32, Int64
 from shared.errors import DataError
+from shared.store import SPLITS
 from student_trainer.prepare import csv_faults, points, records, road_classes, trip_text
+from student_trainer.prepare.words import counted
 
+REQUIRED = ("roadmap.geo", "roadmap.rel", *(f"{split}.csv" for split in SPLITS))
+"""Files that every city has."""
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 TRIP_COLUMNS = ("rid_list", "time_list")
 
@@ -120,10 +124,15 @@ def read_successor_pairs(path: Path, num_roads: int) -> tuple[Int64, Int64]:
     """Reads `roadmap.rel`: origin and destination of each row, int64.
 
     Raises:
-        DataError: naming file, row and column; also for a road that `roadmap.geo` lacks.
+        DataError: naming file, row and column; also for a road that `roadmap.geo` lacks, and if there is no pair.
     """
     columns = ["origin_id", "destination_id"]
     frame = _read_csv(path, columns)
+    if frame.is_empty():
+        raise DataError(
+            f"{path} holds no pair of roads, so no road could follow another in a trip; write a row for each road and "
+            "each one that may follow it"
+        )
     origin, destination = (_integers(path, frame[column]) for column in columns)
     for column, ids in zip(columns, (origin, destination), strict=True):
         for row in np.flatnonzero((ids < 0) | (ids >= num_roads)):
@@ -192,7 +201,7 @@ def parse_any_trips(file: TripFile, text: bytes) -> RawTrips:
     road_tokens, lengths = _split_lists(frame["rid_list"])
     time_tokens, time_counts = _split_lists(frame["time_list"])
     for row in np.flatnonzero(lengths != time_counts):
-        refuse(file.path, row, "time_list", f"{time_counts[row]} times for {lengths[row]} roads in rid_list")
+        refuse(file.path, row, "time_list", _unequal(int(time_counts[row]), int(lengths[row])))
     offsets = ragged.offsets(lengths)
 
     def refuse_token(column: str, tokens: pl.Series, index: int, problem: str) -> NoReturn:
@@ -211,6 +220,10 @@ def parse_any_trips(file: TripFile, text: bytes) -> RawTrips:
     return RawTrips(file.path, roads.astype(np.int32), times.dt.epoch("s").to_numpy(), offsets)
 
 
+def _unequal(times: int, roads: int) -> str:
+    return f"{counted(times, 'time')} for {counted(roads, 'road')} in rid_list"
+
+
 def cut_findings(path: Path) -> list[str]:
     """A sentence about a file whose last row has no line end."""
     if not csv_faults.ends_within_row(path):
@@ -220,7 +233,7 @@ def cut_findings(path: Path) -> list[str]:
 
 def _check_exists(path: Path) -> None:
     if not path.is_file():
-        raise DataError(f"{path} is missing; a HOSER directory has roadmap.geo, roadmap.rel, train, val and test.csv")
+        raise DataError(f"{path} is missing; a directory in HOSER format has {', '.join(REQUIRED)}")
 
 
 def _read_csv(path: Path, columns: Sequence[str]) -> pl.DataFrame:

@@ -6,6 +6,7 @@ from typing import Any
 
 from shared.floors import RULES
 from student_trainer.prepare.collisions import degrees, is_enough
+from student_trainer.prepare.words import counted, reasons
 
 
 def render(manifest: dict[str, Any]) -> str:
@@ -17,24 +18,22 @@ def render(manifest: dict[str, Any]) -> str:
 def _sizes(manifest: dict[str, Any]) -> str:
     s = manifest["statistics"]
     lines = [
-        f"network   {s['roads']} roads, {s['successor_pairs']} successor pairs (at most {s['max_out_degree']} a road), "
-        f"{s['road_edges']} road-graph edges, {_counted(s['road_types'], 'road class', 'es')}, "
-        f"{_counted(s['zones'], 'zone', 's')}"
+        f"network   {counted(s['roads'], 'road')}, {counted(s['successor_pairs'], 'successor pair')} (at most "
+        f"{s['max_out_degree']} a road), {counted(s['road_edges'], 'road-graph edge')}, "
+        f"{counted(s['road_types'], 'road class', 'es')}, {counted(s['zones'], 'zone')}"
     ]
     for split, facts in manifest["splits"].items():
-        dropped = ", ".join(f"{count} {why}" for why, count in manifest["dropped"][split].items() if count)
+        dropped = reasons(manifest["dropped"][split])
         lines.append(
-            f"{split:<9} {facts['trips']} trips, {facts['steps']} steps, longest {facts['longest_trip']} roads"
-            + (f"; dropped: {dropped}" if dropped else "")
+            f"{split:<9} {counted(facts['trips'], 'trip')}, {counted(facts['steps'], 'step')}, "
+            f"longest {counted(facts['longest_trip'], 'road')}" + (f"; dropped: {dropped}" if dropped else "")
         )
     v = manifest["vocabulary"]
-    lines.append(f"tokens    {v['cells']} cells ({v['kind']}), PAD {v['pad']}, EOT {v['eot']}, SOT {v['sot']}")
+    lines.append(
+        f"tokens    {counted(v['cells'], 'cell')} ({v['kind']}), PAD {v['pad']}, EOT {v['eot']}, SOT {v['sot']}"
+    )
     lines.append(f"times     log(1 + seconds a step): mean {s['mu']:.3f}, standard deviation {s['sigma']:.3f}")
     return "\n".join(lines)
-
-
-def _counted(count: int, noun: str, plural: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else plural}"
 
 
 def _floors(manifest: dict[str, Any]) -> str:

@@ -11,6 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
+from student_trainer.prepare.words import counted, form
+
 QUOTED = r"""(?:'[^'\\]*'|"[^"\\]*")"""
 LIST = re.compile(rf"[\[(]\s*({QUOTED}(?:(?:\s*,\s*|\s+){QUOTED})*)\s*,?\s*[\])]")
 LIST_STARTS = ("[", "(", "{")
@@ -51,8 +53,8 @@ def findings(written: Sequence[str], classes: Sequence[str]) -> list[str]:
         roads = sum(sum(texts.values()) - max(texts.values()) for texts in several.values())
         example = ", ".join(map(repr, next(iter(several.values()))))
         found.append(
-            f"roadmap.geo, column highway: {roads} roads write the number of their class otherwise than the others "
-            f"({example}); numbers are compared by value"
+            f"roadmap.geo, column highway: {counted(roads, 'road')} {form(roads, 'writes', 'write')} the number of "
+            f"{form(roads, 'its', 'their')} class otherwise than the others ({example}); numbers are compared by value"
         )
     alike: dict[str, list[str]] = {}
     for name in sorted(set(classes)):

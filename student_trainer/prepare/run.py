@@ -18,7 +18,7 @@ import shared
 from shared import claims, cli, files
 from shared.errors import ConfigError, DataError
 from shared.store import FORMAT, SPLITS
-from student_trainer.prepare import parts, report
+from student_trainer.prepare import csv_faults, parts, raw, report, zones
 from student_trainer.prepare.build import Builder
 from student_trainer.prepare.config import PrepareConfig
 from student_trainer.prepare.parts import Parts
@@ -71,12 +71,7 @@ def prepare(config: PrepareConfig) -> Prepared:
 
 
 def _prepare(config: PrepareConfig) -> Prepared:
-    if not config.raw.is_dir():
-        raise DataError(f"{config.raw} is not a directory; --raw takes one in HOSER format")
-    missing = [name for name in parts.REQUIRED if not (config.raw / name).is_file()]
-    if missing:
-        needed = ", ".join(parts.REQUIRED)
-        raise DataError(f"{config.raw} has no {', '.join(missing)}; a directory in HOSER format has {needed}")
+    _check_raw(config.raw)
     if config.grid.teacher is not None and not config.grid.teacher.is_file():
         raise ConfigError(f"there is no teacher file {config.grid.teacher}; grid.teacher takes one")
     paths = parts.input_paths(config)
@@ -90,6 +85,19 @@ def _prepare(config: PrepareConfig) -> Prepared:
         if (manifest := _up_to_date(config.out, fingerprints)) is not None:  # whoever had it has just ended
             return Prepared(manifest, {})
         return _write(config, paths, seen, inputs, fingerprints)
+
+
+def _check_raw(folder: Path) -> None:
+    """Raises `DataError` unless the raw files are there, none of them compressed."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a directory; --raw takes one in HOSER format")
+    absent = [name for name in (*raw.REQUIRED, zones.PARTITION_FILE) if not (folder / name).is_file()]
+    packed = {name: command for name in absent if (command := csv_faults.unpacking(folder / name))}
+    missing = [name for name in absent if name in raw.REQUIRED or name in packed]
+    if missing:
+        unpack = f". Compressed files are there, unpack them: {' && '.join(packed.values())}" if packed else ""
+        needed = ", ".join(raw.REQUIRED)
+        raise DataError(f"{folder} has no {', '.join(missing)}; a directory in HOSER format has {needed}{unpack}")
 
 
 def _up_to_date(out: Path, fingerprints: Mapping[str, str]) -> dict[str, Any] | None:
@@ -165,7 +173,8 @@ def _manifest(config: PrepareConfig, made: Parts, inputs: Mapping[str, str]) -> 
     """What readers of the store know about it."""
     roads, tokens, flow = (dict(made[name].facts) for name in ("roads", "tokens", "flow"))
     splits = {split: dict(made[split].facts) for split in SPLITS}
-    findings = [sentence for facts in (roads, *splits.values()) for sentence in facts.pop("findings")]
+    leaks = dict(made["leaks"].facts)
+    findings = [sentence for facts in (roads, *splits.values(), leaks) for sentence in facts.pop("findings")]
     classes, duplicates, outside = (
         roads.pop("highway_classes"),
         roads.pop("duplicate_pairs"),

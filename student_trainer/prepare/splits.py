@@ -22,6 +22,7 @@ from student_trainer.prepare.clock import Clock
 from student_trainer.prepare.network import Successors
 from student_trainer.prepare.raw import CellError, TripFile
 from student_trainer.prepare.trips import usable
+from student_trainer.prepare.words import counted, reasons
 from student_trainer.prepare.workers import Workers
 
 BLOCK_ROADS = 2**18
@@ -102,7 +103,7 @@ def write(
     if not trips:
         raise DataError(f"{file.path} has no usable trip: {_of(rows, dropped)}")
     if trips < rows:
-        log.warning("%s: %d of %d trips dropped: %s", file.path, rows - trips, rows, dict(dropped))
+        log.warning("%s: %d of %d trips dropped: %s", file.path, rows - trips, rows, reasons(dropped))
     facts = {"trips": trips, "roads": roads, "steps": roads - trips, "longest_trip": longest}
     times = clock.facts(file.path.stem)
     times["findings"] += raw.cut_findings(file.path)
@@ -132,4 +133,4 @@ def _mapped(folder: Path, name: str) -> npt.NDArray[Any]:
 
 def _of(rows: int, dropped: Mapping[str, int]) -> str:
     """What has become of all rows."""
-    return f"of {rows} trips dropped {dict(dropped)}" if rows else "it has no rows"
+    return f"of {counted(rows, 'trip')} dropped: {reasons(dropped)}" if rows else "it has no rows"

@@ -13,6 +13,7 @@ from shared.errors import CompatibilityError, ConfigError, DataError
 from shared.grid import Centroid, Grid
 from shared.vocab import Tokeniser, Vocabulary
 from student_trainer.prepare.config import GridConfig
+from student_trainer.prepare.words import counted, form
 
 Bounds = tuple[float, float, float, float]
 
@@ -86,10 +87,10 @@ def road_tokens(tokeniser: Tokeniser, points: Float64, max_outside: float) -> tu
     outside = int(np.count_nonzero(~g.contains(lat, lng)))
     if outside > max_outside * len(points):
         raise CompatibilityError(
-            f"{outside} of {len(points)} roads lie outside the grid "
+            f"{outside} of {counted(len(points), 'road')} {form(outside, 'lies', 'lie')} outside the grid "
             f"(latitude {g.min_lat}..{g.max_lat}, longitude {g.min_lng}..{g.max_lng}): is it another city's? "
             "grid.max_outside allows more"
         )
     if outside:
-        log.warning("%d of %d roads lie outside the grid and are moved to its edge", outside, len(points))
+        log.warning("roads outside the grid are moved to its edge: %d of %d", outside, len(points))
     return tokeniser.tokens(lat, lng), outside

@@ -9,8 +9,10 @@ import numpy as np
 
 from shared.arrays import Float32, Int64
 from shared.errors import DataError
+from student_trainer.prepare import csv_faults
 from student_trainer.prepare.counts import Counts
 from student_trainer.prepare.network import Successors
+from student_trainer.prepare.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +23,7 @@ MATRIX_FILE = "zone_trans_mat.npy"
 def read_partition(path: Path, num_roads: int) -> Int64:
     """Reads `road_network_partition`: one zone a line, one line a road; raises `DataError`."""
     try:
+        csv_faults.check_unpacked(path)
         lines = path.read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
@@ -28,7 +31,10 @@ def read_partition(path: Path, num_roads: int) -> Int64:
         if not text.isdecimal():
             raise DataError(f"{path}, line {number}: expected a zone number, not {text!r}")
     if len(lines) != num_roads:
-        raise DataError(f"{path} has {len(lines)} lines for {num_roads} roads in roadmap.geo; it must have one a road")
+        raise DataError(
+            f"{path} has {counted(len(lines), 'line')} for {counted(num_roads, 'road')} in roadmap.geo; it must have "
+            "one a road"
+        )
     zones = np.array(lines, np.int64)
     if zones.max() >= num_roads:
         raise DataError(f"{path}, line {zones.argmax() + 1}: zone {zones.max()} exceeds the number of roads")

@@ -73,6 +73,7 @@ class Content:
             "names": self.names,
             "arms": [arm.as_dict() for arm in self.arms],
             "baseline_choice": arms.sentence(self.arms[0]),
+            "steps_note": arms.steps_note(self.arms),
             "pairs": len(self.evaluations[0].pairs),
             "split": first["generated"]["split"],
             "store": {"path": str(self.store.path), "fingerprint": self.store.fingerprint},
@@ -144,7 +145,7 @@ def read(settings: ReportConfig) -> Content:
     Raises:
         FileFormatError: a file is missing or damaged.
         CompatibilityError: they are of different stores or OD pairs.
-        ConfigError: two evaluations have the same name.
+        ConfigError: two evaluations have the same name, or are the same weights in one arm.
     """
     store = Store(settings.data)
     given = [evaluation.read(path) for path in settings.evaluations]
@@ -160,6 +161,10 @@ def read(settings: ReportConfig) -> Content:
             raise CompatibilityError(
                 f"{settings.comparison} compares {', '.join(comparison['models'])}; the evaluations are of "
                 f"{', '.join(names)}: name the same"
+            )
+        if newer := given[0].document["metrics"].keys() - comparison["metrics"].keys():
+            raise CompatibilityError(
+                f"{settings.comparison} lacks {', '.join(sorted(newer))}, which the evaluations have; compare again"
             )
     grouped = arms.group([Model.of_document(found.document) for found in given])
     baseline = arms.choose_baseline(grouped, "" if comparison is None else comparison["baseline"])

@@ -20,8 +20,8 @@ from student_trainer.train.config import TrainConfig
 MODEL = {"road_id_dim": 8, "road_attr_dim": 2, "mask_size": 64}
 
 
-def write_run(path: Path, store: Store, seed: int, teacher: str = "none", **settings: Any) -> Path:
-    """A finished run of these settings; its checkpoint, best.pt, is returned."""
+def write_run(path: Path, store: Store, seed: int, teacher: str = "none", steps: int = 0, **settings: Any) -> Path:
+    """A run of these settings, finished if its steps are given; its checkpoint, best.pt, is returned."""
     given = {"data": str(store.path), "out": str(path), "teacher": teacher, "seed": seed, "model": MODEL} | settings
     resolved = TrainConfig.model_validate(given)
     torch.manual_seed(seed + 100 * resolved.distils)
@@ -40,4 +40,6 @@ def write_run(path: Path, store: Store, seed: int, teacher: str = "none", **sett
     lines = [{"step": s, "train/loss_next_road": 1 / (s + seed)} for s in (1, 2, 3)]
     lines += [{"step": s, "val/accuracy": 0.5 + s / 10 + seed / 100 + resolved.distils / 20} for s in (1, 2, 3)]
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if steps:
+        (path / "summary.json").write_text(json.dumps({"steps": steps, "headroom": None}))
     return best

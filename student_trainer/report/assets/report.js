@@ -48,7 +48,7 @@ byId("brand").textContent = byId("title").textContent = DATA.title;
 {
   const count = DATA.names.length, runs = count > ARMS.length ? `${count} runs in ${ARMS.length} arms` : `${count} model${count > 1 ? "s" : ""}`;
   byId("lead").textContent = `${DATA.pairs.toLocaleString("en")} origin–destination pairs of the ${DATA.split} split; ${runs}, each with a trip for every pair` +
-    `${ARMS.length > 1 ? `; ${DATA.baseline_choice}` : ", compared with the real one"}.`;
+    `${ARMS.length > 1 ? `; ${DATA.baseline_choice}` : ", compared with the real one"}.${DATA.steps_note ? ` Note: ${DATA.steps_note}.` : ""}`;
 }
 for (const name of DATA.cards) {
   const metric = DATA.metrics[name];
@@ -76,6 +76,7 @@ if (DATA.comparison) {
     const item = (f) => el("li", { class: `${f.direction} ${f.level}` }, f.verdict);
     byId("sentences").append(el("h3", {}, label(headline.arm), " against ", label(baseline)),
       el("ul", { class: "verdicts" }, ...headline.names.map((name) => item(metrics[name].comparisons[headline.arm]))));
+    if (DATA.comparison.coverage) byId("sentences").append(el("p", {}, DATA.comparison.coverage));
   }
 }
 {

@@ -116,9 +116,16 @@ def test_one_run_each_covers_trips_alone() -> None:
     assert verdicts.level(asked(), found, None) == "trips"
     assert verdicts.sentence(asked(), found, None) == (
         "Next road right: distilled is better than vanilla on these trips, +2.00 points (52.00 % against 50.00 %); "
-        "95 % interval +1.00 to +3.00 over 1,000 trips, p < 0.0001. This covers chance in the trips, not in training "
-        "(one run each)."
+        "95 % interval +1.00 to +3.00 over 1,000 trips, p < 0.0001."
     )
+
+
+def test_what_verdicts_on_trips_cover_is_said_once() -> None:
+    said = "Verdicts on these trips cover chance in the trips, not in training"
+    assert verdicts.coverage({}) == ""
+    assert verdicts.coverage({"one": (1, 1), "other": (1, 1)}) == f"{said} (one run each)."
+    assert verdicts.coverage({"one": (1, 3)}) == f"{said} (3 and 1 runs)."
+    assert verdicts.coverage({"one": (1, 1), "other": (1, 3)}) == f"{said} (one: one run each; other: 3 and 1 runs)."
 
 
 def test_too_few_seeds_claim_nothing_over_seeds() -> None:

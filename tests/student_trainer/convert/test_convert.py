@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -186,11 +187,12 @@ def test_other_files_are_refused(tmp_path: Path, text: str, message: str) -> Non
 
 def test_two_way_features_are_two_roads(tmp_path: Path) -> None:
     features = [feature(0, 1, id=5), feature(1, 2, id=6.0, oneway=True), feature(2, 5, id="x", oneway="-1")]
-    roads = geojson.read(write_network(tmp_path / "n.json", features), NetworkConfig(directions="oneway"))
+    roads, odd = geojson.read(write_network(tmp_path / "n.json", features), NetworkConfig(directions="oneway"))
+    assert odd == []
     assert [road.name for road in roads] == ["5", "-5", "6", "-x"]
     assert roads[1].line == roads[0].line[::-1] and roads[3].line == (NODES[5], NODES[2])
     assert roads[0].length == pytest.approx(metres(0, 1), rel=1e-12)  # measured, where the file says nothing
-    as_given = geojson.read(tmp_path / "n.json", NetworkConfig())
+    as_given, _ = geojson.read(tmp_path / "n.json", NetworkConfig())
     assert [road.name for road in as_given] == ["5", "6", "x"]
 
 
@@ -218,11 +220,96 @@ def test_what_is_dropped_is_told_with_a_remedy(
         "unknown_road": 1, "too_short": 1, "off_network": 2, "time_backwards": 0,
     }  # fmt: skip
     assert (
-        "1 of 13 trips name roads that the network has not, as '8-8-0'; its roads are called as '0-1-0'" in printed.err
+        "1 of 13 trips names roads that the network has not, as '8-8-0'; its roads are called as '0-1-0'" in printed.err
     )
+    assert "t.csv: of 13 trips dropped: 1 unknown_road, 1 too_short, 2 off_network. Trips must name" in printed.err
     assert "in the direction of travel, without gaps" in printed.err
-    with pytest.raises(DataError, match=r"0 usable trips, too few .*must be called in the trips as in the network"):
+    with pytest.raises(DataError) as caught:
         run(city.model_copy(update={"network": NetworkConfig(id=("u", "v"))}))
+    assert str(caught.value).endswith(
+        "has 0 usable trips, too few for train, val, test, each of which needs one or more: of 30 trips dropped: "
+        "30 unknown_road. Roads must be called in the trips as in the network (see network.id and network.directions), "
+        f"not {walk(np.random.default_rng(0), 4)[0] + '-0'!r}."
+    )
+
+
+def test_too_few_good_trips_are_told_as_such(city: ConvertConfig, tmp_path: Path) -> None:
+    """Nothing is wrong with the names of a single good trip's roads."""
+    one = write_trips(tmp_path / "t.csv", [walk(np.random.default_rng(1), 5)])
+    with pytest.raises(DataError) as caught:
+        run(city.model_copy(update={"trips": one}))
+    assert str(caught.value).endswith(
+        "t.csv has 1 usable trip, too few for train, val, test, each of which needs one or more: of 1 trip none was "
+        "dropped. Give more trips; columns.trip says which rows are one"
+    )
+
+
+LACKING: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "another name": ({"fclass": "primary"}, {}, "'highway' (network.highway), so every road is unclassified; name"),
+    "null": ({"highway": None, "fclass": "primary"}, {}, "'highway' (network.highway), so every road is"),
+    "misspelt": ({"fclass": "primary"}, {"highway": "flcass"}, "'flcass' (network.highway), so every road is"),
+    "one way": (
+        {"highway": "primary", "fclass": "primary"},
+        {"directions": "oneway"},
+        "'oneway' (network.directions=oneway), so every feature is two roads",
+    ),
+    "length": (
+        {"highway": "primary", "fclass": "primary"},
+        {"length": "metres"},
+        "'metres' (network.length), so every line is measured",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LACKING)
+def test_a_property_that_no_feature_has_is_named(tmp_path: Path, case: str) -> None:
+    """With those that the first one has."""
+    properties, settings, said = LACKING[case]
+    line = {"type": "LineString", "coordinates": [list(NODES[0]), list(NODES[1])]}
+    features = [{"properties": {"id": n, "name": "", **properties}, "geometry": line} for n in (1, 2)]
+    path = write_network(tmp_path / "n.json", features)
+    roads, (sentence,) = geojson.read(path, NetworkConfig(**settings))
+    assert sentence.startswith(f"n.json: no feature has a value of the property {said}")
+    assert "The first feature has 'id', " in sentence and sentence.endswith("'fclass'")
+    if "highway" in said:
+        assert {road.highway for road in roads} == {"unclassified"}
+    features[1]["properties"] = {"id": 2, "highway": "primary", "flcass": "x", "oneway": False, "metres": 3}
+    assert geojson.read(write_network(path, features), NetworkConfig(**settings))[1] == []
+
+
+def test_convert_tells_of_a_missing_class(city: ConvertConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    write_network(city.roads, [feature(a, b, highway=None, length=metres(a, b)) for a, b in WAYS])
+    assert run(city) == 0
+    assert "warning: roads.geojson: no feature has a value of the property 'highway'" in capsys.readouterr().err
+
+
+def test_trips_that_come_twice_are_told_as_by_prepare(city: ConvertConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = city.trips.read_text().splitlines()
+    copies = [f"copy-{copy}-{line}" for copy in range(9) for line in lines[1:]]
+    rows(city.trips, *lines[1:], *copies)
+    assert run(city) == 0
+    warnings = [line.removeprefix("warning: ") for line in capsys.readouterr().err.splitlines() if "warning: " in line]
+    assert [line.split(" (")[0] for line in warnings] == [
+        f"{name}.csv: 100 % of {name} trips are in train, too" for name in ("val", "test")
+    ]
+    manifest = prepare(PrepareConfig(raw=city.out, out=city.out.parent / "store")).manifest
+    assert manifest["findings"] == warnings
+
+
+def test_the_next_command_has_the_store_beside_out(city: ConvertConfig, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        run(city)
+    store = city.out.parent / "store"
+    assert f"next: student-trainer prepare --raw {city.out} --out {store}" in caplog.messages
+
+
+@pytest.mark.parametrize("name", ["roads.geojson", "roads.geojson.gz"])
+def test_a_compressed_network_is_refused_with_the_command(city: ConvertConfig, tmp_path: Path, name: str) -> None:
+    text = city.roads.read_bytes()
+    city.roads.unlink()
+    (tmp_path / name).write_bytes(gzip.compress(text))
+    with pytest.raises(DataError, match=r"compressed with gzip; unpack it: .*gunzip < \S+ > \S+roads\.geojson$"):
+        run(city.model_copy(update={"roads": tmp_path / name}))
 
 
 def test_odd_data_are_told_as_by_prepare(city: ConvertConfig, capsys: pytest.CaptureFixture[str]) -> None:
@@ -284,8 +371,8 @@ def test_ways_are_cut_where_they_meet() -> None:
     assert roads[5].line == (NODES[4], NODES[1])
 
 
-def test_openstreetmap_files_are_read(tmp_path: Path) -> None:
-    """As the ways that they hold, without those that are not for cars; an extract's edge cuts what leaves it."""
+@pytest.fixture
+def osm_file(tmp_path: Path) -> Path:
     pytest.importorskip("osmium", reason="of the extra [convert]")
     nodes = "".join(f'<node id="{n + 1}" lat="{lat:.7f}" lon="{lng:.7f}"/>' for n, (lng, lat) in NODES.items())
     ways = ""
@@ -294,7 +381,34 @@ def test_openstreetmap_files_are_read(tmp_path: Path) -> None:
         ways += f'<way id="{number}">{"".join(inside)}</way>'
     path = tmp_path / "city.osm"
     path.write_text(f'<?xml version="1.0"?><osm version="0.6">{nodes}{ways}</osm>')
-    roads, plain = osm.read(path, NetworkConfig()), list(osm.roads_of(osm_ways()))
+    return path
+
+
+WRONG_CLASSES = {
+    "no road": (("trunk", "x"), "city.osm holds no road for cars of the classes in network.classes: trunk, x"),
+    "no link": (("tertiary",), "no road begins where another ends; does network.classes leave out the roads between?"),
+    "other names": (
+        ("residential",),
+        "of 5 trips dropped: 5 unknown_road. Roads must be called in the trips as in the network (FROM-TO, by the "
+        "nodes at which ways of network.classes are cut), not '1-2'.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_CLASSES)
+def test_what_comes_of_the_classes_is_told_as_such(osm_file: Path, tmp_path: Path, case: str) -> None:
+    classes, said = WRONG_CLASSES[case]
+    walks = rows(tmp_path / "t.csv", *[f"{n},{road},{10 * n}" for n in range(5) for road in ("1-2", "2-3")])
+    settings = NetworkConfig(classes=classes)
+    with pytest.raises(DataError) as caught:
+        run(ConvertConfig(roads=osm_file, trips=walks, out=tmp_path / "raw", network=settings))
+    assert said in str(caught.value)
+    assert "network.id" not in str(caught.value)
+
+
+def test_openstreetmap_files_are_read(osm_file: Path, tmp_path: Path) -> None:
+    """As the ways that they hold, without those that are not for cars; an extract's edge cuts what leaves it."""
+    roads, plain = osm.read(osm_file, NetworkConfig()), list(osm.roads_of(osm_ways()))
     assert [(road.name, road.highway) for road in roads] == [(road.name, road.highway) for road in plain]
     for road, other in zip(roads, plain, strict=True):
         np.testing.assert_allclose(road.line, other.line, atol=5e-8)

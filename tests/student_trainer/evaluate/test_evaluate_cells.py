@@ -22,14 +22,15 @@ CELLS = {"coarse": 0.002, "fine": 0.0005}
 
 @pytest.fixture(scope="module")
 def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A city prepared with coarse and with fine cells, and a student that was trained on the first."""
+    """A city prepared with coarse and with fine cells, and two students that were trained on the first."""
     root = tmp_path_factory.mktemp("cells")
     counts = {"train": 60, "val": 20, "test": 20}
     make_city(DemoCityConfig.model_validate({"out": root / "raw", "columns": 10, "rows": 10, "trips": counts}))
     for name, size in CELLS.items():
         values = {"raw": root / "raw", "out": root / name, "zones": {"count": 4}, "grid": {"cell_size": size}}
         prepare(PrepareConfig.model_validate(values))
-    write_run(root / "run", Store(root / "coarse"), seed=1)
+    for seed in (1, 2):
+        write_run(root / f"run{seed}", Store(root / "coarse"), seed)
     return root
 
 
@@ -42,14 +43,14 @@ def test_the_same_trips_and_metrics_on_either(city: Path, tmp_path: Path) -> Non
     coarse, fine = (Store(city / name) for name in CELLS)
     assert coarse.tokeniser.fingerprint != fine.tokeniser.fingerprint
     assert coarse.fingerprint == fine.fingerprint
-    for name in CELLS:
-        given, weights = ("--data", city / name), ("--weights", city / "run" / "checkpoints" / "best.pt")
+    for name, cells, run in (("coarse", "coarse", "run1"), ("fine", "fine", "run1"), ("other", "fine", "run2")):
+        given, weights = ("--data", city / cells), ("--weights", city / run / "checkpoints" / "best.pt")
         trips = tmp_path / f"trips-{name}"
         assert call("generate", *given, *weights, "--out", trips, f"name={name}", "search.max_steps=40") == 0
         judged = ("--trips", trips, "--out", tmp_path / name, "bootstrap.draws=100")
         assert call("evaluate", *given, *weights, *judged) == 0
     assert metrics_of(tmp_path / "coarse") == metrics_of(tmp_path / "fine")
-    both = f"{tmp_path / 'coarse'},{tmp_path / 'fine'}"
+    both = f"{tmp_path / 'coarse'},{tmp_path / 'other'}"
     assert call("compare", "--evaluations", both, "--out", tmp_path / "compared", "bootstrap.draws=100") == 0
 
 

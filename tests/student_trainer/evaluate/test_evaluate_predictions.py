@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.random_city import write_random_store
 
+from shared import files
 from shared.store import Store
 from student_trainer.data.network import RoadNetwork
 from student_trainer.evaluate import predictions
@@ -53,7 +54,9 @@ def test_the_same_weights_are_asked_once(tmp_path: Path, store: Store, made: lis
     trips = store.trips("val")
 
     def positions(**other: Any) -> Any:
-        return predictions.of_weights(settings.model_copy(update=other), store, "val", trips)
+        asked = settings.model_copy(update=other)
+        assert asked.weights is not None
+        return predictions.of_weights(asked, files.file_digest(asked.weights), store, "val", trips)
 
     first, again = positions(), positions(bins=3, out=settings.out)
     assert len(made) == 1

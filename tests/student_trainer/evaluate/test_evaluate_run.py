@@ -14,7 +14,9 @@ import pytest
 import torch
 from support.generated_trips import write_generated
 from support.random_city import write_random_store
+from support.trained_runs import write_run
 
+from shared import files
 from shared.store import Store
 from student_trainer.__main__ import main as _main
 from student_trainer.data.network import RoadNetwork
@@ -26,6 +28,7 @@ from student_trainer.model.hoser import HOSER
 from student_trainer.runs import checkpoint as checkpoints
 
 PAIRS = 15
+MAKERS = "`student-trainer generate` or `student-trainer sample`"
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +156,7 @@ def test_comparison(store: Store, tmp_path: Path, main: Callable[..., int], caps
         assert worse["seeds"] is None and equal["seeds"] is None
     assert "baseline: good (one run); baseline=NAME chooses another" in verdicts
     assert "bad is worse than good on these trips" in verdicts
-    assert "This covers chance in the trips, not in training (one run each)." in verdicts
+    assert verdicts.count("Verdicts on these trips cover chance in the trips, not in training (one run each).") == 1
     assert "same is" not in verdicts
     accuracy = found["metrics"]["next_road_accuracy"]["comparisons"]["bad"]["trips"]
     values = [document(path)["metrics"]["next_road_accuracy"]["value"] for path in (good, bad)]
@@ -297,19 +300,118 @@ def test_comparisons_that_make_no_sense_are_refused(
     capsys.readouterr()
     for evaluations, message in (
         (f"{one},{tmp_path / 'e'}", "not about the same OD pairs"),
-        (f"{one},{one}", "same name"),
+        (f"{one},{one}", f"same name: one ({one}), one ({one}); give each"),
+        (f"{one / 'metrics.json'},{two}", "metrics.json"),
         (f"{one}", "two or more"),
         (f"{one},{tmp_path / 'nowhere'}", "does not exist"),
         (f"{one},{two} baseline=nobody", "baseline nobody is not among the models one, two"),
     ):
         assert main("compare", "--evaluations", *evaluations.split(), "--out", tmp_path / "c") == 2
         assert message in capsys.readouterr().err
+    before = pl.read_parquet(two / "pairs.parquet")
+    before.drop("dtw_km").write_parquet(two / "pairs.parquet")
+    assert main("compare", "--evaluations", f"{one},{two}", "--out", tmp_path / "c") == 2
+    assert "lacks the columns dtw_km; evaluate again (`student-trainer evaluate`)" in capsys.readouterr().err
+    before.write_parquet(two / "pairs.parquet")
     for name, value in (("training", "none"), ("floors", None), ("trips_at", 1)):
-        before = (two / "metrics.json").read_text()
+        text = (two / "metrics.json").read_text()
         changed(name, value)(two / "metrics.json")
         assert main("compare", "--evaluations", f"{one},{two}", "--out", tmp_path / "c") == 2
         assert f"lacks {name}; make it again" in capsys.readouterr().err
-        (two / "metrics.json").write_text(before)
+        (two / "metrics.json").write_text(text)
     changed("store", "another")(two / "metrics.json")
     assert main("compare", "--evaluations", f"{one},{two}", "--out", tmp_path / "c") == 2
     assert "different stores" in capsys.readouterr().err
+
+
+def said_to_be_of(trips: Path, weights: Path) -> None:
+    """As if they were generated with these weights."""
+    changed("weights", {"file": str(weights), "sha256": files.file_digest(weights)})(trips / "summary.json")
+
+
+def test_trips_of_other_weights_are_of_no_known_training(
+    store: Store, tmp_path: Path, main: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They would be told as another run of the arm whose weights were given; an exported form is no other weights."""
+    plain, aided = (write_run(tmp_path / name, store, 1, teacher) for name, teacher in (("p", "none"), ("a", "h:1")))
+    exported = weights_of(store, tmp_path / "p" / "hoser.pth")
+    write_generated(tmp_path / "gen", store, PAIRS)
+
+    def trained(of: Path, given: Path | None, **changes: Any) -> Any:
+        said_to_be_of(tmp_path / "gen", of)
+        for name, value in changes.items():
+            changed(name, value)(tmp_path / "gen" / "summary.json")
+        more = () if given is None else ("--weights", given)
+        asked = ("--data", store.path, "--trips", tmp_path / "gen", "--out", tmp_path / "e", "bootstrap.draws=100")
+        assert main("evaluate", *asked, *more) == 0
+        return document(tmp_path / "e")["training"]
+
+    assert trained(plain, None)["teacher"] == trained(plain, plain)["teacher"] == ""
+    assert trained(exported, plain)["teacher"] == trained(plain, exported)["teacher"] == ""
+    assert "which the trips were generated with" not in capsys.readouterr().err
+    assert trained(plain, aided) is None
+    printed = capsys.readouterr().err
+    assert f"{aided} is not {plain}, which the trips were generated with" in printed
+    assert "this evaluation says of no training" in printed
+    assert trained(plain, plain, method="shortest_path", weights=None) is None, "a rule was not trained"
+
+
+def test_one_run_under_two_names_is_refused_and_other_steps_are_told(
+    store: Store, tmp_path: Path, main: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = {"plain": write_run(tmp_path / "p", store, 1, steps=52), "copy": tmp_path / "p" / "checkpoints" / "best.pt"}
+    runs["aided"] = write_run(tmp_path / "a", store, 1, "h:1", steps=806)
+    for name, weights in runs.items():
+        write_generated(tmp_path / f"gen-{name}", store, PAIRS)
+        said_to_be_of(tmp_path / f"gen-{name}", weights)
+        given = ("--trips", tmp_path / f"gen-{name}", "--out", tmp_path / name, "bootstrap.draws=100")
+        assert main("evaluate", "--data", store.path, *given) == 0
+    capsys.readouterr()
+    places = {name: tmp_path / name for name in runs}
+    asked = ("--out", tmp_path / "c", "bootstrap.draws=100", "--evaluations")
+    assert main("compare", *asked, ",".join(map(str, places.values()))) == 2
+    assert "gen-plain and gen-copy have the same weights" in capsys.readouterr().err
+    assert main("compare", *asked, f"{places['aided']},{places['plain']}") == 0
+    note = "gen-aided trained 806 steps, gen-plain 52: part of a difference may be the steps'; see docs/trips.md"
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == [
+        "baseline: gen-plain (one run without a teacher); baseline=NAME chooses another", f"note: {note}",
+    ]  # fmt: skip
+    assert f"{note}." in document(tmp_path / "c", "comparison.json")["notes"]
+
+
+def test_what_is_replaced_is_told(
+    store: Store, tmp_path: Path, main: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where it was of other trips or weights; the same again, or with weights beside, loses nothing."""
+    for name in ("one", "two"):
+        write_generated(tmp_path / name, store, PAIRS)
+    weights = [weights_of(store, tmp_path / f"{seed}.pth", seed) for seed in (0, 1)]
+
+    def replaced(trips: str, *more: object) -> bool:
+        asked = ("--trips", tmp_path / trips, "--out", tmp_path / "e", "bootstrap.draws=100")
+        assert main("evaluate", "--data", store.path, *asked, *more) == 0
+        printed = capsys.readouterr().err
+        held = f"{tmp_path / 'e'} held the evaluation of one ({tmp_path / 'one'}), which is replaced"
+        return held in printed
+
+    assert not replaced("one") and not replaced("one")
+    assert not replaced("one", "--weights", weights[0])
+    assert replaced("one", "--weights", weights[1])
+    assert replaced("one"), "its next roads are lost"
+    assert replaced("two") and not replaced("two")
+
+
+def test_trips_that_are_no_directory_of_trips_are_refused(
+    store: Store, tmp_path: Path, main: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_generated(tmp_path / "gen", store, PAIRS)
+    for place, message in (
+        ("gen/trips.parquet", f"is a file; --trips takes the directory that {MAKERS} wrote, as {tmp_path / 'gen'}"),
+        ("nowhere", f"nowhere does not exist; make them with {MAKERS}"),
+        (".", f"holds no trips (no summary.json, no sampled.json); make them with {MAKERS}"),
+    ):
+        given = ("--data", store.path, "--trips", tmp_path / place, "--out", tmp_path / "e")
+        assert main("evaluate", *given) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "e").exists()

@@ -14,7 +14,7 @@ from support.random_city import random_network, random_trips, write_random_store
 from shared.errors import CompatibilityError, ConfigError, FileFormatError
 from shared.store import Store, Trips
 from student_trainer.data.sampled import write_sampled
-from student_trainer.evaluate import evaluation, metrics, run, sampled
+from student_trainer.evaluate import evaluation, metrics, run
 from student_trainer.evaluate.config import EvaluateConfig
 
 
@@ -76,6 +76,6 @@ def test_what_is_no_student_s_is_refused(store: Store, tmp_path: Path) -> None:
 
 def test_compare_does_not_take_it_for_a_student_s(store: Store, tmp_path: Path) -> None:
     document = evaluated(store, store.trips("test"), tmp_path)
-    assert document["format"] == sampled.FORMAT
-    with pytest.raises(FileFormatError, match="is not of the format hoser-evaluation/2"):
+    assert document["format"] == evaluation.FORMAT_OF_SAMPLED
+    with pytest.raises(FileFormatError, match=r"metrics.json is of trips that were sampled .* no pairs, .* cannot be"):
         evaluation.read(tmp_path / "out")

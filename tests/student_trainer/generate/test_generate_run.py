@@ -214,6 +214,24 @@ def not_finite(folder: Path, city: tuple[Store, Path]) -> Path:
     return folder / "nan.pth"
 
 
+def test_it_prints_one_line_and_what_comes_next(
+    city: tuple[Store, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, weights = city
+    for name, given, told in (
+        ("trips-mine", ("--weights", str(weights)), f" --weights {weights}"),
+        ("rule", ("method=shortest_path",), ""),
+    ):
+        argv = ["generate", "--data", str(store.path), "--out", str(tmp_path / name), "pairs=5", *given]
+        assert main("student-trainer", "", JOBS, argv) == 0
+        shown = capsys.readouterr()
+        (line,) = shown.out.splitlines()
+        assert json.loads(line) == json.loads((tmp_path / name / "summary.json").read_text())
+        out = tmp_path / f"eval-{name.removeprefix('trips-')}"
+        wanted = f"student-trainer evaluate --data {store.path} --trips {tmp_path / name}{told} --out {out}"
+        assert shown.err.splitlines()[-1].endswith(f"next: {wanted}")
+
+
 def test_bad_input_is_explained(city: tuple[Store, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store, weights = city
     empty = shutil.copytree(store.path, tmp_path / "empty")

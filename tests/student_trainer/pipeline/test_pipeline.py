@@ -236,6 +236,40 @@ def test_the_run_without_a_teacher_is_the_baseline(tmp_path: Path) -> None:
         models.find(folder / "elsewhere", store, "", True)
 
 
+def test_a_copy_of_a_run_is_not_another_run(tmp_path: Path) -> None:
+    """It is left out, with a line: the baseline stays, or the first by name. Steps that differ are told."""
+    store, folder = write_random_store(tmp_path / "store", trips=12), tmp_path / "models"
+    write_run(folder / "r1", store, 42, steps=52)
+    write_run(folder / "aided", store, 42, "h:1", steps=806)
+    for copy in ("r1-backup", "a-backup"):
+        shutil.copytree(folder / "r1", folder / copy)
+    shutil.copyfile(folder / "r1" / "checkpoints" / "best.pt", folder / "best.pth")
+    write_weights(folder / "c.pth", store, seed=0)
+    found = models.find(folder, store, "r1", False)
+    assert found.lines() == [
+        "arm r1: r1, seed 42",
+        "arm aided: aided, seed 42",
+        "arm c: c",
+        "baseline: r1 (one run without a teacher); baseline=NAME chooses another",
+        "note: aided trained 806 steps, r1 52: part of a difference may be the steps'; see docs/trips.md",
+        *(f"left out: {copy}, whose weights are those of r1" for copy in ("a-backup", "best", "r1-backup")),
+    ]
+    assert [model.name for model in models.find(folder, store, "", False).models] == ["a-backup", "aided", "c"]
+
+
+def test_what_is_not_asked_for_is_not_told(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert call(done, "--out", tmp_path / "out", "--only", "report") == 1
+    printed = capsys.readouterr()
+    (place,) = {name.partition("/")[0] for name in json.loads(printed.out)["outcomes"]}
+    assert not re.search(f"{place}/(trips|comparison)", printed.err), printed.err
+    assert [line for line in printed.err.splitlines() if "not asked for" in line] == ["7 not asked for, 1 skipped"]
+    assert "1 of 1: test-seed42/report: skipped: needs test-seed42/evaluations/vanilla" in printed.err
+    assert call(done, "--out", tmp_path / "out", "--only", "report", "--dry-run") == 0
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split() for line in told if line.startswith(place)] == [[f"{place}/report", "to", "do"]]
+
+
 def test_a_model_of_another_store_stops_nothing(city: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(city / "models" / "demo", write_random_store(city / "elsewhere", trips=12, seed=3), 1)
     assert outcomes(city, capsys).keys() == {"was done"}

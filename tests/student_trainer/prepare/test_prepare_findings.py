@@ -50,8 +50,8 @@ def write_lattice(
     (raw / "roadmap.geo").write_text("\n".join(rows) + "\n")
     (raw / "roadmap.rel").write_text("\n".join(["origin_id,destination_id", *pairs]) + "\n")
     first = pairs[0]
-    for split in ("train", "val", "test"):
-        times = "2020-01-01T10:00:00Z,2020-01-01T10:00:09Z"
+    for day, split in enumerate(("train", "val", "test"), start=1):
+        times = f"2020-01-0{day}T10:00:00Z,2020-01-0{day}T10:00:09Z"
         (raw / f"{split}.csv").write_text(f'rid_list,time_list\n"{first}","{times}"\n')
     return raw
 
@@ -168,8 +168,8 @@ def test_a_road_far_away_is_named_and_the_table_leaves_out_what_does_not_fit(
     manifest = Store(tmp_path / "store").manifest
     assert [line["cell_size"] for line in manifest["collisions"]] == [0.002, 0.001, 0.0005]
     (sentence,) = manifest["findings"]
-    assert f"1 of {number + 1} roads lie far from all others: road {number} at latitude 0, longitude 0 (" in sentence
-    assert "or set grid.bounds" in sentence
+    assert f"1 of {number + 1} roads lies far from all others: road {number} at latitude 0, longitude 0 (" in sentence
+    assert "Mend or remove it, or set grid.bounds" in sentence
     assert sentence in capsys.readouterr().out
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +16,7 @@ import pytest
 from support.tiny_city import TINY, write_tiny_city
 
 from shared.errors import DataError
+from student_trainer.prepare import csv_faults
 from student_trainer.prepare import raw as raw_files
 from student_trainer.prepare.config import PrepareConfig
 from student_trainer.prepare.raw import read_roads
@@ -61,7 +68,7 @@ BROKEN: dict[str, tuple[str, str | bytes, str]] = {
     "gzip": (
         "train.csv",
         gzip.compress(b"rid_list,time_list\n"),
-        "mv train.csv train.csv.packed && gunzip < train.csv.packed > train.csv",
+        "is compressed with gzip; unpack it: mv ",
     ),
     "zip": ("roadmap.geo", b"PK\x03\x04rest", "a ZIP archive or a spreadsheet"),
     "UTF-16": ("roadmap.rel", "origin_id,destination_id\n".encode("utf-16"), "in UTF-16; convert it: iconv"),
@@ -103,10 +110,22 @@ BROKEN: dict[str, tuple[str, str | bytes, str]] = {
         "column time_list: expected",
     ),
     "no times": ("test.csv", trips('"0,1"', ""), "column time_list: 0 times for 2 roads"),
-    "fewer times": ("test.csv", trips('"0,1"', "2020-01-01T00:00:00Z"), "1 times for 2 roads"),
-    "no trips": ("train.csv", "rid_list,time_list\n", "train.csv has no usable trip"),
-    "nothing usable": ("val.csv", "rid_list,time_list\n0,2020-01-01T00:00:00Z\n", "val.csv has no usable trip"),
+    "fewer times": ("test.csv", trips('"0,1"', "2020-01-01T00:00:00Z"), "1 time for 2 roads"),
+    "no trips": ("train.csv", "rid_list,time_list\n", "train.csv has no usable trip: it has no rows"),
+    "nothing usable": (
+        "val.csv",
+        "rid_list,time_list\n0,2020-01-01T00:00:00Z\n",
+        "val.csv has no usable trip: of 1 trip dropped: 1 too_short",
+    ),
+    "several reasons": (
+        "val.csv",
+        f'rid_list,time_list\n0,2020-01-01T00:00:00Z\n"2,0",{TIMES}\n"2,0",{TIMES}\n',
+        "val.csv has no usable trip: of 3 trips dropped: 1 too_short, 2 off_network",
+    ),
+    "no pairs": ("roadmap.rel", "origin_id,destination_id\n", "holds no pair of roads"),
     "partition too short": ("road_network_partition", "0\n1\n", "has 2 lines for 5 roads"),
+    "partition of one line": ("road_network_partition", "0\n", "has 1 line for 5 roads"),
+    "partition compressed": ("road_network_partition", gzip.compress(b"0\n"), "compressed with gzip; unpack it: mv"),
     "partition no number": ("road_network_partition", "0\n1\nx\n0\n0\n", "line 3: expected a zone number"),
     "partition too high": ("road_network_partition", "0\n1\n9\n0\n0\n", "line 3: zone 9"),
 }
@@ -131,6 +150,70 @@ def test_missing_files_are_named(tmp_path: Path, name: str) -> None:
     (raw / name).unlink()
     with pytest.raises(DataError, match=f"raw has no {name}; a directory in HOSER format has"):
         run(PrepareConfig(raw=raw, out=tmp_path / "store"))
+
+
+def zipped(path: Path, text: bytes) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("train.csv", text)
+
+
+PACKED: dict[str, Callable[[Path, bytes], object]] = {
+    ".gz": lambda path, text: path.write_bytes(gzip.compress(text)),
+    ".bz2": lambda path, text: path.write_bytes(bz2.compress(text)),
+    ".xz": lambda path, text: path.write_bytes(lzma.compress(text)),
+    ".zip": zipped,
+    ".zst": lambda path, text: path.write_bytes(b"\x28\xb5\x2f\xfd"),  # is not read
+}
+
+
+def run_as_said(message: str, at: str, program: str) -> bool:
+    """Runs the command of a message, if its program is there."""
+    bash = shutil.which("bash")
+    if bash is None or shutil.which(program) is None:
+        return False
+    subprocess.run([bash, "-c", message.partition(at)[2]], check=True)
+    return True
+
+
+@pytest.mark.parametrize("ending", PACKED)
+def test_files_that_lie_there_compressed_are_named_with_the_command(tmp_path: Path, ending: str) -> None:
+    (folder := tmp_path / "my city").mkdir()
+    raw = write_tiny_city(folder / "raw")
+    PACKED[ending](raw / f"train.csv{ending}", (raw / "train.csv").read_bytes())
+    (raw / "train.csv").unlink()
+    config = PrepareConfig(raw=raw, out=tmp_path / "store")
+    with pytest.raises(DataError) as caught:
+        run(config)
+    assert "raw has no train.csv; a directory in HOSER format has roadmap.geo, roadmap.rel, " in str(caught.value)
+    (packer,) = (packer for packer in (*csv_faults.PACKERS, csv_faults.ZIP) if packer.ending == ending)
+    assert f"unpack them: {packer.unpack} '{raw / 'train.csv'}{ending}' > '{raw / 'train.csv'}'" in str(caught.value)
+    if ending != ".zst" and run_as_said(str(caught.value), "unpack them: ", packer.unpack.split()[0]):
+        assert (raw / "train.csv").read_text() == TINY["train.csv"]
+        run(config)
+
+
+def test_all_compressed_files_are_unpacked_by_one_command(tmp_path: Path) -> None:
+    """The partition, too, which need not be there: without it other zones were made."""
+    raw = write_tiny_city(tmp_path / "raw", road_network_partition="0\n1\n0\n1\n0\n")
+    names = [path.name for path in raw.iterdir()]
+    for path in list(raw.iterdir()):
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    with pytest.raises(DataError) as caught:
+        run(PrepareConfig(raw=raw, out=tmp_path / "store"))
+    assert run_as_said(str(caught.value), "unpack them: ", "gunzip")
+    assert all((raw / name).is_file() for name in names)
+    run(PrepareConfig(raw=raw, out=tmp_path / "store"))
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.csv.gz"])
+def test_a_compressed_file_is_unpacked_as_said(tmp_path: Path, name: str) -> None:
+    """Whether its name says that it is compressed or not."""
+    (tmp_path / name).write_bytes(gzip.compress(TINY["train.csv"].encode()))
+    with pytest.raises(DataError) as caught:
+        csv_faults.check_kind(tmp_path / name)
+    assert run_as_said(str(caught.value), "unpack it: ", "gunzip")
+    assert (tmp_path / "train.csv").read_text() == TINY["train.csv"]
 
 
 def test_missing_directory_is_named(tmp_path: Path) -> None:

@@ -135,9 +135,9 @@ def test_the_store_does_not_depend_on_workers_or_blocks(
 
 
 CHANGES: dict[str, tuple[Callable[[Path], object] | dict[str, Any], set[str]]] = {
-    "test.csv": (lambda raw: append(raw / "test.csv"), {"test"}),
-    "val.csv": (lambda raw: append(raw / "val.csv"), {"val", "measures"}),
-    "train.csv": (lambda raw: append(raw / "train.csv"), {"train", "measures", "flow"}),
+    "test.csv": (lambda raw: append(raw / "test.csv"), {"test", "leaks"}),
+    "val.csv": (lambda raw: append(raw / "val.csv"), {"val", "leaks", "measures"}),
+    "train.csv": (lambda raw: append(raw / "train.csv"), {"train", "leaks", "measures", "flow"}),
     "partition": (lambda raw: (raw / "road_network_partition").write_text("0\n1\n0\n1\n0\n"), {"zones", "flow"}),
     "roads": (
         lambda raw: (raw / "roadmap.geo").write_text((raw / "roadmap.geo").read_text().replace("71.5", "71.6")),
@@ -145,7 +145,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object] | dict[str, Any], set[str]]] =
     ),
     "grid": ({"grid": GridConfig(cell_size=0.001)}, {"tokens", "measures"}),
     "zones": ({"zones": ZonesConfig(count=2, min_roads=1)}, {"zones", "flow"}),
-    "strict": ({"strict": True}, {"train", "val", "test", "measures", "flow"}),
+    "strict": ({"strict": True}, {"train", "val", "test", "leaks", "measures", "flow"}),
     "workers": ({"workers": 2}, set()),
 }
 
@@ -361,6 +361,12 @@ def test_teacher_of_another_city_is_refused(tmp_path: Path, tiny_city: Path) -> 
     with pytest.raises(CompatibilityError, match="no grid"):
         run(PrepareConfig(raw=tiny_city, out=tmp_path / "x", grid=GridConfig(teacher=tmp_path / "t")))
     assert not (tmp_path / "x").exists()
+
+
+def test_one_zone_is_one(tmp_path: Path, tiny_city: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        run(PrepareConfig(raw=tiny_city, out=tmp_path / "store"))
+    assert "1 zone instead of 300: 10 roads a zone at least" in caplog.messages
 
 
 def test_full_vocabulary_has_a_token_for_every_cell(tmp_path: Path, tiny_city: Path) -> None:

@@ -74,13 +74,18 @@ def test_steps_by_definition() -> None:
     np.testing.assert_array_equal(steps.previous_transition, [-1, steps.transition[0], steps.transition[1], -1])
 
 
-def test_dropped_trips_are_in_the_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dropped_trips_are_in_the_manifest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     second = '1,"0,2","2020-01-01T00:00:00Z,2020-01-01T00:00:01Z"\n'
     raw = write_tiny_city(tmp_path / "raw")
     with open(raw / "test.csv", "a") as file:
         file.write(second)
     run(PrepareConfig(raw=raw, out=tmp_path / "store"))
     assert Store(tmp_path / "store").manifest["dropped"]["test"]["off_network"] == 1
-    assert "dropped: 1 off_network" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "test      1 trip, 3 steps, longest 4 roads; dropped: 1 off_network\n" in printed
+    assert "val       1 trip, 1 step, longest 2 roads\n" in printed
+    assert f"{raw / 'test.csv'}: 1 of 2 trips dropped: 1 off_network" in caplog.messages
     with pytest.raises(DataError, match=r"test\.csv, row 1 "):
         run(PrepareConfig(raw=raw, out=tmp_path / "other", strict=True))

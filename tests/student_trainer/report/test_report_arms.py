@@ -92,6 +92,26 @@ def test_the_page_speaks_of_arms(seeded: Path) -> None:
     assert sum(np.cumsum(shown["real"]) < 0.995 * sum(shown["real"])) <= content.SHOWN_BINS < len(mean)
 
 
+def test_other_numbers_of_steps_are_told_beside_the_baseline(city: Path, seeded: Path, tmp_path: Path) -> None:
+    """With a comparison and without; evaluations that do not know the steps of their run say nothing."""
+    assert data_of(seeded / "report" / "report.html")["steps_note"] == ""
+    for name, steps in (("distilled-s1", 806), ("vanilla-s1", 52)):
+        shutil.copytree(seeded / name, tmp_path / name)
+        found = document(seeded / name / "metrics.json")
+        found["training"]["steps"] = steps
+        (tmp_path / name / "metrics.json").write_text(json.dumps(found))
+    both = f"{tmp_path / 'distilled-s1'},{tmp_path / 'vanilla-s1'}"
+    assert call("compare", "--evaluations", both, "--out", tmp_path / "c", "bootstrap.draws=100") == 0
+    note = "distilled-s1 trained 806 steps, vanilla-s1 52: part of a difference may be the steps'; see docs/trips.md"
+    for comparison in ((), ("--comparison", tmp_path / "c")):
+        given = ("--evaluations", both, *comparison, "--out", tmp_path / "report")
+        assert call("report", "--data", city / "store", *given) == 0
+        assert data_of(tmp_path / "report" / "report.html")["steps_note"] == note
+    found = data_of(tmp_path / "report" / "report.html")["comparison"]
+    assert found["notes"][0] == f"{note}."
+    assert found["coverage"] == "Verdicts on these trips cover chance in the trips, not in training (one run each)."
+
+
 def test_runs_of_one_name_are_told_apart(seeded: Path) -> None:
     data = data_of(seeded / "report" / "report.html")
     assert data["curve_arms"] == {

@@ -46,6 +46,27 @@ def test_one_declaration_is_enough(city: Path, tmp_path: Path, monkeypatch: pyte
     assert all("detour_roads" in pair["models"]["second"]["metrics"] for pair in page["map"]["pairs"])
 
 
+def test_what_is_older_than_a_metric_is_made_again(
+    city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trip_metrics, "METRICS", (*METRICS, DETOUR))
+    old = f"{city / 'first'},{city / 'second'}"
+    assert call("compare", "--evaluations", old, "--out", tmp_path / "c") == 2
+    said = "lacks the columns detour_roads; evaluate again (`student-trainer evaluate`)"
+    assert f"{city / 'first' / 'pairs.parquet'} {said}" in capsys.readouterr().err
+    for name in ("first", "second"):
+        given = ("--data", city / "store", "--trips", city / f"trips-{name}", "--out", tmp_path / name)
+        assert call("evaluate", *given, f"name={name}", "bootstrap.draws=100") == 0
+    both = ("--evaluations", f"{tmp_path / 'first'},{tmp_path / 'second'}")
+    for comparison, message in (
+        (city / "comparison", "comparison lacks detour_roads, "),
+        (city / "comparison" / "comparison.json", "comparison.json is a file; give the directory that "),
+    ):
+        shown = (*both, "--comparison", comparison, "--out", tmp_path / "r")
+        assert call("report", "--data", city / "store", *shown) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_declarations_do_not_collide() -> None:
     """Names are keys of one document, columns those of one table."""
     names = [*(metric.name for metric in trip_metrics.METRICS), *(metric.name for metric in next_road.METRICS)]

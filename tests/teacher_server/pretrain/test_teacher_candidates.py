@@ -124,8 +124,11 @@ def test_a_run_ends_with_the_teacher_beside_the_floors(
     ) in caplog.text
     is_beaten = max(expected.values()) < 0.5
     assert ("the most frequent next road is right more often than this teacher" in caplog.text) == is_beaten
-    for accuracies, warned in (({"4": 0.49, "0": None}, True), ({"4": 0.51, "0": 0.1}, False), ({"4": None}, False)):
-        assert bool(pretraining._worse_than_counting(accuracies, result["floors"])) == warned
+    cases: list[tuple[dict[str, float | None], bool]] = [
+        ({"4": 0.49, "0": None}, True), ({"4": 0.51, "0": 0.1}, False), ({"4": None}, False),
+    ]  # fmt: skip
+    for accuracies, is_worse in cases:
+        assert bool(pretraining._worse_than_counting(accuracies, result["floors"])) == is_worse
 
 
 def test_what_a_run_leaves_beside_its_teacher(
