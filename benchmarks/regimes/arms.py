@@ -16,6 +16,8 @@ Control = Literal["none", "uniform", "shuffled"]
 Policy = Literal["teacher", "destination"]
 
 SAMPLED_TRIPS = 24_000
+USUAL_RATE = 1e-3
+"""The learning rate of runs that do not say another."""
 WIDTH = ("model.road_id_dim=32", "model.road_attr_dim=8")
 
 

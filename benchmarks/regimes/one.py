@@ -163,6 +163,7 @@ def main() -> int:
     upstream.load_into(session.model, best.model)
     result = {
         "arm": arm.name, "trips": regime.trips, "seed": given.seed, "steps": session.progress.step,
+        "rate": settings.optim.learning_rate,
         "seconds": round(seconds, 1), "overhead_seconds": round(began - start, 1), "device": str(device),
         "best": session.progress.history[session.progress.best_epoch - 1], "last": session.progress.history[-1],
         "test": measure(session.model, store, device, session.scale),

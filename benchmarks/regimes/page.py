@@ -22,7 +22,7 @@ from shared import files
 
 TABLE = RESULTS / "regimes.md"
 FIGURE = REPOSITORY / "docs" / "label-efficiency.png"
-PAGES = tuple(REPOSITORY / "docs" / "results" / name for name in ("regimes.md", "parts.md"))
+PAGES = tuple(REPOSITORY / "docs" / "results" / name for name in ("regimes.md", "parts.md", "learning_rate.md"))
 
 
 def figure(found: Sequence[Run]) -> None:
@@ -49,6 +49,7 @@ def figure(found: Sequence[Run]) -> None:
     for panel, (name, label) in zip(panels, (("accuracy", "next road, %"), ("nll", "NLL, nats")), strict=True):
         for teacher, arm, part, text, style in shown:
             mine = [run for run in found if (run["teacher"], run["arm"]) == (teacher, arm) and part in run]
+            mine = [run for run in mine if runs.rate_of(run) == arms.USUAL_RATE]
             points = []
             for trips in sorted({run["trips"] for run in mine}):
                 of = np.array([run[part][name] for run in mine if run["trips"] == trips])
@@ -81,7 +82,6 @@ def main() -> int:
     for path in PAGES:
         files.write_text(path, tables.filled(path.read_text(encoding="utf-8"), found))
     figure(found)
-    print(table)
     return 0
 
 

@@ -89,8 +89,9 @@ def cells_of(data: Path) -> str:
 class Pool:
     """Runs and evaluations side by side until a deadline."""
 
-    def __init__(self, root: Path, data: Path, device: str, until: float) -> None:
-        self._root, self._data, self._device, self._until = root, data, device, until
+    def __init__(self, root: Path, data: Path, device: str, until: float, rate: float) -> None:
+        """Of runs with a learning rate, in processes on the device, until a moment of `time.monotonic`."""
+        self._root, self._data, self._device, self._until, self._rate = root, data, device, until, rate
         self._lock, self._running = threading.Lock(), set[subprocess.Popen[bytes]]()
 
     def make(self, task: Task) -> Task | None:
@@ -100,6 +101,7 @@ class Pool:
             command = [sys.executable, "-m", "benchmarks.regimes.one", str(out), "--arm", task.arm.name]
             command += ["--trips", str(task.regime.trips), "--seed", str(task.seed), "--data", str(self._data)]
             command += ["--teacher", task.place.teacher, "--device", self._device]
+            command += [f"optim.learning_rate={self._rate}"]
             if task.arm.samples:
                 command += ["--sampled", f"{task.place.sampled}/{task.arm.policy}"]
             if not self._run(command, out.parent / f"{out.name}.log"):
@@ -179,6 +181,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[], help="ARM or ARM@TRIPS")
     parser.add_argument("--seeds", type=int, default=5, help="up to this one, exclusive")
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=arms.USUAL_RATE, help="learning rate; another has its own OUT")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workers", type=int, default=2, help="runs at once")
     parser.add_argument("--judges", type=int, default=1, help="evaluations at once")
@@ -192,7 +195,7 @@ def main() -> int:
     for text in given.own:
         trips, address, folder = text.split("=")
         places["own", int(trips)] = Place(f"own{cells}", address, Path(folder))
-    pool = Pool(given.out, given.data, given.device, time.monotonic() + given.seconds)
+    pool = Pool(given.out, given.data, given.device, time.monotonic() + given.seconds, given.rate)
     with (
         concurrent.futures.ThreadPoolExecutor(given.workers) as training,
         concurrent.futures.ThreadPoolExecutor(given.judges) as judging,

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.common import REPOSITORY
+from benchmarks.regimes.arms import USUAL_RATE
 from shared import files
 from shared.arrays import Float64
 from student_trainer.evaluate import trip_metrics
@@ -19,7 +20,7 @@ RESULTS = REPOSITORY / "benchmarks" / "results"
 RUNS = RESULTS / "regimes.jsonl"
 
 Run = dict[str, Any]
-Key = tuple[str, int, str, int]
+Key = tuple[str, int, str, float, int]
 
 NEXT_ROAD = {
     "accuracy": ("accuracy %", 100, 2),
@@ -43,8 +44,13 @@ HIGHER_IS_BETTER = {"accuracy"} | {metric.name for metric in trip_metrics.METRIC
 
 
 def key_of(run: Run) -> Key:
-    """Teacher, labelled trips, arm, seed."""
-    return run["teacher"], run["trips"], run["arm"], run["seed"]
+    """Teacher, labelled trips, arm, learning rate, seed."""
+    return run["teacher"], run["trips"], run["arm"], rate_of(run), run["seed"]
+
+
+def rate_of(run: Run) -> float:
+    """Its learning rate, which is kept where it is not the usual one."""
+    return float(run.get("rate", USUAL_RATE))
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -72,6 +78,7 @@ def gather(root: Path) -> int:
             ceiling = found_bound["arms"][found_bound["ceiling"]]
             run["ceiling"] = {name: ceiling[name] for name in ("accuracy", "nll")}
         kept = {name: run[name] for name in ("teacher", "trips", "arm", "seed", "steps", "device", "test", "target")}
+        kept |= {"rate": rate_of(run)} if rate_of(run) != USUAL_RATE else {}
         kept |= {"best_epoch": run["best"]["epoch"]} | {name: run[name] for name in ("whole", "ceiling") if name in run}
         known[key_of(run)] = kept
     steps: dict[Any, set[int]] = {}

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from benchmarks.regimes import arms
-from benchmarks.regimes.runs import HIGHER_IS_BETTER, NEXT_ROAD, TRIPS, Run, p_value, paired, values
+from benchmarks.regimes.runs import HIGHER_IS_BETTER, NEXT_ROAD, TRIPS, Run, p_value, paired, rate_of, values
 from shared.arrays import Float64
 
 SIGNIFICANCE = 0.01
@@ -50,6 +50,8 @@ PARTS_TEACHER = "all-0.0005"
 """Its teacher."""
 PARTS_COLUMNS = ("accuracy", "nll", "time_error", "dtw_km")
 """Its metrics."""
+RATED = {"vanilla": "labels alone", "long": "labels alone, as many steps", "default": "the default"}
+"""The lines of the table of learning rates, with what it calls them."""
 GAINS_TEACHERS = {"all": "all trips", "own": "these trips alone"}
 """The teachers of the table of what the default gains, with what it says that they have seen."""
 FULL_SEEDS = 5
@@ -75,9 +77,10 @@ def _spread(numbers: Sequence[float], digits: int, sign: str = "") -> str:
     return text if len(numbers) == 1 else f"{text} ± {np.std(numbers, ddof=1):.{digits}f}"
 
 
-def _of(runs: Sequence[Run], teacher: str, trips: int) -> dict[str, list[Run]]:
-    """A regime's runs by arm, in the order of the arms; arms without a teacher belong to each."""
-    here = [run for run in runs if run["trips"] == trips and (run["teacher"] == teacher or run["arm"] in FREE)]
+def _of(runs: Sequence[Run], teacher: str, trips: int, rate: float = arms.USUAL_RATE) -> dict[str, list[Run]]:
+    """A regime's runs with a learning rate by arm, in the order of the arms; arms without a teacher belong to each."""
+    here = [run for run in runs if run["trips"] == trips and rate_of(run) == rate]
+    here = [run for run in here if run["teacher"] == teacher or run["arm"] in FREE]
     return {arm.name: mine for arm in arms.ALL if (mine := [run for run in here if run["arm"] == arm.name])}
 
 
@@ -200,6 +203,25 @@ def gains(runs: Sequence[Run]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def rates(runs: Sequence[Run]) -> str:
+    """The arms of `RATED` with each learning rate that one of them has runs of: means over seeds."""
+    lines = header("labelled trips", "learning rate", "(seeds)", *(label for _, label, _, _ in COLUMNS.values()))
+    for regime in arms.REGIMES:
+        for rate in sorted({rate_of(run) for run in runs if run["trips"] == regime.trips}):
+            by_arm = _of(runs, "all", regime.trips, rate)
+            for name, text in RATED.items():
+                if not (mine := by_arm.get(name)):
+                    continue
+                cells = [
+                    f"{scale * np.mean(list(found.values())):.{digits}f}"
+                    if (found := values(mine, part, metric))
+                    else ""
+                    for metric, (part, _, scale, digits) in COLUMNS.items()
+                ]
+                lines.append(row(f"{regime.trips:,}", f"{rate:g}", f"{text} ({len(mine)})", *cells))
+    return "\n".join(lines) + "\n"
+
+
 def _briefs(by_arm: Mapping[str, Sequence[Run]], arm: str, base: str, metrics: Iterable[str]) -> list[str]:
     """Of each metric what an arm has over another."""
     found = []
@@ -218,7 +240,7 @@ def _brief(differences: Float64, digits: int) -> str:
     return text if len(differences) >= FULL_SEEDS else f"{text} ({len(differences)})"
 
 
-PLACES = {"the short table": short, "what the default gains": gains, "parts": parts}
+PLACES = {"the short table": short, "what the default gains": gains, "parts": parts, "learning rates": rates}
 """Tables of pages, by the names of their places there."""
 MARKER = re.compile(r"<!-- page make: (.*) -->")
 """Before such a place."""

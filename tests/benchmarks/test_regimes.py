@@ -169,6 +169,20 @@ def test_what_the_default_gains_is_told_of_each_teacher_and_base() -> None:
     ]
 
 
+def test_runs_with_other_learning_rates_are_in_their_own_table_alone() -> None:
+    usual = [run_of("vanilla", seed, 0.80) for seed in (0, 1)] + [run_of("default", 0, 0.86)]
+    other = [run_of("vanilla", 0, 0.82) | {"rate": 0.004}, run_of("long", 0, 0.9) | {"rate": 0.002}]
+    for make in (tables.page, tables.short, tables.gains, tables.parts):
+        assert make(usual + other) == make(usual)
+    rows = [line.split(" | 0.3000")[0] for line in tables.rates(usual + other).splitlines()[2:]]
+    assert rows == [
+        "| 1,000 | 0.001 | labels alone (2) | 80.00",
+        "| 1,000 | 0.001 | the default (1) | 86.00",
+        "| 1,000 | 0.002 | labels alone, as many steps (1) | 90.00",
+        "| 1,000 | 0.004 | labels alone (1) | 82.00",
+    ]
+
+
 def test_tables_are_put_in_their_places() -> None:
     found = [run_of("vanilla", 0, 0.80), run_of("default", 0, 0.86)]
     places = [f"<!-- page make: {name} -->\n\n" for name in tables.PLACES]
@@ -177,7 +191,7 @@ def test_tables_are_put_in_their_places() -> None:
         f"before\n\n{place}{make(found)}\nafter\n" for place, make in zip(places, tables.PLACES.values(), strict=True)
     ]
     assert tables.filled(old, found) == "".join(new) == tables.filled("".join(new), found)
-    with pytest.raises(ValueError, match="0 places for parts"):
+    with pytest.raises(ValueError, match="0 places for learning rates"):
         tables.filled(old[: old.rindex("| a |")], found)
     with pytest.raises(ValueError, match="no table 'others', but the short table, "):
         tables.filled(old.replace("parts", "others"), found)
@@ -226,8 +240,11 @@ def test_runs_are_gathered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "runs" / "results.jsonl").write_text(json.dumps(run) + "\n")
     assert [runs.gather(tmp_path / "runs") for _ in range(2)] == [1, 1]
     (kept,) = runs.read(runs.RUNS)
-    assert kept["whole"]["edr"] == 0.5 and kept["best_epoch"] == 2
+    assert kept["whole"]["edr"] == 0.5 and kept["best_epoch"] == 2 and "rate" not in kept
     assert kept["ceiling"] == {"accuracy": 0.9, "nll": 0.2}
+    (tmp_path / "runs" / "results.jsonl").write_text(json.dumps(run | {"rate": 0.004}) + "\n")
+    runs.gather(tmp_path / "runs")
+    assert [runs.rate_of(one) for one in runs.read(runs.RUNS)] == [0.001, 0.004], "another run, not the same again"
 
 
 def test_runs_of_other_steps_are_another_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
