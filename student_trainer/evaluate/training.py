@@ -26,6 +26,8 @@ UNDECIDING = (
     *("runtime.device", "runtime.threads", "runtime.compile", "batch.cache"),
 )
 """Settings, or sections of them, that say where and how fast, not what; data and teacher count by their content."""
+ASKING = ("weight", "sampled_weight", "head")
+"""Settings of the distillation of which one must have a value for the teacher to be asked."""
 NOTHING = (("continue_to", 0),)
 """Values that say no more than that older versions had no such setting."""
 
@@ -139,9 +141,9 @@ def of_run(folder: Path) -> Training | None:
     except ReportableError:
         return None
     distill = settings.get("distill")
-    weight = distill.get("weight") if isinstance(distill, dict) else None
+    asks = isinstance(distill, dict) and any(distill.get(name) for name in ASKING)
     address = str(settings.get("teacher", "none"))
-    known = _of_settings(settings, "" if address == "none" or not weight else address, "")
+    known = _of_settings(settings, address if asks and address != "none" else "", "")
     return known and dataclasses.replace(known, steps=_steps_of_run(RunFiles(folder)))
 
 

@@ -201,6 +201,19 @@ def test_what_is_known_of_weights(tmp_path: Path) -> None:
     assert training.read(bare) is None
 
 
+@pytest.mark.parametrize(
+    ("distill", "teacher"),
+    [({"weight": 1}, "h:1"), ({"weight": 0, "head": 1}, "h:1"), ({"weight": 0, "sampled_weight": 0.5}, "h:1"),
+     ({"weight": 0, "head": 0}, ""), ({}, "")],
+)  # fmt: skip
+def test_a_run_of_which_only_settings_are_left_was_taught_by_whatever_asked(
+    tmp_path: Path, distill: dict[str, float], teacher: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(json.dumps({"train": {"seed": 1, "teacher": "h:1", "distill": distill}}))
+    found = training.of_run(tmp_path)
+    assert found is not None and found.teacher == teacher
+
+
 def test_directories_get_names_that_differ(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("a/seed1", "b/seed1", "b/seed2")]
     assert arms.unique_names(paths) == ["a/seed1", "b/seed1", "b/seed2"]
