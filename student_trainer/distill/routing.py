@@ -19,18 +19,11 @@ import numpy as np
 
 from shared import ragged
 from shared.arrays import Bool, Int64, UInt64
+from shared.mixing import mix
 from shared.wire import HistoryMode, Limits, ScoreQuery, ScoreReply
 
 ENVELOPE_BYTES = 1024
 """Of a message beside its arrays, more than it ever has: numbers, lengths of fields, the trace's context."""
-
-
-def mix(values: UInt64) -> UInt64:
-    """Spreads every bit over all 64: the output function of SplitMix64 (Steele, Lea, Flood 2014)."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def history_hashes(query: ScoreQuery) -> UInt64:

@@ -18,6 +18,8 @@ from student_trainer.runs.layout import EVALUATION
 
 FORMAT = "hoser-evaluation/2"
 """2: how the weights were trained, accuracy where there is a choice, floors; where the trips are from here."""
+NEXT_ROAD = "next_road.parquet"
+"""What was measured of each trip of the split."""
 FORMAT_OF_SAMPLED = "hoser-evaluation-of-sampled/1"
 """Of trips that were sampled from a teacher: no pairs, so nothing to compare."""
 OTHERS = {
@@ -71,7 +73,7 @@ def _tables(path: Path, has_next_roads: bool) -> tuple[pl.DataFrame, pl.DataFram
         if not has_next_roads:
             return pairs, None
         sums = {name: pl.Float64 for metric in next_road.METRICS for name in (metric.column, f"{metric.column}_count")}
-        return pairs, tables.read_columns(path / "next_road.parquet", {"trip": pl.Int64, **sums}, reader.read)
+        return pairs, tables.read_columns(path / NEXT_ROAD, {"trip": pl.Int64, **sums}, reader.read)
 
 
 def check_names(evaluations: Sequence[Evaluation]) -> list[str]:

@@ -45,7 +45,7 @@ from student_trainer.evaluate import (
 )
 from student_trainer.evaluate.bootstrap import Bootstrap
 from student_trainer.evaluate.config import EvaluateConfig
-from student_trainer.evaluate.evaluation import FORMAT, FORMAT_OF_SAMPLED
+from student_trainer.evaluate.evaluation import FORMAT, FORMAT_OF_SAMPLED, NEXT_ROAD
 from student_trainer.evaluate.floors import Floor
 from student_trainer.evaluate.measures import measure_trips, shared_cell_pairs
 from student_trainer.evaluate.metrics import Histogram, Metric
@@ -55,7 +55,6 @@ from student_trainer.runs.layout import EVALUATION
 
 log = logging.getLogger(__name__)
 
-NEXT_ROAD = "next_road.parquet"
 SUMMARY = "summary.json"
 """What `generate` says of its trips."""
 

@@ -14,12 +14,10 @@ import numpy.typing as npt
 
 from shared import ragged
 from shared.arrays import Int64, UInt64
+from shared.mixing import mix
 from shared.store import SPLITS, Trips
 from student_trainer.prepare import splits
 from student_trainer.prepare.workers import Workers
-
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-"""What numbers of places are apart before they are mixed."""
 
 
 def hashes(trips: Trips) -> UInt64:
@@ -29,9 +27,9 @@ def hashes(trips: Trips) -> UInt64:
     """
     if not len(trips):
         return np.zeros(0, np.uint64)
-    value = _mixed(ragged.positions(trips.lengths).astype(np.uint64) * GOLDEN + GOLDEN)
+    value = mix(ragged.positions(trips.lengths).astype(np.uint64))
     for part in (trips.roads, trips.times):
-        value = _mixed(value ^ part.astype(np.int64).view(np.uint64))
+        value = mix(value ^ part.astype(np.int64).view(np.uint64))
     return np.add.reduceat(value, trips.offsets[:-1])
 
 
@@ -66,10 +64,3 @@ def _of_split(split: str, trips: UInt64, rows: npt.NDArray[np.integer], train: U
         f"{len(trips)}; first: row {rows[found[0]]}), on the same roads at the same times. A student has seen their "
         "answers, so metrics on them are too good: remove them from one of the two files"
     ]
-
-
-def _mixed(value: UInt64) -> UInt64:
-    """Each number as another one, no two as the same: the finaliser of splitmix64."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.fakes import scores_of
 
+from shared.mixing import mix
 from shared.wire import HistoryMode, Limits, ScoreQuery, ScoreReply, encode_query
 from student_trainer.distill import routing
 from student_trainer.distill.client import STREAM_BYTES
@@ -112,7 +113,7 @@ def test_a_history_hashes_alike_in_every_batch(query: ScoreQuery, other: ScoreQu
 
 @given(st.integers(2, 6), st.data())
 def test_only_the_rows_of_the_one_that_leaves_move(count: int, data: st.DataObject) -> None:
-    hashes = routing.mix(np.arange(2000, dtype=np.uint64))
+    hashes = mix(np.arange(2000, dtype=np.uint64))
     names = routing.seeds([f"host{i}:1" for i in range(count)])
     everybody = np.arange(count)
     gone = data.draw(st.integers(0, count - 1))
